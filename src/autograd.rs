@@ -1,0 +1,347 @@
+//! Reverse-mode differentiation on a tape of named nodes.
+//!
+//! Each op appends one [`Backward`] node, holding exactly what it saved, to the [`Tape`] in the
+//! [`Ctx`]. The order of appending is topological, so the backward pass is one loop over the tape in
+//! reverse. A [`Var`] that the tape does not track (inference, or data) costs nothing: no node is
+//! made and nothing is saved.
+//!
+//! ```
+//! use tilework::{Ctx, Device, Tensor};
+//! let device = Device::cpu();
+//! let mut cx = Ctx::train(&device);
+//! let x = cx.leaf(Tensor::from_slice(&device, [1, 3], &[-1.0f32, 0.0, 2.0])?);
+//! let y = x.relu(&mut cx)?;
+//! let seed = Tensor::from_slice(&device, [1, 3], &[10.0f32, 10.0, 10.0])?;
+//! let grads = cx.backward(&y, seed, None)?;
+//! assert_eq!(grads.of(&x).unwrap().to_vec::<f32>()?, [0.0, 0.0, 10.0]);
+//! # Ok::<(), tilework::Error>(())
+//! ```
+
+use crate::device::{Buffer, Device};
+use crate::dtype::{DType, Element, with_real};
+use crate::error::{Error, Result};
+use crate::nn::params::{ParamGrads, ParamId, Params};
+use crate::rng::{Stream, stream};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+use std::ops::Range;
+
+/// Names a tracked variable on its tape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VarId(u32);
+
+/// A tensor in a computation, tracked by a tape or not.
+#[derive(Clone, Debug)]
+pub struct Var {
+    value: Tensor,
+    id: Option<VarId>,
+}
+
+impl Var {
+    /// A variable that no gradient flows to.
+    pub fn constant(value: Tensor) -> Self {
+        Var { value, id: None }
+    }
+
+    /// The numbers.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+
+    /// The sizes of the value.
+    pub fn shape(&self) -> Shape {
+        self.value.shape()
+    }
+
+    /// Its name on the tape; `None` if it is not tracked.
+    pub fn id(&self) -> Option<VarId> {
+        self.id
+    }
+}
+
+/// The backward half of an op: what it saved, and how to turn the gradient of its output into the
+/// gradients of its inputs.
+pub trait Backward: Send {
+    /// The op's name.
+    fn name(&self) -> &'static str;
+
+    /// Adds the gradients of the op's inputs to `grads`, given `gy`, the gradient of its output.
+    ///
+    /// # Errors
+    /// Whatever the op's kernels report.
+    fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()>;
+}
+
+/// The record of a forward pass.
+#[derive(Default)]
+pub struct Tape {
+    nodes: Vec<(VarId, Box<dyn Backward>)>,
+    /// For each variable: the parameter that it is, if any.
+    vars: Vec<Option<ParamId>>,
+}
+
+impl Tape {
+    fn new_var(&mut self, param: Option<ParamId>) -> VarId {
+        self.vars.push(param);
+        VarId(self.vars.len() as u32 - 1)
+    }
+}
+
+/// What changes from step to step, and all that does: a kernel reads it from memory instead of
+/// taking it as an argument, so that a captured step can be replayed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct StepState {
+    /// The run's seed.
+    pub seed: u64,
+    /// The epoch, counted from 0.
+    pub epoch: u32,
+    /// The step, counted from 0 over the whole run.
+    pub step: u32,
+    /// The learning rate.
+    pub lr: f32,
+    /// Where the batch begins in the epoch's order.
+    pub batch_offset: u32,
+}
+
+/// Whether layers behave as in training or as in evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Batch statistics, dropout on.
+    Train,
+    /// Running statistics, dropout off.
+    Eval,
+}
+
+/// What a forward pass carries along: the tape, train or eval, the position in the random stream,
+/// the parameters.
+pub struct Ctx<'p> {
+    device: Device,
+    tape: Option<Tape>,
+    mode: Mode,
+    step: StepState,
+    params: Option<&'p Params>,
+    dropouts: u32,
+}
+
+impl<'p> Ctx<'p> {
+    /// Training: ops are recorded.
+    pub fn train(device: &Device) -> Self {
+        Ctx { tape: Some(Tape::default()), mode: Mode::Train, ..Ctx::eval(device) }
+    }
+
+    /// Evaluation: nothing is recorded.
+    pub fn eval(device: &Device) -> Self {
+        let step = StepState::default();
+        Ctx { device: device.clone(), tape: None, mode: Mode::Eval, step, params: None, dropouts: 0 }
+    }
+
+    /// With parameters, for [`Ctx::param`].
+    pub fn with_params(mut self, params: &'p Params) -> Self {
+        self.params = Some(params);
+        self
+    }
+
+    /// With another mode; the tape stays (or stays away).
+    pub fn with_mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Runs `f` in another mode.
+    pub fn with_mode_during<R>(&mut self, mode: Mode, f: impl FnOnce(&mut Self) -> R) -> R {
+        let before = std::mem::replace(&mut self.mode, mode);
+        let result = f(self);
+        self.mode = before;
+        result
+    }
+
+    /// At a step of a run.
+    pub fn at(mut self, step: StepState) -> Self {
+        self.step = step;
+        self
+    }
+
+    /// The device that the pass runs on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Train or eval.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Whether ops are recorded.
+    pub fn is_recording(&self) -> bool {
+        self.tape.is_some()
+    }
+
+    /// A tracked input.
+    pub fn leaf(&mut self, value: Tensor) -> Var {
+        Var { value, id: self.tape.as_mut().map(|t| t.new_var(None)) }
+    }
+
+    /// A parameter, tracked.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the context has no parameters.
+    pub fn param(&mut self, id: ParamId) -> Result<Var> {
+        let params = self.params.ok_or_else(|| Error::Internal("a forward pass without its parameters".into()))?;
+        Ok(Var { value: params.tensor(id)?, id: self.tape.as_mut().map(|t| t.new_var(Some(id))) })
+    }
+
+    /// The stream of the next dropout layer in this pass.
+    pub(crate) fn dropout_stream(&mut self) -> Stream {
+        let StepState { seed, epoch, step, .. } = self.step;
+        self.dropouts += 1;
+        Stream { seed, epoch, step, id: stream::DROPOUT + self.dropouts - 1 }
+    }
+
+    /// The output of an op: tracked, with the node that `node` makes, if any of `inputs` is.
+    pub(crate) fn record<B: Backward + 'static>(&mut self, y: Tensor, inputs: &[&Var], node: impl FnOnce() -> B) -> Var {
+        match &mut self.tape {
+            Some(tape) if inputs.iter().any(|v| v.id.is_some()) => {
+                let id = tape.new_var(None);
+                tape.nodes.push((id, Box::new(node())));
+                Var { value: y, id: Some(id) }
+            }
+            _ => Var::constant(y),
+        }
+    }
+
+    /// The backward pass from `y`, whose gradient is `gy`. Gradients of parameters go to `params`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `gy` does not match `y`; [`Error::Internal`] without a tape; whatever the
+    /// ops report.
+    pub fn backward<'g>(self, y: &Var, gy: Tensor, params: Option<&'g mut ParamGrads>) -> Result<Grads<'g>> {
+        y.value.expect_like("backward", &gy)?;
+        let tape = self.tape.ok_or_else(|| Error::Internal("backward without a tape".into()))?;
+        let of = (0..tape.vars.len()).map(|_| None).collect();
+        let mut grads = Grads { device: self.device, of, param: tape.vars, arena: params };
+        if let Some(arena) = &mut grads.arena {
+            arena.begin();
+        }
+        grads.add(y.id, gy)?;
+        for (id, node) in tape.nodes.into_iter().rev() {
+            if let Some(gy) = grads.of[id.0 as usize].take() {
+                node.backward(gy, &mut grads)?;
+            }
+        }
+        if let Some(arena) = &mut grads.arena {
+            arena.finish()?;
+        }
+        Ok(grads)
+    }
+
+    /// [`Ctx::backward`] from a loss: a scalar whose gradient is 1.
+    ///
+    /// # Errors
+    /// As [`Ctx::backward`].
+    pub fn backward_loss<'g>(self, loss: &Var, params: Option<&'g mut ParamGrads>) -> Result<Grads<'g>> {
+        let mut one = Tensor::empty(&self.device, loss.value.dtype(), loss.shape());
+        with_real!("backward", one.dtype(), T => {
+            one.host_mut::<T>()?.fill(1.0);
+            Ok(())
+        })?;
+        self.backward(loss, one, params)
+    }
+}
+
+/// The gradients of a backward pass.
+pub struct Grads<'g> {
+    device: Device,
+    of: Vec<Option<Tensor>>,
+    param: Vec<Option<ParamId>>,
+    arena: Option<&'g mut ParamGrads>,
+}
+
+impl Grads<'_> {
+    /// The gradient of a leaf after the pass; `None` if nothing flowed there.
+    pub fn of(&self, leaf: &Var) -> Option<&Tensor> {
+        self.of.get(leaf.id?.0 as usize)?.as_ref()
+    }
+
+    /// Adds `g` to the gradient of a variable. Nothing happens for an untracked one.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if an earlier contribution has another shape.
+    pub fn add(&mut self, id: Option<VarId>, g: Tensor) -> Result<()> {
+        let Some(id) = id else { return Ok(()) };
+        let is_param = self.arena.is_some() && self.param[id.0 as usize].is_some();
+        let current = &mut self.of[id.0 as usize];
+        if !is_param && current.is_none() {
+            *current = Some(g);
+            return Ok(());
+        }
+        let (dtype, shape) = (g.dtype(), g.shape());
+        let Some(mut slot) = self.slot(Some(id), dtype, shape)? else { return Ok(()) };
+        with_real!("Grads::add", dtype, T => {
+            let accumulate = slot.accumulate;
+            let into = slot.host_mut::<T>()?;
+            let g = g.host::<T>()?;
+            if accumulate {
+                into.iter_mut().zip(g).for_each(|(a, b)| *a += *b);
+            } else {
+                into.copy_from_slice(g);
+            }
+            Ok(())
+        })
+    }
+
+    /// The place where an op writes the gradient of a variable itself, to save a copy; `None` for an
+    /// untracked variable. Every element must be written, or added to if [`Slot::accumulate`] says so.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if an earlier contribution has another shape.
+    pub fn slot(&mut self, id: Option<VarId>, dtype: DType, shape: Shape) -> Result<Option<Slot<'_>>> {
+        let Some(VarId(id)) = id else { return Ok(None) };
+        if let (Some(arena), Some(param)) = (&mut self.arena, self.param[id as usize]) {
+            return arena.slot(param).map(Some);
+        }
+        let current = &mut self.of[id as usize];
+        let accumulate = current.is_some();
+        let t = current.get_or_insert_with(|| Tensor::empty(&self.device, dtype, shape));
+        if t.shape() != shape {
+            return Err(Error::shape("Grads::slot", t.shape().to_string(), shape, "report this: an op's gradient has the wrong shape"));
+        }
+        Slot::of_tensor(t, accumulate).map(Some)
+    }
+}
+
+/// A gradient to be written in place: part of a buffer.
+pub struct Slot<'a> {
+    buffer: &'a mut Buffer,
+    range: Range<usize>,
+    /// Add to what is there instead of overwriting it.
+    pub accumulate: bool,
+}
+
+impl<'a> Slot<'a> {
+    pub(crate) fn new(buffer: &'a mut Buffer, range: Range<usize>, accumulate: bool) -> Self {
+        Slot { buffer, range, accumulate }
+    }
+
+    fn of_tensor(t: &'a mut Tensor, accumulate: bool) -> Result<Self> {
+        // An accumulated gradient may still be shared with the op that sent it: own it first.
+        if accumulate && !t.is_unique() {
+            let mut copy = Tensor::empty(t.device(), t.dtype(), t.shape());
+            with_real!("Grads::slot", t.dtype(), T => {
+                copy.host_mut::<T>()?.copy_from_slice(t.host::<T>()?);
+                Ok(())
+            })?;
+            *t = copy;
+        }
+        let (buffer, range) = t.buffer_mut()?;
+        Ok(Slot { buffer, range, accumulate })
+    }
+
+    /// The elements, in host memory.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if `T` is not the element type.
+    pub fn host_mut<T: Element>(&mut self) -> Result<&mut [T]> {
+        Ok(&mut self.buffer.host_mut()?[self.range.clone()])
+    }
+}

@@ -1,0 +1,70 @@
+//! Parallel loops whose results do not depend on the number of threads.
+//!
+//! Work is cut into pieces whose sizes come from the problem alone, never from the thread count;
+//! sums over pieces are added in the order of the pieces. So 1, 2 and 4 threads give equal bits.
+
+use rayon::prelude::*;
+
+/// Below this many element operations a loop runs on the calling thread: handing work to another
+/// thread costs several microseconds.
+const SERIAL: usize = 1 << 15;
+
+/// How many rows of `cost` element operations make a piece worth sending to another thread.
+fn rows_per_piece(rows: usize, cost: usize) -> usize {
+    // At least 16 Ki operations a piece, and at most 64 pieces.
+    ((1 << 14) / cost.max(1)).max(rows.div_ceil(64)).max(1)
+}
+
+/// Calls `f(first_row, rows)` for pieces of `data`, which holds rows of `width` elements.
+///
+/// `cost` is the work for one row in element operations; it decides the sizes of the pieces and
+/// whether other threads are asked at all.
+pub fn for_rows<T: Send>(data: &mut [T], width: usize, cost: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    if data.is_empty() || width == 0 {
+        return;
+    }
+    let rows = data.len() / width;
+    if rows * cost <= SERIAL {
+        return f(0, data);
+    }
+    let piece = rows_per_piece(rows, cost);
+    data.par_chunks_mut(piece * width).enumerate().for_each(|(i, chunk)| f(i * piece, chunk));
+}
+
+/// Calls `f(i, item)` for each item: in parallel when `cost`, the work of one item in element
+/// operations, makes it worth while.
+pub fn for_pieces<I: Send>(items: Vec<I>, cost: usize, f: impl Fn(usize, I) + Sync) {
+    if items.len() * cost <= SERIAL {
+        items.into_iter().enumerate().for_each(|(i, item)| f(i, item));
+    } else {
+        items.into_par_iter().enumerate().for_each(|(i, item)| f(i, item));
+    }
+}
+
+/// Sums over rows: `f(rows, partial)` adds its rows into `partial` (zeros at first), and the
+/// partial sums are added into `out` in the order of the pieces.
+pub fn map_reduce<T: crate::dtype::Real>(
+    rows: usize,
+    cost: usize,
+    out: &mut [T],
+    f: impl Fn(std::ops::Range<usize>, &mut [T]) + Sync,
+) {
+    let piece = rows_per_piece(rows, cost);
+    let pieces = rows.div_ceil(piece);
+    if pieces <= 1 {
+        return f(0..rows, out);
+    }
+    let width = out.len();
+    let mut partial = vec![T::zero(); pieces * width];
+    let work = |(i, p): (usize, &mut [T])| f(i * piece..rows.min((i + 1) * piece), p);
+    if rows * cost <= SERIAL {
+        partial.chunks_mut(width).enumerate().for_each(work);
+    } else {
+        partial.par_chunks_mut(width).enumerate().for_each(work);
+    }
+    for p in partial.chunks(width) {
+        for (o, &v) in out.iter_mut().zip(p) {
+            *o += v;
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Element types, at run time ([`DType`]) and at compile time ([`Element`], [`Real`]).
+
+use std::fmt;
+
+/// The type of a tensor's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// 32-bit float: what networks train in.
+    F32,
+    /// 64-bit float: for gradient checks, on the CPU only.
+    F64,
+    /// IEEE 16-bit float.
+    F16,
+    /// bfloat16.
+    BF16,
+    /// Bytes: pixels.
+    U8,
+    /// 32-bit integers: labels.
+    I32,
+}
+
+impl DType {
+    /// Bytes per element.
+    pub fn size(self) -> usize {
+        match self {
+            DType::F64 => 8,
+            DType::F32 | DType::I32 => 4,
+            DType::F16 | DType::BF16 => 2,
+            DType::U8 => 1,
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DType::F32 => "f32",
+            DType::F64 => "f64",
+            DType::F16 => "f16",
+            DType::BF16 => "bf16",
+            DType::U8 => "u8",
+            DType::I32 => "i32",
+        })
+    }
+}
+
+/// A Rust type that a tensor can hold.
+pub trait Element: bytemuck::Pod + Send + Sync + PartialEq + fmt::Debug {
+    /// Its run-time name.
+    const DTYPE: DType;
+}
+
+macro_rules! elements {
+    ($($t:ty = $d:ident),*) => { $(impl Element for $t { const DTYPE: DType = DType::$d; })* };
+}
+elements!(f32 = F32, f64 = F64, half::f16 = F16, half::bf16 = BF16, u8 = U8, i32 = I32);
+
+/// The floating-point types that the CPU ops compute in.
+pub trait Real:
+    Element + num_traits::Float + num_traits::NumAssign + std::iter::Sum + fmt::Display + Default
+{
+    /// The nearest value to an `f64`.
+    fn of(x: f64) -> Self;
+    /// The nearest `f64`.
+    fn f64(self) -> f64;
+}
+
+impl Real for f32 {
+    #[inline]
+    fn of(x: f64) -> Self {
+        x as f32
+    }
+    #[inline]
+    fn f64(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+impl Real for f64 {
+    #[inline]
+    fn of(x: f64) -> Self {
+        x
+    }
+    #[inline]
+    fn f64(self) -> f64 {
+        self
+    }
+}
+
+/// Runs `$body` with `$T` bound to the [`Real`] type that a run-time [`DType`] names; any other
+/// dtype is an error that names the op.
+macro_rules! with_real {
+    ($op:expr, $dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::dtype::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::dtype::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            other => Err($crate::error::Error::shape(
+                $op,
+                "elements of type f32 or f64",
+                other,
+                "convert the tensor to f32 first",
+            )),
+        }
+    };
+}
+pub(crate) use with_real;

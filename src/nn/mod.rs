@@ -1,0 +1,3 @@
+//! Networks: parameters, layers, and models built from a spec.
+
+pub mod params;

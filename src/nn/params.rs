@@ -1,0 +1,221 @@
+//! The trainable parameters of a network, in one flat arena, and their gradients in another.
+//!
+//! One arena means one optimizer launch, one checkpoint write, and gradients that ops write in
+//! place. A parameter's view of the arena lives only as long as a forward and backward pass; between
+//! passes the arena is owned by [`Params`] alone and may be written.
+
+use crate::autograd::Slot;
+use crate::device::{Buffer, Device};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::rng::{Stream, stream, to_unit};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Names a parameter: its number, in the order of the layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParamId(pub(crate) usize);
+
+/// How a parameter is initialised; PyTorch's defaults.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// Uniform in ±1/sqrt(fan_in): what Kaiming-uniform with a = sqrt(5) gives for weights, and
+    /// PyTorch's default for biases (He et al., "Delving Deep into Rectifiers", 2015).
+    FanIn(usize),
+    /// One value for all.
+    Constant(f32),
+}
+
+/// A parameter: its place in the arena and what it is called.
+#[derive(Clone, Debug)]
+pub struct Param {
+    /// Key in the state dict: `0.weight`.
+    pub key: String,
+    /// Sizes: O, KH, KW, I for a convolution's weights; `[out, in]` for a linear layer's.
+    pub shape: Shape,
+    /// How it starts.
+    pub init: Init,
+    offset: usize,
+}
+
+impl Param {
+    /// Its place in the arena.
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.shape.len()
+    }
+}
+
+/// Elements between parameters are padded to whole cache lines of the widest type.
+const ALIGN: usize = 16;
+
+/// The arena's layout while a network is being built.
+#[derive(Clone, Debug, Default)]
+pub struct Layout {
+    params: Vec<Param>,
+    len: usize,
+}
+
+impl Layout {
+    /// Adds a parameter.
+    pub fn add(&mut self, key: String, shape: impl Into<Shape>, init: Init) -> ParamId {
+        let shape = shape.into();
+        self.params.push(Param { key, shape, init, offset: self.len });
+        self.len += shape.len().next_multiple_of(ALIGN);
+        ParamId(self.params.len() - 1)
+    }
+
+    /// The parameters so far.
+    pub fn params(&self) -> &[Param] {
+        &self.params
+    }
+}
+
+/// The values of all parameters.
+#[derive(Debug)]
+pub struct Params {
+    layout: Layout,
+    values: Arc<Buffer>,
+}
+
+impl Params {
+    /// The parameters of a layout, initialised from a seed.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the arena cannot be written.
+    pub fn new(layout: Layout, device: &Device, seed: u64) -> Result<Self> {
+        let mut buffer = device.alloc(DType::F32, layout.len);
+        buffer.zero();
+        let values = buffer.host_mut::<f32>()?;
+        for (i, p) in layout.params.iter().enumerate() {
+            let place = &mut values[p.range()];
+            match p.init {
+                Init::Constant(v) => place.fill(v),
+                Init::FanIn(fan_in) => {
+                    let bound = (1.0 / (fan_in as f64).sqrt()) as f32;
+                    let s = Stream { seed, epoch: 0, step: 0, id: stream::INIT + i as u32 };
+                    for (block, out) in place.chunks_mut(4).enumerate() {
+                        for (x, word) in out.iter_mut().zip(s.block(block as u32)) {
+                            *x = (2.0 * to_unit(word) - 1.0) * bound;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(Params { layout, values: Arc::new(buffer) })
+    }
+
+    /// What is in the arena, in order.
+    pub fn list(&self) -> &[Param] {
+        &self.layout.params
+    }
+
+    /// The number of trainable numbers, padding not counted.
+    pub fn count(&self) -> usize {
+        self.layout.params.iter().map(|p| p.shape.len()).sum()
+    }
+
+    /// A parameter as a tensor. While it lives the arena cannot be written.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for an id of another network.
+    pub fn tensor(&self, id: ParamId) -> Result<Tensor> {
+        let p = self.layout.params.get(id.0).ok_or_else(|| Error::Internal(format!("no parameter {id:?}")))?;
+        Tensor::view(self.values.clone(), p.offset, p.shape)
+    }
+
+    /// The arena.
+    pub fn values(&self) -> &Buffer {
+        &self.values
+    }
+
+    /// The arena, to be written.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] while a forward pass still holds views of it.
+    pub fn values_mut(&mut self) -> Result<&mut Buffer> {
+        Arc::get_mut(&mut self.values)
+            .ok_or_else(|| Error::Internal("parameters were to be written during a forward pass".into()))
+    }
+
+    /// An arena for the gradients.
+    pub fn grads(&self) -> ParamGrads {
+        let mut buffer = self.values.device().alloc(DType::F32, self.layout.len);
+        buffer.zero();
+        ParamGrads { buffer, ranges: self.list().iter().map(Param::range).collect(), written: vec![false; self.list().len()] }
+    }
+}
+
+/// The gradients of all parameters, laid out like the parameters.
+#[derive(Debug)]
+pub struct ParamGrads {
+    buffer: Buffer,
+    ranges: Vec<Range<usize>>,
+    written: Vec<bool>,
+}
+
+impl ParamGrads {
+    pub(crate) fn begin(&mut self) {
+        self.written.fill(false);
+    }
+
+    /// Zeroes what the pass did not reach. There is no zeroing beforehand: the first contribution
+    /// overwrites.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        let values = self.buffer.host_mut::<f32>()?;
+        for (range, _) in self.ranges.iter().zip(&self.written).filter(|(_, written)| !**written) {
+            values[range.clone()].fill(0.0);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn slot(&mut self, id: ParamId) -> Result<Slot<'_>> {
+        let accumulate = std::mem::replace(&mut self.written[id.0], true);
+        Ok(Slot::new(&mut self.buffer, self.ranges[id.0].clone(), accumulate))
+    }
+
+    /// The arena.
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// The gradient of one parameter.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for an id of another network.
+    pub fn of(&self, id: usize) -> Result<&[f32]> {
+        let range = self.ranges.get(id).ok_or_else(|| Error::Internal(format!("no parameter {id}")))?;
+        Ok(&self.buffer.host::<f32>()?[range.clone()])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn initial_weights_fill_the_range() {
+        let mut layout = Layout::default();
+        layout.add("0.weight".into(), [50, 100], Init::FanIn(100));
+        let second = layout.add("0.bias".into(), [7], Init::Constant(1.0));
+        let params = Params::new(layout, &Device::cpu(), 3).unwrap();
+        let w = params.tensor(ParamId(0)).unwrap();
+        let w = w.host::<f32>().unwrap();
+        let (min, max) = w.iter().fold((0f32, 0f32), |(a, b), &x| (a.min(x), b.max(x)));
+        assert!(min >= -0.1 && min < -0.099 && max <= 0.1 && max > 0.099);
+        assert_eq!(params.tensor(second).unwrap().to_vec::<f32>().unwrap(), [1.0; 7]);
+        assert_eq!(params.count(), 5007);
+    }
+
+    #[test]
+    fn a_view_keeps_the_arena_from_being_written() {
+        let mut layout = Layout::default();
+        let id = layout.add("w".into(), [3], Init::Constant(0.0));
+        let mut params = Params::new(layout, &Device::cpu(), 0).unwrap();
+        let view = params.tensor(id).unwrap();
+        assert!(params.values_mut().is_err());
+        drop(view);
+        assert!(params.values_mut().is_ok());
+    }
+}

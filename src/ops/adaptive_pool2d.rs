@@ -1,0 +1,243 @@
+//! Adaptive pooling: the output's size is given, and the windows follow from it.
+//!
+//! Output row p of P covers input rows floor(p·H/P) to ceil((p+1)·H/P), columns alike; neighbouring
+//! windows may overlap. `max` takes the largest value (the first of equals, NaN over all), `avg` the mean.
+
+use super::case::{Case, Draw, Fill};
+use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
+use crate::device::Device;
+use crate::dtype::{DType, with_real};
+use crate::error::{Error, Result};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+
+const OP: &str = "adaptive_pool2d";
+
+impl Var {
+    /// Adaptive max-pool of `[n, h, w, c]` to `[n, size[0], size[1], c]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another rank or an output size of zero.
+    pub fn adaptive_max_pool2d(&self, size: [usize; 2], cx: &mut Ctx<'_>) -> Result<Var> {
+        let out = output_shape(self.shape(), size)?;
+        let x = self.value();
+        let mut y = Tensor::empty(x.device(), x.dtype(), out);
+        let mut arg = Tensor::empty(x.device(), DType::I32, out);
+        match x.device() {
+            Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
+                cpu::max_forward(x.host::<T>()?, y.host_mut::<T>()?, arg.host_mut()?, x.shape(), out);
+                Ok(())
+            })?,
+        }
+        Ok(cx.record(y, &[self], || AdaptiveMaxPool2d { x: self.id(), shape: self.shape(), arg }))
+    }
+
+    /// Adaptive average-pool of `[n, h, w, c]` to `[n, size[0], size[1], c]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another rank or an output size of zero.
+    pub fn adaptive_avg_pool2d(&self, size: [usize; 2], cx: &mut Ctx<'_>) -> Result<Var> {
+        let out = output_shape(self.shape(), size)?;
+        let x = self.value();
+        let mut y = Tensor::empty(x.device(), x.dtype(), out);
+        match x.device() {
+            Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
+                cpu::avg_forward(x.host::<T>()?, y.host_mut::<T>()?, x.shape(), out);
+                Ok(())
+            })?,
+        }
+        Ok(cx.record(y, &[self], || AdaptiveAvgPool2d { x: self.id(), shape: self.shape() }))
+    }
+}
+
+/// The output's shape.
+///
+/// # Errors
+/// [`Error::Shape`] for another rank or an output size of zero.
+pub fn output_shape(x: Shape, size: [usize; 2]) -> Result<Shape> {
+    let [n, _, _, c] = x
+        .rank4()
+        .ok_or_else(|| Error::shape(OP, "an activation [n, h, w, c]", x, "put the pool before `flatten`"))?;
+    if size.contains(&0) {
+        return Err(Error::shape(OP, "an output of at least 1x1", format!("{}x{}", size[0], size[1]), "use positive sizes"));
+    }
+    Ok([n, size[0], size[1], c].into())
+}
+
+struct AdaptiveMaxPool2d {
+    x: Option<VarId>,
+    shape: Shape,
+    arg: Tensor,
+}
+
+impl Backward for AdaptiveMaxPool2d {
+    fn name(&self) -> &'static str {
+        "adaptive_max_pool2d"
+    }
+
+    fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape);
+        match gy.device() {
+            Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
+                cpu::max_backward(gy.host::<T>()?, self.arg.host()?, gx.host_mut::<T>()?, self.shape, gy.shape());
+                Ok(())
+            })?,
+        }
+        grads.add(self.x, gx)
+    }
+}
+
+struct AdaptiveAvgPool2d {
+    x: Option<VarId>,
+    shape: Shape,
+}
+
+impl Backward for AdaptiveAvgPool2d {
+    fn name(&self) -> &'static str {
+        "adaptive_avg_pool2d"
+    }
+
+    fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape);
+        match gy.device() {
+            Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
+                cpu::avg_backward(gy.host::<T>()?, gx.host_mut::<T>()?, self.shape, gy.shape());
+                Ok(())
+            })?,
+        }
+        grads.add(self.x, gx)
+    }
+}
+
+mod cpu {
+    use crate::device::cpu::for_rows;
+    use crate::dtype::Real;
+    use crate::shape::Shape;
+    use std::ops::Range;
+
+    /// The input positions that output position `o` of `outs` covers.
+    fn span(o: usize, outs: usize, size: usize) -> Range<usize> {
+        o * size / outs..((o + 1) * size).div_ceil(outs)
+    }
+
+    /// Calls `f(output pixel, input pixel)` for every pixel of every window of one item.
+    fn windows(xs: Shape, ys: Shape, mut f: impl FnMut(usize, usize, usize)) {
+        let ([_, h, w, _], [_, ho, wo, _]) = (xs.rank4().unwrap_or([1; 4]), ys.rank4().unwrap_or([1; 4]));
+        for p in 0..ho {
+            for q in 0..wo {
+                let (rows, cols) = (span(p, ho, h), span(q, wo, w));
+                let area = rows.len() * cols.len();
+                for r in rows {
+                    for s in cols.clone() {
+                        f(p * wo + q, r * w + s, area);
+                    }
+                }
+            }
+        }
+    }
+
+    fn item(s: Shape) -> usize {
+        s.dims()[1..].iter().product()
+    }
+
+    pub(super) fn max_forward<T: Real>(x: &[T], y: &mut [T], arg: &mut [i32], xs: Shape, ys: Shape) {
+        let (c, xi, yi) = (xs.last(), item(xs), item(ys));
+        let mut pairs: Vec<_> = y.chunks_mut(yi).zip(arg.chunks_mut(yi)).collect();
+        for_rows(&mut pairs, 1, xi, |first, pairs| {
+            for ((y, arg), x) in pairs.iter_mut().zip(x[first * xi..].chunks(xi)) {
+                y.fill(T::neg_infinity());
+                arg.fill(-1);
+                windows(xs, ys, |o, i, _| {
+                    let (y, arg) = (&mut y[o * c..(o + 1) * c], &mut arg[o * c..(o + 1) * c]);
+                    for ((y, arg), &x) in y.iter_mut().zip(arg).zip(&x[i * c..(i + 1) * c]) {
+                        let wins = (!(x <= *y) & !y.is_nan()) | (*arg < 0);
+                        *y = if wins { x } else { *y };
+                        *arg = if wins { i as i32 } else { *arg };
+                    }
+                });
+            }
+        });
+    }
+
+    pub(super) fn max_backward<T: Real>(gy: &[T], arg: &[i32], gx: &mut [T], xs: Shape, ys: Shape) {
+        let (c, xi, yi) = (xs.last(), item(xs), item(ys));
+        for_rows(gx, xi, xi, |first, gx| {
+            gx.fill(T::zero());
+            for (n, gx) in gx.chunks_mut(xi).enumerate() {
+                let range = (first + n) * yi..(first + n + 1) * yi;
+                for (k, (&g, &pixel)) in gy[range.clone()].iter().zip(&arg[range]).enumerate() {
+                    gx[pixel as usize * c + k % c] += g;
+                }
+            }
+        });
+    }
+
+    pub(super) fn avg_forward<T: Real>(x: &[T], y: &mut [T], xs: Shape, ys: Shape) {
+        let (c, xi, yi) = (xs.last(), item(xs), item(ys));
+        for_rows(y, yi, xi, |first, y| {
+            y.fill(T::zero());
+            for (y, x) in y.chunks_mut(yi).zip(x[first * xi..].chunks(xi)) {
+                windows(xs, ys, |o, i, area| {
+                    let scale = T::of(1.0 / area as f64);
+                    let y = &mut y[o * c..(o + 1) * c];
+                    y.iter_mut().zip(&x[i * c..]).for_each(|(y, &x)| *y += x * scale);
+                });
+            }
+        });
+    }
+
+    pub(super) fn avg_backward<T: Real>(gy: &[T], gx: &mut [T], xs: Shape, ys: Shape) {
+        let (c, xi, yi) = (xs.last(), item(xs), item(ys));
+        for_rows(gx, xi, xi, |first, gx| {
+            gx.fill(T::zero());
+            for (gx, gy) in gx.chunks_mut(xi).zip(gy[first * yi..].chunks(yi)) {
+                windows(xs, ys, |o, i, area| {
+                    let scale = T::of(1.0 / area as f64);
+                    let gx = &mut gx[i * c..(i + 1) * c];
+                    gx.iter_mut().zip(&gy[o * c..]).for_each(|(gx, &g)| *gx += g * scale);
+                });
+            }
+        });
+    }
+}
+
+fn case(x: [usize; 4], size: [usize; 2], max: bool) -> Case {
+    let kind = if max { "max" } else { "avg" };
+    Case::new(format!("{kind} {x:?} to {size:?}"), move |v, cx| {
+        if max { v[0].adaptive_max_pool2d(size, cx) } else { v[0].adaptive_avg_pool2d(size, cx) }
+    })
+    .input("x", x, Fill::Distinct)
+    .flops(x.iter().product())
+}
+
+/// Shapes that tests and benches share.
+pub fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for max in [true, false] {
+        all.push(case([1, 1, 1, 1], [1, 1], max));
+        all.push(case([3, 7, 5, 3], [3, 2], max));
+        all.push(case([2, 2, 3, 4], [5, 4], max));
+        all.push(case([2, 4, 4, 19], [1, 1], max));
+        all.push(case([256, 4, 4, 80], [1, 1], max).timed());
+    }
+    all
+}
+
+/// A small case drawn at random.
+pub fn random_case(d: &mut Draw) -> Case {
+    case([d.int(1, 3), d.int(1, 7), d.int(1, 7), d.int(1, 5)], [d.int(1, 4), d.int(1, 4)], d.flip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn global_average_is_the_mean() {
+        let device = Device::cpu();
+        let x = Var::constant(Tensor::from_slice(&device, [1, 2, 2, 1], &[1f64, 2., 3., 6.]).unwrap());
+        let y = x.adaptive_avg_pool2d([1, 1], &mut Ctx::eval(&device)).unwrap();
+        assert_eq!(y.value().item().unwrap(), 3.0);
+        assert!(x.adaptive_avg_pool2d([0, 1], &mut Ctx::eval(&device)).is_err());
+    }
+}

@@ -1,0 +1,93 @@
+//! Addition of two tensors of one shape: `y = a + b`; `ga = gb = gy`.
+
+use super::case::{Case, Draw, Fill};
+use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
+use crate::device::Device;
+use crate::dtype::with_real;
+use crate::error::Result;
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+
+const OP: &str = "add";
+
+impl Var {
+    /// `self + other`, element by element; the same shape for both, as in a residual block.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] if the shapes, dtypes or devices differ.
+    pub fn add(&self, other: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        let y = forward(self.value(), other.value())?;
+        Ok(cx.record(y, &[self, other], || Add { a: self.id(), b: other.id() }))
+    }
+}
+
+fn forward(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    a.expect_like(OP, b)?;
+    let mut y = Tensor::empty(a.device(), a.dtype(), a.shape());
+    match a.device() {
+        Device::Cpu(_) => with_real!(OP, a.dtype(), T => {
+            cpu::forward(a.host::<T>()?, b.host::<T>()?, y.host_mut::<T>()?);
+            Ok(())
+        })?,
+    }
+    Ok(y)
+}
+
+struct Add {
+    a: Option<VarId>,
+    b: Option<VarId>,
+}
+
+impl Backward for Add {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        grads.add(self.a, gy.clone())?;
+        grads.add(self.b, gy)
+    }
+}
+
+mod cpu {
+    use crate::device::cpu::for_rows;
+    use crate::dtype::Real;
+
+    pub(super) fn forward<T: Real>(a: &[T], b: &[T], y: &mut [T]) {
+        for_rows(y, 1, 1, |i, y| {
+            y.iter_mut().zip(&a[i..]).zip(&b[i..]).for_each(|((y, &a), &b)| *y = a + b);
+        });
+    }
+}
+
+fn case(shape: Shape) -> Case {
+    Case::new(shape.to_string(), |v, cx| v[0].add(&v[1], cx))
+        .input("a", shape, Fill::Uniform)
+        .input("b", shape, Fill::Uniform)
+        .flops(shape.len())
+}
+
+/// Shapes that tests and benches share.
+pub fn cases() -> Vec<Case> {
+    let twice = Case::new("x + x", |v, cx| v[0].add(&v[0], cx)).input("x", [3, 5], Fill::Uniform);
+    vec![case([1].into()), case([3, 5, 7, 11].into()), twice, case([64, 8, 8, 128].into()).timed()]
+}
+
+/// A small case drawn at random.
+pub fn random_case(d: &mut Draw) -> Case {
+    case([d.int(1, 4), d.int(1, 6), d.int(1, 6), d.int(1, 9)].into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_must_match() {
+        let device = Device::cpu();
+        let a = Tensor::zeros(&device, crate::DType::F32, [2, 3]);
+        let b = Tensor::zeros(&device, crate::DType::F32, [3, 2]);
+        let e = forward(&a, &b).unwrap_err().to_string();
+        assert!(e.contains("add") && e.contains("[2, 3]") && e.contains("[3, 2]"), "{e}");
+    }
+}

@@ -1,0 +1,314 @@
+//! Batch normalisation over (n, h, w), one mean and variance per channel.
+//!
+//! `y = (x - mean) / sqrt(var + eps) · gamma + beta`. In training mean and (biased) variance are the
+//! batch's, and the running statistics move by `running = (1 - momentum)·running + momentum·batch`,
+//! with the unbiased variance, as in PyTorch; in evaluation the running statistics are used.
+//!
+//! Backward, with xhat = (x - mean)/std and M = n·h·w: `gbeta = sum gy`, `ggamma = sum gy·xhat`,
+//! in training `gx = gamma/std · (gy - gbeta/M - xhat·ggamma/M)`, in evaluation `gx = gamma/std · gy`.
+//!
+//! Source: Ioffe, Szegedy, "Batch Normalization", ICML 2015.
+
+use super::case::{Case, Draw, Fill};
+use crate::autograd::{Backward, Ctx, Grads, Mode, Var, VarId};
+use crate::device::Device;
+use crate::dtype::{DType, with_real};
+use crate::error::{Error, Result};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+
+const OP: &str = "batch_norm2d";
+
+/// The running statistics of a batch-norm layer.
+#[derive(Debug)]
+pub struct Running {
+    /// Mean per channel, at first 0.
+    pub mean: Tensor,
+    /// Unbiased variance per channel, at first 1.
+    pub var: Tensor,
+    /// How many training batches went in: PyTorch's `num_batches_tracked`.
+    pub batches: i64,
+}
+
+impl Running {
+    /// The statistics before any batch.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a dtype that is not floating point.
+    pub fn new(device: &Device, dtype: DType, channels: usize) -> Result<Self> {
+        let mean = Tensor::zeros(device, dtype, [channels]);
+        let mut var = Tensor::empty(device, dtype, [channels]);
+        with_real!(OP, dtype, T => { var.host_mut::<T>()?.fill(1.0); Ok(()) })?;
+        Ok(Running { mean, var, batches: 0 })
+    }
+}
+
+impl Var {
+    /// Batch-norm of `[n, h, w, c]` with `gamma` and `beta` of `[c]`. Training updates `running`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for other shapes, or for one value per channel in training (its variance is
+    /// not defined).
+    pub fn batch_norm2d(
+        &self,
+        gamma: &Var,
+        beta: &Var,
+        running: &mut Running,
+        momentum: f64,
+        eps: f64,
+        cx: &mut Ctx<'_>,
+    ) -> Result<Var> {
+        let x = self.value();
+        let channels = Shape::from([x.shape().last()]);
+        if x.shape().rank() != 4 || [gamma.shape(), beta.shape(), running.mean.shape()] != [channels; 3] {
+            let got = format!("x {}, gamma {}, beta {}, running {}", x.shape(), gamma.shape(), beta.shape(), running.mean.shape());
+            return Err(Error::shape(OP, "x [n, h, w, c] and [c] for the others", got, "put it after a convolution of as many channels"));
+        }
+        let rows = x.len() / x.shape().last().max(1);
+        let train = cx.mode() == Mode::Train;
+        if train && rows < 2 {
+            return Err(Error::shape(
+                OP,
+                "more than one value per channel in training",
+                x.shape(),
+                "use a batch size that leaves no last batch of one image, or drop the batch-norm after a 1x1 activation",
+            ));
+        }
+        let mut y = Tensor::empty(x.device(), x.dtype(), x.shape());
+        let mut mean = Tensor::empty(x.device(), x.dtype(), channels);
+        let mut inv_std = Tensor::empty(x.device(), x.dtype(), channels);
+        match x.device() {
+            Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
+                let (mean, inv_std) = (mean.host_mut::<T>()?, inv_std.host_mut::<T>()?);
+                if train {
+                    cpu::statistics(x.host::<T>()?, mean, inv_std);
+                    let (rm, rv) = (running.mean.host_mut::<T>()?, running.var.host_mut::<T>()?);
+                    cpu::update(rm, rv, mean, inv_std, rows, momentum);
+                } else {
+                    mean.copy_from_slice(running.mean.host::<T>()?);
+                    inv_std.copy_from_slice(running.var.host::<T>()?);
+                }
+                cpu::invert(inv_std, eps);
+                let (gamma, beta) = (gamma.value().host::<T>()?, beta.value().host::<T>()?);
+                cpu::normalise(x.host::<T>()?, y.host_mut::<T>()?, mean, inv_std, gamma, beta);
+                Ok(())
+            })?,
+        }
+        running.batches += i64::from(train);
+        Ok(cx.record(y, &[self, gamma, beta], || BatchNorm2d {
+            ids: [self.id(), gamma.id(), beta.id()],
+            x: x.clone(),
+            gamma: gamma.value().clone(),
+            mean,
+            inv_std,
+            train,
+        }))
+    }
+}
+
+struct BatchNorm2d {
+    ids: [Option<VarId>; 3],
+    x: Tensor,
+    gamma: Tensor,
+    mean: Tensor,
+    inv_std: Tensor,
+    train: bool,
+}
+
+impl Backward for BatchNorm2d {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn backward(self: Box<Self>, mut gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        let dtype = gy.dtype();
+        let mut ggamma = Tensor::empty(gy.device(), dtype, self.mean.shape());
+        let mut gbeta = Tensor::empty(gy.device(), dtype, self.mean.shape());
+        let in_place = gy.is_unique();
+        let mut other = if in_place { None } else { Some(Tensor::empty(gy.device(), dtype, gy.shape())) };
+        match gy.device() {
+            Device::Cpu(_) => with_real!(OP, dtype, T => {
+                let (x, mean, inv_std) = (self.x.host::<T>()?, self.mean.host::<T>()?, self.inv_std.host::<T>()?);
+                let (gg, gb) = (ggamma.host_mut::<T>()?, gbeta.host_mut::<T>()?);
+                cpu::reduce(x, gy.host::<T>()?, mean, inv_std, gg, gb);
+                if self.ids[0].is_some() {
+                    if let Some(other) = &mut other {
+                        other.host_mut::<T>()?.copy_from_slice(gy.host::<T>()?);
+                    }
+                    let g = other.as_mut().unwrap_or(&mut gy).host_mut::<T>()?;
+                    let gamma = self.gamma.host::<T>()?;
+                    if self.train {
+                        cpu::backward(x, g, mean, inv_std, gamma, gg, gb);
+                    } else {
+                        cpu::backward_eval(g, inv_std, gamma);
+                    }
+                }
+                Ok(())
+            })?,
+        }
+        grads.add(self.ids[0], other.unwrap_or(gy))?;
+        grads.add(self.ids[1], ggamma)?;
+        grads.add(self.ids[2], gbeta)
+    }
+}
+
+mod cpu {
+    use crate::device::cpu::{for_rows, map_reduce};
+    use crate::dtype::Real;
+
+    /// Mean and biased variance per channel. Two passes: the second sums squares about the mean, so
+    /// a large mean costs no digits.
+    pub(super) fn statistics<T: Real>(x: &[T], mean: &mut [T], var: &mut [T]) {
+        let c = mean.len();
+        let rows = x.len() / c;
+        let scale = T::of(1.0 / rows as f64);
+        mean.fill(T::zero());
+        map_reduce(rows, c, mean, |range, sum| {
+            for x in x[range.start * c..range.end * c].chunks_exact(c) {
+                sum.iter_mut().zip(x).for_each(|(s, &x)| *s += x);
+            }
+        });
+        mean.iter_mut().for_each(|m| *m *= scale);
+        var.fill(T::zero());
+        let mean = &*mean;
+        map_reduce(rows, c, var, |range, sum| {
+            for x in x[range.start * c..range.end * c].chunks_exact(c) {
+                sum.iter_mut().zip(x).zip(mean).for_each(|((s, &x), &m)| *s += (x - m) * (x - m));
+            }
+        });
+        var.iter_mut().for_each(|v| *v *= scale);
+    }
+
+    pub(super) fn update<T: Real>(rm: &mut [T], rv: &mut [T], mean: &[T], var: &[T], rows: usize, momentum: f64) {
+        let (keep, take) = (T::of(1.0 - momentum), T::of(momentum));
+        let unbias = T::of(rows as f64 / (rows as f64 - 1.0));
+        rm.iter_mut().zip(mean).for_each(|(r, &m)| *r = keep * *r + take * m);
+        rv.iter_mut().zip(var).for_each(|(r, &v)| *r = keep * *r + take * v * unbias);
+    }
+
+    /// Variances to 1/sqrt(var + eps).
+    pub(super) fn invert<T: Real>(var: &mut [T], eps: f64) {
+        var.iter_mut().for_each(|v| *v = T::one() / (*v + T::of(eps)).sqrt());
+    }
+
+    pub(super) fn normalise<T: Real>(x: &[T], y: &mut [T], mean: &[T], inv_std: &[T], gamma: &[T], beta: &[T]) {
+        let c = mean.len();
+        let scale: Vec<T> = gamma.iter().zip(inv_std).map(|(&g, &s)| g * s).collect();
+        for_rows(y, c, c, |first, y| {
+            for (y, x) in y.chunks_exact_mut(c).zip(x[first * c..].chunks_exact(c)) {
+                let channel = mean.iter().zip(&scale).zip(beta);
+                y.iter_mut().zip(x).zip(channel).for_each(|((y, &x), ((&m, &s), &b))| *y = (x - m) * s + b);
+            }
+        });
+    }
+
+    /// `ggamma = sum gy·xhat` and `gbeta = sum gy`.
+    pub(super) fn reduce<T: Real>(x: &[T], gy: &[T], mean: &[T], inv_std: &[T], ggamma: &mut [T], gbeta: &mut [T]) {
+        let c = mean.len();
+        let mut sums = vec![T::zero(); 2 * c];
+        map_reduce(x.len() / c, 2 * c, &mut sums, |range, sums| {
+            let (gg, gb) = sums.split_at_mut(c);
+            let range = range.start * c..range.end * c;
+            for (x, gy) in x[range.clone()].chunks_exact(c).zip(gy[range].chunks_exact(c)) {
+                let out = gg.iter_mut().zip(gb.iter_mut());
+                out.zip(gy).zip(x).zip(mean).for_each(|((((gg, gb), &g), &x), &m)| {
+                    *gg += g * (x - m);
+                    *gb += g;
+                });
+            }
+        });
+        ggamma.iter_mut().zip(&sums).zip(inv_std).for_each(|((o, &s), &i)| *o = s * i);
+        gbeta.copy_from_slice(&sums[c..]);
+    }
+
+    /// Turns `g` from gy into gx.
+    pub(super) fn backward<T: Real>(
+        x: &[T],
+        g: &mut [T],
+        mean: &[T],
+        inv_std: &[T],
+        gamma: &[T],
+        ggamma: &[T],
+        gbeta: &[T],
+    ) {
+        let c = mean.len();
+        let m = T::of(1.0 / (g.len() / c) as f64);
+        // gx = a·gy + b·(x - mean) + d, per channel.
+        let a: Vec<T> = gamma.iter().zip(inv_std).map(|(&g, &i)| g * i).collect();
+        let b: Vec<T> = a.iter().zip(inv_std).zip(ggamma).map(|((&a, &i), &gg)| -a * i * gg * m).collect();
+        let d: Vec<T> = a.iter().zip(gbeta).map(|(&a, &gb)| -a * gb * m).collect();
+        for_rows(g, c, c, |first, g| {
+            for (g, x) in g.chunks_exact_mut(c).zip(x[first * c..].chunks_exact(c)) {
+                let channel = a.iter().zip(&b).zip(&d).zip(mean);
+                g.iter_mut().zip(x).zip(channel).for_each(|((g, &x), (((&a, &b), &d), &m))| *g = a * *g + b * (x - m) + d);
+            }
+        });
+    }
+
+    pub(super) fn backward_eval<T: Real>(g: &mut [T], inv_std: &[T], gamma: &[T]) {
+        let c = gamma.len();
+        for_rows(g, c, c, |_, g| {
+            for g in g.chunks_exact_mut(c) {
+                g.iter_mut().zip(inv_std).zip(gamma).for_each(|((g, &i), &a)| *g *= a * i);
+            }
+        });
+    }
+}
+
+fn case(x: [usize; 4], train: bool) -> Case {
+    let c = x[3];
+    let mode = if train { Mode::Train } else { Mode::Eval };
+    Case::new(format!("{x:?} {mode:?}"), move |v, cx| {
+        let mut running = Running::new(cx.device(), v[0].value().dtype(), c)?;
+        cx.with_mode_during(mode, |cx| v[0].batch_norm2d(&v[1], &v[2], &mut running, 0.1, 1e-5, cx))
+    })
+    .input("x", x, Fill::Uniform)
+    .input("gamma", [c], Fill::NonZero)
+    .input("beta", [c], Fill::Uniform)
+    .flops(x.iter().product::<usize>() * 7)
+}
+
+/// Shapes that tests and benches share.
+pub fn cases() -> Vec<Case> {
+    vec![
+        case([2, 1, 1, 1], true),
+        case([1, 3, 5, 7], true),
+        case([1, 1, 1, 3], false),
+        case([5, 4, 3, 33], true),
+        case([5, 4, 3, 33], false),
+        case([16, 28, 28, 32], true).timed(),
+        case([16, 8, 8, 256], true).timed(),
+    ]
+}
+
+/// A small case drawn at random.
+pub fn random_case(d: &mut Draw) -> Case {
+    case([d.int(2, 4), d.int(1, 5), d.int(1, 5), d.int(1, 6)], d.flip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_mean_keeps_the_variance() {
+        // 10000 ± 0.5: a one-pass sum of squares in f32 would lose it entirely.
+        let x: Vec<f32> = (0..256).map(|i| 10_000.0 + if i % 2 == 0 { 0.5 } else { -0.5 }).collect();
+        let (mut mean, mut var) = ([0f32], [0f32]);
+        cpu::statistics(&x, &mut mean, &mut var);
+        assert_eq!((mean[0], var[0]), (10_000.0, 0.25));
+    }
+
+    #[test]
+    fn one_value_per_channel_has_no_variance() {
+        let device = Device::cpu();
+        let of = |v| Var::constant(Tensor::from_slice(&device, [1], &[v]).unwrap());
+        let x = Var::constant(Tensor::from_slice(&device, [1, 1, 1, 1], &[3f32]).unwrap());
+        let mut running = Running::new(&device, DType::F32, 1).unwrap();
+        let y = x.batch_norm2d(&of(1f32), &of(0f32), &mut running, 0.1, 1e-5, &mut Ctx::train(&device));
+        assert!(y.unwrap_err().to_string().contains("more than one value"));
+        assert_eq!(running.batches, 0);
+        let y = x.batch_norm2d(&of(1f32), &of(0f32), &mut running, 0.1, 0.0, &mut Ctx::eval(&device)).unwrap();
+        assert_eq!(y.value().item().unwrap(), 3.0);
+    }
+}

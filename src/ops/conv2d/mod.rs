@@ -1,0 +1,191 @@
+//! Convolution (cross-correlation, as everywhere in deep learning):
+//! `y[n, p, q, o] = b[o] + sum over r, s, c of w[o, r, s, c] · x[n, p·sh - ph + r, q·sw - pw + s, c]`.
+//!
+//! As matrices, with cols = im2col(x) of `[n·p·q, r·s·c]`: `y = cols·Wᵀ`, `gW = gyᵀ·cols`,
+//! `gx = col2im(gy·W)`, `gb = sum over n, p, q of gy`.
+//!
+//! Source: Chellapilla, Puri, Simard, "High Performance Convolutional Neural Networks for Document
+//! Processing", 2006 (the im2col form).
+
+mod cpu;
+mod im2col;
+
+use super::case::{Case, Draw, Fill};
+use super::window::Window;
+use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
+use crate::device::Device;
+use crate::dtype::with_real;
+use crate::error::{Error, Result};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+
+const OP: &str = "conv2d";
+
+/// The sizes of a convolution; the kernel's are in the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Dims {
+    /// Images.
+    n: usize,
+    /// Input height and width.
+    x: [usize; 2],
+    /// Input channels.
+    c: usize,
+    /// Output height and width.
+    y: [usize; 2],
+    /// Output channels.
+    o: usize,
+    window: Window,
+}
+
+impl Dims {
+    fn new(x: Shape, w: Shape, b: Option<Shape>, stride: [usize; 2], pad: [usize; 2]) -> Result<Self> {
+        let (Some([n, h, wd, c]), Some([o, kh, kw, wc])) = (x.rank4(), w.rank4()) else {
+            let got = format!("x {x}, w {w}");
+            return Err(Error::shape(OP, "x [n, h, w, c] and w [o, kh, kw, c]", got, "put the convolution before `flatten`"));
+        };
+        if c != wc || b.is_some_and(|b| b != Shape::from([o])) {
+            let got = format!("x {x}, w {w}, b {b:?}");
+            return Err(Error::shape(OP, format!("{wc} input channels and {o} biases"), got, "match the weights to the input's channels"));
+        }
+        let window = Window { kernel: [kh, kw], stride, pad };
+        Ok(Dims { n, x: [h, wd], c, y: window.output(OP, [h, wd])?, o, window })
+    }
+
+    /// Output pixels per image.
+    fn pixels(&self) -> usize {
+        self.y[0] * self.y[1]
+    }
+
+    /// Elements of a patch: the columns of im2col's matrix.
+    fn patch(&self) -> usize {
+        self.window.kernel[0] * self.window.kernel[1] * self.c
+    }
+
+    /// Elements of an input image.
+    fn image(&self) -> usize {
+        self.x[0] * self.x[1] * self.c
+    }
+}
+
+impl Var {
+    /// Convolution of `[n, h, w, c]` with weights `[o, kh, kw, c]` and biases `[o]` to `[n, ho, wo, o]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the sizes do not match or the window is larger than the padded input.
+    pub fn conv2d(&self, w: &Var, b: Option<&Var>, stride: [usize; 2], pad: [usize; 2], cx: &mut Ctx<'_>) -> Result<Var> {
+        let d = Dims::new(self.shape(), w.shape(), b.map(Var::shape), stride, pad)?;
+        let y = forward(self.value(), w.value(), b.map(Var::value), &d)?;
+        let inputs = [Some(self), Some(w), b];
+        Ok(cx.record(y, &inputs.iter().flatten().copied().collect::<Vec<_>>(), || Conv2d {
+            ids: inputs.map(|v| v.and_then(Var::id)),
+            x: self.value().clone(),
+            w: w.value().clone(),
+            d,
+        }))
+    }
+}
+
+fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, d: &Dims) -> Result<Tensor> {
+    let mut y = Tensor::empty(x.device(), x.dtype(), [d.n, d.y[0], d.y[1], d.o]);
+    match x.device() {
+        Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
+            let b = b.map(|b| b.host::<T>()).transpose()?;
+            cpu::forward(x.host::<T>()?, w.host::<T>()?, b, y.host_mut::<T>()?, d, x.device())
+        })?,
+    }
+    Ok(y)
+}
+
+struct Conv2d {
+    /// Of x, w and b.
+    ids: [Option<VarId>; 3],
+    x: Tensor,
+    w: Tensor,
+    d: Dims,
+}
+
+impl Backward for Conv2d {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        let dtype = gy.dtype();
+        let device = gy.device().clone();
+        match &device {
+            Device::Cpu(_) => with_real!(OP, dtype, T => {
+                let g = gy.host::<T>()?;
+                if let Some(mut slot) = grads.slot(self.ids[2], dtype, [self.d.o].into())? {
+                    let accumulate = slot.accumulate;
+                    super::linear::cpu::column_sums(g, slot.host_mut::<T>()?, accumulate);
+                }
+                if let Some(mut slot) = grads.slot(self.ids[1], dtype, self.w.shape())? {
+                    let accumulate = slot.accumulate;
+                    cpu::backward_w(g, self.x.host::<T>()?, slot.host_mut::<T>()?, accumulate, &self.d, &device)?;
+                }
+                if self.ids[0].is_some() {
+                    let mut gx = Tensor::empty(&device, dtype, self.x.shape());
+                    cpu::backward_x(g, self.w.host::<T>()?, gx.host_mut::<T>()?, &self.d, &device)?;
+                    grads.add(self.ids[0], gx)?;
+                }
+                Ok(())
+            }),
+        }
+    }
+}
+
+fn case(x: [usize; 4], o: usize, win: Window, bias: bool) -> Case {
+    let [kh, kw] = win.kernel;
+    let pixels = win.output(OP, [x[1], x[2]]).map_or(0, |s| s[0] * s[1]);
+    let name = format!("{x:?} to {o} {win}{}", if bias { "" } else { " no bias" });
+    let case = Case::new(name, move |v, cx| v[0].conv2d(&v[1], v.get(2), win.stride, win.pad, cx))
+        .input("x", x, Fill::Uniform)
+        .input("w", [o, kh, kw, x[3]], Fill::Uniform)
+        .flops(2 * x[0] * pixels * o * kh * kw * x[3]);
+    if bias { case.input("b", [o], Fill::Uniform) } else { case }
+}
+
+/// Shapes that tests and benches share.
+pub fn cases() -> Vec<Case> {
+    let plain = |k| Window::square(k, 1, 0);
+    let odd = Window { kernel: [3, 2], stride: [2, 3], pad: [0, 2] };
+    vec![
+        case([1, 1, 1, 1], 1, plain(1), true),
+        case([1, 5, 7, 3], 2, plain(3), true),
+        case([3, 7, 5, 2], 5, Window::square(3, 2, 1), false),
+        case([2, 6, 8, 3], 4, odd, true),
+        case([5, 4, 4, 9], 17, plain(1), true),
+        case([2, 3, 3, 4], 3, Window::square(1, 2, 1), true),
+        case([17, 6, 6, 5], 20, plain(5), true),
+        case([4, 32, 32, 3], 6, plain(5), true).timed(),
+        case([4, 14, 14, 6], 16, plain(5), true).timed(),
+        case([16, 30, 30, 16], 32, plain(3), true).timed(),
+        case([16, 10, 10, 128], 256, plain(3), true).timed(),
+        case([16, 8, 8, 256], 512, plain(3), true).timed(),
+        case([16, 16, 16, 64], 64, Window::square(3, 1, 1), false).timed(),
+    ]
+}
+
+/// A small case drawn at random.
+pub fn random_case(d: &mut Draw) -> Case {
+    let window = Window {
+        kernel: [d.int(1, 4), d.int(1, 4)],
+        stride: [d.int(1, 3), d.int(1, 3)],
+        pad: [d.int(0, 3), d.int(0, 3)],
+    };
+    case([d.int(1, 5), d.int(4, 8), d.int(4, 8), d.int(1, 4)], d.int(1, 5), window, d.flip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_checked() {
+        let s = |d: [usize; 4]| Shape::from(d);
+        let bad = |x, w, b: Option<usize>| Dims::new(x, w, b.map(|b| [b].into()), [1, 1], [0, 0]).unwrap_err().to_string();
+        assert!(bad(s([1, 8, 8, 3]), s([4, 3, 3, 2]), None).contains("2 input channels"));
+        assert!(bad(s([1, 8, 8, 3]), s([4, 3, 3, 3]), Some(3)).contains("4 biases"));
+        assert!(bad(s([1, 2, 2, 3]), s([4, 3, 3, 3]), None).contains("smaller kernel"));
+    }
+}

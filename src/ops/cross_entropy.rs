@@ -1,0 +1,144 @@
+//! Softmax cross-entropy with label smoothing, the mean over the batch.
+//!
+//! With p = softmax(x) and targets t = (1 - s)·onehot(label) + s/C:
+//! `loss = -mean over n of sum over c of t·log p`; `gx = gloss · (p - t) / N`.
+//! Smoothing: Szegedy et al., "Rethinking the Inception Architecture", 2016; PyTorch's convention.
+
+use super::case::{Case, Draw, Fill};
+use super::nll::check_labels;
+use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
+use crate::device::Device;
+use crate::dtype::with_real;
+use crate::error::{Error, Result};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+
+const OP: &str = "cross_entropy";
+
+impl Var {
+    /// The mean cross-entropy of logits `[n, classes]` and `labels` (`[n]`, `i32`), with label
+    /// smoothing in [0, 1].
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the shapes do not match, a label is not a class, or the smoothing is out of range.
+    pub fn cross_entropy(&self, labels: &Tensor, smoothing: f64, cx: &mut Ctx<'_>) -> Result<Var> {
+        if !(0.0..=1.0).contains(&smoothing) {
+            return Err(Error::shape(OP, "a label smoothing in [0, 1]", smoothing, "0 is none, 0.1 is usual"));
+        }
+        check_labels(OP, self.value(), labels)?;
+        let x = self.value();
+        let mut loss = Tensor::empty(x.device(), x.dtype(), Shape::SCALAR);
+        let mut logp = Tensor::empty(x.device(), x.dtype(), x.shape());
+        match x.device() {
+            Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
+                let logp = logp.host_mut::<T>()?;
+                super::log_softmax::cpu::forward(x.host::<T>()?, logp, x.shape().last());
+                loss.host_mut::<T>()?[0] = cpu::loss(logp, labels.host()?, x.shape().last(), smoothing);
+                Ok(())
+            })?,
+        }
+        Ok(cx.record(loss, &[self], || CrossEntropy { x: self.id(), logp, labels: labels.clone(), smoothing }))
+    }
+}
+
+struct CrossEntropy {
+    x: Option<VarId>,
+    logp: Tensor,
+    labels: Tensor,
+    smoothing: f64,
+}
+
+impl Backward for CrossEntropy {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        let shape = self.logp.shape();
+        let mut gx = Tensor::empty(gy.device(), gy.dtype(), shape);
+        match gy.device() {
+            Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
+                let logp = self.logp.host::<T>()?;
+                let labels = self.labels.host()?;
+                cpu::backward(gy.host::<T>()?[0], logp, labels, gx.host_mut::<T>()?, shape.last(), self.smoothing);
+                Ok(())
+            })?,
+        }
+        grads.add(self.x, gx)
+    }
+}
+
+mod cpu {
+    use crate::device::cpu::for_rows;
+    use crate::dtype::Real;
+
+    pub(super) fn loss<T: Real>(logp: &[T], labels: &[i32], c: usize, smoothing: f64) -> T {
+        let (one, spread) = (T::of(1.0 - smoothing), T::of(smoothing / c as f64));
+        let mut sum = T::zero();
+        for (&l, logp) in labels.iter().zip(logp.chunks(c)) {
+            sum += one * logp[l as usize];
+            if smoothing > 0.0 {
+                sum += spread * logp.iter().copied().sum::<T>();
+            }
+        }
+        -sum / T::of(labels.len() as f64)
+    }
+
+    pub(super) fn backward<T: Real>(gloss: T, logp: &[T], labels: &[i32], gx: &mut [T], c: usize, smoothing: f64) {
+        let g = gloss / T::of(labels.len() as f64);
+        let (one, spread) = (T::of(1.0 - smoothing), T::of(smoothing / c as f64));
+        for_rows(gx, c, c * 16, |first, gx| {
+            let rows = logp[first * c..].chunks(c).zip(&labels[first..]);
+            for (gx, (logp, &l)) in gx.chunks_mut(c).zip(rows) {
+                gx.iter_mut().zip(logp).for_each(|(gx, &lp)| *gx = (lp.exp() - spread) * g);
+                gx[l as usize] -= one * g;
+            }
+        });
+    }
+}
+
+fn case(labels: Vec<i32>, c: usize, smoothing: f64) -> Case {
+    let n = labels.len();
+    Case::new(format!("[{n}, {c}] s{smoothing:.2}"), move |v, cx| {
+        let labels = Tensor::from_slice(cx.device(), [n], &labels)?;
+        v[0].cross_entropy(&labels, smoothing, cx)
+    })
+    .input("x", [n, c], Fill::Uniform)
+    .flops(n * c * 5)
+}
+
+/// Shapes that tests and benches share.
+pub fn cases() -> Vec<Case> {
+    let mut d = Draw::new(1);
+    vec![
+        case(vec![0], 1, 0.0),
+        case(d.labels(5, 10), 10, 0.0),
+        case(d.labels(7, 33), 33, 0.1),
+        case(d.labels(3, 4), 4, 1.0),
+        case(d.labels(256, 10), 10, 0.0).timed(),
+    ]
+}
+
+/// A small case drawn at random.
+pub fn random_case(d: &mut Draw) -> Case {
+    let (n, c) = (d.int(1, 6), d.int(1, 12));
+    let smoothing = if d.flip() { 0.0 } else { d.unit() };
+    case(d.labels(n, c), c, smoothing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_logits_give_log_of_the_classes() {
+        let device = Device::cpu();
+        let x = Var::constant(Tensor::zeros(&device, crate::DType::F64, [2, 10]));
+        let labels = Tensor::from_slice(&device, [2], &[3, 9]).unwrap();
+        for smoothing in [0.0, 0.1] {
+            let loss = x.cross_entropy(&labels, smoothing, &mut Ctx::eval(&device)).unwrap();
+            approx::assert_relative_eq!(loss.value().item().unwrap(), 10f64.ln(), max_relative = 1e-12);
+        }
+        assert!(x.cross_entropy(&labels, 1.5, &mut Ctx::eval(&device)).is_err());
+    }
+}

@@ -1,0 +1,121 @@
+//! Flatten: `[n, h, w, c]` to `[n, c·h·w]`, channel-major, so that the weights of a following
+//! linear layer are laid out as PyTorch's.
+//!
+//! `y[n, (c·H + h)·W + w] = x[n, h, w, c]`; the gradient goes back the same way.
+
+use super::case::{Case, Draw, Fill};
+use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
+use crate::device::Device;
+use crate::dtype::with_real;
+use crate::error::{Error, Result};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+
+const OP: &str = "flatten";
+
+impl Var {
+    /// `[n, h, w, c]` to `[n, c·h·w]`, features in PyTorch's order; a matrix stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another rank.
+    pub fn flatten(&self, cx: &mut Ctx<'_>) -> Result<Var> {
+        if self.shape().rank2().is_some() {
+            return Ok(self.clone());
+        }
+        let y = forward(self.value())?;
+        Ok(cx.record(y, &[self], || Flatten { x: self.id(), shape: self.shape() }))
+    }
+}
+
+fn forward(x: &Tensor) -> Result<Tensor> {
+    let [n, h, w, c] = x.shape().rank4().ok_or_else(|| {
+        Error::shape(OP, "an activation [n, h, w, c] or a matrix", x.shape(), "give it the output of a convolution or pool")
+    })?;
+    // One pixel, or one channel: both orders are the same.
+    if h * w == 1 || c == 1 {
+        return x.reshape([n, h * w * c]);
+    }
+    let mut y = Tensor::empty(x.device(), x.dtype(), [n, c * h * w]);
+    match x.device() {
+        Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
+            cpu::transpose(x.host::<T>()?, y.host_mut::<T>()?, h * w, c);
+            Ok(())
+        })?,
+    }
+    Ok(y)
+}
+
+struct Flatten {
+    x: Option<VarId>,
+    shape: Shape,
+}
+
+impl Backward for Flatten {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        let [_, h, w, c] = self.shape.rank4().unwrap_or([1; 4]);
+        if h * w == 1 || c == 1 {
+            return grads.add(self.x, gy.reshape(self.shape)?);
+        }
+        let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape);
+        match gy.device() {
+            Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
+                cpu::transpose(gy.host::<T>()?, gx.host_mut::<T>()?, c, h * w);
+                Ok(())
+            })?,
+        }
+        grads.add(self.x, gx)
+    }
+}
+
+mod cpu {
+    use crate::device::cpu::for_rows;
+    use crate::dtype::Real;
+
+    /// Each item is a `rows × cols` matrix; writes its transpose.
+    pub(super) fn transpose<T: Real>(x: &[T], y: &mut [T], rows: usize, cols: usize) {
+        let item = rows * cols;
+        for_rows(y, item, item, |first, y| {
+            for (y, x) in y.chunks_mut(item).zip(x[first * item..].chunks(item)) {
+                for (col, y) in y.chunks_mut(rows).enumerate() {
+                    y.iter_mut().zip(x[col..].iter().step_by(cols)).for_each(|(y, &x)| *y = x);
+                }
+            }
+        });
+    }
+}
+
+fn case(n: usize, h: usize, w: usize, c: usize) -> Case {
+    Case::new(format!("[{n}, {h}, {w}, {c}]"), |v, cx| v[0].flatten(cx)).input("x", [n, h, w, c], Fill::Uniform)
+}
+
+/// Shapes that tests and benches share.
+pub fn cases() -> Vec<Case> {
+    vec![
+        case(1, 1, 1, 1),
+        case(3, 1, 1, 7),
+        case(3, 5, 4, 1),
+        case(3, 5, 4, 7),
+        case(4, 5, 5, 16).timed(),
+        case(16, 6, 6, 512).timed(),
+    ]
+}
+
+/// A small case drawn at random.
+pub fn random_case(d: &mut Draw) -> Case {
+    case(d.int(1, 4), d.int(1, 6), d.int(1, 6), d.int(1, 9))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_are_channel_major() {
+        let x = Tensor::from_slice(&Device::cpu(), [1, 1, 2, 3], &[0f32, 1., 2., 3., 4., 5.]).unwrap();
+        assert_eq!(forward(&x).unwrap().to_vec::<f32>().unwrap(), [0., 3., 1., 4., 2., 5.]);
+    }
+}

@@ -1,0 +1,196 @@
+//! Linear (fully connected): `y = x·Wᵀ + b`, x `[n, in]`, W `[out, in]`, b `[out]`.
+//!
+//! `gx = gy·W`, `gW = gyᵀ·x`, `gb = sum over n of gy`.
+
+use super::case::{Case, Draw, Fill};
+use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
+use crate::device::Device;
+use crate::dtype::with_real;
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+
+const OP: &str = "linear";
+
+impl Var {
+    /// `x·Wᵀ + b`: `[n, in]` to `[n, out]`, with `w` of `[out, in]` and `b` of `[out]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the sizes do not match.
+    pub fn linear(&self, w: &Var, b: Option<&Var>, cx: &mut Ctx<'_>) -> Result<Var> {
+        let y = forward(self.value(), w.value(), b.map(Var::value))?;
+        let inputs = [Some(self), Some(w), b];
+        Ok(cx.record(y, &inputs.iter().flatten().copied().collect::<Vec<_>>(), || Linear {
+            ids: inputs.map(|v| v.and_then(Var::id)),
+            x: self.value().clone(),
+            w: w.value().clone(),
+        }))
+    }
+}
+
+fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    let (xs, ws) = (x.shape().rank2(), w.shape().rank2());
+    let bias_fits = b.is_none_or(|b| Some(b.len()) == ws.map(|s| s[0]));
+    let (Some([n, inputs]), Some([outputs, w_inputs]), true) = (xs, ws, bias_fits) else {
+        let got = format!("x {}, w {}, b {:?}", x.shape(), w.shape(), b.map(Tensor::shape));
+        return Err(Error::shape(OP, "x [n, in], w [out, in], b [out]", got, "put `flatten` before the first `fc`"));
+    };
+    if inputs != w_inputs {
+        return Err(Error::shape(OP, format!("x [n, {w_inputs}]"), x.shape(), "give the layer as many inputs as x has features"));
+    }
+    let mut y = Tensor::empty(x.device(), x.dtype(), [n, outputs]);
+    match x.device() {
+        Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
+            let b = b.map(|b| b.host::<T>()).transpose()?;
+            cpu::forward(x.host::<T>()?, w.host::<T>()?, b, y.host_mut::<T>()?, [n, inputs, outputs]);
+            Ok(())
+        })?,
+    }
+    Ok(y)
+}
+
+struct Linear {
+    /// Of x, w and b.
+    ids: [Option<VarId>; 3],
+    x: Tensor,
+    w: Tensor,
+}
+
+impl Backward for Linear {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        let dims = [gy.shape().dims()[0], self.x.shape().last(), gy.shape().last()];
+        let dtype = gy.dtype();
+        match gy.device() {
+            Device::Cpu(_) => with_real!(OP, dtype, T => {
+                let g = gy.host::<T>()?;
+                if let Some(mut slot) = grads.slot(self.ids[2], dtype, [dims[2]].into())? {
+                    let accumulate = slot.accumulate;
+                    cpu::column_sums(g, slot.host_mut::<T>()?, accumulate);
+                }
+                if let Some(mut slot) = grads.slot(self.ids[1], dtype, self.w.shape())? {
+                    let accumulate = slot.accumulate;
+                    cpu::backward_w(g, self.x.host::<T>()?, slot.host_mut::<T>()?, accumulate, dims);
+                }
+                if self.ids[0].is_some() {
+                    let mut gx = Tensor::empty(gy.device(), dtype, self.x.shape());
+                    cpu::backward_x(g, self.w.host::<T>()?, gx.host_mut::<T>()?, dims);
+                    grads.add(self.ids[0], gx)?;
+                }
+                Ok(())
+            }),
+        }
+    }
+}
+
+pub(super) mod cpu {
+    use crate::device::cpu::{Mat, MatMut, for_pieces, gemm};
+    use crate::dtype::Real;
+
+    /// Rows or columns of a large matrix per piece of work.
+    const BLOCK: usize = 128;
+    /// From this batch size on, y is computed transposed: then the weights stream through once, in
+    /// the order they lie in memory.
+    const TRANSPOSE: usize = 8;
+
+    pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], [n, inputs, outputs]: [usize; 3]) {
+        if n < TRANSPOSE {
+            match b {
+                Some(b) => y.chunks_mut(outputs).for_each(|y| y.copy_from_slice(b)),
+                None => y.fill(T::zero()),
+            }
+            let pieces = MatMut::new(y, n, outputs).split_cols(BLOCK);
+            for_pieces(pieces, n * inputs * BLOCK, |i, y| {
+                let rows = i * BLOCK..outputs.min((i + 1) * BLOCK);
+                gemm(y, true, Mat::new(x, n, inputs), Mat::new(w, outputs, inputs).rows(rows).t());
+            });
+            return;
+        }
+        let mut yt = vec![T::zero(); n * outputs];
+        let block = BLOCK / 2;
+        for_pieces(yt.chunks_mut(block * n).collect(), n * inputs * block, |i, yt| {
+            let rows = i * block..outputs.min((i + 1) * block);
+            let w = Mat::new(w, outputs, inputs).rows(rows.clone());
+            gemm(MatMut::new(yt, rows.len(), n), false, w, Mat::new(x, n, inputs).t());
+        });
+        for (i, y) in y.chunks_mut(outputs).enumerate() {
+            let column = yt[i..].iter().step_by(n);
+            match b {
+                Some(b) => y.iter_mut().zip(column).zip(b).for_each(|((y, &v), &b)| *y = v + b),
+                None => y.iter_mut().zip(column).for_each(|(y, &v)| *y = v),
+            }
+        }
+    }
+
+    pub(super) fn backward_x<T: Real>(gy: &[T], w: &[T], gx: &mut [T], [n, inputs, outputs]: [usize; 3]) {
+        let block = inputs.div_ceil(8).clamp(BLOCK, 2048);
+        for_pieces(MatMut::new(gx, n, inputs).split_cols(block), n * outputs * block, |i, gx| {
+            let cols = i * block..inputs.min((i + 1) * block);
+            gemm(gx, false, Mat::new(gy, n, outputs), Mat::new(w, outputs, inputs).cols(cols));
+        });
+    }
+
+    pub(super) fn backward_w<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, [n, inputs, outputs]: [usize; 3]) {
+        for_pieces(MatMut::new(gw, outputs, inputs).split_rows(BLOCK), n * inputs * BLOCK, |i, gw| {
+            let rows = i * BLOCK..outputs.min((i + 1) * BLOCK);
+            gemm(gw, accumulate, Mat::new(gy, n, outputs).cols(rows).t(), Mat::new(x, n, inputs));
+        });
+    }
+
+    /// `out[c] (+)= sum over rows of x[row, c]`.
+    pub(in crate::ops) fn column_sums<T: Real>(x: &[T], out: &mut [T], accumulate: bool) {
+        if !accumulate {
+            out.fill(T::zero());
+        }
+        let c = out.len();
+        crate::device::cpu::map_reduce(x.len() / c, c, out, |range, sums| {
+            for x in x[range.start * c..range.end * c].chunks_exact(c) {
+                sums.iter_mut().zip(x).for_each(|(s, &x)| *s += x);
+            }
+        });
+    }
+}
+
+fn case(n: usize, inputs: usize, outputs: usize, bias: bool) -> Case {
+    let case = Case::new(format!("[{n}, {inputs}] to {outputs}{}", if bias { "" } else { " no bias" }), |v, cx| {
+        v[0].linear(&v[1], v.get(2), cx)
+    })
+    .input("x", [n, inputs], Fill::Uniform)
+    .input("w", [outputs, inputs], Fill::Uniform)
+    .flops(2 * n * inputs * outputs);
+    if bias { case.input("b", [outputs], Fill::Uniform) } else { case }
+}
+
+/// Shapes that tests and benches share.
+pub fn cases() -> Vec<Case> {
+    vec![
+        case(1, 1, 1, true),
+        case(3, 17, 5, true),
+        case(9, 33, 70, false),
+        case(4, 130, 260, true),
+        case(4, 400, 120, true).timed(),
+        case(16, 18_432, 1024, true).timed(),
+    ]
+}
+
+/// A small case drawn at random.
+pub fn random_case(d: &mut Draw) -> Case {
+    case(d.int(1, 12), d.int(1, 20), d.int(1, 12), d.flip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_checked() {
+        let device = Device::cpu();
+        let zeros = |shape: &[usize]| Tensor::zeros(&device, crate::DType::F32, crate::Shape::from_slice(shape).unwrap());
+        for (x, w, b) in [(vec![2, 3], [4, 5], 4), (vec![2, 1, 1, 5], [4, 5], 4), (vec![2, 5], [4, 5], 5)] {
+            let e = forward(&zeros(&x), &zeros(&w), Some(&zeros(&[b]))).unwrap_err().to_string();
+            assert!(e.contains("linear"), "{e}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Log-softmax over the last dimension: `y = x - log(sum(exp(x)))`.
+//!
+//! The largest value is subtracted first, so nothing overflows. `gx = gy - exp(y) · sum(gy)`.
+
+use super::case::{Case, Draw, Fill};
+use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
+use crate::device::Device;
+use crate::dtype::with_real;
+use crate::error::Result;
+use crate::tensor::Tensor;
+
+const OP: &str = "log_softmax";
+
+impl Var {
+    /// The logarithm of the softmax over the last dimension; any shape.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] for a dtype that is not floating point.
+    pub fn log_softmax(&self, cx: &mut Ctx<'_>) -> Result<Var> {
+        let y = forward(self.value())?;
+        Ok(cx.record(y.clone(), &[self], || LogSoftmax { x: self.id(), y }))
+    }
+}
+
+fn forward(x: &Tensor) -> Result<Tensor> {
+    let mut y = Tensor::empty(x.device(), x.dtype(), x.shape());
+    match x.device() {
+        Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
+            cpu::forward(x.host::<T>()?, y.host_mut::<T>()?, x.shape().last());
+            Ok(())
+        })?,
+    }
+    Ok(y)
+}
+
+struct LogSoftmax {
+    x: Option<VarId>,
+    y: Tensor,
+}
+
+impl Backward for LogSoftmax {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        let mut gx = Tensor::empty(gy.device(), gy.dtype(), gy.shape());
+        match gy.device() {
+            Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
+                cpu::backward(gy.host::<T>()?, self.y.host::<T>()?, gx.host_mut::<T>()?, gy.shape().last());
+                Ok(())
+            })?,
+        }
+        grads.add(self.x, gx)
+    }
+}
+
+pub(super) mod cpu {
+    use crate::device::cpu::for_rows;
+    use crate::dtype::Real;
+
+    /// An exponential costs about as much as this many multiplications.
+    const EXP: usize = 16;
+
+    /// Rows of `c` numbers to the logarithms of their softmax.
+    pub(in crate::ops) fn forward<T: Real>(x: &[T], y: &mut [T], c: usize) {
+        for_rows(y, c, c * EXP, |first, y| {
+            for (y, x) in y.chunks_mut(c).zip(x[first * c..].chunks(c)) {
+                let max = x.iter().copied().fold(T::neg_infinity(), T::max);
+                let sum: T = x.iter().map(|&v| (v - max).exp()).sum();
+                let log = sum.ln();
+                // In this order, so that neither a large maximum nor a large sum loses the other's digits.
+                y.iter_mut().zip(x).for_each(|(y, &v)| *y = (v - max) - log);
+            }
+        });
+    }
+
+    pub(super) fn backward<T: Real>(gy: &[T], y: &[T], gx: &mut [T], c: usize) {
+        for_rows(gx, c, c * EXP, |first, gx| {
+            let rows = gy[first * c..].chunks(c).zip(y[first * c..].chunks(c));
+            for (gx, (gy, y)) in gx.chunks_mut(c).zip(rows) {
+                let sum: T = gy.iter().copied().sum();
+                gx.iter_mut().zip(gy).zip(y).for_each(|((gx, &g), &y)| *gx = g - y.exp() * sum);
+            }
+        });
+    }
+}
+
+fn case(n: usize, c: usize) -> Case {
+    Case::new(format!("[{n}, {c}]"), |v, cx| v[0].log_softmax(cx)).input("x", [n, c], Fill::Uniform).flops(n * c * 4)
+}
+
+/// Shapes that tests and benches share.
+pub fn cases() -> Vec<Case> {
+    vec![case(1, 1), case(1, 10), case(7, 33), case(256, 10).timed(), case(4096, 100).timed()]
+}
+
+/// A small case drawn at random.
+pub fn random_case(d: &mut Draw) -> Case {
+    case(d.int(1, 6), d.int(1, 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn huge_inputs_stay_finite() {
+        let x = Tensor::from_slice(&Device::cpu(), [1, 3], &[1e4f32, 0.0, -1e4]).unwrap();
+        assert_eq!(forward(&x).unwrap().to_vec::<f32>().unwrap(), [0.0, -1e4, -2e4]);
+    }
+}

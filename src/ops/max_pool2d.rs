@@ -1,0 +1,192 @@
+//! Max-pool: the largest value under each window.
+//!
+//! `y[n, p, q, c] = max over (r, s) of x[n, p·sh - ph + r, q·sw - pw + s, c]`; padding never wins.
+//! The gradient of an output goes to the place of its maximum; of equal values the first in
+//! row-major order wins and NaN wins over all, as in PyTorch.
+
+use super::case::{Case, Draw, Fill};
+use super::window::Window;
+use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
+use crate::device::Device;
+use crate::dtype::{DType, with_real};
+use crate::error::{Error, Result};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+
+const OP: &str = "max_pool2d";
+
+impl Var {
+    /// Max-pool of `[n, h, w, c]` to `[n, ho, wo, c]`; see [`Window::output`].
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another rank, a window larger than the input, or a padding of more than
+    /// half the kernel.
+    pub fn max_pool2d(&self, window: Window, cx: &mut Ctx<'_>) -> Result<Var> {
+        let out = output_shape(self.shape(), window)?;
+        if window.is_pointwise() {
+            return Ok(self.clone());
+        }
+        let (y, arg) = forward(self.value(), window, out)?;
+        Ok(cx.record(y, &[self], || MaxPool2d { x: self.id(), shape: self.shape(), arg }))
+    }
+}
+
+/// The output's shape.
+///
+/// # Errors
+/// [`Error::Shape`] as for [`Var::max_pool2d`].
+pub fn output_shape(x: Shape, window: Window) -> Result<Shape> {
+    let [n, h, w, c] = x.rank4().ok_or_else(|| {
+        Error::shape(OP, "an activation [n, h, w, c]", x, "put the pool before `flatten`")
+    })?;
+    let [ho, wo] = window.output(OP, [h, w])?;
+    if (0..2).any(|i| 2 * window.pad[i] > window.kernel[i]) {
+        return Err(Error::shape(OP, "a padding of at most half the kernel", window, "use a smaller padding"));
+    }
+    Ok([n, ho, wo, c].into())
+}
+
+/// The output, and for each of its elements the pixel (h·W + w) that won.
+fn forward(x: &Tensor, window: Window, out: Shape) -> Result<(Tensor, Tensor)> {
+    let mut y = Tensor::empty(x.device(), x.dtype(), out);
+    let mut arg = Tensor::empty(x.device(), DType::I32, out);
+    match x.device() {
+        Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
+            cpu::forward(x.host::<T>()?, y.host_mut::<T>()?, arg.host_mut()?, x.shape(), out, window);
+            Ok(())
+        })?,
+    }
+    Ok((y, arg))
+}
+
+struct MaxPool2d {
+    x: Option<VarId>,
+    shape: Shape,
+    arg: Tensor,
+}
+
+impl Backward for MaxPool2d {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape);
+        match gy.device() {
+            Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
+                cpu::backward(gy.host::<T>()?, self.arg.host()?, gx.host_mut::<T>()?, self.shape, gy.shape());
+                Ok(())
+            })?,
+        }
+        grads.add(self.x, gx)
+    }
+}
+
+mod cpu {
+    use super::Window;
+    use crate::device::cpu::for_pieces;
+    use crate::dtype::Real;
+    use crate::shape::Shape;
+
+    pub(super) fn forward<T: Real>(x: &[T], y: &mut [T], arg: &mut [i32], xs: Shape, ys: Shape, win: Window) {
+        let ([_, h, w, c], [_, ho, wo, _]) = (xs.rank4().unwrap_or([1; 4]), ys.rank4().unwrap_or([1; 4]));
+        let row = wo * c;
+        let rows: Vec<_> = y.chunks_mut(ho * row).zip(arg.chunks_mut(ho * row)).zip(x.chunks(h * w * c)).collect();
+        for_pieces(rows, ho * row * win.kernel[0] * win.kernel[1], |_, ((y, arg), x)| {
+            for ((p, y), arg) in y.chunks_mut(row).enumerate().zip(arg.chunks_mut(row)) {
+                let (h0, rs) = win.clip(0, p, h);
+                for ((q, y), arg) in y.chunks_mut(c).enumerate().zip(arg.chunks_mut(c)) {
+                    let (w0, ss) = win.clip(1, q, w);
+                    y.fill(T::neg_infinity());
+                    arg.fill(((h0 + rs.start as isize) * w as isize + w0 + ss.start as isize) as i32);
+                    for r in rs.clone() {
+                        for s in ss.clone() {
+                            let pixel = (h0 + r as isize) as usize * w + (w0 + s as isize) as usize;
+                            let x = &x[pixel * c..(pixel + 1) * c];
+                            for ((y, arg), &x) in y.iter_mut().zip(arg.iter_mut()).zip(x) {
+                                // Written so that NaN wins: neither <= nor >= holds for it. Selects,
+                                // not branches: the loop runs in vector registers.
+                                let wins = !(x <= *y) & !y.is_nan();
+                                *y = if wins { x } else { *y };
+                                *arg = if wins { pixel as i32 } else { *arg };
+                            }
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    pub(super) fn backward<T: Real>(gy: &[T], arg: &[i32], gx: &mut [T], xs: Shape, ys: Shape) {
+        let ([_, h, w, c], [_, ho, wo, _]) = (xs.rank4().unwrap_or([1; 4]), ys.rank4().unwrap_or([1; 4]));
+        let out = ho * wo * c;
+        let items: Vec<_> = gx.chunks_mut(h * w * c).zip(gy.chunks(out)).zip(arg.chunks(out)).collect();
+        for_pieces(items, h * w * c + out, |_, ((gx, gy), arg)| {
+            gx.fill(T::zero());
+            for (gy, arg) in gy.chunks(c).zip(arg.chunks(c)) {
+                for (channel, (&g, &pixel)) in gy.iter().zip(arg).enumerate() {
+                    gx[pixel as usize * c + channel] += g;
+                }
+            }
+        });
+    }
+}
+
+fn case(x: [usize; 4], win: Window, fill: Fill) -> Case {
+    let out = output_shape(x.into(), win).map_or(0, |s| s.len());
+    Case::new(format!("{x:?} {win} {fill:?}"), move |v, cx| v[0].max_pool2d(win, cx))
+        .input("x", x, fill)
+        .flops(out * win.kernel[0] * win.kernel[1])
+}
+
+/// Shapes that tests and benches share.
+pub fn cases() -> Vec<Case> {
+    let rect = Window { kernel: [3, 2], stride: [2, 1], pad: [1, 0] };
+    vec![
+        case([1, 1, 1, 1], Window::square(1, 1, 0), Fill::Distinct),
+        case([2, 7, 5, 3], Window::square(2, 2, 0), Fill::Distinct),
+        case([2, 7, 5, 3], Window::square(3, 1, 1), Fill::Ties),
+        case([1, 6, 9, 5], rect, Fill::Ties),
+        case([3, 6, 6, 17], Window::square(3, 2, 0), Fill::Distinct),
+        case([4, 28, 28, 6], Window::square(2, 2, 0), Fill::Distinct).timed(),
+        case([16, 28, 28, 32], Window::square(2, 2, 0), Fill::Distinct).timed(),
+    ]
+}
+
+/// A small case drawn at random.
+pub fn random_case(d: &mut Draw) -> Case {
+    let kernel = [d.int(1, 4), d.int(1, 4)];
+    let window = Window { kernel, stride: [d.int(1, 3), d.int(1, 3)], pad: [d.int(0, kernel[0] / 2), d.int(0, kernel[1] / 2)] };
+    case([d.int(1, 3), d.int(4, 8), d.int(4, 8), d.int(1, 5)], window, Fill::Distinct)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nan_wins_and_ties_go_to_the_first() {
+        let device = Device::cpu();
+        let x = Tensor::from_slice(&device, [1, 2, 2, 2], &[1f32, 5., f32::NAN, 5., 3., 5., 2., 5.]).unwrap();
+        let win = Window::square(2, 2, 0);
+        let (y, arg) = forward(&x, win, output_shape(x.shape(), win).unwrap()).unwrap();
+        let y = y.to_vec::<f32>().unwrap();
+        assert!(y[0].is_nan() && y[1] == 5.0);
+        assert_eq!(arg.to_vec::<i32>().unwrap(), [1, 0]);
+    }
+
+    #[test]
+    fn minus_infinity_everywhere_stays_in_bounds() {
+        let device = Device::cpu();
+        let x = Tensor::from_slice(&device, [1, 2, 2, 1], &[f32::NEG_INFINITY; 4]).unwrap();
+        let win = Window::square(2, 1, 1);
+        let (_, arg) = forward(&x, win, output_shape(x.shape(), win).unwrap()).unwrap();
+        assert!(arg.to_vec::<i32>().unwrap().iter().all(|&a| (0..4).contains(&a)));
+    }
+
+    #[test]
+    fn too_much_padding_is_refused() {
+        assert!(output_shape([1, 4, 4, 1].into(), Window::square(2, 2, 2)).is_err());
+        assert!(output_shape([1, 4].into(), Window::square(2, 2, 0)).is_err());
+    }
+}

@@ -1,0 +1,38 @@
+//! The ops: one room each.
+//!
+//! A room is a file of this folder. In each, in this order: the maths; the method on
+//! [`Var`](crate::Var); forward; the [`Backward`](crate::autograd::Backward) struct; the CPU side;
+//! the cases that tests and benches share; tests. `ROOMS` lists them.
+
+pub mod adaptive_pool2d;
+pub mod add;
+pub mod batch_norm2d;
+pub mod case;
+pub mod conv2d;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod flatten;
+pub mod linear;
+pub mod log_softmax;
+pub mod max_pool2d;
+pub mod nll;
+pub mod relu;
+pub mod window;
+
+pub use case::{Case, Draw, Room};
+
+/// Every op's room.
+pub const ROOMS: &[Room] = &[
+    Room { name: "adaptive_pool2d", cases: adaptive_pool2d::cases, random_case: adaptive_pool2d::random_case },
+    Room { name: "add", cases: add::cases, random_case: add::random_case },
+    Room { name: "batch_norm2d", cases: batch_norm2d::cases, random_case: batch_norm2d::random_case },
+    Room { name: "conv2d", cases: conv2d::cases, random_case: conv2d::random_case },
+    Room { name: "cross_entropy", cases: cross_entropy::cases, random_case: cross_entropy::random_case },
+    Room { name: "dropout", cases: dropout::cases, random_case: dropout::random_case },
+    Room { name: "flatten", cases: flatten::cases, random_case: flatten::random_case },
+    Room { name: "linear", cases: linear::cases, random_case: linear::random_case },
+    Room { name: "log_softmax", cases: log_softmax::cases, random_case: log_softmax::random_case },
+    Room { name: "max_pool2d", cases: max_pool2d::cases, random_case: max_pool2d::random_case },
+    Room { name: "nll", cases: nll::cases, random_case: nll::random_case },
+    Room { name: "relu", cases: relu::cases, random_case: relu::random_case },
+];

@@ -1,0 +1,130 @@
+//! Negative log-likelihood: `loss = -mean over n of x[n, label[n]]`, x holding log-probabilities.
+//!
+//! `gx[n, label[n]] = -gloss / N`, else 0.
+
+use super::case::{Case, Draw, Fill};
+use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
+use crate::device::Device;
+use crate::dtype::{DType, with_real};
+use crate::error::{Error, Result};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+
+const OP: &str = "nll";
+
+impl Var {
+    /// The mean negative log-likelihood of `labels` (`[n]`, `i32`) under log-probabilities `[n, classes]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the shapes do not match or a label is not a class.
+    pub fn nll(&self, labels: &Tensor, cx: &mut Ctx<'_>) -> Result<Var> {
+        check_labels(OP, self.value(), labels)?;
+        let x = self.value();
+        let mut loss = Tensor::empty(x.device(), x.dtype(), Shape::SCALAR);
+        match x.device() {
+            Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
+                loss.host_mut::<T>()?[0] = cpu::forward(x.host::<T>()?, labels.host()?, x.shape().last());
+                Ok(())
+            })?,
+        }
+        Ok(cx.record(loss, &[self], || Nll { x: self.id(), shape: self.shape(), labels: labels.clone() }))
+    }
+}
+
+/// Checks that there is one label per row and that every label is a class.
+pub(super) fn check_labels(op: &'static str, x: &Tensor, labels: &Tensor) -> Result<()> {
+    let [n, classes] = x
+        .shape()
+        .rank2()
+        .ok_or_else(|| Error::shape(op, "scores [n, classes]", x.shape(), "end the network with `flatten` and `fc CLASSES`"))?;
+    if n == 0 || labels.shape() != Shape::from([n]) || labels.dtype() != DType::I32 {
+        let got = format!("{} {}", labels.dtype(), labels.shape());
+        return Err(Error::shape(op, format!("labels i32 [{n}], one per row, at least one"), got, "pass one class index per image"));
+    }
+    match x.device() {
+        Device::Cpu(_) => match labels.host::<i32>()?.iter().position(|&l| l < 0 || l as usize >= classes) {
+            None => Ok(()),
+            Some(i) => Err(Error::shape(
+                op,
+                format!("labels in 0..{classes}, the outputs of the last layer"),
+                format!("label {} at row {i}", labels.host::<i32>()?[i]),
+                "give the last layer as many outputs as there are classes",
+            )),
+        },
+    }
+}
+
+struct Nll {
+    x: Option<VarId>,
+    shape: Shape,
+    labels: Tensor,
+}
+
+impl Backward for Nll {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape);
+        match gy.device() {
+            Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
+                cpu::backward(gy.host::<T>()?[0], self.labels.host()?, gx.host_mut::<T>()?, self.shape.last());
+                Ok(())
+            })?,
+        }
+        grads.add(self.x, gx)
+    }
+}
+
+mod cpu {
+    use crate::dtype::Real;
+
+    pub(super) fn forward<T: Real>(x: &[T], labels: &[i32], c: usize) -> T {
+        let sum: T = labels.iter().zip(x.chunks(c)).map(|(&l, x)| x[l as usize]).sum();
+        -sum / T::of(labels.len() as f64)
+    }
+
+    pub(super) fn backward<T: Real>(gloss: T, labels: &[i32], gx: &mut [T], c: usize) {
+        gx.fill(T::zero());
+        let g = -gloss / T::of(labels.len() as f64);
+        gx.chunks_mut(c).zip(labels).for_each(|(gx, &l)| gx[l as usize] = g);
+    }
+}
+
+fn case(labels: Vec<i32>, c: usize) -> Case {
+    let n = labels.len();
+    Case::new(format!("[{n}, {c}]"), move |v, cx| {
+        let labels = Tensor::from_slice(cx.device(), [n], &labels)?;
+        v[0].nll(&labels, cx)
+    })
+    .input("x", [n, c], Fill::Uniform)
+}
+
+/// Shapes that tests and benches share.
+pub fn cases() -> Vec<Case> {
+    let mut d = Draw::new(1);
+    vec![case(vec![0], 1), case(d.labels(5, 10), 10), case(d.labels(256, 10), 10).timed()]
+}
+
+/// A small case drawn at random.
+pub fn random_case(d: &mut Draw) -> Case {
+    let (n, c) = (d.int(1, 6), d.int(1, 12));
+    case(d.labels(n, c), c)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_checked() {
+        let device = Device::cpu();
+        let x = Var::constant(Tensor::zeros(&device, DType::F32, [2, 3]));
+        for (labels, text) in [(vec![0, 3], "label 3 at row 1"), (vec![-1, 0], "label -1 at row 0"), (vec![0], "[1]")] {
+            let labels = Tensor::from_slice(&device, [labels.len()], &labels).unwrap();
+            let e = x.nll(&labels, &mut Ctx::eval(&device)).unwrap_err().to_string();
+            assert!(e.contains(text), "{e}");
+        }
+    }
+}

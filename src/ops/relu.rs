@@ -1,0 +1,113 @@
+//! ReLU: `y = max(x, 0)`.
+//!
+//! `gx = gy` where `y > 0`, else 0; the derivative at 0 is 0, as in PyTorch.
+
+use super::case::{Case, Draw, Fill};
+use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
+use crate::device::Device;
+use crate::dtype::with_real;
+use crate::error::Result;
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+
+const OP: &str = "relu";
+
+impl Var {
+    /// `max(x, 0)`, element by element; any shape.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] for a dtype that is not floating point.
+    pub fn relu(&self, cx: &mut Ctx<'_>) -> Result<Var> {
+        let y = forward(self.value())?;
+        Ok(cx.record(y.clone(), &[self], || Relu { x: self.id(), y }))
+    }
+}
+
+fn forward(x: &Tensor) -> Result<Tensor> {
+    let mut y = Tensor::empty(x.device(), x.dtype(), x.shape());
+    match x.device() {
+        Device::Cpu(_) => with_real!(OP, x.dtype(), T => { cpu::forward(x.host::<T>()?, y.host_mut::<T>()?); Ok(()) })?,
+    }
+    Ok(y)
+}
+
+struct Relu {
+    x: Option<VarId>,
+    y: Tensor,
+}
+
+impl Backward for Relu {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn backward(self: Box<Self>, mut gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        // In place when nobody else holds the gradient.
+        let mut gx = if gy.is_unique() { None } else { Some(Tensor::empty(gy.device(), gy.dtype(), gy.shape())) };
+        match gy.device() {
+            Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
+                let y = self.y.host::<T>()?;
+                match &mut gx {
+                    None => cpu::backward_in_place(y, gy.host_mut::<T>()?),
+                    Some(gx) => {
+                        let gx = gx.host_mut::<T>()?;
+                        gx.copy_from_slice(gy.host::<T>()?);
+                        cpu::backward_in_place(y, gx);
+                    }
+                }
+                Ok(())
+            })?,
+        }
+        grads.add(self.x, gx.unwrap_or(gy))
+    }
+}
+
+mod cpu {
+    use crate::device::cpu::for_rows;
+    use crate::dtype::Real;
+
+    pub(super) fn forward<T: Real>(x: &[T], y: &mut [T]) {
+        for_rows(y, 1, 1, |i, y| {
+            // `> 0` and not `max`, so that NaN stays NaN.
+            y.iter_mut().zip(&x[i..]).for_each(|(y, &x)| *y = if x < T::zero() { T::zero() } else { x });
+        });
+    }
+
+    pub(super) fn backward_in_place<T: Real>(y: &[T], g: &mut [T]) {
+        for_rows(g, 1, 1, |i, g| {
+            g.iter_mut().zip(&y[i..]).for_each(|(g, &y)| *g = if y > T::zero() { *g } else { T::zero() });
+        });
+    }
+}
+
+fn case(shape: Shape, fill: Fill) -> Case {
+    Case::new(format!("{shape} {fill:?}"), |v, cx| v[0].relu(cx)).input("x", shape, fill).flops(shape.len())
+}
+
+/// Shapes that tests and benches share.
+pub fn cases() -> Vec<Case> {
+    vec![
+        case([1].into(), Fill::NonZero),
+        case([3, 5, 7, 11].into(), Fill::NonZero),
+        case([2, 33].into(), Fill::Ties),
+        case([4, 28, 28, 6].into(), Fill::NonZero).timed(),
+        case([16, 28, 28, 32].into(), Fill::NonZero).timed(),
+    ]
+}
+
+/// A small case drawn at random.
+pub fn random_case(d: &mut Draw) -> Case {
+    case([d.int(1, 4), d.int(1, 6), d.int(1, 6), d.int(1, 9)].into(), Fill::NonZero)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nan_passes_through() {
+        let x = Tensor::from_slice(&Device::cpu(), [2], &[f32::NAN, -1.0]).unwrap();
+        let y = forward(&x).unwrap().to_vec::<f32>().unwrap();
+        assert!(y[0].is_nan() && y[1] == 0.0);
+    }
+}

@@ -1,0 +1,95 @@
+//! The sliding window that convolution and pooling share.
+
+use crate::error::{Error, Result};
+use std::fmt;
+
+/// A window that slides over the two spatial dimensions: `[height, width]` each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Its size.
+    pub kernel: [usize; 2],
+    /// How far it moves.
+    pub stride: [usize; 2],
+    /// Rows and columns added on each side of the input.
+    pub pad: [usize; 2],
+}
+
+impl Window {
+    /// A square window.
+    pub fn square(kernel: usize, stride: usize, pad: usize) -> Self {
+        Window { kernel: [kernel; 2], stride: [stride; 2], pad: [pad; 2] }
+    }
+
+    /// The output's `[height, width]` for an input's: `(size + 2 pad - kernel) / stride + 1`, rounded down.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a zero kernel or stride, or a window larger than the padded input.
+    pub fn output(&self, op: &'static str, input: [usize; 2]) -> Result<[usize; 2]> {
+        if self.kernel.contains(&0) || self.stride.contains(&0) {
+            return Err(Error::shape(op, "a kernel and a stride of at least 1", self, "use positive sizes"));
+        }
+        let mut out = [0; 2];
+        for i in 0..2 {
+            let padded = input[i] + 2 * self.pad[i];
+            if self.kernel[i] > padded {
+                let [h, w] = input;
+                return Err(Error::shape(
+                    op,
+                    format!("a window that fits its input of {h}x{w}"),
+                    self,
+                    format!("use a smaller kernel, a padding of at least {}, or fewer reductions before it", (self.kernel[i] - input[i]).div_ceil(2)),
+                ));
+            }
+            out[i] = (padded - self.kernel[i]) / self.stride[i] + 1;
+        }
+        Ok(out)
+    }
+
+    /// Whether the window covers one pixel and moves by one: the identity for a pool.
+    pub fn is_pointwise(&self) -> bool {
+        self.kernel == [1; 2] && self.stride == [1; 2] && self.pad == [0; 2]
+    }
+
+    /// Along dimension `i`, for output position `o`: the part of the kernel that lies within an input
+    /// of `size`, and the input position of the window's start (which may be negative).
+    #[inline]
+    pub(crate) fn clip(&self, i: usize, o: usize, size: usize) -> (isize, std::ops::Range<usize>) {
+        let start = (o * self.stride[i]) as isize - self.pad[i] as isize;
+        let first = (-start).max(0) as usize;
+        let last = (size as isize - start).clamp(first as isize, self.kernel[i].max(first) as isize) as usize;
+        (start, first..last)
+    }
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Window { kernel: [kh, kw], stride: [sh, sw], pad: [ph, pw] } = self;
+        write!(f, "{kh}x{kw} stride {sh}x{sw} pad {ph}x{pw}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_sizes() {
+        assert_eq!(Window::square(5, 1, 0).output("t", [32, 32]).unwrap(), [28, 28]);
+        assert_eq!(Window::square(3, 2, 1).output("t", [32, 31]).unwrap(), [16, 16]);
+        assert_eq!(Window::square(2, 2, 0).output("t", [5, 4]).unwrap(), [2, 2]);
+        let e = Window::square(5, 1, 1).output("t", [2, 9]).unwrap_err().to_string();
+        assert!(e.contains("5x5") && e.contains("2x9") && e.contains("padding of at least 2"), "{e}");
+        assert!(Window::square(3, 0, 0).output("t", [9, 9]).is_err());
+    }
+
+    #[test]
+    fn clipping_at_the_borders() {
+        let w = Window::square(3, 2, 1);
+        assert_eq!(w.clip(0, 0, 4), (-1, 1..3));
+        assert_eq!(w.clip(0, 1, 4), (1, 0..3));
+        assert_eq!(w.clip(0, 2, 4), (3, 0..1));
+        // A window wholly in the padding covers nothing.
+        assert_eq!(Window::square(1, 1, 2).clip(0, 0, 3).1.len(), 0);
+        assert_eq!(Window::square(1, 1, 2).clip(0, 6, 3).1.len(), 0);
+    }
+}

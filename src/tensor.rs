@@ -1,0 +1,222 @@
+//! A shaped, contiguous view of a device buffer.
+
+use crate::device::{Buffer, Device};
+use crate::dtype::{DType, Element, Real, with_real};
+use crate::error::{Error, Result};
+use crate::shape::Shape;
+use std::sync::Arc;
+
+/// Numbers in a shape on a device. Clones share the memory; only a tensor that nobody shares can
+/// be written.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    data: Arc<Buffer>,
+    offset: usize,
+    shape: Shape,
+}
+
+impl Tensor {
+    /// A new tensor whose contents are unspecified: whoever asks must write every element.
+    pub fn empty(device: &Device, dtype: DType, shape: impl Into<Shape>) -> Self {
+        let shape = shape.into();
+        Tensor { data: Arc::new(device.alloc(dtype, shape.len())), offset: 0, shape }
+    }
+
+    /// A tensor of zeros.
+    pub fn zeros(device: &Device, dtype: DType, shape: impl Into<Shape>) -> Self {
+        let shape = shape.into();
+        let mut buffer = device.alloc(dtype, shape.len());
+        buffer.zero();
+        Tensor { data: Arc::new(buffer), offset: 0, shape }
+    }
+
+    /// A tensor with the given elements, in row-major order.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the number of elements is not the shape's.
+    pub fn from_slice<T: Element>(device: &Device, shape: impl Into<Shape>, values: &[T]) -> Result<Self> {
+        let shape = shape.into();
+        if shape.len() != values.len() {
+            return Err(Error::shape(
+                "Tensor::from_slice",
+                format!("{} elements for shape {shape}", shape.len()),
+                values.len(),
+                "pass as many elements as the shape holds",
+            ));
+        }
+        let mut t = Tensor::empty(device, T::DTYPE, shape);
+        t.host_mut()?.copy_from_slice(values);
+        Ok(t)
+    }
+
+    /// A part of a buffer as a tensor: the elements from `offset` on that `shape` holds.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the buffer ends before the shape does.
+    pub fn view(data: Arc<Buffer>, offset: usize, shape: impl Into<Shape>) -> Result<Self> {
+        let shape = shape.into();
+        if offset + shape.len() > data.len() {
+            return Err(Error::Internal(format!("a view of {shape} at {offset} in {data:?}")));
+        }
+        Ok(Tensor { data, offset, shape })
+    }
+
+    /// The sizes.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The type of the elements.
+    pub fn dtype(&self) -> DType {
+        self.data.dtype()
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> &Device {
+        self.data.device()
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.len()
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.shape.is_empty()
+    }
+
+    /// The same elements in another shape; nothing is copied.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the number of elements differs.
+    pub fn reshape(&self, shape: impl Into<Shape>) -> Result<Self> {
+        let shape = shape.into();
+        if shape.len() != self.len() {
+            return Err(Error::shape(
+                "reshape",
+                format!("{} elements", self.len()),
+                format!("shape {shape}"),
+                "choose a shape with as many elements",
+            ));
+        }
+        Ok(Tensor { shape, ..self.clone() })
+    }
+
+    /// The items `start..start + count` along the first dimension; nothing is copied.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are not that many items.
+    pub fn narrow(&self, start: usize, count: usize) -> Result<Self> {
+        let dims = self.shape.dims();
+        if dims.is_empty() || start + count > dims[0] {
+            return Err(Error::shape(
+                "narrow",
+                format!("a range within the first dimension of {}", self.shape),
+                format!("{start}..{}", start + count),
+                "choose a smaller range",
+            ));
+        }
+        let item = self.len() / dims[0].max(1);
+        let mut new = self.shape;
+        if let Some(s) = Shape::from_slice(&[&[count], &dims[1..]].concat()) {
+            new = s;
+        }
+        Ok(Tensor { data: self.data.clone(), offset: self.offset + start * item, shape: new })
+    }
+
+    /// The elements, in host memory.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if `T` is not the element type.
+    pub fn host<T: Element>(&self) -> Result<&[T]> {
+        Ok(&self.data.host()?[self.offset..self.offset + self.shape.len()])
+    }
+
+    /// The elements, in host memory, to be written.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if `T` is not the element type or another tensor shares the memory.
+    pub fn host_mut<T: Element>(&mut self) -> Result<&mut [T]> {
+        let (buffer, range) = self.buffer_mut()?;
+        Ok(&mut buffer.host_mut()?[range])
+    }
+
+    /// The buffer and this tensor's part of it, to be written.
+    pub(crate) fn buffer_mut(&mut self) -> Result<(&mut Buffer, std::ops::Range<usize>)> {
+        let range = self.offset..self.offset + self.shape.len();
+        match Arc::get_mut(&mut self.data) {
+            Some(buffer) => Ok((buffer, range)),
+            None => Err(Error::Internal("a shared tensor was to be written".into())),
+        }
+    }
+
+    /// A copy of the elements.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if `T` is not the element type.
+    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        Ok(self.host::<T>()?.to_vec())
+    }
+
+    /// The elements as `f64`, whichever floating-point type they are.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if they are not `f32` or `f64`.
+    pub fn to_f64(&self) -> Result<Vec<f64>> {
+        with_real!("to_f64", self.dtype(), T => Ok(self.host::<T>()?.iter().map(|x| x.f64()).collect()))
+    }
+
+    /// The only element of a tensor of one.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are more elements than one, or none.
+    pub fn item(&self) -> Result<f64> {
+        if self.len() != 1 {
+            return Err(Error::shape("item", "one element", self.shape, "reduce the tensor first"));
+        }
+        Ok(self.to_f64()?[0])
+    }
+
+    /// Whether every element is finite (neither infinite nor NaN).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the elements are not `f32` or `f64`.
+    pub fn is_finite(&self) -> Result<bool> {
+        with_real!("is_finite", self.dtype(), T => Ok(self.host::<T>()?.iter().all(|x| num_traits::Float::is_finite(*x))))
+    }
+
+    /// Whether this is the only tensor on its memory, so that it may be written in place.
+    pub fn is_unique(&mut self) -> bool {
+        Arc::get_mut(&mut self.data).is_some()
+    }
+
+    /// Checks that `other` has this shape, element type and device.
+    pub(crate) fn expect_like(&self, op: &'static str, other: &Tensor) -> Result<()> {
+        if self.shape == other.shape && self.dtype() == other.dtype() && self.device() == other.device() {
+            return Ok(());
+        }
+        let say = |t: &Tensor| format!("{} {} on {}", t.dtype(), t.shape, t.device().name());
+        Err(Error::shape(op, format!("two tensors alike, {}", say(self)), say(other), "make both the same"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_share_memory_and_refuse_writes() {
+        let device = Device::cpu();
+        let mut t = Tensor::from_slice(&device, [3, 2], &[0f32, 1., 2., 3., 4., 5.]).unwrap();
+        assert!(t.is_unique());
+        let last = t.narrow(1, 2).unwrap();
+        assert_eq!(last.shape(), Shape::from([2, 2]));
+        assert_eq!(last.host::<f32>().unwrap(), [2., 3., 4., 5.]);
+        assert!(t.host_mut::<f32>().is_err());
+        drop(last);
+        t.host_mut::<f32>().unwrap()[0] = 9.0;
+        assert_eq!(t.reshape([6]).unwrap().to_f64().unwrap()[0], 9.0);
+        assert!(t.reshape([5]).is_err() && t.narrow(2, 2).is_err() && t.item().is_err());
+    }
+}
