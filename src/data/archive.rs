@@ -128,8 +128,7 @@ impl Stream<'_> {
                 let at = if self.entry.is_empty() { String::new() } else { format!(", in `{}`", self.entry) };
                 let (packed, size) = (grouped(self.packed.get()), grouped(self.size));
                 let unpacked = grouped(self.unpacked.get());
-                let problem =
-                    format!("{what}: read {packed} of the {size} bytes of the file, {unpacked} unpacked{at}");
+                let problem = format!("{what}: read {packed} of the {size} bytes of the file, {unpacked} unpacked{at}");
                 Error::file(self.path, problem, remedy)
             }
         }
@@ -202,7 +201,8 @@ mod tests {
     #[test]
     fn claimed_sizes_cost_nothing() {
         // A header that claims a terabyte, for a file that is wanted and for one that is not.
-        for (name, word) in [("train.bin", "expected 6,148 bytes, got 1,099,511,627,776"), ("other", "cut off")] {
+        for (name, word) in [("train.bin", "expected 6,148 bytes, got 1,099,511,627,776"), ("other", "unexpected EOF")]
+        {
             let mut header = tar::Header::new_gnu();
             header.set_path(name).unwrap();
             header.set_size(1 << 40);

@@ -24,30 +24,33 @@ pub fn default_dir() -> PathBuf {
     default_dir_from(&|key| env::var_os(key), env::home_dir())
 }
 
-fn default_dir_from(var: &dyn Fn(&str) -> Option<OsString>, home: Option<PathBuf>) -> PathBuf {
-    let set = |key| var(key).filter(|v| !v.is_empty()).map(PathBuf::from);
-    set("TILEWORK_DATA")
-        // The XDG rule: a relative path is to be ignored.
-        .or_else(|| set("XDG_CACHE_HOME").filter(|p| p.is_absolute()).map(|p| p.join("tilework")))
-        .or_else(|| home.filter(|h| !h.as_os_str().is_empty()).map(|h| h.join(".cache").join("tilework")))
-        .unwrap_or_else(|| PathBuf::from("data"))
+/// Reads an environment variable; tests have their own.
+type Env<'a> = dyn Fn(&str) -> Option<OsString> + 'a;
+
+fn set(env: &Env<'_>, key: &str) -> Option<PathBuf> {
+    env(key).filter(|v| !v.is_empty()).map(PathBuf::from)
+}
+
+fn default_dir_from(env: &Env<'_>, home: Option<PathBuf>) -> PathBuf {
+    set(env, "TILEWORK_DATA").unwrap_or_else(|| cache_dir(env, home))
+}
+
+fn cache_dir(env: &Env<'_>, home: Option<PathBuf>) -> PathBuf {
+    // The XDG rule: a relative path is to be ignored.
+    let xdg = set(env, "XDG_CACHE_HOME").filter(|p| p.is_absolute());
+    let cache = xdg.or_else(|| home.filter(|h| !h.as_os_str().is_empty()).map(|h| h.join(".cache")));
+    cache.map_or_else(|| PathBuf::from("data"), |c| c.join("tilework"))
 }
 
 /// The places where CIFAR is looked for when no path is given.
-fn default_places(var: &dyn Fn(&str) -> Option<OsString>, home: Option<PathBuf>) -> Vec<PathBuf> {
-    let mut places = vec![default_dir_from(var, home.clone()), PathBuf::from("data")];
-    places.push(default_dir_from(&|key| var(key).filter(|_| key != "TILEWORK_DATA"), home));
-    let mut unique = Vec::new();
-    for place in places {
-        if !unique.contains(&place) {
-            unique.push(place);
+fn default_places(env: &Env<'_>, home: Option<PathBuf>) -> Vec<PathBuf> {
+    let mut places: Vec<PathBuf> = set(env, "TILEWORK_DATA").into_iter().collect();
+    for place in [PathBuf::from("data"), cache_dir(env, home)] {
+        if !places.contains(&place) {
+            places.push(place);
         }
     }
-    // The project's own folder comes before the user's cache.
-    if var("TILEWORK_DATA").is_none_or(|v| v.is_empty()) {
-        unique.sort_by_key(|p| p != Path::new("data"));
-    }
-    unique
+    places
 }
 
 /// The folder or archive that [`open`](super::open) would read.
@@ -267,6 +270,10 @@ mod tests {
         fs::write(tmp.path().join("test.bin"), "short").unwrap();
         assert!(error().contains("test.bin: expected 3,074 bytes, got 5"), "{}", error());
         fs::remove_file(tmp.path().join("test.bin")).unwrap();
-        assert!(error().contains("test.bin: is missing") && error().contains("remedy: get the data anew"), "{}", error());
+        assert!(
+            error().contains("test.bin: is missing") && error().contains("remedy: get the data anew"),
+            "{}",
+            error()
+        );
     }
 }

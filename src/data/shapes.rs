@@ -271,7 +271,8 @@ mod tests {
     #[test]
     fn pixels_are_pinned() {
         let s = generate(0, 1000, 200);
-        let digest = |d: &Dataset| Sha256::digest(&d.images)[..8].iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let digest =
+            |d: &Dataset| Sha256::digest(&d.images)[..8].iter().map(|b| format!("{b:02x}")).collect::<String>();
         assert_eq!((digest(&s.train), digest(&s.test)), ("7ac8693df3001fbe".into(), "39f5b157399b4757".into()));
     }
 
