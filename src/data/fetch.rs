@@ -138,6 +138,9 @@ impl Job<'_> {
         if have > 0 {
             let (have, size) = (grouped(have), grouped(self.size));
             problem = format!("{problem}; {have} of {size} bytes are here, the next try goes on from there");
+        } else {
+            // Nothing to go on with: leave no litter.
+            let _ = fs::remove_file(part);
         }
         Err(self.error(problem))
     }
@@ -378,6 +381,7 @@ mod tests {
         // Nobody listens any more.
         let e = get(&url, "0123", dir.path()).unwrap_err();
         assert!(matches!(e, Error::Download { .. }), "{e}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         assert!(fetch(Source::Shapes, dir.path(), &mut |_, _| {}).is_err());
     }
 

@@ -65,7 +65,7 @@ impl Dice {
     }
 
     fn word(&mut self) -> u32 {
-        if self.next % 4 == 0 {
+        if self.next.is_multiple_of(4) {
             self.block = self.stream.block(self.next / 4);
         }
         self.next += 1;
@@ -293,20 +293,20 @@ mod tests {
             assert_eq!(d.labels.iter().filter(|l| **l == class).count(), 20);
         }
         // No shape is empty or fills its square, and each is inside the reach that `paint` assumes.
-        for class in 0..CLASSES.len() {
+        for (class, name) in CLASSES.iter().enumerate() {
             let (mut hits, mut all) = (0, 0);
             for i in -200..=200 {
                 for j in -200..=200 {
                     let (u, v) = (i as f32 * 0.01, j as f32 * 0.01);
                     let hit = inside(class, u, v);
-                    assert!(!hit || u * u + v * v < 1.4 * 1.4, "{} at ({u}, {v})", CLASSES[class]);
+                    assert!(!hit || u * u + v * v < 1.4 * 1.4, "{name} at ({u}, {v})");
                     if u.abs() <= 1.0 && v.abs() <= 1.0 {
                         all += 1;
                         hits += usize::from(hit);
                     }
                 }
             }
-            assert!(hits * 10 > all * 2 && hits * 10 < all * 9, "{}: {hits} of {all}", CLASSES[class]);
+            assert!(hits * 10 > all * 2 && hits * 10 < all * 9, "{name}: {hits} of {all}");
         }
     }
 }

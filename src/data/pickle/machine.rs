@@ -334,7 +334,7 @@ impl<'a> Machine<'a> {
     }
 
     fn set_items(&mut self, items: &[Id]) -> Result<(), String> {
-        if items.len() % 2 != 0 {
+        if !items.len().is_multiple_of(2) {
             return Err("a key without a value".into());
         }
         let dict = self.top()?;
