@@ -240,7 +240,7 @@ impl<'a> Machine<'a> {
         let n = rest.iter().position(|b| *b == b'\n').ok_or("cut off: a line has no end")?;
         let line = self.bytes(n)?;
         self.at += 1;
-        Ok(line.strip_suffix(b"\r").unwrap_or(line))
+        Ok(line)
     }
 
     fn integer(&mut self, width: usize) -> Result<(), String> {
