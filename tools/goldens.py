@@ -29,7 +29,10 @@ networks.json
     "state_dicts": the two committed state dicts, with the logits for one batch.
     Numbers come as {"f32": ..., "f64": ...}. A gradient that is zero but for rounding (the bias of a
     convolution before a batch-norm) has an f64 norm near 1e-17 and an f32 norm near 1e-8: compare
-    with a tolerance relative to the network's largest norm.
+    with a tolerance relative to the network's largest norm. "drift" is how far the float32 run is
+    from the float64 one; "spread" is the same over five float32 runs, four of them from weights
+    disturbed by one millionth: what another order of summation may do. "losses" holds a value per
+    step. A float32 engine can be held to a few times the spread, a float64 one to 1e-9 or so.
 """
 
 import argparse
@@ -446,9 +449,19 @@ def describe(tensor):
     return {"norm": norm(tensor), "at": at, "values": [flat[i].item() for i in at]}
 
 
-def train(layers, loss, shape, n, seed, lr, dtype):
+def perturb(net, seed):
+    """Moves every parameter by up to one millionth of itself: ten times float32's rounding."""
+    with torch.no_grad():
+        for index, p in enumerate(net.parameters()):
+            u = torch.from_numpy(philox.uniform(p.numel(), seed=seed, epoch=3, id=philox.INIT + index))
+            p.mul_(1 + 1e-6 * (2 * u - 1).reshape(p.shape))
+
+
+def train(layers, loss, shape, n, seed, lr, dtype, disturbance=None):
     net = networks.build(layers, shape)
     initialise(net, seed)
+    if disturbance is not None:
+        perturb(net, disturbance)
     net.to(dtype)
     start = {k: describe(p) for k, p in net.named_parameters()}
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=MOMENTUM)
@@ -474,25 +487,41 @@ def both(a, b):
     return {"f32": a, "f64": b}
 
 
+def distance(run, exact):
+    """How far a run is from the float64 one, relative to what is compared."""
+
+    def norms(key):
+        """By the larger of the tensor's own norm and a hundredth of the largest in the network."""
+        floor = 1e-2 * max((v["norm"] for v in exact[key].values()), default=1)
+        return max((abs(run[key][k]["norm"] - v["norm"]) / max(v["norm"], floor) for k, v in exact[key].items()), default=0.0)
+
+    large = max(g for _, g in exact["gradients"].values())
+    return {
+        "losses": [abs(a - b) / abs(b) for a, b in zip(run["losses"], exact["losses"])],
+        "logits": ((run["logits"].double() - exact["logits"]).abs().max() / exact["logits"].abs().max()).item(),
+        "gradients": max(abs(run["gradients"][k][1] - g) / max(g, 1e-2 * large) for k, (_, g) in exact["gradients"].items()),
+        "parameters": norms("parameters"),
+        "buffers": norms("buffers"),
+    }
+
+
 def network(name, layers, loss, shape, n, seed, lr):
     common = (layers, loss, shape, n, seed, lr)
-    start, single = train(*common, torch.float32)
     _, double = train(*common, torch.float64)
+    start, single = train(*common, torch.float32)
     _, labels, pixels = batch(seed, 0, n, shape)
 
-    def worst(pairs):
-        return max(abs(a - b) / max(abs(b), 1e-30) for a, b in pairs)
-
-    large = max(g for _, g in double["gradients"].values())
-    drift = {
-        "losses": worst(zip(single["losses"], double["losses"])),
-        "logits": ((single["logits"].double() - double["logits"]).abs().max() / double["logits"].abs().max()).item(),
-        "gradient_norms": max(abs(single["gradients"][k][1] - g) / max(g, 1e-3 * large) for k, (_, g) in double["gradients"].items()),
-        "parameter_norms": worst((single["parameters"][k]["norm"], v["norm"]) for k, v in double["parameters"].items() if v["norm"] > 1e-3),
-        "buffer_norms": worst([(single["buffers"][k]["norm"], v["norm"]) for k, v in double["buffers"].items()] or [(0, 0)]),
-    }
-    print(f"  {name:20s} loss {double['losses'][0]:.4f} -> {double['losses'][-1]:.4f}   float32 against float64:", " ".join(f"{k} {v:.0e}" for k, v in drift.items()), flush=True)
-    assert drift["losses"] < 1e-4, f"{name}: float32 is no witness"
+    # A ReLU, a maximum or a nearly dead batch-norm channel that falls the other way multiplies
+    # rounding errors: what a comparison can ask for depends on the network, so it is measured.
+    drift = distance(single, double)
+    spread = drift
+    for disturbance in range(4):
+        d = distance(train(*common, torch.float32, disturbance)[1], double)
+        spread = {k: list(map(max, v, d[k])) if k == "losses" else max(v, d[k]) for k, v in spread.items()}
+    for label, d in [("float32", drift), ("disturbed", spread)]:
+        short = {**d, "losses": max(d["losses"])}
+        print(f"  {name:20s}{double['losses'][0]:7.4f} ->{double['losses'][-1]:7.4f} {label:10s}", *(f"{k} {v:.0e}" for k, v in short.items()), flush=True)
+    assert max(drift["losses"]) < 1e-4 and max(spread["losses"][:12]) < 1e-5, f"{name}: float32 is no witness"
 
     def table(key):
         return {k: {"at": v["at"], "norm": both(v["norm"], double[key][k]["norm"]), "values": both(v["values"], double[key][k]["values"])} for k, v in single[key].items()}
@@ -515,6 +544,7 @@ def network(name, layers, loss, shape, n, seed, lr):
         "parameters": table("parameters"),
         "buffers": table("buffers"),
         "drift": drift,
+        "spread": spread,
     }
 
 
@@ -545,16 +575,18 @@ def write_networks(out):
     recipe = lambda name: networks.RECIPES[name][0]
     plan = [
         ("a1-lenet", recipe("a1-lenet"), "cross_entropy", rgb, 4, 1, 1e-3),
-        ("b1-bn-cnn", networks.bn_cnn(0), "cross_entropy", rgb, 16, 2, 1e-3),
+        ("b1-bn-cnn", networks.bn_cnn(0), "cross_entropy", rgb, 16, 22, 1e-3),
         ("c1-fully-connected", recipe("c1-fully-connected"), "cross_entropy", rgb, 8, 3, 1e-2),
         ("c2-conv", recipe("c2-conv"), "cross_entropy", rgb, 8, 4, 1e-2),
         ("c3-conv-padded", recipe("c3-conv-padded"), "cross_entropy", rgb, 8, 5, 1e-2),
-        ("c4-conv-bn", recipe("c4-conv-bn"), "cross_entropy", rgb, 8, 6, 1e-2),
-        ("c5-deep-conv-bn", recipe("c5-deep-conv-bn"), "cross_entropy", rgb, 8, 7, 1e-2),
+        ("c4-conv-bn", recipe("c4-conv-bn"), "cross_entropy", rgb, 8, 13, 1e-3),
+        ("c5-deep-conv-bn", recipe("c5-deep-conv-bn"), "cross_entropy", rgb, 8, 248, 1e-3),
         ("odd-kernels", ODD_KERNELS, "nll", (3, 27, 22), 5, (1 << 40) + 8, 1e-2),
         ("odd-residual", ODD_RESIDUAL, "cross_entropy", (3, 20, 28), 7, 9, 1e-2),
     ]
-    print("networks:")
+    # The seeds of b1, c4 and c5 are chosen for a small spread; at a rate of 1e-2 c4 and c5 amplify
+    # rounding (ReLU before batch-norm, few values per channel) beyond any comparison.
+    print("networks (losses of the first and last step; how far from float64):")
     dicts = [
         state_dict(out, "state_dict_a1.safetensors", recipe("a1-lenet"), rgb, 4, 10, steps=0),
         state_dict(out, "state_dict_bn.safetensors", TINY_BN, (3, 13, 11), 6, 11, steps=3),

@@ -25,6 +25,7 @@ use crate::{Error, Result};
 mod archive;
 pub mod cifar;
 pub mod fetch;
+pub mod loader;
 mod info;
 mod locate;
 mod names;

@@ -1,0 +1,55 @@
+//! SGD: `g += wd·p; v = momentum·v + g; p -= lr·v` (Nesterov: `p -= lr·(g + momentum·v)`).
+//!
+//! Source: Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum in
+//! deep learning", ICML 2013, in PyTorch's form (the rate outside the momentum, no dampening).
+
+use super::{Optimizer, PIECE, zeros_like};
+use crate::autograd::StepState;
+use crate::device::Buffer;
+use crate::device::cpu::for_pieces;
+use crate::error::Result;
+use crate::nn::params::{ParamGrads, Params};
+
+/// Stochastic gradient descent with momentum.
+pub struct Sgd {
+    momentum: f64,
+    nesterov: bool,
+    weight_decay: f64,
+    velocity: Option<Buffer>,
+}
+
+impl Sgd {
+    /// With its velocity at zero. Without momentum nothing is kept.
+    pub fn new(params: &Params, momentum: f64, nesterov: bool, weight_decay: f64) -> Self {
+        Sgd { momentum, nesterov, weight_decay, velocity: (momentum > 0.0).then(|| zeros_like(params)) }
+    }
+}
+
+impl Optimizer for Sgd {
+    fn step(&mut self, params: &mut Params, grads: &ParamGrads, state: &StepState) -> Result<()> {
+        let (lr, momentum, decay) = (state.lr, self.momentum as f32, self.weight_decay as f32);
+        let nesterov = self.nesterov;
+        let p = params.values_mut()?.host_mut::<f32>()?.chunks_mut(PIECE);
+        let g = grads.buffer().host::<f32>()?.chunks(PIECE);
+        match &mut self.velocity {
+            None => for_pieces(p.zip(g).collect(), PIECE, |_, (p, g)| {
+                p.iter_mut().zip(g).for_each(|(p, &g)| *p -= lr * (g + decay * *p));
+            }),
+            Some(v) => {
+                let v = v.host_mut::<f32>()?.chunks_mut(PIECE);
+                for_pieces(p.zip(g).zip(v).collect(), PIECE, |_, ((p, g), v)| {
+                    for ((p, &g), v) in p.iter_mut().zip(g).zip(v) {
+                        let g = g + decay * *p;
+                        *v = momentum * *v + g;
+                        *p -= lr * if nesterov { g + momentum * *v } else { *v };
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn state(&mut self) -> Vec<(&'static str, &mut Buffer)> {
+        self.velocity.iter_mut().map(|v| ("momentum", v)).collect()
+    }
+}

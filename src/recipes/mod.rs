@@ -1,0 +1,263 @@
+//! Recipes: a network, its data and its training, in one TOML file.
+//!
+//! ```toml
+//! about = "what it is, in one line"
+//! epochs = 2
+//! batch_size = 4
+//! loss = "cross-entropy"            # or "nll", after a last layer log_softmax
+//! layers = ["conv 5x5, 6 channels", "relu", "max_pool 2", "flatten", "fc 10"]
+//!
+//! [data]
+//! source = "cifar10"                # shapes, cifar10, cifar100, cifar100-coarse
+//! mean = [0.5, 0.5, 0.5]
+//! std = [0.5, 0.5, 0.5]
+//!
+//! [optimizer]
+//! kind = "sgd"                      # sgd, adam, adamw
+//! lr = 1e-3
+//! momentum = 0.9
+//!
+//! [schedule]                        # may be left out
+//! kind = "constant"                 # constant, step, cosine
+//! ```
+
+use crate::data::Source;
+use crate::error::{Error, Result};
+use crate::nn::LayerSpec;
+use crate::optim::{OptimizerSpec, Schedule};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// The recipes that come with the program: name and text.
+pub const BUILT_IN: &[(&str, &str)] = &[
+    ("quickstart", include_str!("quickstart.toml")),
+    ("a1-lenet", include_str!("a1-lenet.toml")),
+    ("b1-bn-cnn", include_str!("b1-bn-cnn.toml")),
+];
+
+/// A whole experiment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// One line on what it is.
+    #[serde(default)]
+    pub about: String,
+    /// Passes over the training data.
+    pub epochs: u32,
+    /// Images per step.
+    pub batch_size: usize,
+    /// Key of all randomness.
+    #[serde(default)]
+    pub seed: u64,
+    /// Whether each epoch has an order of its own; otherwise the files' order.
+    #[serde(default = "yes")]
+    pub shuffle: bool,
+    /// What is minimised.
+    #[serde(default)]
+    pub loss: Loss,
+    /// Share of the target spread over all classes; for cross-entropy.
+    #[serde(default)]
+    pub label_smoothing: f64,
+    /// The network.
+    pub layers: Vec<LayerSpec>,
+    /// The data.
+    pub data: DataSpec,
+    /// How the parameters move.
+    pub optimizer: OptimizerSpec,
+    /// How the learning rate changes.
+    #[serde(default)]
+    pub schedule: Schedule,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A recipe's data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSpec {
+    /// Which data set.
+    pub source: Source,
+    /// Subtracted from each channel, in units of [0, 1].
+    pub mean: Vec<f32>,
+    /// Each channel is divided by it.
+    pub std: Vec<f32>,
+}
+
+/// What is minimised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Loss {
+    /// Softmax cross-entropy of the network's outputs.
+    #[default]
+    CrossEntropy,
+    /// Negative log-likelihood of the network's log-probabilities.
+    Nll,
+}
+
+impl Recipe {
+    /// A built-in recipe by name, or a file whose name ends in `.toml`; then `set`, a list of
+    /// `key=value`, replaces values (`optimizer.lr=0.1`).
+    ///
+    /// # Errors
+    /// [`Error::Config`] for an unknown name or key or a value out of range; [`Error::File`] and
+    /// [`Error::Io`] for a file.
+    pub fn load(name: &str, set: &[String]) -> Result<Self> {
+        if let Some((name, text)) = BUILT_IN.iter().find(|(n, _)| *n == name) {
+            return Recipe::parse(text, &format!("built-in recipe {name}"), set);
+        }
+        let path = Path::new(name);
+        if path.extension().is_none_or(|e| e != "toml") {
+            let names: Vec<_> = BUILT_IN.iter().map(|(n, _)| *n).collect();
+            return Err(Error::config(
+                format!("recipe `{name}`"),
+                "there is no built-in recipe of that name",
+                format!("the recipes are {}; or give the path of a recipe file, which ends in .toml", names.join(", ")),
+            ));
+        }
+        let text = std::fs::read_to_string(path).map_err(Error::io("read the recipe", path))?;
+        Recipe::parse(&text, name, set)
+    }
+
+    /// Reads a recipe's text; `origin` is for errors.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the line, the key and what is allowed.
+    pub fn parse(text: &str, origin: &str, set: &[String]) -> Result<Self> {
+        let bad = |e: toml::de::Error| {
+            Error::config(origin, e.to_string().trim_end(), "the recipe format is in the README, under \"Write a recipe\"")
+        };
+        let recipe: Recipe = if set.is_empty() {
+            // From the text, not from a table, so that an error shows its line.
+            toml::from_str(text).map_err(bad)?
+        } else {
+            let mut table: toml::Table = toml::from_str(text).map_err(bad)?;
+            for s in set {
+                assign(&mut table, s)?;
+            }
+            table.try_into().map_err(bad)?
+        };
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// The recipe as TOML.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if it cannot be written as TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::Internal(format!("recipe to TOML: {e}")))
+    }
+
+    /// Checks the values that the types do not.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key.
+    pub fn check(&self) -> Result<()> {
+        let must = |ok: bool, key: &str, problem: String, remedy: &str| if ok { Ok(()) } else { Err(Error::config(key, problem, remedy)) };
+        must(self.epochs > 0, "epochs", "0 epochs".into(), "use at least 1")?;
+        must(self.batch_size > 0, "batch_size", "0 images per batch".into(), "use at least 1")?;
+        must(i64::try_from(self.seed).is_ok(), "seed", format!("{} is too large", self.seed), "use a seed below 2^63")?;
+        must((0.0..=1.0).contains(&self.label_smoothing), "label_smoothing", format!("{} is not in [0, 1]", self.label_smoothing), "0.1 is usual")?;
+        must(!self.layers.is_empty(), "layers", "the network has no layers".into(), "list at least one")?;
+        let log_softmax = self.layers.last() == Some(&LayerSpec::LogSoftmax);
+        must(
+            log_softmax == (self.loss == Loss::Nll),
+            "loss",
+            format!("{:?} with a last layer `{}`", self.loss, self.layers.last().map_or("", |l| l.name())),
+            "\"nll\" needs a last layer log_softmax, \"cross-entropy\" has it built in",
+        )?;
+        must(
+            self.loss == Loss::CrossEntropy || self.label_smoothing == 0.0,
+            "label_smoothing",
+            "the loss nll has none".into(),
+            "use the loss cross-entropy without the last log_softmax",
+        )?;
+        self.optimizer.check()?;
+        self.schedule.check()
+    }
+}
+
+/// Applies one `key=value` to a table. The value is TOML; what is not TOML is taken as a string.
+fn assign(table: &mut toml::Table, text: &str) -> Result<()> {
+    let bad = |problem: &str| Error::config(format!("--set {text}"), problem, "write it as --set optimizer.lr=0.1");
+    let (path, value) = text.split_once('=').ok_or_else(|| bad("there is no `=`"))?;
+    let parsed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
+    let value = parsed.unwrap_or_else(|| toml::Value::String(value.to_string()));
+    let mut keys: Vec<&str> = path.trim().split('.').collect();
+    let last = keys.pop().filter(|k| !k.is_empty()).ok_or_else(|| bad("the key is empty"))?;
+    let mut at = table;
+    for key in keys {
+        at = at
+            .entry(key)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+            .as_table_mut()
+            .ok_or_else(|| bad(&format!("`{key}` is a single value, not a section")))?;
+    }
+    // An integer where a float is expected is what people type.
+    let value = match (at.get(last), value) {
+        (Some(toml::Value::Float(_)), toml::Value::Integer(i)) => toml::Value::Float(i as f64),
+        (_, value) => value,
+    };
+    at.insert(last.to_string(), value);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::nn::Model;
+
+    #[test]
+    fn built_in_recipes_load_build_and_survive_a_round_trip() {
+        for (name, _) in BUILT_IN {
+            let recipe = Recipe::load(name, &[]).unwrap();
+            assert_eq!(Recipe::parse(&recipe.to_toml().unwrap(), "again", &[]).unwrap(), recipe);
+            assert!(!recipe.about.is_empty());
+            let model = Model::build(&recipe.layers, [32, 32, 3], &Device::cpu(), 0).unwrap();
+            assert_eq!(model.output().dims(), [10]);
+            let want = match *name {
+                "a1-lenet" => 62_006,
+                "b1-bn-cnn" => 20_715_146,
+                _ => continue,
+            };
+            assert_eq!(model.params.count(), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn values_can_be_set() {
+        let set = ["optimizer.lr=1", "epochs=7", "schedule.kind=cosine", "data.source=cifar100"].map(String::from);
+        let r = Recipe::load("a1-lenet", &set).unwrap();
+        assert_eq!((r.optimizer.lr(), r.epochs, r.data.source), (1.0, 7, Source::Cifar100));
+        assert_eq!(r.schedule, Schedule::Cosine { over: None, min: 0.0 });
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let of = |set: &str| Recipe::load("a1-lenet", &[set.to_string()]).unwrap_err().to_string();
+        for (set, word) in [
+            ("optimizer.lrr=1", "lrr"),
+            ("epoch=3", "epoch"),
+            ("epochs=-1", "-1"),
+            ("batch_size=0", "0 images"),
+            ("epochs.x=1", "single value"),
+            ("optimizer", "no `=`"),
+            ("optimizer.kind=sdg", "sdg"),
+            ("optimizer.momentum=2", "momentum"),
+            ("loss=nll", "log_softmax"),
+            ("layers=[\"cnov 3x3\"]", "cnov"),
+            ("data.source=mnist", "mnist"),
+        ] {
+            let e = of(set);
+            assert!(e.contains(word) && e.contains("remedy"), "{set}: {e}");
+        }
+        let e = Recipe::load("a1-lent", &[]).unwrap_err().to_string();
+        assert!(e.contains("a1-lenet") && e.contains("quickstart"), "{e}");
+        let (_, text) = BUILT_IN[1];
+        let e = Recipe::parse(&text.replace("batch_size", "batchsize"), "x.toml", &[]).unwrap_err().to_string();
+        assert!(e.contains("x.toml") && e.contains("line") && e.contains("batchsize"), "{e}");
+    }
+}
