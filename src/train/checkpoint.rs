@@ -1,0 +1,265 @@
+//! Checkpoints: a folder with `model.safetensors` (the state dict), `optimizer.safetensors` where
+//! training can go on, and `manifest.json` with every file's size and sha256.
+//!
+//! A checkpoint is replaced as a whole: the new one is written beside the old (`last.new`), synced,
+//! and swapped in by renames. Whatever moment the program or the machine dies at, one complete
+//! checkpoint is there, and [`load`] finds it.
+
+use super::trainer::Position;
+use crate::error::{Error, Result};
+use crate::nn::state::{Entries, deserialize, serialize};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const MANIFEST: &str = "manifest.json";
+
+/// A training state: the network's numbers, the optimizer's, and the position in the run.
+#[derive(Debug, PartialEq)]
+pub struct Checkpoint {
+    /// The state dict.
+    pub model: Entries,
+    /// The optimizer's arenas; `None` for a checkpoint that is for evaluation only.
+    pub optimizer: Option<Entries>,
+    /// How far the run had come.
+    pub position: Position,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    format: u32,
+    tilework: String,
+    position: Position,
+    files: BTreeMap<String, FileInfo>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FileInfo {
+    bytes: u64,
+    sha256: String,
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn sync_dir(dir: &Path) -> Result<()> {
+    // Only where a folder can be opened as a file (not on Windows).
+    match File::open(dir) {
+        Ok(d) if cfg!(unix) => d.sync_all().map_err(Error::io("sync", dir)),
+        _ => Ok(()),
+    }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut f = File::create(path).map_err(Error::io("create", path))?;
+    f.write_all(bytes).map_err(Error::io("write", path))?;
+    f.sync_all().map_err(Error::io("write", path))
+}
+
+/// Writes a file so that at any moment either the old or the new contents are there.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let temporary = path.with_extension("tmp");
+    let written = write_synced(&temporary, bytes)
+        .and_then(|()| fs::rename(&temporary, path).map_err(Error::io("replace", path)))
+        .and_then(|()| sync_dir(dir));
+    if written.is_err() {
+        // Best effort: the error that matters is the one above.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn remove_dir(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", dir)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// `last.new` beside `last`.
+fn beside(dir: &Path, suffix: &str) -> PathBuf {
+    let mut name = dir.file_name().unwrap_or_default().to_os_string();
+    name.push(suffix);
+    dir.with_file_name(name)
+}
+
+/// Saves a checkpoint as folder `dir`, replacing the one that is there.
+///
+/// # Errors
+/// [`Error::Io`]; then the checkpoint that was there is still there.
+pub fn save(dir: &Path, checkpoint: &Checkpoint) -> Result<()> {
+    let (new, old) = (beside(dir, ".new"), beside(dir, ".old"));
+    // After a crash between the two renames the only complete checkpoint is beside: put it back first.
+    recover(dir)?;
+    let written = write_all(&new, checkpoint);
+    if written.is_err() {
+        let _ = fs::remove_dir_all(&new);
+        return written;
+    }
+    remove_dir(&old)?;
+    if dir.exists() {
+        fs::rename(dir, &old).map_err(Error::io("move", dir))?;
+    }
+    fs::rename(&new, dir).map_err(Error::io("move", &new))?;
+    if let Some(parent) = dir.parent() {
+        sync_dir(parent)?;
+    }
+    remove_dir(&old)
+}
+
+fn write_all(dir: &Path, checkpoint: &Checkpoint) -> Result<()> {
+    remove_dir(dir)?;
+    fs::create_dir(dir).map_err(Error::io("make the folder", dir))?;
+    let mut files = BTreeMap::new();
+    let parts = [(MODEL, Some(&checkpoint.model)), (OPTIMIZER, checkpoint.optimizer.as_ref())];
+    for (name, entries) in parts.into_iter().filter_map(|(name, e)| Some((name, e?))) {
+        let bytes = serialize(entries)?;
+        write_synced(&dir.join(name), &bytes)?;
+        files.insert(name.to_string(), FileInfo { bytes: bytes.len() as u64, sha256: sha256(&bytes) });
+    }
+    let tilework = env!("CARGO_PKG_VERSION").to_string();
+    let manifest = Manifest { format: 1, tilework, position: checkpoint.position.clone(), files };
+    let text = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::Internal(format!("manifest: {e}")))?;
+    // Last, so that a folder with a manifest is complete.
+    write_synced(&dir.join(MANIFEST), &text)?;
+    sync_dir(dir)
+}
+
+/// Puts a checkpoint in its place that a crash left beside it.
+fn recover(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        return Ok(());
+    }
+    // The new one was complete before the old one was moved away.
+    for candidate in [beside(dir, ".new"), beside(dir, ".old")] {
+        if candidate.exists() && read(&candidate).is_ok() {
+            return fs::rename(&candidate, dir).map_err(Error::io("move", &candidate));
+        }
+    }
+    Ok(())
+}
+
+/// Loads the checkpoint in folder `dir`, every byte checked.
+///
+/// # Errors
+/// [`Error::File`] naming the file, the bytes expected and got; [`Error::Io`].
+pub fn load(dir: &Path) -> Result<Checkpoint> {
+    recover(dir)?;
+    if !dir.exists() {
+        return Err(Error::file(dir, "there is no such checkpoint", "train further: a checkpoint is saved at the end of each epoch and on Ctrl-C"));
+    }
+    read(dir)
+}
+
+fn read(dir: &Path) -> Result<Checkpoint> {
+    const REMEDY: &str =
+        "the checkpoint is damaged: restore it from a copy, or start again from the run's other checkpoint with --init RUN/best/model.safetensors";
+    let path = dir.join(MANIFEST);
+    let text = fs::read(&path).map_err(Error::io("read", &path))?;
+    let manifest: Manifest =
+        serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not a manifest ({} bytes: {e})", text.len()), REMEDY))?;
+    if manifest.format != 1 {
+        return Err(Error::file(&path, format!("format {}, and this program reads format 1", manifest.format), "use the program that wrote it"));
+    }
+    let entries = |name: &str| -> Result<Option<Entries>> {
+        let Some(info) = manifest.files.get(name) else { return Ok(None) };
+        let path = dir.join(name);
+        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        if bytes.len() as u64 != info.bytes {
+            return Err(Error::file(&path, format!("expected {} bytes, got {}", info.bytes, bytes.len()), REMEDY));
+        }
+        let sum = sha256(&bytes);
+        if sum != info.sha256 {
+            return Err(Error::file(&path, format!("expected sha256 {}, got {sum}", info.sha256), REMEDY));
+        }
+        deserialize(&bytes, &path).map(Some)
+    };
+    let model = entries(MODEL)?.ok_or_else(|| Error::file(&path, format!("it lists no {MODEL}"), REMEDY))?;
+    Ok(Checkpoint { model, optimizer: entries(OPTIMIZER)?, position: manifest.position })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::state::Entry;
+
+    fn checkpoint(x: f32) -> Checkpoint {
+        let entries = Entries::from([("0.weight".to_string(), Entry::f32(&[2], &[x, 1.5]))]);
+        Checkpoint { model: entries.clone(), optimizer: Some(entries), position: Position { step: 7, loss_sum: 0.1, ..Position::default() } }
+    }
+
+    #[test]
+    fn a_checkpoint_survives_a_round_trip_and_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let last = dir.path().join("last");
+        assert!(load(&last).unwrap_err().to_string().contains("no such checkpoint"));
+        for x in [1.0, 2.0] {
+            save(&last, &checkpoint(x)).unwrap();
+            assert_eq!(load(&last).unwrap(), checkpoint(x));
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn every_cut_and_every_flipped_byte_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let last = dir.path().join("last");
+        save(&last, &checkpoint(1.0)).unwrap();
+        for name in [MODEL, OPTIMIZER, MANIFEST] {
+            let path = last.join(name);
+            let whole = fs::read(&path).unwrap();
+            for cut in 0..whole.len() - 1 {
+                fs::write(&path, &whole[..cut]).unwrap();
+                let e = load(&last).unwrap_err().to_string();
+                assert!(e.contains(name) && e.contains("remedy"), "{e}");
+            }
+            if name != MANIFEST {
+                for at in 0..whole.len() {
+                    let mut bad = whole.clone();
+                    bad[at] ^= 1;
+                    fs::write(&path, &bad).unwrap();
+                    assert!(load(&last).unwrap_err().to_string().contains("sha256"));
+                }
+            }
+            fs::remove_file(&path).unwrap();
+            assert!(load(&last).is_err());
+            fs::write(&path, &whole).unwrap();
+        }
+        assert_eq!(load(&last).unwrap(), checkpoint(1.0));
+    }
+
+    /// Every state that a kill during a save can leave.
+    #[test]
+    fn a_kill_at_any_moment_leaves_a_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let (last, new, old) = (dir.path().join("last"), dir.path().join("last.new"), dir.path().join("last.old"));
+        save(&last, &checkpoint(1.0)).unwrap();
+        // While the new one is being written: the old one counts.
+        fs::create_dir(&new).unwrap();
+        fs::write(new.join(MODEL), b"half").unwrap();
+        assert_eq!(load(&last).unwrap(), checkpoint(1.0));
+        // Between the renames, with the new one complete.
+        write_all(&new, &checkpoint(2.0)).unwrap();
+        fs::rename(&last, &old).unwrap();
+        assert_eq!(load(&last).unwrap(), checkpoint(2.0));
+        // Before the old one is removed.
+        assert!(old.exists());
+        save(&last, &checkpoint(3.0)).unwrap();
+        assert_eq!(load(&last).unwrap(), checkpoint(3.0));
+        assert!(!old.exists() && !new.exists());
+        // Between the renames, with a new one that the disk lost.
+        fs::rename(&last, &old).unwrap();
+        fs::create_dir(&new).unwrap();
+        assert_eq!(load(&last).unwrap(), checkpoint(3.0));
+    }
+}

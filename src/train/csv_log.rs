@@ -1,0 +1,106 @@
+//! `steps.csv` and `metrics.csv`, for others to read.
+
+use super::events::{Event, Observer};
+use super::run::RunDir;
+use crate::error::{Error, Result};
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const STEPS: &str = "step,epoch,lr,loss";
+const METRICS: &str = "epoch,train_loss,train_accuracy,test_loss,test_accuracy,lr,seconds,images_per_second";
+/// How long a row may wait in memory.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// Writes a row of `steps.csv` per step and a row of `metrics.csv` per epoch.
+pub struct CsvLog {
+    steps: Csv,
+    metrics: Csv,
+    flushed: Instant,
+}
+
+struct Csv {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl Csv {
+    /// Opens a file and keeps its rows up to the one whose first column is `last`; later rows are
+    /// of steps that a resumed run takes again.
+    fn open(path: PathBuf, header: &str, last: u64) -> Result<Self> {
+        let before = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(Error::io("read", &path)(e)),
+        };
+        let row = |line: &&str| line.split(',').next().and_then(|n| n.parse::<u64>().ok()).is_some_and(|n| n <= last);
+        let kept = before.lines().skip(1).take_while(row);
+        let text: String = std::iter::once(header).chain(kept).flat_map(|line| [line, "\n"]).collect();
+        if text != before {
+            super::checkpoint::write_atomically(&path, text.as_bytes())?;
+        }
+        let file = OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path))?;
+        Ok(Csv { file: BufWriter::new(file), path })
+    }
+
+    fn row(&mut self, row: std::fmt::Arguments<'_>) -> Result<()> {
+        writeln!(self.file, "{row}").map_err(Error::io("write", &self.path))
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.file.flush().map_err(Error::io("write", &self.path))
+    }
+}
+
+impl CsvLog {
+    /// Opens the files of a run that has done `steps` steps and `epochs` whole epochs; rows beyond
+    /// are dropped.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn open(run: &RunDir, steps: u64, epochs: u32) -> Result<Self> {
+        let at = |name: &str| -> PathBuf { Path::new(run.path()).join(name) };
+        Ok(CsvLog {
+            steps: Csv::open(at("steps.csv"), STEPS, steps)?,
+            metrics: Csv::open(at("metrics.csv"), METRICS, u64::from(epochs))?,
+            flushed: Instant::now(),
+        })
+    }
+}
+
+impl Observer for CsvLog {
+    fn notice(&mut self, event: &Event<'_>) -> Result<()> {
+        match event {
+            Event::Step(s) => {
+                // Shortest text that reads back as the same f32.
+                self.steps.row(format_args!("{},{},{},{}", s.step, s.epoch, s.lr as f32, s.loss as f32))?;
+                if s.step % 64 == 0 && self.flushed.elapsed() > FLUSH {
+                    self.flushed = Instant::now();
+                    self.steps.flush()?;
+                }
+            }
+            Event::EpochEnded(e) => {
+                self.metrics.row(format_args!(
+                    "{},{},{},{},{},{},{:.3},{:.1}",
+                    e.epoch,
+                    e.train_loss,
+                    e.train_accuracy,
+                    e.test.loss,
+                    e.test.accuracy,
+                    e.lr as f32,
+                    e.seconds,
+                    e.images_per_second
+                ))?;
+                self.metrics.flush()?;
+                self.steps.flush()?;
+            }
+            Event::Saved { .. } => {
+                self.steps.flush()?;
+                self.metrics.flush()?;
+            }
+            Event::EpochStarted { .. } | Event::Evaluating { .. } => {}
+        }
+        Ok(())
+    }
+}

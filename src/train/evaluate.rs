@@ -1,0 +1,80 @@
+//! Loss and accuracy of a network on a data set.
+
+use crate::autograd::{Ctx, Var};
+use crate::data::loader::Loader;
+use crate::error::Result;
+use crate::nn::Model;
+use crate::recipes::Loss;
+use crate::tensor::Tensor;
+
+/// What an evaluation found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Mean loss per image; label smoothing does not count here.
+    pub loss: f64,
+    /// Share of images classified right.
+    pub accuracy: f64,
+    /// Images.
+    pub count: usize,
+    /// For each class, its name and the share of its images classified right (0 if it has none).
+    pub per_class: Vec<(String, f64)>,
+}
+
+/// Runs the network in evaluation mode over all of a loader's images, in the files' order.
+/// `progress` is called with the number of images done.
+///
+/// # Errors
+/// Whatever the ops or the loader report.
+pub fn evaluate(
+    model: &mut Model,
+    loader: &Loader,
+    loss: Loss,
+    progress: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Evaluation> {
+    let classes = &loader.data().classes;
+    let mut right = vec![0usize; classes.len()];
+    let (mut total, mut count) = (0.0, 0);
+    let order = loader.order(false, &Default::default());
+    for batch in loader.epoch(order, 0)? {
+        let batch = batch?;
+        let n = batch.labels.len();
+        let mut cx = Ctx::eval(batch.images.device()).with_params(&model.params);
+        let scores = model.net.forward(&Var::constant(batch.images), &mut cx)?;
+        let mean = loss.of(&scores, &batch.labels, 0.0, &mut cx)?;
+        total += mean.value().item()? * n as f64;
+        count += n;
+        for (label, hit) in hits(scores.value(), &batch.labels)? {
+            if let Some(r) = right.get_mut(label) {
+                *r += usize::from(hit);
+            }
+        }
+        progress(count)?;
+    }
+    let per_class = classes.iter().zip(&right).zip(loader.data().counts());
+    Ok(Evaluation {
+        loss: total / count as f64,
+        accuracy: right.iter().sum::<usize>() as f64 / count as f64,
+        count,
+        per_class: per_class.map(|((name, &r), n)| (name.clone(), r as f64 / n.max(1) as f64)).collect(),
+    })
+}
+
+/// For each row of scores its label, and whether the label has the largest score (the first of equals).
+pub(super) fn hits(scores: &Tensor, labels: &Tensor) -> Result<Vec<(usize, bool)>> {
+    let rows = scores.host::<f32>()?.chunks(scores.shape().last());
+    let largest = |row: &[f32]| row.iter().enumerate().fold(0, |best, (i, &v)| if v > row[best] { i } else { best });
+    Ok(labels.host::<i32>()?.iter().zip(rows).map(|(&l, row)| (l as usize, largest(row) == l as usize)).collect())
+}
+
+impl Loss {
+    /// The loss of a network's outputs `[n, classes]`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] if the shapes do not match or a label is not a class.
+    pub fn of(self, scores: &Var, labels: &Tensor, smoothing: f64, cx: &mut Ctx<'_>) -> Result<Var> {
+        match self {
+            Loss::CrossEntropy => scores.cross_entropy(labels, smoothing, cx),
+            Loss::Nll => scores.nll(labels, cx),
+        }
+    }
+}

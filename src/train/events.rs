@@ -1,0 +1,88 @@
+//! What a training run tells its observers.
+
+use crate::error::Result;
+use crate::train::Evaluation;
+use std::path::Path;
+
+/// One optimizer step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// The step, counted from 1 over the whole run.
+    pub step: u64,
+    /// The epoch, counted from 1.
+    pub epoch: u32,
+    /// The step within its epoch, counted from 1.
+    pub batch: usize,
+    /// Steps in an epoch.
+    pub batches: usize,
+    /// Images in the mini-batch.
+    pub images: usize,
+    /// The learning rate of the step.
+    pub lr: f64,
+    /// The mini-batch's mean loss.
+    pub loss: f64,
+    /// Images of the mini-batch classified right, before the update.
+    pub correct: usize,
+}
+
+/// One pass over the training data (or the part of it before `--max-steps`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct EpochReport {
+    /// The epoch, counted from 1.
+    pub epoch: u32,
+    /// Mean loss over the epoch's images, each measured before its update.
+    pub train_loss: f64,
+    /// Share of the epoch's images classified right, each before its update.
+    pub train_accuracy: f64,
+    /// The test set, after the epoch.
+    pub test: Evaluation,
+    /// The learning rate of the epoch's last step.
+    pub lr: f64,
+    /// Seconds of training, evaluation and saving not counted.
+    pub seconds: f64,
+    /// Training images per second.
+    pub images_per_second: f64,
+}
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// An epoch begins (or goes on, after a resume).
+    EpochStarted {
+        /// The epoch, counted from 1.
+        epoch: u32,
+        /// Epochs in the run.
+        epochs: u32,
+        /// Steps of this epoch done before.
+        done: usize,
+        /// Steps in an epoch.
+        batches: usize,
+    },
+    /// A step was taken.
+    Step(StepReport),
+    /// The test set is being evaluated.
+    Evaluating {
+        /// Images so far.
+        done: usize,
+        /// Images in all.
+        total: usize,
+    },
+    /// An epoch is over and evaluated.
+    EpochEnded(&'a EpochReport),
+    /// A checkpoint is safely on disk.
+    Saved {
+        /// Its folder.
+        path: &'a Path,
+        /// Whether it is the best so far.
+        best: bool,
+    },
+}
+
+/// Something that listens to a training run.
+pub trait Observer {
+    /// Called on the training thread for each event; it should be quick.
+    ///
+    /// # Errors
+    /// An error stops the run.
+    fn notice(&mut self, event: &Event<'_>) -> Result<()>;
+}

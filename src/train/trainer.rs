@@ -1,0 +1,339 @@
+//! The training loop.
+
+use super::checkpoint::{self, Checkpoint};
+use super::evaluate::{Evaluation, evaluate, hits};
+use super::events::{EpochReport, Event, Observer, StepReport};
+use super::run::RunDir;
+use crate::autograd::{Ctx, StepState, Var};
+use crate::data::Splits;
+use crate::data::loader::{Batch, Loader};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::nn::Model;
+use crate::nn::params::ParamGrads;
+use crate::nn::state::{Entries, Entry};
+use crate::optim::Optimizer;
+use crate::recipes::Recipe;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Images per step of an evaluation.
+const EVAL_BATCH: usize = 250;
+
+/// How far a run has come. With the seed this is all there is to know: randomness is a function of
+/// the position, so a resumed run goes on bit for bit.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    /// Whole epochs done.
+    pub epoch: u32,
+    /// Steps done, over the whole run.
+    pub step: u64,
+    /// Steps of the current epoch done.
+    pub batch: usize,
+    /// Images of the current epoch so far.
+    pub images: usize,
+    /// Sum of their losses.
+    pub loss_sum: f64,
+    /// How many were classified right.
+    pub correct: usize,
+    /// Seconds spent on them.
+    pub seconds: f64,
+    /// The best test accuracy so far.
+    pub best_accuracy: Option<f64>,
+}
+
+/// Where to stop before the recipe's last epoch.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// Steps, over the whole run.
+    pub max_steps: Option<u64>,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All epochs are done, or the last allowed step.
+    Finished,
+    /// Someone asked it to stop; the state is saved.
+    Stopped,
+}
+
+/// A network in training.
+pub struct Trainer {
+    recipe: Recipe,
+    /// The network.
+    pub model: Model,
+    optimizer: Box<dyn Optimizer>,
+    grads: ParamGrads,
+    train: Loader,
+    test: Loader,
+    device: Device,
+    position: Position,
+}
+
+impl Trainer {
+    /// A fresh network for a recipe and its data.
+    ///
+    /// # Errors
+    /// [`Error::Model`] and [`Error::Config`] if the recipe does not fit the data.
+    pub fn new(recipe: Recipe, splits: Splits, device: &Device) -> Result<Self> {
+        recipe.check()?;
+        let Splits { train, test } = splits;
+        let model = Model::build(&recipe.layers, [train.height, train.width, train.channels], device, recipe.seed)?;
+        let classes = train.classes.len();
+        if model.output().dims() != [classes] {
+            return Err(Error::config(
+                "layers",
+                format!("the network ends with {}, and the data has {classes} classes", model.output()),
+                format!("end it with `flatten` and `fc {classes}`"),
+            ));
+        }
+        let (mean, std) = (&recipe.data.mean, &recipe.data.std);
+        let loader = |data, batch| Loader::new(Arc::new(data), batch, mean, std, device);
+        Ok(Trainer {
+            train: loader(train, recipe.batch_size)?,
+            test: loader(test, EVAL_BATCH)?,
+            optimizer: recipe.optimizer.build(&model.params),
+            grads: model.params.grads(),
+            device: device.clone(),
+            position: Position::default(),
+            model,
+            recipe,
+        })
+    }
+
+    /// How far it has come.
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// Steps in an epoch.
+    pub fn batches(&self) -> usize {
+        self.train.batches()
+    }
+
+    /// Goes on from a checkpoint with an optimizer state. `path` is for errors.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the checkpoint is not one of this recipe's.
+    pub fn restore(&mut self, checkpoint: Checkpoint, path: &Path) -> Result<()> {
+        let bad = |problem: String| Error::file(path, problem, "resume from the folder `last` of a run of the same recipe");
+        let saved = checkpoint.optimizer.ok_or_else(|| bad("it has no optimizer state".into()))?;
+        self.model.load_state_dict(&checkpoint.model, path)?;
+        let mut state = self.optimizer.state();
+        if state.len() != saved.len() {
+            return Err(bad(format!("its optimizer has {} states, the recipe's {}", saved.len(), state.len())));
+        }
+        for (name, buffer) in &mut state {
+            let values = saved.get(*name).and_then(Entry::to_f32);
+            let values = values.filter(|v| v.len() == buffer.len()).ok_or_else(|| bad(format!("its optimizer state `{name}` does not fit")))?;
+            buffer.host_mut::<f32>()?.copy_from_slice(&values);
+        }
+        self.position = checkpoint.position;
+        Ok(())
+    }
+
+    /// Takes over weights to start from.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::File`].
+    pub fn init_from(&mut self, path: &Path) -> Result<()> {
+        let bytes = std::fs::read(path).map_err(Error::io("read the weights", path))?;
+        self.model.load_state_dict(&crate::nn::state::deserialize(&bytes, path)?, path)
+    }
+
+    fn checkpoint(&mut self, with_optimizer: bool) -> Result<Checkpoint> {
+        let optimizer = if with_optimizer {
+            let arenas = self.optimizer.state();
+            let entry = |(name, b): (&'static str, &mut crate::device::Buffer)| {
+                Ok((name.to_string(), Entry::f32(&[b.len()], b.host::<f32>()?)))
+            };
+            Some(arenas.into_iter().map(entry).collect::<Result<Entries>>()?)
+        } else {
+            None
+        };
+        Ok(Checkpoint { model: self.model.state_dict()?, optimizer, position: self.position.clone() })
+    }
+
+    fn save(&mut self, run: &RunDir, best: bool, observers: &mut [&mut dyn Observer]) -> Result<()> {
+        let path: PathBuf = run.path().join(if best { "best" } else { "last" });
+        checkpoint::save(&path, &self.checkpoint(!best)?)?;
+        tell(observers, &Event::Saved { path: &path, best })
+    }
+
+    /// Runs to the recipe's last epoch, `limits`, or until `stop` is set; then the step in progress
+    /// is finished and everything is saved in `run`.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] if the loss becomes infinite or NaN; [`Error::Io`] if saving fails;
+    /// whatever the ops or the observers report.
+    pub fn run(&mut self, run: &RunDir, limits: Limits, stop: &AtomicBool, observers: &mut [&mut dyn Observer]) -> Result<Outcome> {
+        let (epochs, batches) = (self.recipe.epochs, self.train.batches());
+        let limit = limits.max_steps.unwrap_or(u64::MAX);
+        while self.position.epoch < epochs && self.position.step < limit {
+            let lr = self.recipe.schedule.at(self.recipe.optimizer.lr(), self.position.epoch, epochs);
+            let epoch = self.position.epoch;
+            let started = Event::EpochStarted { epoch: epoch + 1, epochs, done: self.position.batch, batches };
+            tell(observers, &started)?;
+            let state = StepState { seed: self.recipe.seed, epoch, lr: lr as f32, ..StepState::default() };
+            let order = self.train.order(self.recipe.shuffle, &state);
+            let before = self.position.seconds;
+            let start = Instant::now();
+            for batch in self.train.epoch(order, self.position.batch)? {
+                let batch = batch?;
+                let images = batch.labels.len();
+                let offset = self.position.batch * self.recipe.batch_size;
+                let state = StepState { step: self.position.step as u32, batch_offset: offset as u32, ..state };
+                let (loss, correct) = self.step(&batch, &state, run)?;
+                let p = &mut self.position;
+                p.step += 1;
+                p.batch += 1;
+                p.images += images;
+                p.correct += correct;
+                p.loss_sum += loss * images as f64;
+                let report = StepReport { step: p.step, epoch: epoch + 1, batch: p.batch, batches, images, lr, loss, correct };
+                tell(observers, &Event::Step(report))?;
+                if p.step >= limit {
+                    break;
+                }
+                if stop.load(Ordering::Relaxed) {
+                    p.seconds = before + start.elapsed().as_secs_f64();
+                    self.save(run, false, observers)?;
+                    return Ok(Outcome::Stopped);
+                }
+            }
+            self.position.seconds = before + start.elapsed().as_secs_f64();
+            self.finish_epoch(lr, run, observers)?;
+        }
+        Ok(Outcome::Finished)
+    }
+
+    /// Evaluates, reports and saves.
+    fn finish_epoch(&mut self, lr: f64, run: &RunDir, observers: &mut [&mut dyn Observer]) -> Result<()> {
+        let total = self.test.data().len();
+        let loss = self.recipe.loss;
+        let mut progress = |done| tell(observers, &Event::Evaluating { done, total });
+        let test = evaluate(&mut self.model, &self.test, loss, &mut progress)?;
+        if !test.loss.is_finite() {
+            let origin = "its loss on the test set, after the epoch's last update".to_string();
+            return Err(self.non_finite(test.loss, origin, run));
+        }
+        let best = self.position.best_accuracy.is_none_or(|b| test.accuracy > b);
+        let p = &mut self.position;
+        let report = EpochReport {
+            epoch: p.epoch + 1,
+            train_loss: p.loss_sum / p.images as f64,
+            train_accuracy: p.correct as f64 / p.images as f64,
+            lr,
+            seconds: p.seconds,
+            images_per_second: p.images as f64 / p.seconds,
+            test,
+        };
+        if best {
+            p.best_accuracy = Some(report.test.accuracy);
+        }
+        // Cut short by a step limit, the epoch is not over: going on from here takes its other batches.
+        if p.batch >= self.train.batches() {
+            let Position { epoch, step, best_accuracy, .. } = *p;
+            *p = Position { epoch: epoch + 1, step, best_accuracy, ..Position::default() };
+        }
+        tell(observers, &Event::EpochEnded(&report))?;
+        if best {
+            self.save(run, true, observers)?;
+        }
+        self.save(run, false, observers)
+    }
+
+    /// One step: forward, backward, update. The mini-batch's loss and how many images were right.
+    fn step(&mut self, batch: &Batch, state: &StepState, run: &RunDir) -> Result<(f64, usize)> {
+        let mut cx = Ctx::train(&self.device).with_params(&self.model.params).at(*state);
+        let scores = self.model.net.forward(&Var::constant(batch.images.clone()), &mut cx)?;
+        let loss = self.recipe.loss.of(&scores, &batch.labels, self.recipe.label_smoothing, &mut cx)?;
+        let value = loss.value().item()?;
+        if !value.is_finite() {
+            drop(cx);
+            let origin = self.find_non_finite(batch, state)?;
+            return Err(self.non_finite(value, origin, run));
+        }
+        let correct = hits(scores.value(), &batch.labels)?.iter().filter(|(_, hit)| *hit).count();
+        drop(scores);
+        cx.backward_loss(&loss, Some(&mut self.grads))?;
+        self.optimizer.step(&mut self.model.params, &self.grads, state)?;
+        Ok((value, correct))
+    }
+
+    /// One step on a batch outside of any run; for benches. The mini-batch's loss.
+    ///
+    /// # Errors
+    /// As [`Trainer::run`].
+    pub fn step_once(&mut self, batch: &Batch) -> Result<f64> {
+        let lr = self.recipe.optimizer.lr() as f32;
+        let state = StepState { seed: self.recipe.seed, step: self.position.step as u32, lr, ..StepState::default() };
+        self.position.step += 1;
+        Ok(self.step(batch, &state, &RunDir::nowhere())?.0)
+    }
+
+    /// The first batch of the training data in the files' order.
+    ///
+    /// # Errors
+    /// As [`Loader::epoch`].
+    pub fn first_batch(&self) -> Result<Batch> {
+        let order = self.train.order(false, &StepState::default());
+        self.train.epoch(order, 0)?.next().unwrap_or_else(|| Err(Error::Internal("a data set without a batch".into())))
+    }
+
+    /// The test set's loss and accuracy.
+    ///
+    /// # Errors
+    /// As [`evaluate`].
+    pub fn evaluate(&mut self, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Evaluation> {
+        evaluate(&mut self.model, &self.test, self.recipe.loss, progress)
+    }
+
+    /// Where a batch's forward pass first stops being finite.
+    fn find_non_finite(&mut self, batch: &Batch, state: &StepState) -> Result<String> {
+        let values = self.model.params.values().host::<f32>()?;
+        if let Some(p) = self.model.params.list().iter().find(|p| values[p.range()].iter().any(|v| !v.is_finite())) {
+            let layer = p.key.rsplit_once('.').map_or(p.key.as_str(), |(l, _)| l);
+            return Ok(format!("the parameter {} of layer {} is not finite any more", p.key, self.model.describe(layer)));
+        }
+        if !batch.images.is_finite()? {
+            return Ok("the images themselves are not finite".into());
+        }
+        let mut cx = Ctx::train(&self.device).with_params(&self.model.params).at(*state);
+        let mut first = None;
+        self.model.net.forward_observed(&Var::constant(batch.images.clone()), &mut cx, &mut |key, spec, y| {
+            if first.is_none() && !y.value().is_finite()? {
+                first = Some(format!("{key} ({spec})"));
+            }
+            Ok(())
+        })?;
+        Ok(match first {
+            Some(layer) => format!("the first layer whose output is not finite is {layer}"),
+            None => "every layer's output is finite, so it is the loss itself that overflowed".into(),
+        })
+    }
+
+    fn non_finite(&self, loss: f64, origin: String, run: &RunDir) -> Error {
+        let last = run.path().join("last");
+        let saved = match last.exists() {
+            true => format!("the last good checkpoint is {}", last.display()),
+            false => "there is no checkpoint yet".into(),
+        };
+        Error::NonFinite {
+            loss,
+            step: self.position.step + 1,
+            epoch: self.position.epoch + 1,
+            origin,
+            saved,
+            remedy: "lower the learning rate (--lr), or check the data's normalisation".into(),
+        }
+    }
+}
+
+fn tell(observers: &mut [&mut dyn Observer], event: &Event<'_>) -> Result<()> {
+    observers.iter_mut().try_for_each(|o| o.notice(event))
+}
