@@ -69,6 +69,34 @@ impl Stream {
         philox4x32_10([block, self.id, self.step, self.epoch], [self.seed as u32, (self.seed >> 32) as u32])
     }
 
+    /// Random numbers `4 * block` and on, as many as `words` holds: the same as from [`Stream::word`],
+    /// several blocks side by side in vector registers.
+    #[inline(always)]
+    pub fn fill(&self, block: u32, words: &mut [u32]) {
+        const LANES: usize = 16;
+        for (i, words) in words.chunks_mut(4 * LANES).enumerate() {
+            let first = block.wrapping_add((i * LANES) as u32);
+            let mut c0: [u32; LANES] = std::array::from_fn(|l| first.wrapping_add(l as u32));
+            let (mut c1, mut c2, mut c3) = ([self.id; LANES], [self.step; LANES], [self.epoch; LANES]);
+            let (mut k0, mut k1) = (self.seed as u32, (self.seed >> 32) as u32);
+            for _ in 0..10 {
+                for l in 0..LANES {
+                    let p0 = u64::from(M0) * u64::from(c0[l]);
+                    let p1 = u64::from(M1) * u64::from(c2[l]);
+                    c0[l] = (p1 >> 32) as u32 ^ c1[l] ^ k0;
+                    c2[l] = (p0 >> 32) as u32 ^ c3[l] ^ k1;
+                    c1[l] = p1 as u32;
+                    c3[l] = p0 as u32;
+                }
+                k0 = k0.wrapping_add(W0);
+                k1 = k1.wrapping_add(W1);
+            }
+            for (l, words) in words.chunks_mut(4).enumerate() {
+                words.copy_from_slice(&[c0[l], c1[l], c2[l], c3[l]][..words.len()]);
+            }
+        }
+    }
+
     /// Random number `index`, uniform over all of `u32`. At most 2^34 numbers.
     #[inline]
     pub fn word(&self, index: usize) -> u32 {
@@ -136,6 +164,17 @@ mod tests {
         let e = n as f64 / 10.0;
         let chi2: f64 = bins.iter().map(|&b| (f64::from(b) - e).powi(2) / e).sum();
         assert!(chi2 < 27.9, "chi2 = {chi2}");
+    }
+
+    #[test]
+    fn filling_is_the_same_as_asking_one_by_one() {
+        let s = Stream { seed: 0x1234_5678_9abc, epoch: 5, step: 6, id: 7 };
+        for (block, n) in [(0, 1), (3, 64), (9, 131), (u32::MAX - 3, 40)] {
+            let mut words = vec![0; n];
+            s.fill(block, &mut words);
+            let want = |i: usize| s.block(block.wrapping_add((i / 4) as u32))[i % 4];
+            assert!(words.iter().enumerate().all(|(i, &w)| w == want(i)));
+        }
     }
 
     #[test]

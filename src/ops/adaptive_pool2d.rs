@@ -110,6 +110,7 @@ impl Backward for AdaptiveAvgPool2d {
 }
 
 mod cpu {
+    use super::super::window::max_pixel;
     use crate::device::cpu::for_rows;
     use crate::dtype::Real;
     use crate::shape::Shape;
@@ -145,16 +146,11 @@ mod cpu {
         let mut pairs: Vec<_> = y.chunks_mut(yi).zip(arg.chunks_mut(yi)).collect();
         for_rows(&mut pairs, 1, xi, |first, pairs| {
             for ((y, arg), x) in pairs.iter_mut().zip(x[first * xi..].chunks(xi)) {
-                y.fill(T::neg_infinity());
-                arg.fill(-1);
-                windows(xs, ys, |o, i, _| {
-                    let (y, arg) = (&mut y[o * c..(o + 1) * c], &mut arg[o * c..(o + 1) * c]);
-                    for ((y, arg), &x) in y.iter_mut().zip(arg).zip(&x[i * c..(i + 1) * c]) {
-                        let wins = (!(x <= *y) & !y.is_nan()) | (*arg < 0);
-                        *y = if wins { x } else { *y };
-                        *arg = if wins { i as i32 } else { *arg };
-                    }
-                });
+                let ([_, h, w, _], [_, ho, wo, _]) = (xs.rank4().unwrap_or([1; 4]), ys.rank4().unwrap_or([1; 4]));
+                for (o, (y, arg)) in y.chunks_mut(c).zip(arg.chunks_mut(c)).enumerate() {
+                    let (rows, cols) = (span(o / wo, ho, h), span(o % wo, wo, w));
+                    max_pixel(x, c, rows.flat_map(|r| cols.clone().map(move |s| r * w + s)), y, arg);
+                }
             }
         });
     }

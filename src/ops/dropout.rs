@@ -76,7 +76,7 @@ mod cpu {
 
     /// Elements drawn together: a whole number of Philox blocks, and wide enough that the rounds of
     /// neighbouring blocks run side by side in vector registers.
-    const GROUP: usize = 64;
+    const GROUP: usize = 256;
 
     pub(super) fn apply<T: Real>(x: &[T], y: &mut [T], p: f64, s: Stream) {
         // Keep where word >= p * 2^32, the same comparison of integers on every device.
@@ -91,7 +91,7 @@ mod cpu {
                 let skip = at % GROUP;
                 let n = (GROUP - skip).min(rest.len());
                 let block = ((at - skip) / 4) as u32;
-                words.chunks_exact_mut(4).enumerate().for_each(|(i, w)| w.copy_from_slice(&s.block(block + i as u32)));
+                s.fill(block, &mut words);
                 let (head, tail) = rest.split_at_mut(n);
                 for ((y, &x), &word) in head.iter_mut().zip(&x[at..]).zip(&words[skip..]) {
                     *y = if word >= threshold { x * scale } else { T::zero() };

@@ -84,6 +84,7 @@ impl Backward for MaxPool2d {
 
 mod cpu {
     use super::Window;
+    use super::super::window::max_pixel;
     use crate::device::cpu::for_pieces;
     use crate::dtype::Real;
     use crate::shape::Shape;
@@ -97,21 +98,11 @@ mod cpu {
                 let (h0, rs) = win.clip(0, p, h);
                 for ((q, y), arg) in y.chunks_mut(c).enumerate().zip(arg.chunks_mut(c)) {
                     let (w0, ss) = win.clip(1, q, w);
-                    y.fill(T::neg_infinity());
-                    arg.fill(((h0 + rs.start as isize) * w as isize + w0 + ss.start as isize) as i32);
-                    for r in rs.clone() {
-                        for s in ss.clone() {
-                            let pixel = (h0 + r as isize) as usize * w + (w0 + s as isize) as usize;
-                            let x = &x[pixel * c..(pixel + 1) * c];
-                            for ((y, arg), &x) in y.iter_mut().zip(arg.iter_mut()).zip(x) {
-                                // Written so that NaN wins: neither <= nor >= holds for it. Selects,
-                                // not branches: the loop runs in vector registers.
-                                let wins = !(x <= *y) & !y.is_nan();
-                                *y = if wins { x } else { *y };
-                                *arg = if wins { pixel as i32 } else { *arg };
-                            }
-                        }
-                    }
+                    let pixels = rs.clone().flat_map(|r| {
+                        let first = (h0 + r as isize) as usize * w;
+                        ss.clone().map(move |s| first + (w0 + s as isize) as usize)
+                    });
+                    max_pixel(x, c, pixels, y, arg);
                 }
             }
         });

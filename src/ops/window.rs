@@ -1,5 +1,6 @@
 //! The sliding window that convolution and pooling share.
 
+use crate::dtype::Real;
 use crate::error::{Error, Result};
 use std::fmt;
 
@@ -59,6 +60,54 @@ impl Window {
         let last = (size as isize - start).clamp(first as isize, self.kernel[i].max(first) as isize) as usize;
         (start, first..last)
     }
+}
+
+/// The largest of the given pixels for each channel, and which pixel it is: for max-pools.
+///
+/// `x` is an image of `c` channels; of equal values the first pixel wins, NaN wins over all. There
+/// must be at least one pixel.
+#[inline(always)]
+pub(crate) fn max_pixel<T: Real>(
+    x: &[T],
+    c: usize,
+    pixels: impl Iterator<Item = usize> + Clone,
+    y: &mut [T],
+    arg: &mut [i32],
+) {
+    let mut at = 0;
+    // Channels in groups that fill vector registers, then what is left.
+    while at < c {
+        at += match c - at {
+            16.. => max_lanes::<T, 16>(x, c, at, pixels.clone(), y, arg),
+            4.. => max_lanes::<T, 4>(x, c, at, pixels.clone(), y, arg),
+            2.. => max_lanes::<T, 2>(x, c, at, pixels.clone(), y, arg),
+            _ => max_lanes::<T, 1>(x, c, at, pixels.clone(), y, arg),
+        };
+    }
+}
+
+#[inline(always)]
+fn max_lanes<T: Real, const L: usize>(
+    x: &[T],
+    c: usize,
+    at: usize,
+    pixels: impl Iterator<Item = usize>,
+    y: &mut [T],
+    arg: &mut [i32],
+) -> usize {
+    let (mut best, mut who) = ([T::neg_infinity(); L], [-1; L]);
+    for pixel in pixels {
+        let x = &x[pixel * c + at..pixel * c + at + L];
+        for l in 0..L {
+            // Neither <= nor >= holds for NaN. Selects, not branches.
+            let wins = (!(x[l] <= best[l]) & (best[l] == best[l])) | (who[l] < 0);
+            best[l] = if wins { x[l] } else { best[l] };
+            who[l] = if wins { pixel as i32 } else { who[l] };
+        }
+    }
+    y[at..at + L].copy_from_slice(&best);
+    arg[at..at + L].copy_from_slice(&who);
+    L
 }
 
 impl fmt::Display for Window {

@@ -4,7 +4,7 @@ mod gemm;
 mod parallel;
 
 pub use gemm::{Mat, MatMut, gemm};
-pub use parallel::{for_pieces, for_rows, map_reduce};
+pub use parallel::{add_rows, for_pieces, for_rows, map_reduce, simd};
 
 use super::MemoryStats;
 use std::collections::HashMap;

@@ -5,6 +5,13 @@
 
 use rayon::prelude::*;
 
+/// Runs `f` compiled for the widest vector instructions that this processor has (AVX-512, AVX2 and
+/// FMA, NEON): plain loops inside it are vectorised for them. Every loop of this module runs so.
+#[inline(always)]
+pub fn simd<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
 /// Below this many element operations a loop runs on the calling thread: handing work to another
 /// thread costs several microseconds.
 const SERIAL: usize = 1 << 15;
@@ -24,20 +31,20 @@ pub fn for_rows<T: Send>(data: &mut [T], width: usize, cost: usize, f: impl Fn(u
         return;
     }
     let rows = data.len() / width;
-    if rows * cost <= SERIAL {
-        return f(0, data);
-    }
-    let piece = rows_per_piece(rows, cost);
-    data.par_chunks_mut(piece * width).enumerate().for_each(|(i, chunk)| f(i * piece, chunk));
+    let serial = rows * cost <= SERIAL;
+    let piece = if serial { rows } else { rows_per_piece(rows, cost) };
+    let work = |(i, chunk): (usize, &mut [T])| simd(|| f(i * piece, chunk));
+    if serial { work((0, data)) } else { data.par_chunks_mut(piece * width).enumerate().for_each(work) }
 }
 
 /// Calls `f(i, item)` for each item: in parallel when `cost`, the work of one item in element
 /// operations, makes it worth while.
 pub fn for_pieces<I: Send>(items: Vec<I>, cost: usize, f: impl Fn(usize, I) + Sync) {
-    if items.len() * cost <= SERIAL {
-        items.into_iter().enumerate().for_each(|(i, item)| f(i, item));
+    let work = |(i, item)| simd(|| f(i, item));
+    if items.len() < 2 || items.len() * cost <= SERIAL {
+        items.into_iter().enumerate().for_each(work);
     } else {
-        items.into_par_iter().enumerate().for_each(|(i, item)| f(i, item));
+        items.into_par_iter().enumerate().for_each(work);
     }
 }
 
@@ -52,11 +59,11 @@ pub fn map_reduce<T: crate::dtype::Real>(
     let piece = rows_per_piece(rows, cost);
     let pieces = rows.div_ceil(piece);
     if pieces <= 1 {
-        return f(0..rows, out);
+        return simd(|| f(0..rows, out));
     }
     let width = out.len();
     let mut partial = vec![T::zero(); pieces * width];
-    let work = |(i, p): (usize, &mut [T])| f(i * piece..rows.min((i + 1) * piece), p);
+    let work = |(i, p): (usize, &mut [T])| simd(|| f(i * piece..rows.min((i + 1) * piece), p));
     if rows * cost <= SERIAL {
         partial.chunks_mut(width).enumerate().for_each(work);
     } else {
@@ -66,5 +73,31 @@ pub fn map_reduce<T: crate::dtype::Real>(
         for (o, &v) in out.iter_mut().zip(p) {
             *o += v;
         }
+    }
+}
+
+/// `sums[c] += sum over rows of x[row, c]`, for rows of `sums.len()` elements.
+///
+/// Narrow rows are added several at a time, so that the vector registers are full.
+#[inline(always)]
+pub fn add_rows<T: crate::dtype::Real>(x: &[T], sums: &mut [T]) {
+    const WIDE: usize = 64;
+    let c = sums.len();
+    let together = WIDE / c;
+    let mut rows = x;
+    if together > 1 {
+        let width = together * c;
+        let mut wide = [T::zero(); WIDE];
+        let chunks = x.chunks_exact(width);
+        rows = chunks.remainder();
+        for chunk in chunks {
+            wide[..width].iter_mut().zip(chunk).for_each(|(s, &x)| *s += x);
+        }
+        for part in wide[..width].chunks_exact(c) {
+            sums.iter_mut().zip(part).for_each(|(s, &x)| *s += x);
+        }
+    }
+    for x in rows.chunks_exact(c) {
+        sums.iter_mut().zip(x).for_each(|(s, &x)| *s += x);
     }
 }

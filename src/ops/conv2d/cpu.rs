@@ -8,6 +8,7 @@
 //! on the number of threads.
 
 use super::Dims;
+use super::direct;
 use super::im2col::{col2im, im2col};
 use crate::device::cpu::{Mat, MatMut, for_pieces, gemm};
 use crate::device::Device;
@@ -43,6 +44,14 @@ fn scratch<T: Real>(device: &Device, groups: usize, each: usize) -> Tensor {
 
 pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], d: &Dims, device: &Device) -> Result<()> {
     let (k, pixels, g) = (d.patch(), d.pixels(), group(d));
+    if direct::suits(d) {
+        let packed = direct::pack(w, d);
+        let size = direct::forward_scratch(d);
+        let mut planes = scratch::<T>(device, d.n, size);
+        let images = y.chunks_mut(pixels * d.o).zip(planes.host_mut::<T>()?.chunks_mut(size)).zip(x.chunks(d.image()));
+        for_pieces(images.collect(), pixels * k * d.o, |_, ((y, planes), x)| direct::forward(x, &packed, b, y, planes, d));
+        return Ok(());
+    }
     let mut cols = scratch::<T>(device, if is_pointwise(d) { 0 } else { d.n.div_ceil(g) }, g * pixels * k);
     let mut cols = cols.host_mut::<T>()?.chunks_mut(g * pixels * k);
     let pieces: Vec<_> = y.chunks_mut(g * pixels * d.o).map(|y| (y, cols.next().unwrap_or_default())).collect();
@@ -108,14 +117,21 @@ fn sum_groups<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, d: &Di
     let groups = d.n.div_ceil(g);
     let mut sums = scratch::<T>(device, groups, gw.len());
     let sums = sums.host_mut::<T>()?;
-    let mut cols = scratch::<T>(device, if is_pointwise(d) { 0 } else { groups }, pixels * k);
-    let mut cols = cols.host_mut::<T>()?.chunks_mut(pixels * k);
+    let direct = direct::suits(d);
+    let size = if direct { direct::backward_scratch(d) } else { pixels * k };
+    let mut cols = scratch::<T>(device, if is_pointwise(d) && !direct { 0 } else { groups }, size);
+    let mut cols = cols.host_mut::<T>()?.chunks_mut(size);
     let pieces: Vec<_> = sums.chunks_mut(gw.len()).map(|s| (s, cols.next().unwrap_or_default())).collect();
     for_pieces(pieces, g * pixels * k * d.o, |i, (sum, cols)| {
         for image in i * g..d.n.min((i + 1) * g) {
-            let patches = patches(&x[image * d.image()..(image + 1) * d.image()], cols, 1, d);
-            let gy = Mat::new(&gy[image * pixels * d.o..], pixels, d.o);
-            gemm(MatMut::new(sum, d.o, k), image > i * g, gy.t(), Mat::new(patches, pixels, k));
+            let x = &x[image * d.image()..(image + 1) * d.image()];
+            let gy = &gy[image * pixels * d.o..(image + 1) * pixels * d.o];
+            if direct {
+                direct::backward_w(gy, x, sum, image > i * g, cols, d);
+            } else {
+                let patches = Mat::new(patches(x, cols, 1, d), pixels, k);
+                gemm(MatMut::new(sum, d.o, k), image > i * g, Mat::new(gy, pixels, d.o).t(), patches);
+            }
         }
     });
     if !accumulate {

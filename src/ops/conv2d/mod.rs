@@ -8,6 +8,7 @@
 //! Processing", 2006 (the im2col form).
 
 mod cpu;
+mod direct;
 mod im2col;
 
 use super::case::{Case, Draw, Fill};
@@ -157,6 +158,7 @@ pub fn cases() -> Vec<Case> {
         case([5, 4, 4, 9], 17, plain(1), true),
         case([2, 3, 3, 4], 3, Window::square(1, 2, 1), true),
         case([17, 6, 6, 5], 20, plain(5), true),
+        case([3, 5, 20, 3], 7, Window { kernel: [3, 4], stride: [2, 1], pad: [1, 1] }, true),
         case([4, 32, 32, 3], 6, plain(5), true).timed(),
         case([4, 14, 14, 6], 16, plain(5), true).timed(),
         case([16, 30, 30, 16], 32, plain(3), true).timed(),
@@ -173,7 +175,9 @@ pub fn random_case(d: &mut Draw) -> Case {
         stride: [d.int(1, 3), d.int(1, 3)],
         pad: [d.int(0, 3), d.int(0, 3)],
     };
-    case([d.int(1, 5), d.int(4, 8), d.int(4, 8), d.int(1, 4)], d.int(1, 5), window, d.flip())
+    // Some rows are long enough for the direct form.
+    let width = if d.int(0, 2) == 0 { d.int(17, 24) } else { d.int(4, 8) };
+    case([d.int(1, 5), d.int(4, 8), width, d.int(1, 4)], d.int(1, 5), window, d.flip())
 }
 
 #[cfg(test)]

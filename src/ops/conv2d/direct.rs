@@ -1,0 +1,249 @@
+//! Convolution with few output channels, without im2col: the vector lanes lie along the image's row.
+//!
+//! With 6 output channels a matrix product leaves most of a vector register empty, and laying the
+//! patches out costs more than the product. Here an image is first split into planes (one a channel,
+//! padding included), so that 32 neighbouring pixels are one load; a block of output channels is
+//! kept in registers while the kernel's window runs over its taps.
+
+use super::Dims;
+use crate::dtype::Real;
+
+/// Output channels per block: with 32 pixels each they fill 12 of the 32 AVX-512 registers.
+const OUTPUTS: usize = 6;
+/// Pixels per strip of the forward pass.
+const STRIP: usize = 32;
+/// Pixels per strip of the weights' gradient.
+const LANES: usize = 16;
+
+/// Whether a convolution is one for this file: few output channels, rows that fill a strip, and a
+/// processor whose multiply-add is one instruction.
+pub(super) fn suits(d: &Dims) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let fma = std::arch::is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    let fma = cfg!(target_arch = "aarch64");
+    fma && d.o <= 2 * OUTPUTS && d.c <= 8 && d.window.stride[1] == 1 && d.y[1] >= LANES
+}
+
+/// The padded planes of an image: `[c, h + 2 ph, w + 2 pw]` and zeros behind, so that a strip may
+/// reach past the end.
+struct Planes {
+    width: usize,
+    size: usize,
+}
+
+impl Planes {
+    fn new(d: &Dims) -> Self {
+        let width = d.x[1] + 2 * d.window.pad[1];
+        Planes { width, size: (d.x[0] + 2 * d.window.pad[0]) * width }
+    }
+
+    fn len(&self, d: &Dims) -> usize {
+        d.c * self.size + STRIP
+    }
+
+    #[inline(always)]
+    fn split<T: Real>(&self, x: &[T], planes: &mut [T], d: &Dims) {
+        let ([_, w], [ph, pw], c) = (d.x, d.window.pad, d.c);
+        planes.fill(T::zero());
+        for (row, x) in x.chunks_exact(w * c).enumerate() {
+            let at = (row + ph) * self.width + pw;
+            for (ch, plane) in planes.chunks_mut(self.size).take(c).enumerate() {
+                let row = &mut plane[at..at + w];
+                row.iter_mut().zip(x[ch..].iter().step_by(c)).for_each(|(p, &x)| *p = x);
+            }
+        }
+    }
+}
+
+/// Elements of scratch memory that [`forward`] needs per image.
+pub(super) fn forward_scratch(d: &Dims) -> usize {
+    Planes::new(d).len(d)
+}
+
+/// Elements of scratch memory that [`backward_w`] needs per image.
+pub(super) fn backward_scratch(d: &Dims) -> usize {
+    Planes::new(d).len(d) + d.o.next_multiple_of(OUTPUTS) * d.y[0] * d.y[1].next_multiple_of(LANES)
+}
+
+/// The weights `[o, kh, kw, c]` in the order that the forward pass reads them:
+/// `[block of outputs, c, kh, kw, outputs in the block]`, zeros where the last block has no output.
+pub(super) fn pack<T: Real>(w: &[T], d: &Dims) -> Vec<T> {
+    let ([kh, kw], c, k) = (d.window.kernel, d.c, d.patch());
+    let mut packed = vec![T::zero(); d.o.next_multiple_of(OUTPUTS) * k];
+    for (o, w) in w.chunks_exact(k).enumerate() {
+        let block = &mut packed[o / OUTPUTS * OUTPUTS * k..];
+        for (i, &v) in w.iter().enumerate() {
+            let (tap, ch) = (i / c, i % c);
+            block[(ch * kh * kw + tap) * OUTPUTS + o % OUTPUTS] = v;
+        }
+    }
+    packed
+}
+
+/// One image: y `[ho, wo, o]` from x `[h, w, c]`.
+#[inline(always)]
+pub(super) fn forward<T: Real>(x: &[T], packed: &[T], b: Option<&[T]>, y: &mut [T], planes: &mut [T], d: &Dims) {
+    let (shape, o, k) = (Planes::new(d), d.o, d.patch());
+    shape.split(x, planes, d);
+    for (p, y) in y.chunks_exact_mut(d.y[1] * o).enumerate() {
+        for q in (0..d.y[1]).step_by(STRIP) {
+            let start = p * d.window.stride[0] * shape.width + q;
+            let y = &mut y[q * o..];
+            for (block, w) in packed.chunks_exact(OUTPUTS * k).enumerate() {
+                let acc = strip(&planes[start..], w, &shape, d);
+                let first = block * OUTPUTS;
+                for (i, acc) in acc.iter().enumerate().take(o - first) {
+                    let bias = b.map_or(T::zero(), |b| b[first + i]);
+                    y.iter_mut().skip(first + i).step_by(o).zip(acc).for_each(|(y, &a)| *y = a + bias);
+                }
+            }
+        }
+    }
+}
+
+/// A strip of pixels for a block of output channels.
+#[inline(always)]
+fn strip<T: Real>(planes: &[T], w: &[T], shape: &Planes, d: &Dims) -> [[T; STRIP]; OUTPUTS] {
+    let [kh, kw] = d.window.kernel;
+    let mut acc = [[T::zero(); STRIP]; OUTPUTS];
+    let (w, _) = w.as_chunks::<OUTPUTS>();
+    for (row, w) in w.chunks_exact(kw).enumerate() {
+        let at = row / kh * shape.size + row % kh * shape.width;
+        for (s, w) in w.iter().enumerate() {
+            // A strip that starts in the last row may reach into the zeros behind the planes.
+            let Some(x) = planes[at + s..].first_chunk::<STRIP>() else { continue };
+            for (acc, &w) in acc.iter_mut().zip(w) {
+                for l in 0..STRIP {
+                    acc[l] = w.mul_add(x[l], acc[l]);
+                }
+            }
+        }
+    }
+    acc
+}
+
+/// One image's share of the weights' gradient, written or added into gw `[o, kh, kw, c]`.
+#[inline(always)]
+pub(super) fn backward_w<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, scratch: &mut [T], d: &Dims) {
+    let (shape, [kh, kw], c) = (Planes::new(d), d.window.kernel, d.c);
+    let (planes, grads) = scratch.split_at_mut(shape.len(d));
+    shape.split(x, planes, d);
+    // gy as [o, ho, wo rounded up], zeros in the gaps: they cancel what lies past the end of a row.
+    let width = d.y[1].next_multiple_of(LANES);
+    let size = d.y[0] * width;
+    grads.fill(T::zero());
+    for (row, gy) in gy.chunks_exact(d.y[1] * d.o).enumerate() {
+        for (o, grads) in grads.chunks_exact_mut(size).take(d.o).enumerate() {
+            let row = &mut grads[row * width..][..d.y[1]];
+            row.iter_mut().zip(gy[o..].iter().step_by(d.o)).for_each(|(g, &v)| *g = v);
+        }
+    }
+    let mut put = |first: usize, r: usize, s: usize, ch: usize, sums: &[T]| {
+        for (i, &sum) in sums.iter().enumerate().take(d.o - first) {
+            let at = &mut gw[(((first + i) * kh + r) * kw + s) * c + ch];
+            *at = if accumulate { *at + sum } else { sum };
+        }
+    };
+    for first in (0..d.o).step_by(OUTPUTS) {
+        let grads = &grads[first * size..][..OUTPUTS * size];
+        for tap in 0..c * kh {
+            let (ch, r) = (tap / kh, tap % kh);
+            let x = &planes[ch * shape.size + r * shape.width..];
+            let mut s = 0;
+            while s < kw {
+                // Three taps of a row at once share the loads of gy.
+                if s + 3 <= kw {
+                    for (i, sums) in taps::<T, 3>(&x[s..], grads, &shape, width, d).iter().enumerate() {
+                        put(first, r, s + i, ch, sums);
+                    }
+                    s += 3;
+                } else {
+                    put(first, r, s, ch, &taps::<T, 1>(&x[s..], grads, &shape, width, d)[0]);
+                    s += 1;
+                }
+            }
+        }
+    }
+}
+
+/// The sums over all pixels of gy·x for N neighbouring taps and a block of output channels.
+#[inline(always)]
+fn taps<T: Real, const N: usize>(x: &[T], grads: &[T], shape: &Planes, width: usize, d: &Dims) -> [[T; OUTPUTS]; N] {
+    let mut acc = [[[T::zero(); LANES]; OUTPUTS]; N];
+    let size = d.y[0] * width;
+    for p in 0..d.y[0] {
+        for q in (0..width).step_by(LANES) {
+            let x = &x[p * d.window.stride[0] * shape.width + q..];
+            let g: [&[T]; OUTPUTS] = std::array::from_fn(|o| &grads[o * size + p * width + q..][..LANES]);
+            for (n, acc) in acc.iter_mut().enumerate() {
+                let x = &x[n..n + LANES];
+                for (acc, g) in acc.iter_mut().zip(g) {
+                    for l in 0..LANES {
+                        acc[l] = g[l].mul_add(x[l], acc[l]);
+                    }
+                }
+            }
+        }
+    }
+    acc.map(|acc| acc.map(|lanes| lanes.iter().copied().sum()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::case::Draw;
+    use crate::ops::window::Window;
+
+    /// Both passes against the definition, for random geometries that suit.
+    #[test]
+    fn agree_with_the_definition() {
+        let mut tried = 0;
+        for seed in 0..200 {
+            let mut draw = Draw::new(seed);
+            let window = Window {
+                kernel: [draw.int(1, 5), draw.int(1, 5)],
+                stride: [draw.int(1, 3), 1],
+                pad: [draw.int(0, 2), draw.int(0, 2)],
+            };
+            let (h, w, c, o) = (draw.int(5, 9), draw.int(16, 70), draw.int(1, 4), draw.int(1, 12));
+            let d = Dims { n: 1, x: [h, w], c, y: window.output("t", [h, w]).unwrap(), o, window };
+            if !suits(&d) {
+                continue;
+            }
+            tried += 1;
+            let number = |i: usize| ((i * 7919 + seed as usize) % 23) as f64 - 11.0;
+            let x: Vec<f64> = (0..d.image()).map(number).collect();
+            let wt: Vec<f64> = (0..o * d.patch()).map(|i| number(i + 5)).collect();
+            let b: Vec<f64> = (0..o).map(number).collect();
+            let gy: Vec<f64> = (0..d.pixels() * o).map(|i| number(i + 3)).collect();
+            let mut want: Vec<f64> = (0..gy.len()).map(|i| b[i % o]).collect();
+            let mut gw_want = vec![0.0; wt.len()];
+            let [kh, kw] = window.kernel;
+            for pixel in 0..d.pixels() {
+                for tap in 0..kh * kw {
+                    let row = (pixel / d.y[1] * window.stride[0] + tap / kw).wrapping_sub(window.pad[0]);
+                    let col = (pixel % d.y[1] + tap % kw).wrapping_sub(window.pad[1]);
+                    if row < h && col < w {
+                        for i in 0..o * c {
+                            let (out, ch) = (i / c, i % c);
+                            let (at, from) = ((out * kh * kw + tap) * c + ch, x[(row * w + col) * c + ch]);
+                            want[pixel * o + out] += wt[at] * from;
+                            gw_want[at] += gy[pixel * o + out] * from;
+                        }
+                    }
+                }
+            }
+            let mut y = vec![f64::NAN; want.len()];
+            let mut scratch = vec![f64::NAN; backward_scratch(&d)];
+            forward(&x, &pack(&wt, &d), Some(&b), &mut y, &mut scratch[..forward_scratch(&d)], &d);
+            assert_eq!(y, want, "{d:?}");
+            let mut gw = vec![f64::NAN; wt.len()];
+            backward_w(&gy, &x, &mut gw, false, &mut scratch, &d);
+            assert_eq!(gw, gw_want, "{d:?}");
+            backward_w(&gy, &x, &mut gw, true, &mut scratch, &d);
+            assert!(gw.iter().zip(&gw_want).all(|(a, b)| *a == 2.0 * b));
+        }
+        assert!(tried > 100 || !cfg!(target_arch = "x86_64"), "{tried}");
+    }
+}
