@@ -12,7 +12,10 @@ with momentum 0.9, on one batch that stays in memory. Tilework is timed by its c
 
 The sides take turns, one process per measurement, so that what else happens on the machine hits all
 three alike; a measurement is the median of what fits in its seconds, and the table shows the median
-of the rounds. Measurements during which other processes used the CPU are marked with "!".
+of the rounds. A measurement during which other processes used the CPU is marked "!" and left out of
+the median while there are others. Where all of a side's are disturbed, its median is marked too, and
+the ratio means nothing: PyTorch's threads wait for each other at every op and lose far more than
+their share when one of them is held up.
 """
 
 import argparse
@@ -92,6 +95,15 @@ def watched(command, env):
     return done.stdout, max(0.0, others / (time.monotonic() - start))
 
 
+def wait_for_quiet(limit):
+    """Returns when the machine has idled for a second, or after `limit` seconds."""
+    start, quiet = time.monotonic(), 0
+    while quiet < 4 and time.monotonic() - start < limit:
+        before = busy_seconds()
+        time.sleep(0.25)
+        quiet = quiet + 1 if before is None or busy_seconds() - before <= 0.25 * BUSY else 0
+
+
 def build_bench():
     """Builds the bench and gives the path of its executable."""
     command = ["cargo", "bench", "--bench", "train_step", "--no-run", "--message-format=json"]
@@ -152,6 +164,7 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), help="threads for both (default: the cores)")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a measurement (default 3)")
     parser.add_argument("--warm-up", type=float, default=1.0, help="seconds before each measurement (default 1)")
+    parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait up to so long before each measurement until the machine is idle (default 0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
     args = parser.parse_args()
     if args.rounds < 1 or args.threads < 1:
@@ -176,6 +189,7 @@ def main():
             order = sides[number % len(sides) :] + sides[: number % len(sides)]
             row = {}
             for side in order:
+                wait_for_quiet(args.wait)
                 if side == "ours":
                     seconds, others = measure_ours(bench, name, args)
                 else:
@@ -185,18 +199,23 @@ def main():
             rounds.append(row)
             cells = [f"{SIDES[s]} {row[s]['seconds'] * 1e3:.3f}{'!' if row[s]['others'] > BUSY else ''}" for s in sides]
             print(f"{name} round {number + 1}: {', '.join(cells)} ms", flush=True)
-        median = {s: statistics.median(r[s]["seconds"] for r in rounds) for s in sides}
-        result["networks"][name] = {"rounds": rounds, "median": median}
+        median, doubtful = {}, []
+        for side in sides:
+            calm = [r[side]["seconds"] for r in rounds if r[side]["others"] <= BUSY]
+            median[side] = statistics.median(calm or [r[side]["seconds"] for r in rounds])
+            doubtful += [] if calm else [side]
+        result["networks"][name] = {"rounds": rounds, "median": median, "doubtful": doubtful}
 
     rows = [["network", "batch", *SIDES.values(), "PyTorch's faster / ours"]]
     import networks
 
     for name, entry in result["networks"].items():
-        median = entry["median"]
+        median, mark = entry["median"], {s: "!" if s in entry["doubtful"] else "" for s in SIDES}
         faster = min(median[s] for s in SIDES if s != "ours")
         entry["ratio"] = faster / median["ours"] if "ours" in median else None
-        cells = [f"{median[s] * 1e3:.3f} ms" if s in median else "not in the bench" for s in SIDES]
-        rows.append([name, str(networks.RECIPES[name][1]), *cells, f"{entry['ratio']:.2f}" if entry["ratio"] else "-"])
+        cells = [f"{median[s] * 1e3:.3f} ms{mark[s]}" if s in median else "not in the bench" for s in SIDES]
+        ratio = f"{entry['ratio']:.2f}{'!' * bool(entry['doubtful'])}" if entry["ratio"] else "-"
+        rows.append([name, str(networks.RECIPES[name][1]), *cells, ratio])
     print(f"\n{result['processor']}, {args.threads} threads, PyTorch {result['torch']}; step time, median of {args.rounds} rounds; above 1 we are faster\n")
     print(table(rows))
     if disturbed:

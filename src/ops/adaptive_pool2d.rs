@@ -111,7 +111,7 @@ impl Backward for AdaptiveAvgPool2d {
 
 mod cpu {
     use super::super::window::max_pixel;
-    use crate::device::cpu::for_rows;
+    use crate::device::cpu::{for_rows, vectorised};
     use crate::dtype::Real;
     use crate::shape::Shape;
     use std::ops::Range;
@@ -142,17 +142,23 @@ mod cpu {
     }
 
     pub(super) fn max_forward<T: Real>(x: &[T], y: &mut [T], arg: &mut [i32], xs: Shape, ys: Shape) {
-        let (c, xi, yi) = (xs.last(), item(xs), item(ys));
+        let (xi, yi) = (item(xs), item(ys));
         let mut pairs: Vec<_> = y.chunks_mut(yi).zip(arg.chunks_mut(yi)).collect();
         for_rows(&mut pairs, 1, xi, |first, pairs| {
             for ((y, arg), x) in pairs.iter_mut().zip(x[first * xi..].chunks(xi)) {
-                let ([_, h, w, _], [_, ho, wo, _]) = (xs.rank4().unwrap_or([1; 4]), ys.rank4().unwrap_or([1; 4]));
+                max_image(x, y, arg, xs, ys);
+            }
+        });
+    }
+
+    vectorised! {
+        fn max_image<T>(x: &[T], y: &mut [T], arg: &mut [i32], xs: Shape, ys: Shape) {
+                let ([_, h, w, c], [_, ho, wo, _]) = (xs.rank4().unwrap_or([1; 4]), ys.rank4().unwrap_or([1; 4]));
                 for (o, (y, arg)) in y.chunks_mut(c).zip(arg.chunks_mut(c)).enumerate() {
                     let (rows, cols) = (span(o / wo, ho, h), span(o % wo, wo, w));
                     max_pixel(x, c, rows.flat_map(|r| cols.clone().map(move |s| r * w + s)), y, arg);
                 }
-            }
-        });
+        }
     }
 
     pub(super) fn max_backward<T: Real>(gy: &[T], arg: &[i32], gx: &mut [T], xs: Shape, ys: Shape) {

@@ -153,7 +153,7 @@ impl Backward for BatchNorm2d {
 }
 
 mod cpu {
-    use crate::device::cpu::{for_rows, map_reduce};
+    use crate::device::cpu::{add_rows, for_rows, map_reduce, vectorised};
     use crate::dtype::Real;
 
     /// Mean and biased variance per channel. Two passes: the second sums squares about the mean, so
@@ -163,19 +163,10 @@ mod cpu {
         let rows = x.len() / c;
         let scale = T::of(1.0 / rows as f64);
         mean.fill(T::zero());
-        map_reduce(rows, c, mean, |range, sum| {
-            for x in x[range.start * c..range.end * c].chunks_exact(c) {
-                sum.iter_mut().zip(x).for_each(|(s, &x)| *s += x);
-            }
-        });
+        map_reduce(rows, c, mean, |range, sum| add_rows(&x[range.start * c..range.end * c], sum));
         mean.iter_mut().for_each(|m| *m *= scale);
         var.fill(T::zero());
-        let mean = &*mean;
-        map_reduce(rows, c, var, |range, sum| {
-            for x in x[range.start * c..range.end * c].chunks_exact(c) {
-                sum.iter_mut().zip(x).zip(mean).for_each(|((s, &x), &m)| *s += (x - m) * (x - m));
-            }
-        });
+        map_reduce(rows, c, var, |range, sum| add_squares(&x[range.start * c..range.end * c], mean, sum));
         var.iter_mut().for_each(|v| *v *= scale);
     }
 
@@ -194,12 +185,7 @@ mod cpu {
     pub(super) fn normalise<T: Real>(x: &[T], y: &mut [T], mean: &[T], inv_std: &[T], gamma: &[T], beta: &[T]) {
         let c = mean.len();
         let scale: Vec<T> = gamma.iter().zip(inv_std).map(|(&g, &s)| g * s).collect();
-        for_rows(y, c, c, |first, y| {
-            for (y, x) in y.chunks_exact_mut(c).zip(x[first * c..].chunks_exact(c)) {
-                let channel = mean.iter().zip(&scale).zip(beta);
-                y.iter_mut().zip(x).zip(channel).for_each(|((y, &x), ((&m, &s), &b))| *y = (x - m) * s + b);
-            }
-        });
+        for_rows(y, c, c, |first, y| scale_rows(&x[first * c..], y, mean, &scale, beta));
     }
 
     /// `ggamma = sum gy·xhat` and `gbeta = sum gy`.
@@ -209,13 +195,7 @@ mod cpu {
         map_reduce(x.len() / c, 2 * c, &mut sums, |range, sums| {
             let (gg, gb) = sums.split_at_mut(c);
             let range = range.start * c..range.end * c;
-            for (x, gy) in x[range.clone()].chunks_exact(c).zip(gy[range].chunks_exact(c)) {
-                let out = gg.iter_mut().zip(gb.iter_mut());
-                out.zip(gy).zip(x).zip(mean).for_each(|((((gg, gb), &g), &x), &m)| {
-                    *gg += g * (x - m);
-                    *gb += g;
-                });
-            }
+            add_products(&x[range.clone()], &gy[range], mean, gg, gb);
         });
         ggamma.iter_mut().zip(&sums).zip(inv_std).for_each(|((o, &s), &i)| *o = s * i);
         gbeta.copy_from_slice(&sums[c..]);
@@ -237,21 +217,61 @@ mod cpu {
         let a: Vec<T> = gamma.iter().zip(inv_std).map(|(&g, &i)| g * i).collect();
         let b: Vec<T> = a.iter().zip(inv_std).zip(ggamma).map(|((&a, &i), &gg)| -a * i * gg * m).collect();
         let d: Vec<T> = a.iter().zip(gbeta).map(|(&a, &gb)| -a * gb * m).collect();
-        for_rows(g, c, c, |first, g| {
-            for (g, x) in g.chunks_exact_mut(c).zip(x[first * c..].chunks_exact(c)) {
-                let channel = a.iter().zip(&b).zip(&d).zip(mean);
-                g.iter_mut().zip(x).zip(channel).for_each(|((g, &x), (((&a, &b), &d), &m))| *g = a * *g + b * (x - m) + d);
-            }
-        });
+        for_rows(g, c, c, |first, g| combine(&x[first * c..], g, mean, &a, &b, &d));
     }
 
     pub(super) fn backward_eval<T: Real>(g: &mut [T], inv_std: &[T], gamma: &[T]) {
         let c = gamma.len();
+        let scale: Vec<T> = gamma.iter().zip(inv_std).map(|(&g, &s)| g * s).collect();
         for_rows(g, c, c, |_, g| {
             for g in g.chunks_exact_mut(c) {
-                g.iter_mut().zip(inv_std).zip(gamma).for_each(|((g, &i), &a)| *g *= a * i);
+                g.iter_mut().zip(&scale).for_each(|(g, &s)| *g *= s);
             }
         });
+    }
+
+    // The loops over rows of channels.
+    vectorised! {
+        fn add_squares<T>(x: &[T], mean: &[T], sum: &mut [T]) {
+            let c = mean.len();
+            let sum = &mut sum[..c];
+            for x in x.chunks_exact(c) {
+                for i in 0..c {
+                    sum[i] += (x[i] - mean[i]) * (x[i] - mean[i]);
+                }
+            }
+        }
+
+        fn scale_rows<T>(x: &[T], y: &mut [T], mean: &[T], scale: &[T], beta: &[T]) {
+            let c = mean.len();
+            let (scale, beta) = (&scale[..c], &beta[..c]);
+            for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+                for i in 0..c {
+                    y[i] = (x[i] - mean[i]) * scale[i] + beta[i];
+                }
+            }
+        }
+
+        fn add_products<T>(x: &[T], gy: &[T], mean: &[T], gg: &mut [T], gb: &mut [T]) {
+            let c = mean.len();
+            let (gg, gb) = (&mut gg[..c], &mut gb[..c]);
+            for (x, gy) in x.chunks_exact(c).zip(gy.chunks_exact(c)) {
+                for i in 0..c {
+                    gg[i] += gy[i] * (x[i] - mean[i]);
+                    gb[i] += gy[i];
+                }
+            }
+        }
+
+        fn combine<T>(x: &[T], g: &mut [T], mean: &[T], a: &[T], b: &[T], d: &[T]) {
+            let c = mean.len();
+            let (a, b, d) = (&a[..c], &b[..c], &d[..c]);
+            for (g, x) in g.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+                for i in 0..c {
+                    g[i] = a[i] * g[i] + b[i] * (x[i] - mean[i]) + d[i];
+                }
+            }
+        }
     }
 }
 

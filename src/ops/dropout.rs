@@ -70,7 +70,7 @@ impl Backward for Dropout {
 }
 
 mod cpu {
-    use crate::device::cpu::for_rows;
+    use crate::device::cpu::{for_rows, vectorised};
     use crate::dtype::Real;
     use crate::rng::Stream;
 
@@ -82,15 +82,19 @@ mod cpu {
         // Keep where word >= p * 2^32, the same comparison of integers on every device.
         let threshold = (p * 4_294_967_296.0) as u32;
         let scale = T::of(1.0 / (1.0 - p));
-        for_rows(y, 1, 16, |first, y| {
+        for_rows(y, 1, 16, |first, y| mask(&x[first..], y, first, threshold, scale, s));
+    }
+
+    vectorised! {
+        fn mask<T>(x: &[T], y: &mut [T], first: usize, threshold: u32, scale: T, s: Stream) {
             // Pieces begin at multiples of GROUP except when the whole is one piece, at 0.
             let mut words = [0u32; GROUP];
-            let mut at = first;
+            let mut at = 0;
             let mut rest = y;
             while !rest.is_empty() {
-                let skip = at % GROUP;
+                let skip = (first + at) % GROUP;
                 let n = (GROUP - skip).min(rest.len());
-                let block = ((at - skip) / 4) as u32;
+                let block = ((first + at - skip) / 4) as u32;
                 s.fill(block, &mut words);
                 let (head, tail) = rest.split_at_mut(n);
                 for ((y, &x), &word) in head.iter_mut().zip(&x[at..]).zip(&words[skip..]) {
@@ -99,7 +103,7 @@ mod cpu {
                 rest = tail;
                 at += n;
             }
-        });
+        }
     }
 }
 

@@ -72,7 +72,7 @@ impl Backward for Flatten {
 }
 
 mod cpu {
-    use crate::device::cpu::for_rows;
+    use crate::device::cpu::{for_rows, vectorised};
     use crate::dtype::Real;
 
     /// Each item is a `rows × cols` matrix; writes its transpose.
@@ -80,11 +80,17 @@ mod cpu {
         let item = rows * cols;
         for_rows(y, item, item, |first, y| {
             for (y, x) in y.chunks_mut(item).zip(x[first * item..].chunks(item)) {
-                for (col, y) in y.chunks_mut(rows).enumerate() {
-                    y.iter_mut().zip(x[col..].iter().step_by(cols)).for_each(|(y, &x)| *y = x);
-                }
+                one(x, y, rows, cols);
             }
         });
+    }
+
+    vectorised! {
+        fn one<T>(x: &[T], y: &mut [T], rows: usize, cols: usize) {
+            for (col, y) in y.chunks_mut(rows).enumerate() {
+                y.iter_mut().zip(x[col..].iter().step_by(cols)).for_each(|(y, &x)| *y = x);
+            }
+        }
     }
 }
 

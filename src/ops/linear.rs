@@ -86,7 +86,7 @@ impl Backward for Linear {
 }
 
 pub(super) mod cpu {
-    use crate::device::cpu::{Mat, MatMut, for_pieces, gemm};
+    use crate::device::cpu::{Mat, MatMut, for_pieces, gemm, vectorised};
     use crate::dtype::Real;
 
     /// Rows or columns of a large matrix per piece of work.
@@ -123,20 +123,27 @@ pub(super) mod cpu {
         for_pieces(pieces.collect(), rows_cost(x.len(), block), |i, mut y| {
             let first = i * block;
             for (y, x) in y.iter_mut().zip(x.chunks_exact(inputs)) {
-                let mut at = 0;
-                while at + 4 <= y.len() {
-                    let w = &w[(first + at) * inputs..];
-                    y[at..at + 4].copy_from_slice(&dots::<T, 4>(x, w));
-                    at += 4;
-                }
-                for o in at..y.len() {
-                    y[o] = dots::<T, 1>(x, &w[(first + o) * inputs..])[0];
-                }
+                one_row(x, &w[first * inputs..], y);
                 if let Some(b) = b {
                     y.iter_mut().zip(&b[first..]).for_each(|(y, &b)| *y += b);
                 }
             }
         });
+    }
+
+    vectorised! {
+        fn one_row<T>(x: &[T], w: &[T], y: &mut [T]) {
+            let (fours, rest) = y.as_chunks_mut::<4>();
+            let mut w = w;
+            for y in fours {
+                *y = dots::<T, 4>(x, w);
+                w = &w[4 * x.len()..];
+            }
+            for y in rest {
+                [*y] = dots::<T, 1>(x, w);
+                w = &w[x.len()..];
+            }
+        }
     }
 
     fn rows_cost(x: usize, outputs: usize) -> usize {
@@ -151,11 +158,12 @@ pub(super) mod cpu {
         let k = x.len();
         let mut acc = [[T::zero(); L]; N];
         let (chunks, rest) = x.as_chunks::<L>();
+        let rows: [&[[T; L]]; N] = std::array::from_fn(|n| w[n * k..(n + 1) * k].as_chunks::<L>().0);
         for (i, x) in chunks.iter().enumerate() {
-            for (acc, w) in acc.iter_mut().zip(w.chunks_exact(k)) {
-                let w = &w[i * L..(i + 1) * L];
+            for n in 0..N {
+                let w = &rows[n][i];
                 for l in 0..L {
-                    acc[l] += x[l] * w[l];
+                    acc[n][l] += x[l] * w[l];
                 }
             }
         }

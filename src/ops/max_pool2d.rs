@@ -85,7 +85,7 @@ impl Backward for MaxPool2d {
 mod cpu {
     use super::Window;
     use super::super::window::max_pixel;
-    use crate::device::cpu::for_pieces;
+    use crate::device::cpu::{for_pieces, vectorised};
     use crate::dtype::Real;
     use crate::shape::Shape;
 
@@ -93,7 +93,13 @@ mod cpu {
         let ([_, h, w, c], [_, ho, wo, _]) = (xs.rank4().unwrap_or([1; 4]), ys.rank4().unwrap_or([1; 4]));
         let row = wo * c;
         let rows: Vec<_> = y.chunks_mut(ho * row).zip(arg.chunks_mut(ho * row)).zip(x.chunks(h * w * c)).collect();
-        for_pieces(rows, ho * row * win.kernel[0] * win.kernel[1], |_, ((y, arg), x)| {
+        for_pieces(rows, ho * row * win.kernel[0] * win.kernel[1], |_, ((y, arg), x)| image(x, y, arg, [h, w, c], wo, win));
+    }
+
+    vectorised! {
+        fn image<T>(x: &[T], y: &mut [T], arg: &mut [i32], size: [usize; 3], wo: usize, win: Window) {
+            let [h, w, c] = size;
+            let row = wo * c;
             for ((p, y), arg) in y.chunks_mut(row).enumerate().zip(arg.chunks_mut(row)) {
                 let (h0, rs) = win.clip(0, p, h);
                 for ((q, y), arg) in y.chunks_mut(c).enumerate().zip(arg.chunks_mut(c)) {
@@ -105,7 +111,7 @@ mod cpu {
                     max_pixel(x, c, pixels, y, arg);
                 }
             }
-        });
+        }
     }
 
     pub(super) fn backward<T: Real>(gy: &[T], arg: &[i32], gx: &mut [T], xs: Shape, ys: Shape) {

@@ -63,20 +63,26 @@ impl Backward for Relu {
 }
 
 mod cpu {
-    use crate::device::cpu::for_rows;
+    use crate::device::cpu::{for_rows, vectorised};
     use crate::dtype::Real;
 
     pub(super) fn forward<T: Real>(x: &[T], y: &mut [T]) {
-        for_rows(y, 1, 1, |i, y| {
-            // `> 0` and not `max`, so that NaN stays NaN.
-            y.iter_mut().zip(&x[i..]).for_each(|(y, &x)| *y = if x < T::zero() { T::zero() } else { x });
-        });
+        for_rows(y, 1, 1, |i, y| clamp(&x[i..], y));
     }
 
     pub(super) fn backward_in_place<T: Real>(y: &[T], g: &mut [T]) {
-        for_rows(g, 1, 1, |i, g| {
-            g.iter_mut().zip(&y[i..]).for_each(|(g, &y)| *g = if y > T::zero() { *g } else { T::zero() });
-        });
+        for_rows(g, 1, 1, |i, g| mask(&y[i..], g));
+    }
+
+    vectorised! {
+        fn clamp<T>(x: &[T], y: &mut [T]) {
+            // A comparison and not `max`, so that NaN stays NaN.
+            y.iter_mut().zip(x).for_each(|(y, &x)| *y = if x < T::zero() { T::zero() } else { x });
+        }
+
+        fn mask<T>(y: &[T], g: &mut [T]) {
+            g.iter_mut().zip(y).for_each(|(g, &y)| *g = if y > T::zero() { *g } else { T::zero() });
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 use super::{Optimizer, PIECE, zeros_like};
 use crate::autograd::StepState;
 use crate::device::Buffer;
-use crate::device::cpu::for_pieces;
+use crate::device::cpu::{for_pieces, vectorised};
 use crate::error::Result;
 use crate::nn::params::{ParamGrads, Params};
 
@@ -44,17 +44,24 @@ impl Optimizer for Adam {
         let g = grads.buffer().host::<f32>()?.chunks(PIECE);
         let (m, v) = (self.mean.host_mut::<f32>()?.chunks_mut(PIECE), self.square.host_mut::<f32>()?.chunks_mut(PIECE));
         for_pieces(p.zip(g).zip(m).zip(v).collect(), PIECE, |_, (((p, g), m), v)| {
-            for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-                let g = g + decay * *p;
-                *m = b1 * *m + c1 * g;
-                *v = b2 * *v + c2 * g * g;
-                *p = *p * keep - rate * *m / (v.sqrt() * unbias + eps);
-            }
+            update(p, g, m, v, [b1, c1, b2, c2], [decay, keep, rate, unbias, eps]);
         });
         Ok(())
     }
 
     fn state(&mut self) -> Vec<(&'static str, &mut Buffer)> {
         vec![("exp_avg", &mut self.mean), ("exp_avg_sq", &mut self.square)]
+    }
+}
+
+vectorised! {
+    fn update<T>(p: &mut [T], g: &[T], m: &mut [T], v: &mut [T], betas: [T; 4], constants: [T; 5]) {
+        let ([b1, c1, b2, c2], [decay, keep, rate, unbias, eps]) = (betas, constants);
+        for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+            let g = g + decay * *p;
+            *m = b1 * *m + c1 * g;
+            *v = b2 * *v + c2 * g * g;
+            *p = *p * keep - rate * *m / (v.sqrt() * unbias + eps);
+        }
     }
 }

@@ -6,7 +6,7 @@
 use super::{Optimizer, PIECE, zeros_like};
 use crate::autograd::StepState;
 use crate::device::Buffer;
-use crate::device::cpu::for_pieces;
+use crate::device::cpu::{for_pieces, vectorised};
 use crate::error::Result;
 use crate::nn::params::{ParamGrads, Params};
 
@@ -33,16 +33,12 @@ impl Optimizer for Sgd {
         let g = grads.buffer().host::<f32>()?.chunks(PIECE);
         match &mut self.velocity {
             None => for_pieces(p.zip(g).collect(), PIECE, |_, (p, g)| {
-                p.iter_mut().zip(g).for_each(|(p, &g)| *p -= lr * (g + decay * *p));
+                descend(p, g, lr, decay);
             }),
             Some(v) => {
                 let v = v.host_mut::<f32>()?.chunks_mut(PIECE);
                 for_pieces(p.zip(g).zip(v).collect(), PIECE, |_, ((p, g), v)| {
-                    for ((p, &g), v) in p.iter_mut().zip(g).zip(v) {
-                        let g = g + decay * *p;
-                        *v = momentum * *v + g;
-                        *p -= lr * if nesterov { g + momentum * *v } else { *v };
-                    }
+                    roll(p, g, v, [lr, momentum, decay], nesterov);
                 });
             }
         }
@@ -51,5 +47,20 @@ impl Optimizer for Sgd {
 
     fn state(&mut self) -> Vec<(&'static str, &mut Buffer)> {
         self.velocity.iter_mut().map(|v| ("momentum", v)).collect()
+    }
+}
+
+vectorised! {
+    fn descend<T>(p: &mut [T], g: &[T], lr: T, decay: T) {
+        p.iter_mut().zip(g).for_each(|(p, &g)| *p -= lr * (g + decay * *p));
+    }
+
+    fn roll<T>(p: &mut [T], g: &[T], v: &mut [T], constants: [T; 3], nesterov: bool) {
+        let [lr, momentum, decay] = constants;
+        for ((p, &g), v) in p.iter_mut().zip(g).zip(v) {
+            let g = g + decay * *p;
+            *v = momentum * *v + g;
+            *p -= lr * if nesterov { g + momentum * *v } else { *v };
+        }
     }
 }

@@ -2,9 +2,12 @@
 
 mod gemm;
 mod parallel;
+mod simd;
 
 pub use gemm::{Mat, MatMut, gemm};
-pub use parallel::{add_rows, for_pieces, for_rows, map_reduce, simd};
+pub use parallel::{add_rows, for_pieces, for_rows, map_reduce};
+pub(crate) use simd::vectorised;
+pub use simd::{Level, has_fma, level};
 
 use super::MemoryStats;
 use std::collections::HashMap;

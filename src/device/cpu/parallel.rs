@@ -3,14 +3,8 @@
 //! Work is cut into pieces whose sizes come from the problem alone, never from the thread count;
 //! sums over pieces are added in the order of the pieces. So 1, 2 and 4 threads give equal bits.
 
+use super::simd::vectorised;
 use rayon::prelude::*;
-
-/// Runs `f` compiled for the widest vector instructions that this processor has (AVX-512, AVX2 and
-/// FMA, NEON): plain loops inside it are vectorised for them. Every loop of this module runs so.
-#[inline(always)]
-pub fn simd<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
-}
 
 /// Below this many element operations a loop runs on the calling thread: handing work to another
 /// thread costs several microseconds.
@@ -33,14 +27,14 @@ pub fn for_rows<T: Send>(data: &mut [T], width: usize, cost: usize, f: impl Fn(u
     let rows = data.len() / width;
     let serial = rows * cost <= SERIAL;
     let piece = if serial { rows } else { rows_per_piece(rows, cost) };
-    let work = |(i, chunk): (usize, &mut [T])| simd(|| f(i * piece, chunk));
+    let work = |(i, chunk): (usize, &mut [T])| f(i * piece, chunk);
     if serial { work((0, data)) } else { data.par_chunks_mut(piece * width).enumerate().for_each(work) }
 }
 
 /// Calls `f(i, item)` for each item: in parallel when `cost`, the work of one item in element
 /// operations, makes it worth while.
 pub fn for_pieces<I: Send>(items: Vec<I>, cost: usize, f: impl Fn(usize, I) + Sync) {
-    let work = |(i, item)| simd(|| f(i, item));
+    let work = |(i, item)| f(i, item);
     if items.len() < 2 || items.len() * cost <= SERIAL {
         items.into_iter().enumerate().for_each(work);
     } else {
@@ -59,11 +53,11 @@ pub fn map_reduce<T: crate::dtype::Real>(
     let piece = rows_per_piece(rows, cost);
     let pieces = rows.div_ceil(piece);
     if pieces <= 1 {
-        return simd(|| f(0..rows, out));
+        return f(0..rows, out);
     }
     let width = out.len();
     let mut partial = vec![T::zero(); pieces * width];
-    let work = |(i, p): (usize, &mut [T])| simd(|| f(i * piece..rows.min((i + 1) * piece), p));
+    let work = |(i, p): (usize, &mut [T])| f(i * piece..rows.min((i + 1) * piece), p);
     if rows * cost <= SERIAL {
         partial.chunks_mut(width).enumerate().for_each(work);
     } else {
@@ -76,11 +70,11 @@ pub fn map_reduce<T: crate::dtype::Real>(
     }
 }
 
+vectorised! {
 /// `sums[c] += sum over rows of x[row, c]`, for rows of `sums.len()` elements.
 ///
 /// Narrow rows are added several at a time, so that the vector registers are full.
-#[inline(always)]
-pub fn add_rows<T: crate::dtype::Real>(x: &[T], sums: &mut [T]) {
+pub fn add_rows<T>(x: &[T], sums: &mut [T]) {
     const WIDE: usize = 64;
     let c = sums.len();
     let together = WIDE / c;
@@ -100,4 +94,5 @@ pub fn add_rows<T: crate::dtype::Real>(x: &[T], sums: &mut [T]) {
     for x in rows.chunks_exact(c) {
         sums.iter_mut().zip(x).for_each(|(s, &x)| *s += x);
     }
+}
 }

@@ -6,6 +6,7 @@
 //! kept in registers while the kernel's window runs over its taps.
 
 use super::Dims;
+use crate::device::cpu::{has_fma, vectorised};
 use crate::dtype::Real;
 
 /// Output channels per block: with 32 pixels each they fill 12 of the 32 AVX-512 registers.
@@ -18,11 +19,7 @@ const LANES: usize = 16;
 /// Whether a convolution is one for this file: few output channels, rows that fill a strip, and a
 /// processor whose multiply-add is one instruction.
 pub(super) fn suits(d: &Dims) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    let fma = std::arch::is_x86_feature_detected!("fma");
-    #[cfg(not(target_arch = "x86_64"))]
-    let fma = cfg!(target_arch = "aarch64");
-    fma && d.o <= 2 * OUTPUTS && d.c <= 8 && d.window.stride[1] == 1 && d.y[1] >= LANES
+    has_fma() && d.o <= 2 * OUTPUTS && d.c <= 8 && d.window.stride[1] == 1 && d.y[1] >= LANES
 }
 
 /// The padded planes of an image: `[c, h + 2 ph, w + 2 pw]` and zeros behind, so that a strip may
@@ -81,9 +78,9 @@ pub(super) fn pack<T: Real>(w: &[T], d: &Dims) -> Vec<T> {
     packed
 }
 
+vectorised! {
 /// One image: y `[ho, wo, o]` from x `[h, w, c]`.
-#[inline(always)]
-pub(super) fn forward<T: Real>(x: &[T], packed: &[T], b: Option<&[T]>, y: &mut [T], planes: &mut [T], d: &Dims) {
+pub(super) fn forward<T>(x: &[T], packed: &[T], b: Option<&[T]>, y: &mut [T], planes: &mut [T], d: &Dims) {
     let (shape, o, k) = (Planes::new(d), d.o, d.patch());
     shape.split(x, planes, d);
     for (p, y) in y.chunks_exact_mut(d.y[1] * o).enumerate() {
@@ -100,6 +97,7 @@ pub(super) fn forward<T: Real>(x: &[T], packed: &[T], b: Option<&[T]>, y: &mut [
             }
         }
     }
+}
 }
 
 /// A strip of pixels for a block of output channels.
@@ -123,20 +121,24 @@ fn strip<T: Real>(planes: &[T], w: &[T], shape: &Planes, d: &Dims) -> [[T; STRIP
     acc
 }
 
+vectorised! {
 /// One image's share of the weights' gradient, written or added into gw `[o, kh, kw, c]`.
-#[inline(always)]
-pub(super) fn backward_w<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, scratch: &mut [T], d: &Dims) {
+pub(super) fn backward_w<T>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, scratch: &mut [T], d: &Dims) {
     let (shape, [kh, kw], c) = (Planes::new(d), d.window.kernel, d.c);
     let (planes, grads) = scratch.split_at_mut(shape.len(d));
     shape.split(x, planes, d);
-    // gy as [o, ho, wo rounded up], zeros in the gaps: they cancel what lies past the end of a row.
-    let width = d.y[1].next_multiple_of(LANES);
-    let size = d.y[0] * width;
+    // gy as [block of outputs, ho, strip, output in the block, lane], zeros in the gaps: they cancel
+    // what lies past the end of a row.
+    let strips = d.y[1].div_ceil(LANES);
+    let block = d.y[0] * strips * OUTPUTS * LANES;
     grads.fill(T::zero());
     for (row, gy) in gy.chunks_exact(d.y[1] * d.o).enumerate() {
-        for (o, grads) in grads.chunks_exact_mut(size).take(d.o).enumerate() {
-            let row = &mut grads[row * width..][..d.y[1]];
-            row.iter_mut().zip(gy[o..].iter().step_by(d.o)).for_each(|(g, &v)| *g = v);
+        for o in 0..d.o {
+            let at = o / OUTPUTS * block + row * strips * OUTPUTS * LANES + o % OUTPUTS * LANES;
+            let strips = grads[at..].chunks_mut(OUTPUTS * LANES);
+            for (grads, gy) in strips.zip(gy.chunks(LANES * d.o)) {
+                grads.iter_mut().zip(gy[o..].iter().step_by(d.o)).for_each(|(g, &v)| *g = v);
+            }
         }
     }
     let mut put = |first: usize, r: usize, s: usize, ch: usize, sums: &[T]| {
@@ -146,7 +148,7 @@ pub(super) fn backward_w<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: b
         }
     };
     for first in (0..d.o).step_by(OUTPUTS) {
-        let grads = &grads[first * size..][..OUTPUTS * size];
+        let grads = &grads[first / OUTPUTS * block..][..block];
         for tap in 0..c * kh {
             let (ch, r) = (tap / kh, tap % kh);
             let x = &planes[ch * shape.size + r * shape.width..];
@@ -154,39 +156,52 @@ pub(super) fn backward_w<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: b
             while s < kw {
                 // Three taps of a row at once share the loads of gy.
                 if s + 3 <= kw {
-                    for (i, sums) in taps::<T, 3>(&x[s..], grads, &shape, width, d).iter().enumerate() {
+                    for (i, sums) in taps::<T, 3>(&x[s..], grads, &shape, strips, d).iter().enumerate() {
                         put(first, r, s + i, ch, sums);
                     }
                     s += 3;
                 } else {
-                    put(first, r, s, ch, &taps::<T, 1>(&x[s..], grads, &shape, width, d)[0]);
+                    put(first, r, s, ch, &taps::<T, 1>(&x[s..], grads, &shape, strips, d)[0]);
                     s += 1;
                 }
             }
         }
     }
 }
+}
 
 /// The sums over all pixels of gy·x for N neighbouring taps and a block of output channels.
 #[inline(always)]
-fn taps<T: Real, const N: usize>(x: &[T], grads: &[T], shape: &Planes, width: usize, d: &Dims) -> [[T; OUTPUTS]; N] {
+fn taps<T: Real, const N: usize>(x: &[T], grads: &[T], shape: &Planes, strips: usize, d: &Dims) -> [[T; OUTPUTS]; N] {
     let mut acc = [[[T::zero(); LANES]; OUTPUTS]; N];
-    let size = d.y[0] * width;
-    for p in 0..d.y[0] {
-        for q in (0..width).step_by(LANES) {
-            let x = &x[p * d.window.stride[0] * shape.width + q..];
-            let g: [&[T]; OUTPUTS] = std::array::from_fn(|o| &grads[o * size + p * width + q..][..LANES]);
-            for (n, acc) in acc.iter_mut().enumerate() {
-                let x = &x[n..n + LANES];
-                for (acc, g) in acc.iter_mut().zip(g) {
+    let (grads, _) = grads.as_chunks::<LANES>().0.as_chunks::<OUTPUTS>();
+    for (p, grads) in grads.chunks_exact(strips).enumerate() {
+        let x = &x[p * d.window.stride[0] * shape.width..];
+        for (strip, g) in grads.iter().enumerate() {
+            // There are always STRIP elements: the planes end with as many zeros.
+            let Some(x) = x[strip * LANES..].first_chunk::<STRIP>() else { continue };
+            for n in 0..N {
+                for o in 0..OUTPUTS {
                     for l in 0..LANES {
-                        acc[l] = g[l].mul_add(x[l], acc[l]);
+                        acc[n][o][l] = g[o][l].mul_add(x[n + l], acc[n][o][l]);
                     }
                 }
             }
         }
     }
-    acc.map(|acc| acc.map(|lanes| lanes.iter().copied().sum()))
+    let mut sums = [[T::zero(); OUTPUTS]; N];
+    for n in 0..N {
+        for o in 0..OUTPUTS {
+            let lanes = &mut acc[n][o];
+            for half in [8, 4, 2, 1] {
+                for l in 0..half {
+                    lanes[l] += lanes[l + half];
+                }
+            }
+            sums[n][o] = lanes[0];
+        }
+    }
+    sums
 }
 
 #[cfg(test)]

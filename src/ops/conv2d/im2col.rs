@@ -1,11 +1,11 @@
 //! Patches as rows of a matrix, and back.
 
 use super::Dims;
-use crate::dtype::Real;
+use crate::device::cpu::vectorised;
 
 /// Calls `f(row of patches, its part of the patch, its part of the image)` for every run of pixels
 /// that a patch has in common with the image, and `pad(row, part)` for the parts that lie outside.
-#[inline]
+#[inline(always)]
 fn runs(d: &Dims, mut f: impl FnMut(usize, std::ops::Range<usize>, usize), mut pad: impl FnMut(usize, std::ops::Range<usize>)) {
     let ([h, w], [kh, kw], c) = (d.x, d.window.kernel, d.c);
     for p in 0..d.y[0] {
@@ -29,8 +29,9 @@ fn runs(d: &Dims, mut f: impl FnMut(usize, std::ops::Range<usize>, usize), mut p
     }
 }
 
+vectorised! {
 /// One image `[h, w, c]` to its patches `[pixels, kh·kw·c]`; outside the image there are zeros.
-pub(super) fn im2col<T: Real>(x: &[T], cols: &mut [T], d: &Dims) {
+pub(super) fn im2col<T>(x: &[T], cols: &mut [T], d: &Dims) {
     let k = d.patch();
     if d.window.pad == [0, 0] {
         // Without padding every run has one length: short copies of a known size.
@@ -56,10 +57,11 @@ pub(super) fn im2col<T: Real>(x: &[T], cols: &mut [T], d: &Dims) {
         |row, part| cols.borrow_mut()[row * k..][part].fill(T::zero()),
     );
 }
+}
 
 /// Copies a short run. Blocks of a fixed size become plain register moves, where a general copy
 /// would call `memcpy`.
-#[inline]
+#[inline(always)]
 fn copy<T: Copy>(out: &mut [T], from: &[T]) {
     const B: usize = 8;
     let n = out.len();
@@ -76,8 +78,9 @@ fn copy<T: Copy>(out: &mut [T], from: &[T]) {
     }
 }
 
+vectorised! {
 /// The transpose of [`im2col`]: adds every patch `[pixels, kh·kw·c]` into its place in the image.
-pub(super) fn col2im<T: Real>(cols: &[T], x: &mut [T], d: &Dims) {
+pub(super) fn col2im<T>(cols: &[T], x: &mut [T], d: &Dims) {
     x.fill(T::zero());
     let k = d.patch();
     runs(
@@ -89,6 +92,7 @@ pub(super) fn col2im<T: Real>(cols: &[T], x: &mut [T], d: &Dims) {
         },
         |_, _| {},
     );
+}
 }
 
 #[cfg(test)]
