@@ -11,15 +11,13 @@ use crate::dtype::Real;
 
 /// Output channels per block: with 32 pixels each they fill 12 of the 32 AVX-512 registers.
 const OUTPUTS: usize = 6;
-/// Pixels per strip of the forward pass.
+/// Pixels per strip.
 const STRIP: usize = 32;
-/// Pixels per strip of the weights' gradient.
-const LANES: usize = 16;
 
 /// Whether a convolution is one for this file: few output channels, rows that fill a strip, and a
 /// processor whose multiply-add is one instruction.
 pub(super) fn suits(d: &Dims) -> bool {
-    has_fma() && d.o <= 2 * OUTPUTS && d.c <= 8 && d.window.stride[1] == 1 && d.y[1] >= LANES
+    has_fma() && d.o <= 2 * OUTPUTS && d.c <= 8 && d.window.stride[1] == 1 && d.y[1] >= STRIP / 2
 }
 
 /// The padded planes of an image: `[c, h + 2 ph, w + 2 pw]` and zeros behind, so that a strip may
@@ -60,7 +58,7 @@ pub(super) fn forward_scratch(d: &Dims) -> usize {
 
 /// Elements of scratch memory that [`backward_w`] needs per image.
 pub(super) fn backward_scratch(d: &Dims) -> usize {
-    Planes::new(d).len(d) + d.o.next_multiple_of(OUTPUTS) * d.y[0] * d.y[1].next_multiple_of(LANES)
+    Planes::new(d).len(d) + d.o.next_multiple_of(OUTPUTS) * d.y[0] * d.y[1].next_multiple_of(STRIP)
 }
 
 /// The weights `[o, kh, kw, c]` in the order that the forward pass reads them:
@@ -127,16 +125,16 @@ pub(super) fn backward_w<T>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, s
     let (shape, [kh, kw], c) = (Planes::new(d), d.window.kernel, d.c);
     let (planes, grads) = scratch.split_at_mut(shape.len(d));
     shape.split(x, planes, d);
-    // gy as [block of outputs, ho, strip, output in the block, lane], zeros in the gaps: they cancel
+    // gy as [block of outputs, ho, strip, output in the block, pixel], zeros in the gaps: they cancel
     // what lies past the end of a row.
-    let strips = d.y[1].div_ceil(LANES);
-    let block = d.y[0] * strips * OUTPUTS * LANES;
+    let strips = d.y[1].div_ceil(STRIP);
+    let block = d.y[0] * strips * OUTPUTS * STRIP;
     grads.fill(T::zero());
     for (row, gy) in gy.chunks_exact(d.y[1] * d.o).enumerate() {
         for o in 0..d.o {
-            let at = o / OUTPUTS * block + row * strips * OUTPUTS * LANES + o % OUTPUTS * LANES;
-            let strips = grads[at..].chunks_mut(OUTPUTS * LANES);
-            for (grads, gy) in strips.zip(gy.chunks(LANES * d.o)) {
+            let at = o / OUTPUTS * block + row * strips * OUTPUTS * STRIP + o % OUTPUTS * STRIP;
+            let strips = grads[at..].chunks_mut(OUTPUTS * STRIP);
+            for (grads, gy) in strips.zip(gy.chunks(STRIP * d.o)) {
                 grads.iter_mut().zip(gy[o..].iter().step_by(d.o)).for_each(|(g, &v)| *g = v);
             }
         }
@@ -149,57 +147,42 @@ pub(super) fn backward_w<T>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, s
     };
     for first in (0..d.o).step_by(OUTPUTS) {
         let grads = &grads[first / OUTPUTS * block..][..block];
-        for tap in 0..c * kh {
-            let (ch, r) = (tap / kh, tap % kh);
+        for row in 0..c * kh {
+            let (ch, r) = (row / kh, row % kh);
             let x = &planes[ch * shape.size + r * shape.width..];
-            let mut s = 0;
-            while s < kw {
-                // Three taps of a row at once share the loads of gy.
-                if s + 3 <= kw {
-                    for (i, sums) in taps::<T, 3>(&x[s..], grads, &shape, strips, d).iter().enumerate() {
-                        put(first, r, s + i, ch, sums);
-                    }
-                    s += 3;
-                } else {
-                    put(first, r, s, ch, &taps::<T, 1>(&x[s..], grads, &shape, strips, d)[0]);
-                    s += 1;
-                }
+            for s in 0..kw {
+                put(first, r, s, ch, &tap(&x[s..], grads, &shape, strips, d));
             }
         }
     }
 }
 }
 
-/// The sums over all pixels of gy·x for N neighbouring taps and a block of output channels.
+/// The sums over all pixels of gy·x for one tap and a block of output channels.
 #[inline(always)]
-fn taps<T: Real, const N: usize>(x: &[T], grads: &[T], shape: &Planes, strips: usize, d: &Dims) -> [[T; OUTPUTS]; N] {
-    let mut acc = [[[T::zero(); LANES]; OUTPUTS]; N];
-    let (grads, _) = grads.as_chunks::<LANES>().0.as_chunks::<OUTPUTS>();
+fn tap<T: Real>(x: &[T], grads: &[T], shape: &Planes, strips: usize, d: &Dims) -> [T; OUTPUTS] {
+    let mut acc = [[T::zero(); STRIP]; OUTPUTS];
+    let (grads, _) = grads.as_chunks::<STRIP>().0.as_chunks::<OUTPUTS>();
     for (p, grads) in grads.chunks_exact(strips).enumerate() {
         let x = &x[p * d.window.stride[0] * shape.width..];
         for (strip, g) in grads.iter().enumerate() {
-            // There are always STRIP elements: the planes end with as many zeros.
-            let Some(x) = x[strip * LANES..].first_chunk::<STRIP>() else { continue };
-            for n in 0..N {
-                for o in 0..OUTPUTS {
-                    for l in 0..LANES {
-                        acc[n][o][l] = g[o][l].mul_add(x[n + l], acc[n][o][l]);
-                    }
+            // There is always a whole strip: the planes end with as many zeros.
+            let Some(x) = x[strip * STRIP..].first_chunk::<STRIP>() else { continue };
+            for (acc, g) in acc.iter_mut().zip(g) {
+                for l in 0..STRIP {
+                    acc[l] = g[l].mul_add(x[l], acc[l]);
                 }
             }
         }
     }
-    let mut sums = [[T::zero(); OUTPUTS]; N];
-    for n in 0..N {
-        for o in 0..OUTPUTS {
-            let lanes = &mut acc[n][o];
-            for half in [8, 4, 2, 1] {
-                for l in 0..half {
-                    lanes[l] += lanes[l + half];
-                }
+    let mut sums = [T::zero(); OUTPUTS];
+    for (sum, lanes) in sums.iter_mut().zip(&mut acc) {
+        for half in [16, 8, 4, 2, 1] {
+            for l in 0..half {
+                lanes[l] += lanes[l + half];
             }
-            sums[n][o] = lanes[0];
         }
+        *sum = lanes[0];
     }
     sums
 }
