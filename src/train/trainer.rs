@@ -160,6 +160,7 @@ impl Trainer {
 
     fn save(&mut self, run: &RunDir, best: bool, observers: &mut [&mut dyn Observer]) -> Result<()> {
         let path: PathBuf = run.path().join(if best { "best" } else { "last" });
+        tell(observers, &Event::Saving { path: &path })?;
         checkpoint::save(&path, &self.checkpoint(!best)?)?;
         tell(observers, &Event::Saved { path: &path, best })
     }
