@@ -25,7 +25,11 @@ pub(super) fn run(out: &mut Out) -> Result<()> {
     for source in [Source::Cifar10, Source::Cifar100] {
         match find(source, None) {
             Ok(path) => row(true, "data", format!("{source}: {}", path.display())),
-            Err(_) => row(false, "data", format!("{source}: `tilework data fetch {source}` downloads it, or give its path with --data")),
+            Err(_) => row(
+                false,
+                "data",
+                format!("{source}: `tilework data fetch {source}` downloads it, or give its path with --data"),
+            ),
         }
     }
     match writable() {

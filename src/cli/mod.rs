@@ -238,7 +238,8 @@ impl Machine {
     /// Runs `f` on a pool of as many threads as were asked for.
     fn install<R: Send>(&self, f: impl FnOnce() -> Result<R> + Send) -> Result<R> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads()).thread_name(|i| format!("worker {i}"));
-        let failed = |e: rayon::ThreadPoolBuildError| Error::config("--threads", e.to_string(), "ask for fewer threads");
+        let failed =
+            |e: rayon::ThreadPoolBuildError| Error::config("--threads", e.to_string(), "ask for fewer threads");
         pool.build().map_err(failed)?.install(f)
     }
 
@@ -320,7 +321,8 @@ mod tests {
 
     #[test]
     fn values_are_checked() {
-        let parse = |args: &[&str]| Cli::try_parse_from(["tilework", "train"].iter().chain(args)).map_err(|e| e.to_string());
+        let parse =
+            |args: &[&str]| Cli::try_parse_from(["tilework", "train"].iter().chain(args)).map_err(|e| e.to_string());
         for bad in [
             &["--threads", "0"][..],
             &["--lr", "nan"],
@@ -339,7 +341,10 @@ mod tests {
         ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
-        assert!(parse(&["--resume", "runs/x-001", "--epochs", "3", "--max-steps", "9", "--threads", "1", "--data", "d"]).is_ok());
+        assert!(
+            parse(&["--resume", "runs/x-001", "--epochs", "3", "--max-steps", "9", "--threads", "1", "--data", "d"])
+                .is_ok()
+        );
         let e = parse(&["--device", "cuda"]).unwrap_err();
         assert!(e.contains("auto") && e.contains("cpu"), "{e}");
     }

@@ -43,12 +43,19 @@ pub(super) fn run(args: &SummaryArgs, out: &mut Out) -> Result<()> {
         let indent = "  ".repeat(l.key.matches('.').count());
         let spec = if is_block(l) { "residual, x + f(x) with f:" } else { &l.spec };
         let number = |n: usize| if n == 0 { "-".to_string() } else { count(n) };
-        vec![l.key.clone(), format!("{indent}{spec}"), l.output.to_string(), number(l.params), number(l.macs), mib(bytes(l))]
+        vec![
+            l.key.clone(),
+            format!("{indent}{spec}"),
+            l.output.to_string(),
+            number(l.params),
+            number(l.macs),
+            mib(bytes(l)),
+        ]
     }));
     let params = model.params.count();
     let macs: usize = layers.iter().map(|l| l.macs).sum();
     let activations = layers.iter().map(bytes).fold(0, usize::saturating_add);
-    let heads = ["key", "layer", "output", "parameters", "multiply-adds", "MiB"];
+    let heads = ["key", "layer", "output", "parameters", "multiply-adds", "activations, MiB"];
     out.print(&format!(
         "{}\n\n{}\n\
          parameters       {} ({} MiB)\n\
