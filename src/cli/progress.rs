@@ -124,7 +124,8 @@ impl Progress {
         if !self.terminal {
             return;
         }
-        let template = if colours() { "{prefix}  {bar:24.cyan}  {msg}" } else { "{prefix}  {bar:24}  {msg}" };
+        // Narrow, for the numbers to fit beside it.
+        let template = if colours() { "{prefix}  {bar:12.cyan}  {msg}" } else { "{prefix}  {bar:12}  {msg}" };
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = self.lines.0.add(ProgressBar::new(batches as u64).with_style(style.progress_chars("━╸─")));
         bar.set_prefix(prefix);

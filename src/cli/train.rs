@@ -189,17 +189,18 @@ impl Session {
         };
         let plural = if *epochs == 1 { "" } else { "s" };
         format!(
-            "recipe    {}: {about}\n\
+            "recipe    {}{}{about}\n\
              data      {}\n\
              device    {}\n\
-             network   {} parameters, {:.2} million multiply-adds an image\n\
+             network   {} parameters, {} multiply-adds an image\n\
              training  {epochs} epoch{plural} of {} steps of {batch_size} images, learning rate {}, seed {seed}\n\
              run       {}{resumed}\n",
             self.config.run.name,
+            if about.is_empty() { "" } else { ": " },
             self.data,
             self.device,
             count(self.trainer.model.params.count()),
-            macs as f64 / 1e6,
+            count(macs),
             count(self.trainer.batches()),
             optimizer.lr(),
             self.run.path().display(),
