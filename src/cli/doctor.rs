@@ -36,7 +36,7 @@ pub(super) fn run(out: &mut Out) -> Result<()> {
         Ok(()) => row(true, "runs", "runs can be saved in this folder".into()),
         Err(e) => row(false, "runs", format!("this folder cannot be written ({e}): use `tilework train --out DIR`")),
     }
-    out.print(&table(&["", "", ""], "<<<", rows).trim_start_matches('\n'))
+    out.print(table(&["", "", ""], "<<<", rows).trim_start_matches('\n'))
 }
 
 /// Whether it is one of the fast ones, and which vector instructions the matrix product uses.
