@@ -1,5 +1,6 @@
 //! Tilework
 pub mod autograd;
+pub mod cli;
 pub mod data;
 pub mod device;
 pub mod dtype;

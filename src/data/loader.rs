@@ -76,7 +76,7 @@ impl Loader {
         if data.is_empty() {
             return Err(Error::config("data", format!("{} has no images", data.name), "use another data set"));
         }
-        if [mean.len(), std.len()] != [data.channels; 2] || std.iter().any(|s| !(*s > 0.0)) || mean.iter().any(|m| !m.is_finite()) {
+        if [mean.len(), std.len()] != [data.channels; 2] || std.iter().any(|s| s.is_nan() || *s <= 0.0) || mean.iter().any(|m| !m.is_finite()) {
             return Err(Error::config(
                 "data.mean, data.std",
                 format!("{mean:?} and {std:?} for images of {} channels", data.channels),

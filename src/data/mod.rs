@@ -158,7 +158,7 @@ pub fn open(source: Source, path: Option<&Path>, seed: u64) -> Result<Splits> {
 }
 
 /// A number with thousands separated, for messages.
-fn grouped(n: u64) -> String {
+pub(crate) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::with_capacity(digits.len() * 4 / 3);
     for (i, c) in digits.chars().enumerate() {

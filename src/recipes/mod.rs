@@ -136,7 +136,8 @@ impl Recipe {
             for s in set {
                 assign(&mut table, s)?;
             }
-            table.try_into().map_err(bad)?
+            // A mistake in the text itself is better told with its line.
+            table.try_into().map_err(|e| bad(toml::from_str::<Recipe>(text).err().unwrap_or(e)))?
         };
         recipe.check()?;
         Ok(recipe)

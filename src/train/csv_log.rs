@@ -34,9 +34,10 @@ impl Csv {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(e) => return Err(Error::io("read", &path)(e)),
         };
-        let row = |line: &&str| line.split(',').next().and_then(|n| n.parse::<u64>().ok()).is_some_and(|n| n <= last);
-        let kept = before.lines().skip(1).take_while(row);
-        let text: String = std::iter::once(header).chain(kept).flat_map(|line| [line, "\n"]).collect();
+        // A row that was cut, by a full disk or a kill, has no end of line.
+        let row = |line: &&str| line.ends_with('\n') && line.split(',').next().and_then(|n| n.parse::<u64>().ok()).is_some_and(|n| n <= last);
+        let kept = before.split_inclusive('\n').skip(1).take_while(row);
+        let text: String = [header, "\n"].into_iter().chain(kept).collect();
         if text != before {
             super::checkpoint::write_atomically(&path, text.as_bytes())?;
         }
@@ -95,11 +96,12 @@ impl Observer for CsvLog {
                 self.metrics.flush()?;
                 self.steps.flush()?;
             }
-            Event::Saved { .. } => {
+            // Before the checkpoint, so that a run that goes on from it finds every row up to it.
+            Event::Saving { .. } => {
                 self.steps.flush()?;
                 self.metrics.flush()?;
             }
-            Event::EpochStarted { .. } | Event::Evaluating { .. } => {}
+            Event::EpochStarted { .. } | Event::Evaluating { .. } | Event::Saved { .. } => {}
         }
         Ok(())
     }

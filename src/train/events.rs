@@ -69,6 +69,11 @@ pub enum Event<'a> {
     },
     /// An epoch is over and evaluated.
     EpochEnded(&'a EpochReport),
+    /// A checkpoint is about to be written: what goes with it must be on its way to the disk.
+    Saving {
+        /// Its folder.
+        path: &'a Path,
+    },
     /// A checkpoint is safely on disk.
     Saved {
         /// Its folder.

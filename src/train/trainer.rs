@@ -160,6 +160,7 @@ impl Trainer {
 
     fn save(&mut self, run: &RunDir, best: bool, observers: &mut [&mut dyn Observer]) -> Result<()> {
         let path: PathBuf = run.path().join(if best { "best" } else { "last" });
+        tell(observers, &Event::Saving { path: &path })?;
         checkpoint::save(&path, &self.checkpoint(!best)?)?;
         tell(observers, &Event::Saved { path: &path, best })
     }
@@ -219,7 +220,7 @@ impl Trainer {
         let test = evaluate(&mut self.model, &self.test, loss, &mut progress)?;
         if !test.loss.is_finite() {
             let origin = "its loss on the test set, after the epoch's last update".to_string();
-            return Err(self.non_finite(test.loss, origin, run));
+            return Err(self.non_finite(test.loss, self.position.step, origin, run));
         }
         let best = self.position.best_accuracy.is_none_or(|b| test.accuracy > b);
         let p = &mut self.position;
@@ -256,7 +257,7 @@ impl Trainer {
         if !value.is_finite() {
             drop(cx);
             let origin = self.find_non_finite(batch, state)?;
-            return Err(self.non_finite(value, origin, run));
+            return Err(self.non_finite(value, self.position.step + 1, origin, run));
         }
         let correct = hits(scores.value(), &batch.labels)?.iter().filter(|(_, hit)| *hit).count();
         drop(scores);
@@ -317,7 +318,7 @@ impl Trainer {
         })
     }
 
-    fn non_finite(&self, loss: f64, origin: String, run: &RunDir) -> Error {
+    fn non_finite(&self, loss: f64, step: u64, origin: String, run: &RunDir) -> Error {
         let last = run.path().join("last");
         let saved = match last.exists() {
             true => format!("the last good checkpoint is {}", last.display()),
@@ -325,7 +326,7 @@ impl Trainer {
         };
         Error::NonFinite {
             loss,
-            step: self.position.step + 1,
+            step,
             epoch: self.position.epoch + 1,
             origin,
             saved,

@@ -1,0 +1,58 @@
+//! `tilework eval`: a run's accuracy on the test set.
+
+use super::{Data, EvalArgs, Out, Which, count, per_class};
+use crate::error::{Error, Result};
+use crate::train::run::Config;
+use crate::train::{Evaluation, RunDir, Trainer, checkpoint};
+use serde::{Serialize, Serializer};
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    accuracy: f64,
+    loss: f64,
+    count: usize,
+    #[serde(serialize_with = "in_order")]
+    per_class: &'a [(String, f64)],
+}
+
+fn in_order<S: Serializer>(pairs: &[(String, f64)], s: S) -> Result<S::Ok, S::Error> {
+    s.collect_map(pairs.iter().map(|(k, v)| (k, v)))
+}
+
+pub(super) fn run(args: &EvalArgs, out: &mut Out) -> Result<()> {
+    let run = RunDir::open(&args.run)?;
+    let config = Config::read(&run)?;
+    let (best, last) = (run.path().join("best"), run.path().join("last"));
+    let (name, (path, checkpoint)) = match args.which {
+        Some(Which::Best) => ("best", (best.clone(), checkpoint::load(&best)?)),
+        Some(Which::Last) => ("last", (last.clone(), checkpoint::load(&last)?)),
+        None => match checkpoint::load(&best) {
+            // Damage is reported, absence is not.
+            Err(_) if !best.exists() => ("last", (last.clone(), checkpoint::load(&last)?)),
+            loaded => ("best", (best.clone(), loaded?)),
+        },
+    };
+    let source = config.recipe.data.source;
+    let data = Data::reopen(source, args.data.as_deref(), config.run.data.as_deref())?;
+    let (device, _) = args.machine.device();
+    let mut trainer = Trainer::new(config.recipe, data.splits, &device)?;
+    trainer.model.load_state_dict(&checkpoint.model, &path)?;
+    let Evaluation { loss, accuracy, count: n, per_class: classes } = trainer.evaluate(&mut |_| Ok(()))?;
+    if args.json {
+        let report = Report { accuracy, loss, count: n, per_class: &classes };
+        let text = serde_json::to_string(&report).map_err(|e| Error::Internal(format!("report to JSON: {e}")))?;
+        return out.print(&(text + "\n"));
+    }
+    out.print(&format!(
+        "run       {}, checkpoint {name} (step {})\n\
+         data      {source}, {} test images\n\
+         accuracy  {:.2} %\n\
+         loss      {loss:.4}\n\n{}",
+        run.path().display(),
+        count(checkpoint.position.step as usize),
+        count(n),
+        accuracy * 100.0,
+        per_class(&classes),
+    ))
+}

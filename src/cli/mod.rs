@@ -1,0 +1,351 @@
+//! The command line: what it takes is defined here, what a command does in its own file.
+//!
+//! Results go to standard output, progress and errors to standard error. A reader that goes away
+//! (`tilework recipes | head -1`) is no error.
+
+mod completions;
+mod data;
+mod doctor;
+mod eval;
+mod output;
+mod progress;
+mod recipes;
+mod summary;
+mod train;
+
+use crate::data::Source;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use output::Out;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Trains convolutional networks, from scratch and on any machine.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    arg_required_else_help = true,
+    after_help = "Start with:\n  tilework train                 train a small network on embedded data, under a minute\n  tilework recipes               what else there is to train\n  tilework data fetch cifar10    download CIFAR-10\n\nEnvironment:\n  TILEWORK_DATA                  where data sets are kept, instead of the user's cache folder\n  NO_COLOR                       no colours"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Train(TrainArgs),
+    Eval(EvalArgs),
+    Summary(SummaryArgs),
+    /// List the built-in recipes, or print one as a start for your own
+    Recipes {
+        /// The recipe to print
+        name: Option<String>,
+    },
+    /// Download data sets and show what is in them
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Show what this machine offers, and what to do about what is missing
+    Doctor,
+    /// Print the completion script of a shell, e.g. `tilework completions bash`
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Train a network
+///
+/// The run leaves a folder RECIPE-NNN with everything that is known about it. Ctrl-C finishes the step and saves; a
+/// second Ctrl-C quits at once.
+#[derive(Debug, Args)]
+struct TrainArgs {
+    /// A built-in recipe (see `tilework recipes`) or the path of a recipe file ending in .toml
+    #[arg(default_value = "quickstart")]
+    recipe: String,
+    /// The data: a folder or .tar.gz [default: $TILEWORK_DATA, ./data or the user's cache folder]
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    machine: Machine,
+    /// Passes over the training data [default: the recipe's]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
+    epochs: Option<u32>,
+    /// Stop after N steps, counted over the whole run; --resume with a larger N goes on [default: no limit]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
+    max_steps: Option<u64>,
+    /// Images per step [default: the recipe's]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
+    batch_size: Option<u32>,
+    /// Learning rate [default: the recipe's]
+    #[arg(long, value_name = "X", value_parser = rate)]
+    lr: Option<f64>,
+    /// Key of all randomness: equal seeds give equal runs [default: the recipe's]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(..=i64::MAX as u64))]
+    seed: Option<u64>,
+    /// Start from these weights, a state dict such as RUN/best/model.safetensors
+    #[arg(long, value_name = "FILE")]
+    init: Option<PathBuf>,
+    /// Take the training images in the files' order, in every epoch
+    #[arg(long)]
+    no_shuffle: bool,
+    /// Print a line every N steps: the means over these N mini-batches
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
+    log_every: Option<u64>,
+    /// The folder in which the run's folder is made
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    out: PathBuf,
+    /// Go on with this run from where it was saved last, bit for bit as if it had never stopped
+    #[arg(long, value_name = "RUN",
+          conflicts_with_all = ["recipe", "batch_size", "lr", "seed", "init", "no_shuffle", "out", "set"])]
+    resume: Option<PathBuf>,
+    #[command(flatten)]
+    set: Set,
+}
+
+/// Evaluate a run on the test set
+#[derive(Debug, Args)]
+struct EvalArgs {
+    /// The run's folder, e.g. runs/quickstart-001
+    run: PathBuf,
+    /// The data: a folder or .tar.gz [default: where the run had it from]
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    /// Print one JSON object: accuracy, loss, count, per_class; accuracies as fractions
+    #[arg(long)]
+    json: bool,
+    /// Which checkpoint [default: best, or last if there is no best]
+    #[arg(long)]
+    which: Option<Which>,
+    #[command(flatten)]
+    machine: Machine,
+}
+
+/// Show a recipe's network: sizes, parameters, multiply-adds, memory
+#[derive(Debug, Args)]
+struct SummaryArgs {
+    /// A built-in recipe (see `tilework recipes`) or the path of a recipe file ending in .toml
+    recipe: String,
+    /// Images per step [default: the recipe's]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
+    batch_size: Option<u32>,
+    #[command(flatten)]
+    set: Set,
+}
+
+#[derive(Debug, Subcommand)]
+enum DataCommand {
+    /// Download a data set; a download that was cut goes on where it stopped
+    Fetch {
+        /// The data set
+        #[arg(value_parser = ["cifar10", "cifar100"])]
+        name: String,
+        /// The folder to put it in [default: $TILEWORK_DATA or the user's cache folder]
+        #[arg(long, value_name = "DIR")]
+        to: Option<PathBuf>,
+    },
+    /// Show a data set: classes, images, mean and deviation of the channels
+    Info {
+        /// shapes, cifar10, cifar100, cifar100-coarse, or the path of a folder or .tar.gz [default: list all]
+        #[arg(value_name = "NAME|PATH")]
+        what: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Machine {
+    /// Where to compute; this version has the CPU alone
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+    /// CPU threads; the results do not depend on it [default: the available cores]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    threads: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+struct Set {
+    /// Replace a value of the recipe, e.g. --set optimizer.momentum=0.95; may be repeated
+    #[arg(id = "set", long = "set", value_name = "KEY=VALUE", value_parser = assignment)]
+    values: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DeviceChoice {
+    /// The best device there is: the CPU in this version
+    Auto,
+    /// The processor
+    Cpu,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Which {
+    /// The checkpoint with the best test accuracy
+    Best,
+    /// The latest checkpoint
+    Last,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "not a number".to_string())?;
+    if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("a learning rate is finite and not negative".into()) }
+}
+
+fn assignment(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((key, _)) if !key.trim().is_empty() => Ok(text.to_string()),
+        _ => Err("write it as KEY=VALUE, e.g. optimizer.lr=0.1".into()),
+    }
+}
+
+/// Runs a command.
+///
+/// # Errors
+/// Whatever the command reports; [`report`] prints it.
+pub fn run(cli: &Cli) -> Result<ExitCode> {
+    let mut out = Out::new();
+    match &cli.command {
+        Command::Train(args) => return args.machine.install(|| train::run(args, out)),
+        Command::Eval(args) => args.machine.install(|| eval::run(args, &mut out))?,
+        Command::Summary(args) => summary::run(args, &mut out)?,
+        Command::Recipes { name } => recipes::run(name.as_deref(), &mut out)?,
+        Command::Data(DataCommand::Fetch { name, to }) => data::fetch(name, to.as_deref(), &mut out)?,
+        Command::Data(DataCommand::Info { what }) => data::info(what.as_deref(), &mut out)?,
+        Command::Doctor => doctor::run(&mut out)?,
+        Command::Completions { shell } => completions::run(*shell, &mut out)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints an error to standard error.
+pub fn report(error: &Error) -> ExitCode {
+    note(&format!("error: {error}"));
+    ExitCode::FAILURE
+}
+
+/// A line on standard error, for people. Nobody may be there to read it.
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+impl Machine {
+    fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
+
+    /// Runs `f` on a pool of as many threads as were asked for.
+    fn install<R: Send>(&self, f: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads()).thread_name(|i| format!("worker {i}"));
+        let failed =
+            |e: rayon::ThreadPoolBuildError| Error::config("--threads", e.to_string(), "ask for fewer threads");
+        pool.build().map_err(failed)?.install(f)
+    }
+
+    /// The device, and its name with the reason for the choice.
+    fn device(&self) -> (Device, String) {
+        let device = Device::cpu();
+        let why = match self.device {
+            DeviceChoice::Auto => " (auto: this version has no CUDA device)",
+            DeviceChoice::Cpu => "",
+        };
+        let threads = self.threads();
+        let plural = if threads == 1 { "" } else { "s" };
+        let name = format!("{}{why}, {threads} thread{plural}", device.name());
+        (device, name)
+    }
+}
+
+/// A data set in memory and where it was.
+struct Data {
+    path: Option<PathBuf>,
+    splits: crate::data::Splits,
+}
+
+impl Data {
+    fn open(source: Source, path: Option<&Path>) -> Result<Self> {
+        let path = match (source, path) {
+            (Source::Shapes, path) => path.map(Path::to_path_buf),
+            (source, path) => Some(absolute(&crate::data::find(source, path)?)?),
+        };
+        // Always the same shapes: a run's seed is about the network, and runs can be compared.
+        let splits = crate::data::open(source, path.as_deref(), 0)?;
+        Ok(Data { path, splits })
+    }
+
+    /// The data of a run: at the path given now, where it was then, or in the default places.
+    fn reopen(source: Source, given: Option<&Path>, then: Option<&Path>) -> Result<Self> {
+        Data::open(source, given.or_else(|| then.filter(|p| p.exists())))
+    }
+
+    fn describe(&self, source: Source) -> String {
+        let crate::data::Splits { train, test } = &self.splits;
+        format!(
+            "{source}, {} training and {} test images of {}x{}x{}, {} classes{}",
+            count(train.len()),
+            count(test.len()),
+            train.height,
+            train.width,
+            train.channels,
+            train.classes.len(),
+            self.path.as_ref().map_or_else(|| " (generated)".into(), |p| format!("\n          {}", p.display())),
+        )
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(Error::io("resolve", path))
+}
+
+/// A number with its thousands separated.
+fn count(n: usize) -> String {
+    crate::data::grouped(n as u64)
+}
+
+/// The accuracies of all classes, one a line.
+fn per_class(per_class: &[(String, f64)]) -> String {
+    let rows = per_class.iter().map(|(name, a)| vec![name.clone(), format!("{:.2} %", a * 100.0)]);
+    output::table(&["class", "accuracy"], "<>", rows.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn values_are_checked() {
+        let parse =
+            |args: &[&str]| Cli::try_parse_from(["tilework", "train"].iter().chain(args)).map_err(|e| e.to_string());
+        for bad in [
+            &["--threads", "0"][..],
+            &["--lr", "nan"],
+            &["--lr=-1"],
+            &["--epochs", "0"],
+            &["--max-steps", "0"],
+            &["--batch-size", "0"],
+            &["--set", "epochs"],
+            &["--set", "=1"],
+            &["--device", "cuda"],
+            &["--seed", "9223372036854775808"],
+            &["quickstart", "--resume", "runs/x-001"],
+            &["--resume", "runs/x-001", "--lr", "1"],
+            &["--resume", "runs/x-001", "--set", "a=1"],
+            &["--resume", "runs/x-001", "--out", "runs"],
+        ] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+        assert!(
+            parse(&["--resume", "runs/x-001", "--epochs", "3", "--max-steps", "9", "--threads", "1", "--data", "d"])
+                .is_ok()
+        );
+        let e = parse(&["--device", "cuda"]).unwrap_err();
+        assert!(e.contains("auto") && e.contains("cpu"), "{e}");
+    }
+}

@@ -1,0 +1,22 @@
+//! `tilework recipes`: the built-in recipes.
+
+use super::output::{Out, table};
+use crate::error::{Error, Result};
+use crate::recipes::{BUILT_IN, Recipe};
+
+pub(super) fn run(name: Option<&str>, out: &mut Out) -> Result<()> {
+    let Some(name) = name else {
+        let row = |(name, _): &(&str, &str)| Ok(vec![name.to_string(), Recipe::load(name, &[])?.about]);
+        let rows = BUILT_IN.iter().map(row).collect::<Result<_>>()?;
+        let next = "train one:       tilework train NAME\nsee its layers:  tilework summary NAME\nchange it:       tilework recipes NAME > mine.toml, edit, tilework train mine.toml\n";
+        return out.print(&format!("{}\n{next}", table(&["recipe", "about"], "<<", rows)));
+    };
+    match BUILT_IN.iter().find(|(n, _)| *n == name) {
+        Some((_, text)) => out.print(text),
+        None => {
+            let names: Vec<_> = BUILT_IN.iter().map(|(n, _)| *n).collect();
+            let problem = "there is no built-in recipe of that name";
+            Err(Error::config(format!("recipe `{name}`"), problem, format!("the recipes are {}", names.join(", "))))
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! `tilework summary`: a network layer by layer.
+
+use super::output::{Out, table};
+use super::{SummaryArgs, count};
+use crate::data::Source;
+use crate::device::Device;
+use crate::error::Result;
+use crate::nn::Model;
+use crate::nn::model::LayerInfo;
+use crate::recipes::Recipe;
+
+/// Bytes of an activation.
+const F32: usize = 4;
+
+/// Height, width and channels of a data set's images.
+fn image(source: Source) -> [usize; 3] {
+    match source {
+        Source::Shapes | Source::Cifar10 | Source::Cifar100 | Source::Cifar100Coarse => [32, 32, 3],
+    }
+}
+
+fn mib(bytes: usize) -> String {
+    format!("{:.2}", bytes as f64 / (1 << 20) as f64)
+}
+
+/// `2` before `2.0` before `10`: a block before its inner layers.
+fn order(layer: &LayerInfo) -> Vec<usize> {
+    layer.key.split('.').filter_map(|n| n.parse().ok()).collect()
+}
+
+pub(super) fn run(args: &SummaryArgs, out: &mut Out) -> Result<()> {
+    let mut set = args.set.values.clone();
+    set.extend(args.batch_size.map(|n| format!("batch_size={n}")));
+    let recipe = Recipe::load(&args.recipe, &set)?;
+    let model = Model::build(&recipe.layers, image(recipe.data.source), &Device::cpu(), recipe.seed)?;
+    let batch = recipe.batch_size;
+    let mut layers = model.layers.clone();
+    layers.sort_by_key(order);
+    let bytes = |l: &LayerInfo| l.output.len().saturating_mul(F32).saturating_mul(batch);
+    let is_block = |l: &LayerInfo| l.spec.starts_with("residual ");
+    let mut rows = vec![vec![String::new(), "input".into(), model.input.to_string()]];
+    rows.extend(layers.iter().map(|l| {
+        let indent = "  ".repeat(l.key.matches('.').count());
+        let spec = if is_block(l) { "residual, x + f(x) with f:" } else { &l.spec };
+        let number = |n: usize| if n == 0 { "-".to_string() } else { count(n) };
+        vec![
+            l.key.clone(),
+            format!("{indent}{spec}"),
+            l.output.to_string(),
+            number(l.params),
+            number(l.macs),
+            mib(bytes(l)),
+        ]
+    }));
+    let params = model.params.count();
+    let macs: usize = layers.iter().map(|l| l.macs).sum();
+    let activations = layers.iter().map(bytes).fold(0, usize::saturating_add);
+    let heads = ["key", "layer", "output", "parameters", "multiply-adds", "activations, MiB"];
+    out.print(&format!(
+        "{}\n\n{}\n\
+         parameters       {} ({} MiB)\n\
+         multiply-adds    {} an image, {:.3} GMAC a batch (forward; a training step is about three times that)\n\
+         activations      {} MiB a batch of {} in f32\n",
+        recipe.about,
+        table(&heads, "<<<>>>", rows),
+        count(params),
+        mib(params * F32),
+        count(macs),
+        macs as f64 * batch as f64 / 1e9,
+        mib(activations),
+        count(batch),
+    ))
+}

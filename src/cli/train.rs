@@ -1,0 +1,223 @@
+//! `tilework train`: from a recipe to a trained network.
+
+use super::progress::{Lines, Progress};
+use super::{Data, Out, TrainArgs, absolute, count, note, per_class};
+use crate::error::{Error, Result};
+use crate::recipes::Recipe;
+use crate::train::run::{Config, RunInfo, git_commit};
+use crate::train::{CsvLog, Limits, Outcome, RunDir, Trainer, checkpoint};
+use std::fs::{File, TryLockError};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The exit code of a run that was asked to stop.
+const INTERRUPTED: u8 = 130;
+
+/// A run that is ready to start.
+struct Session {
+    config: Config,
+    run: RunDir,
+    trainer: Trainer,
+    data: String,
+    device: String,
+}
+
+pub(super) fn run(args: &TrainArgs, mut out: Out) -> Result<ExitCode> {
+    let session = match &args.resume {
+        Some(path) => resume(args, path)?,
+        None => fresh(args)?,
+    };
+    session.train(args, &mut out)
+}
+
+/// The recipe's values that the options replace.
+fn overrides(args: &TrainArgs) -> Vec<String> {
+    let mut set = args.set.values.clone();
+    set.extend(args.epochs.map(|n| format!("epochs={n}")));
+    set.extend(args.batch_size.map(|n| format!("batch_size={n}")));
+    set.extend(args.lr.map(|x| format!("optimizer.lr={x:?}")));
+    set.extend(args.seed.map(|n| format!("seed={n}")));
+    set.extend(args.no_shuffle.then(|| "shuffle=false".to_string()));
+    set
+}
+
+/// A new run. Everything that can be wrong is found before its folder is made.
+fn fresh(args: &TrainArgs) -> Result<Session> {
+    let recipe = Recipe::load(&args.recipe, &overrides(args))?;
+    let data = Data::open(recipe.data.source, args.data.as_deref())?;
+    let describe = data.describe(recipe.data.source);
+    let (device, device_name) = args.machine.device();
+    let mut trainer = Trainer::new(recipe.clone(), data.splits, &device)?;
+    if let Some(path) = &args.init {
+        trainer.init_from(path)?;
+    }
+    let stem = Path::new(&args.recipe).file_stem().unwrap_or(args.recipe.as_ref());
+    let name = stem.to_string_lossy().into_owned();
+    let config = Config {
+        run: RunInfo {
+            name: name.clone(),
+            tilework: env!("CARGO_PKG_VERSION").to_string(),
+            git_commit: git_commit(),
+            device: device.name().to_string(),
+            threads: args.machine.threads(),
+            data: data.path,
+            init: args.init.as_deref().map(absolute).transpose()?,
+        },
+        recipe,
+    };
+    let run = RunDir::create(&args.out, &name)?;
+    if let Err(e) = config.write(&run) {
+        // An empty folder helps nobody; the error that matters is the one above.
+        let _ = std::fs::remove_dir(run.path());
+        return Err(e);
+    }
+    Ok(Session { config, run, trainer, data: describe, device: device_name })
+}
+
+/// A run that goes on.
+fn resume(args: &TrainArgs, path: &Path) -> Result<Session> {
+    let run = RunDir::open(path)?;
+    let before = Config::read(&run)?;
+    let mut config = before.clone();
+    if let Some(epochs) = args.epochs {
+        config.recipe.epochs = epochs;
+    }
+    let source = config.recipe.data.source;
+    let data = Data::reopen(source, args.data.as_deref(), config.run.data.as_deref())?;
+    let describe = data.describe(source);
+    let (device, device_name) = args.machine.device();
+    let mut trainer = Trainer::new(config.recipe.clone(), data.splits, &device)?;
+    config.run.data = data.path;
+    let _lock = lock(&run)?;
+    let last = run.path().join("last");
+    match checkpoint::load(&last) {
+        Ok(saved) => trainer.restore(saved, &last)?,
+        // Killed before anything was saved: there is nothing to lose by starting over. What is
+        // damaged is reported.
+        Err(_) if !last.exists() && !run.path().join("last.old").exists() => {
+            note("note: nothing was saved yet, so the run starts from its beginning");
+            if let Some(path) = &config.run.init {
+                trainer.init_from(path)?;
+            }
+        }
+        Err(e) => return Err(e),
+    }
+    if config != before {
+        config.write(&run)?;
+    }
+    Ok(Session { config, run, trainer, data: describe, device: device_name })
+}
+
+/// Keeps other processes from training in the same folder, as long as the file is open.
+fn lock(run: &RunDir) -> Result<Option<File>> {
+    let path = run.path().join("config.toml");
+    let file = File::open(&path).map_err(Error::io("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(Error::file(
+            run.path(),
+            "another process is training in this folder",
+            "wait until it has ended, or stop it with Ctrl-C",
+        )),
+        // A file system without locks.
+        Err(TryLockError::Error(_)) => Ok(None),
+    }
+}
+
+/// The flag that Ctrl-C and SIGTERM set. The second time they end the program at once.
+fn stop_flag(lines: Lines) -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    let handler = move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(INTERRUPTED));
+        }
+        lines.print("stopping: the step is finished and saved; once more quits at once");
+    };
+    ctrlc::set_handler(handler).map_err(|e| Error::Internal(format!("signal handler: {e}")))?;
+    Ok(stop)
+}
+
+impl Session {
+    fn train(mut self, args: &TrainArgs, out: &mut Out) -> Result<ExitCode> {
+        let epochs = self.config.recipe.epochs;
+        let at = self.trainer.position().clone();
+        let total = (u64::from(epochs) * self.trainer.batches() as u64).min(args.max_steps.unwrap_or(u64::MAX));
+        out.print(&self.header())?;
+        if at.epoch >= epochs || at.step >= total {
+            let text = format!("the run is finished: {} steps, {} epochs\n", count(at.step as usize), at.epoch);
+            let more = "to go on, give more with --epochs or --max-steps\n";
+            return out.print(&(text + more)).map(|()| ExitCode::SUCCESS);
+        }
+        let _lock = lock(&self.run)?;
+        let mut csv = CsvLog::open(&self.run, at.step, at.epoch)?;
+        let mut progress = Progress::new(total, args.log_every, at.best_accuracy);
+        let stop = stop_flag(progress.lines())?;
+        let limits = Limits { max_steps: args.max_steps };
+        let outcome = self.trainer.run(&self.run, limits, &stop, &mut [&mut csv, &mut progress]);
+        progress.clear();
+        let go_on = format!("tilework train --resume {}", self.run.path().display());
+        match outcome {
+            Ok(Outcome::Finished) => {
+                out.print(&self.results(&progress))?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Ok(Outcome::Stopped) => {
+                let step = count(self.trainer.position().step as usize);
+                out.print(&format!("stopped and saved after step {step}\ngo on with: {go_on}\n"))?;
+                Ok(ExitCode::from(INTERRUPTED))
+            }
+            Err(e) => {
+                let numbers = matches!(e, Error::NonFinite { .. });
+                if !numbers && self.run.path().join("last").exists() {
+                    note(&format!("note: go on from the last checkpoint with: {go_on}"));
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn header(&self) -> String {
+        let Recipe { about, epochs, batch_size, seed, optimizer, .. } = &self.config.recipe;
+        let at = self.trainer.position();
+        let macs: usize = self.trainer.model.layers.iter().map(|l| l.macs).sum();
+        let resumed = match at.step {
+            0 => String::new(),
+            step => format!(", goes on after step {}", count(step as usize)),
+        };
+        let plural = if *epochs == 1 { "" } else { "s" };
+        format!(
+            "recipe    {}{}{about}\n\
+             data      {}\n\
+             device    {}\n\
+             network   {} parameters, {} multiply-adds an image\n\
+             training  {epochs} epoch{plural} of {} steps of {batch_size} images, learning rate {}, seed {seed}\n\
+             run       {}{resumed}\n",
+            self.config.run.name,
+            if about.is_empty() { "" } else { ": " },
+            self.data,
+            self.device,
+            count(self.trainer.model.params.count()),
+            count(macs),
+            count(self.trainer.batches()),
+            optimizer.lr(),
+            self.run.path().display(),
+        )
+    }
+
+    fn results(&self, progress: &Progress) -> String {
+        let Some(last) = &progress.last else { return String::new() };
+        let best = self.trainer.position().best_accuracy.unwrap_or(last.test.accuracy);
+        let path = self.run.path().display();
+        format!(
+            "\n{}\ntest accuracy  {:.2} %, best {:.2} %\n\n\
+             everything is in {path}: config.toml, metrics.csv, steps.csv, best/, last/\n\
+             evaluate it:   tilework eval {path}\n",
+            per_class(&last.test.per_class),
+            last.test.accuracy * 100.0,
+            best * 100.0,
+        )
+    }
+}
