@@ -143,7 +143,11 @@ impl Params {
     pub fn grads(&self) -> ParamGrads {
         let mut buffer = self.values.device().alloc(DType::F32, self.layout.len);
         buffer.zero();
-        ParamGrads { buffer, ranges: self.list().iter().map(Param::range).collect(), written: vec![false; self.list().len()] }
+        ParamGrads {
+            buffer,
+            ranges: self.list().iter().map(Param::range).collect(),
+            written: vec![false; self.list().len()],
+        }
     }
 }
 

@@ -38,7 +38,10 @@ impl Window {
                     op,
                     format!("a window that fits its input of {h}x{w}"),
                     self,
-                    format!("use a smaller kernel, a padding of at least {}, or fewer reductions before it", (self.kernel[i] - input[i]).div_ceil(2)),
+                    format!(
+                        "use a smaller kernel, a padding of at least {}, or fewer reductions before it",
+                        (self.kernel[i] - input[i]).div_ceil(2)
+                    ),
                 ));
             }
             out[i] = (padded - self.kernel[i]) / self.stride[i] + 1;

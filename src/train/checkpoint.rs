@@ -156,20 +156,27 @@ fn recover(dir: &Path) -> Result<()> {
 pub fn load(dir: &Path) -> Result<Checkpoint> {
     recover(dir)?;
     if !dir.exists() {
-        return Err(Error::file(dir, "there is no such checkpoint", "train further: a checkpoint is saved at the end of each epoch and on Ctrl-C"));
+        return Err(Error::file(
+            dir,
+            "there is no such checkpoint",
+            "train further: a checkpoint is saved at the end of each epoch and on Ctrl-C",
+        ));
     }
     read(dir)
 }
 
 fn read(dir: &Path) -> Result<Checkpoint> {
-    const REMEDY: &str =
-        "the checkpoint is damaged: restore it from a copy, or start again from the run's other checkpoint with --init RUN/best/model.safetensors";
+    const REMEDY: &str = "the checkpoint is damaged: restore it from a copy, or start again from the run's other checkpoint with --init RUN/best/model.safetensors";
     let path = dir.join(MANIFEST);
     let text = fs::read(&path).map_err(Error::io("read", &path))?;
-    let manifest: Manifest =
-        serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not a manifest ({} bytes: {e})", text.len()), REMEDY))?;
+    let manifest: Manifest = serde_json::from_slice(&text)
+        .map_err(|e| Error::file(&path, format!("not a manifest ({} bytes: {e})", text.len()), REMEDY))?;
     if manifest.format != 1 {
-        return Err(Error::file(&path, format!("format {}, and this program reads format 1", manifest.format), "use the program that wrote it"));
+        return Err(Error::file(
+            &path,
+            format!("format {}, and this program reads format 1", manifest.format),
+            "use the program that wrote it",
+        ));
     }
     let entries = |name: &str| -> Result<Option<Entries>> {
         let Some(info) = manifest.files.get(name) else { return Ok(None) };
@@ -195,7 +202,11 @@ mod tests {
 
     fn checkpoint(x: f32) -> Checkpoint {
         let entries = Entries::from([("0.weight".to_string(), Entry::f32(&[2], &[x, 1.5]))]);
-        Checkpoint { model: entries.clone(), optimizer: Some(entries), position: Position { step: 7, loss_sum: 0.1, ..Position::default() } }
+        Checkpoint {
+            model: entries.clone(),
+            optimizer: Some(entries),
+            position: Position { step: 7, loss_sum: 0.1, ..Position::default() },
+        }
     }
 
     #[test]

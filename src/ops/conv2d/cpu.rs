@@ -10,8 +10,8 @@
 use super::Dims;
 use super::direct;
 use super::im2col::{col2im, im2col};
-use crate::device::cpu::{Mat, MatMut, for_pieces, gemm};
 use crate::device::Device;
+use crate::device::cpu::{Mat, MatMut, for_pieces, gemm};
 use crate::dtype::Real;
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -42,14 +42,23 @@ fn scratch<T: Real>(device: &Device, groups: usize, each: usize) -> Tensor {
     Tensor::empty(device, T::DTYPE, [groups, each])
 }
 
-pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], d: &Dims, device: &Device) -> Result<()> {
+pub(super) fn forward<T: Real>(
+    x: &[T],
+    w: &[T],
+    b: Option<&[T]>,
+    y: &mut [T],
+    d: &Dims,
+    device: &Device,
+) -> Result<()> {
     let (k, pixels, g) = (d.patch(), d.pixels(), group(d));
     if direct::suits(d) {
         let packed = direct::pack(w, d);
         let size = direct::forward_scratch(d);
         let mut planes = scratch::<T>(device, d.n, size);
         let images = y.chunks_mut(pixels * d.o).zip(planes.host_mut::<T>()?.chunks_mut(size)).zip(x.chunks(d.image()));
-        for_pieces(images.collect(), pixels * k * d.o, |_, ((y, planes), x)| direct::forward(x, &packed, b, y, planes, d));
+        for_pieces(images.collect(), pixels * k * d.o, |_, ((y, planes), x)| {
+            direct::forward(x, &packed, b, y, planes, d)
+        });
         return Ok(());
     }
     let mut cols = scratch::<T>(device, if is_pointwise(d) { 0 } else { d.n.div_ceil(g) }, g * pixels * k);
@@ -107,7 +116,11 @@ pub(super) fn backward_w<T: Real>(
     d: &Dims,
     device: &Device,
 ) -> Result<()> {
-    if gw.len() <= FEW_WEIGHTS { sum_groups(gy, x, gw, accumulate, d, device) } else { cut_weights(gy, x, gw, accumulate, d, device) }
+    if gw.len() <= FEW_WEIGHTS {
+        sum_groups(gy, x, gw, accumulate, d, device)
+    } else {
+        cut_weights(gy, x, gw, accumulate, d, device)
+    }
 }
 
 /// Each group of images sums for itself; the sums are added in order.
