@@ -66,12 +66,8 @@ fn permute(dims: &[usize], values: &[f64], inverse: bool) -> (Vec<usize>, Vec<f6
     let &[n, c, h, w] = dims else { return (dims.to_vec(), values.to_vec()) };
     let (inner, outer) = if inverse { (h * w, c) } else { (c, h * w) };
     let item = c * h * w;
-    let mut out = vec![0.0; values.len()];
-    for i in 0..values.len() {
-        let (image, at) = (i / item, i % item);
-        out[i] = values[image * item + at % inner * outer + at / inner];
-    }
-    (vec![n, h, w, c], out)
+    let from = |i: usize| i / item * item + i % item % inner * outer + i % item / inner;
+    (vec![n, h, w, c], (0..values.len()).map(|i| values[from(i)]).collect())
 }
 
 impl Torch {

@@ -103,7 +103,8 @@ fn max_lanes<T: Real, const L: usize>(
         let x = &x[pixel * c + at..pixel * c + at + L];
         for l in 0..L {
             // Neither <= nor >= holds for NaN. Selects, not branches.
-            let wins = (!(x[l] <= best[l]) & (best[l] == best[l])) | (who[l] < 0);
+            #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN is to win, and is not <= anything")]
+            let wins = (!(x[l] <= best[l]) & !best[l].is_nan()) | (who[l] < 0);
             best[l] = if wins { x[l] } else { best[l] };
             who[l] = if wins { pixel as i32 } else { who[l] };
         }
