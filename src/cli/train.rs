@@ -136,8 +136,28 @@ fn stop_flag(lines: Lines) -> Result<Arc<AtomicBool>> {
         }
         lines.print("stopping: the step is finished and saved; once more quits at once");
     };
-    ctrlc::set_handler(handler).map_err(|e| Error::Internal(format!("signal handler: {e}")))?;
+    keep_ignored_hangup(|| ctrlc::set_handler(handler).map_err(|e| Error::Internal(format!("signal handler: {e}"))))?;
     Ok(stop)
+}
+
+/// Runs `install`, which takes over SIGHUP too, and leaves SIGHUP ignored if it was: `nohup` means
+/// that the run outlives its terminal.
+#[cfg(unix)]
+fn keep_ignored_hangup(install: impl FnOnce() -> Result<()>) -> Result<()> {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: no handler function is involved, only the dispositions "ignore" and "default".
+    let before = unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) };
+    install()?;
+    if matches!(before, Ok(SigHandler::SigIgn)) {
+        // SAFETY: as above.
+        let _ = unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) };
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn keep_ignored_hangup(install: impl FnOnce() -> Result<()>) -> Result<()> {
+    install()
 }
 
 impl Session {

@@ -232,8 +232,11 @@ impl Trainer {
             let origin = "its loss on the test set, after the epoch's last update".to_string();
             return Err(self.non_finite(test.loss, self.position.step, origin, run));
         }
-        let best = self.position.best_accuracy.is_none_or(|b| test.accuracy > b);
         let p = &mut self.position;
+        // Cut short by a step limit, the epoch is not over: going on from here takes its other
+        // batches, and what counts as best must not depend on where a run was cut.
+        let whole = p.batch >= self.train.batches();
+        let best = whole && p.best_accuracy.is_none_or(|b| test.accuracy > b);
         let report = EpochReport {
             epoch: p.epoch + 1,
             train_loss: p.loss_sum / p.images as f64,
@@ -246,8 +249,7 @@ impl Trainer {
         if best {
             p.best_accuracy = Some(report.test.accuracy);
         }
-        // Cut short by a step limit, the epoch is not over: going on from here takes its other batches.
-        if p.batch >= self.train.batches() {
+        if whole {
             let Position { epoch, step, best_accuracy, .. } = *p;
             *p = Position { epoch: epoch + 1, step, best_accuracy, ..Position::default() };
         }
