@@ -70,6 +70,8 @@ pub(super) struct Progress {
     total: u64,
     epochs: u32,
     best: Option<f64>,
+    /// Whether the last step was its epoch's last: an epoch that a step limit cuts is never the best.
+    whole: bool,
     /// Since this epoch began, or this process.
     epoch: Sums,
     /// Since the last line of `--log-every`.
@@ -97,6 +99,7 @@ impl Progress {
             total,
             epochs: 0,
             best,
+            whole: false,
             epoch: Sums::default(),
             window: Sums::default(),
             since: Instant::now(),
@@ -184,7 +187,7 @@ impl Progress {
 
     fn ended(&mut self, e: &EpochReport) {
         self.clear();
-        let best = self.best.is_none_or(|b| e.test.accuracy > b);
+        let best = self.whole && self.best.is_none_or(|b| e.test.accuracy > b);
         if best {
             self.best = Some(e.test.accuracy);
         }
@@ -216,7 +219,10 @@ pub(super) fn clock(seconds: f64) -> String {
 impl Observer for Progress {
     fn notice(&mut self, event: &Event<'_>) -> Result<()> {
         match event {
-            Event::Step(s) => self.step(s),
+            Event::Step(s) => {
+                self.whole = s.batch == s.batches;
+                self.step(s);
+            }
             Event::EpochStarted { epoch, epochs, done, batches } => {
                 self.epochs = *epochs;
                 self.epoch = Sums::default();
