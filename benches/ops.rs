@@ -68,7 +68,11 @@ fn bench(c: &mut Criterion, room: &str, case: &Case) -> Result<()> {
         if shortest.is_finite() {
             let work = work as f64;
             let flops = if case.flops > 0.0 { rate(case.flops * work, "GFLOP/s", shortest) } else { String::new() };
-            println!("    at its fastest {:.1} µs: {} {flops}", shortest * 1e6, rate(bytes as f64 * work, "GB/s", shortest));
+            println!(
+                "    at its fastest {:.1} µs: {} {flops}",
+                shortest * 1e6,
+                rate(bytes as f64 * work, "GB/s", shortest)
+            );
         }
     }
     group.finish();

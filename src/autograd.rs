@@ -199,7 +199,12 @@ impl<'p> Ctx<'p> {
     }
 
     /// The output of an op: tracked, with the node that `node` makes, if any of `inputs` is.
-    pub(crate) fn record<B: Backward + 'static>(&mut self, y: Tensor, inputs: &[&Var], node: impl FnOnce() -> B) -> Var {
+    pub(crate) fn record<B: Backward + 'static>(
+        &mut self,
+        y: Tensor,
+        inputs: &[&Var],
+        node: impl FnOnce() -> B,
+    ) -> Var {
         match &mut self.tape {
             Some(tape) if inputs.iter().any(|v| v.id.is_some()) => {
                 let id = tape.new_var(None);
@@ -304,7 +309,12 @@ impl Grads<'_> {
         let accumulate = current.is_some();
         let t = current.get_or_insert_with(|| Tensor::empty(&self.device, dtype, shape));
         if t.shape() != shape {
-            return Err(Error::shape("Grads::slot", t.shape().to_string(), shape, "report this: an op's gradient has the wrong shape"));
+            return Err(Error::shape(
+                "Grads::slot",
+                t.shape().to_string(),
+                shape,
+                "report this: an op's gradient has the wrong shape",
+            ));
         }
         Slot::of_tensor(t, accumulate).map(Some)
     }

@@ -56,9 +56,7 @@ macro_rules! elements {
 elements!(f32 = F32, f64 = F64, half::f16 = F16, half::bf16 = BF16, u8 = U8, i32 = I32);
 
 /// The floating-point types that the CPU ops compute in.
-pub trait Real:
-    Element + num_traits::Float + num_traits::NumAssign + std::iter::Sum + fmt::Display + Default
-{
+pub trait Real: Element + num_traits::Float + num_traits::NumAssign + std::iter::Sum + fmt::Display + Default {
     /// The nearest value to an `f64`.
     fn of(x: f64) -> Self;
     /// The nearest `f64`.

@@ -113,7 +113,9 @@ pub enum Error {
     },
 
     /// The engine broke one of its own rules: a bug in Tilework.
-    #[error("internal error: {0}\n  remedy: this is a bug in tilework; please report it with the command that led to it")]
+    #[error(
+        "internal error: {0}\n  remedy: this is a bug in tilework; please report it with the command that led to it"
+    )]
     Internal(String),
 }
 

@@ -1,4 +1,121 @@
-//! Tilework
+//! Tilework trains convolutional networks: tensors, reverse-mode differentiation, hand-written
+//! operations, optimizers, and a program that trains from recipes. The README says how to use the
+//! program; this page follows one training step from call to kernel, and names the types and files
+//! in the order in which to read them.
+//!
+//! # A few steps of a small network
+//!
+//! ```
+//! use tilework::data::{loader::Loader, shapes};
+//! use tilework::autograd::StepState;
+//! use tilework::nn::{LayerSpec, Model};
+//! use tilework::optim::{Optimizer, Sgd};
+//! use tilework::{Ctx, Device, Var};
+//!
+//! let device = Device::cpu();
+//! let layers = ["max_pool 4", "conv 3x3, 8 channels", "relu", "flatten", "fc 10"];
+//! let layers = layers.map(|l| l.parse()).into_iter().collect::<Result<Vec<LayerSpec>, _>>()?;
+//! let mut model = Model::build(&layers, [32, 32, 3], &device, 0)?;
+//! let mut grads = model.params.grads();
+//! let mut optimizer = Sgd::new(&model.params, 0.9, false, 0.0);
+//!
+//! let images = shapes::generate(0, 64, 1).train;
+//! let loader = Loader::new(images.into(), 64, &[0.5; 3], &[0.25; 3], &device)?;
+//! let batch = loader.epoch(loader.order(false, &StepState::default()), 0)?.next().unwrap()?;
+//!
+//! let mut losses = Vec::new();
+//! for step in 0..20 {
+//!     let state = StepState { step, lr: 0.05, ..StepState::default() };
+//!     let mut cx = Ctx::train(&device).with_params(&model.params).at(state);
+//!     let x = Var::constant(batch.images.clone());
+//!     let scores = model.net.forward(&x, &mut cx)?;
+//!     let loss = scores.cross_entropy(&batch.labels, 0.0, &mut cx)?;
+//!     losses.push(loss.value().item()?);
+//!     cx.backward_loss(&loss, Some(&mut grads))?;
+//!     optimizer.step(&mut model.params, &grads, &state)?;
+//! }
+//! assert!(losses[19] < losses[0]);
+//! # Ok::<(), tilework::Error>(())
+//! ```
+//!
+//! # Before the step: a network from text
+//!
+//! A [`recipes::Recipe`] lists layers as phrases. Each is parsed to an [`nn::LayerSpec`]
+//! (`src/nn/spec.rs`). [`nn::Model::build`] (`src/nn/model.rs`) walks through the list with the
+//! image's size in hand, infers every other size, and reports the first layer that does not fit with
+//! a table of all before it. What comes out is an [`nn::Sequential`] (`src/nn/layers.rs`), and
+//! [`Params`](nn::params::Params) (`src/nn/params.rs`): all trainable numbers in one flat arena,
+//! drawn from the seed.
+//!
+//! # 1. The loop asks for a step
+//!
+//! [`train::Trainer`] (`src/train/trainer.rs`) holds the model, the arena of gradients, the optimizer
+//! and two [`Loader`](data::loader::Loader)s (`src/data/loader.rs`), whose worker thread normalises
+//! the next images meanwhile. For each batch it fills a [`StepState`](autograd::StepState): seed,
+//! epoch, step, learning rate, place of the batch. That is all that differs from step to step. The
+//! trainer itself prints and writes nothing but checkpoints: it tells
+//! [`Observer`](train::Observer)s what happened, and the progress bar and [`train::CsvLog`] are two.
+//!
+//! # 2. Forward: from layers to operations
+//!
+//! The trainer makes a [`Ctx`] (`src/autograd.rs`): a tape, training mode, the parameters, the step.
+//! There are no globals. A layer fetches its parameters as [`Var`]s with [`Ctx::param`] and calls one
+//! method, as in `x.conv2d(&w, b, stride, pad, cx)`.
+//!
+//! # 3. From an operation to its kernel
+//!
+//! That method is at the top of the operation's *room*, one file of [`ops`] (`src/ops/relu.rs` is the
+//! shortest, `src/ops/max_pool2d.rs` a typical one, `src/ops/conv2d/` the longest). It checks the
+//! shapes and calls `forward`, which asks the [`Device`] for an output, matches on the device, turns
+//! the [`DType`] into a Rust type and calls the kernel in the room's module `cpu`: plain slices in,
+//! plain slices out. Four hops: layer, method, forward, kernel.
+//!
+//! The kernels share a few loops of [`device::cpu`]:
+//! [`for_rows`](device::cpu::for_rows), [`for_pieces`](device::cpu::for_pieces) and
+//! [`map_reduce`](device::cpu::map_reduce) (`parallel.rs`) cut work by the problem's sizes and never
+//! by the number of threads, so the bits do not depend on it; the macro `vectorised!` (`simd.rs`)
+//! compiles a loop again for the vector instructions that are found at run time;
+//! [`gemm`](device::cpu::gemm) (`gemm.rs`) is the matrix product.
+//!
+//! # 4. What is remembered
+//!
+//! The method ends in `Ctx::record`. If an input is tracked, a node goes onto the tape: a struct that
+//! implements [`Backward`](autograd::Backward) and holds exactly what the gradient needs (ReLU its
+//! output, max-pool the places of the maxima, dropout only the position in the random stream).
+//! Otherwise nothing is made and nothing is saved: inference is the same code.
+//!
+//! # 5. Backward
+//!
+//! [`Ctx::backward_loss`] goes over the tape once, from its end: nodes were appended in the order of
+//! computation, so that order is topological. Each node turns the gradient of its output into those
+//! of its inputs. [`Grads::slot`](autograd::Grads::slot) hands it the place where a parameter's
+//! gradient belongs, inside the arena, and says whether to overwrite or to add; no gradient is
+//! zeroed beforehand or copied afterwards. Nodes, and with them the saved tensors, are dropped as the
+//! loop passes them.
+//!
+//! # 6. The update
+//!
+//! An [`Optimizer`](optim::Optimizer) (`src/optim/`) walks over two or three arenas in step: values,
+//! gradients, its own state. It may write the values because the pass is over: a [`Tensor`] is shared
+//! memory ([`Arc`](std::sync::Arc)), and only an owner without company may write.
+//!
+//! # 7. The memory goes back
+//!
+//! Dropping a tensor returns its [`Buffer`](device::Buffer) to the device's pool
+//! (`src/device/mod.rs`, `src/device/cpu/mod.rs`), which serves requests of exactly that size. A step
+//! asks for the same sizes each time, so nothing is allocated after the second one. In debug builds
+//! a buffer comes filled with NaN, so that an element that an operation forgets shows.
+//!
+//! # Around the step
+//!
+//! - Randomness ([`rng`]): Philox, a function of (seed, epoch, step, stream, index). Dropout
+//!   recomputes its mask in the backward pass; a resumed run draws what it would have drawn.
+//! - Checkpoints ([`train::checkpoint`]) hold the state dict ([`nn::state`]) by PyTorch's names and
+//!   in PyTorch's layouts, the optimizer's arenas, and the [`Position`](train::Position).
+//! - Data sets ([`data`]): CIFAR in its official forms, and `shapes`, which is generated.
+//! - The program ([`cli`]): one file per subcommand.
+//! - Errors ([`Error`]): what was wrong, where, and what to do about it.
+
 pub mod autograd;
 pub mod cli;
 pub mod data;

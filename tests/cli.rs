@@ -308,7 +308,7 @@ fn a_loss_that_is_not_finite_stops_the_run() {
 #[test]
 fn a_damaged_checkpoint_is_named() {
     let p = Place::new();
-    p.ok(&["train", "tiny.toml", "--max-steps", "5"]);
+    p.ok(&["train", "tiny.toml", "--max-steps", "100"]);
     let file = "runs/tiny-001/last/optimizer.safetensors";
     let whole = p.bytes(file);
     fs::write(p.path(file), &whole[..whole.len() / 2]).unwrap();
@@ -321,7 +321,7 @@ fn a_damaged_checkpoint_is_named() {
     p.fails(&["eval", "runs/tiny-001"], &[file]);
     fs::write(p.path(file), &whole).unwrap();
     p.ok(&["eval", "runs/tiny-001"]);
-    p.ok(&["train", "--resume", "runs/tiny-001", "--max-steps", "6"]);
+    p.ok(&["train", "--resume", "runs/tiny-001", "--max-steps", "101"]);
 }
 
 #[test]

@@ -34,7 +34,12 @@ fn ops_give_equal_bits_at_1_2_and_4_threads() {
         for case in (room.cases)().iter().filter(|c| size(c) < 4_000_000) {
             let one = with_threads(1, || bits(case));
             for threads in [2, 4] {
-                assert!(with_threads(threads, || bits(case)) == one, "{} {} at {threads} threads", room.name, case.name);
+                assert!(
+                    with_threads(threads, || bits(case)) == one,
+                    "{} {} at {threads} threads",
+                    room.name,
+                    case.name
+                );
             }
         }
     }

@@ -38,7 +38,10 @@ fn close(what: &str, got: &[f64], want: &[f64], tolerance: f64) {
     let least = if tolerance > 1e-7 { 1e-2 } else { 1e-30 };
     let scale = want.iter().fold(least, |m, w| f64::max(m, w.abs()));
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        assert!((g - w).abs() <= tolerance * scale, "{what}[{i}]: got {g}, PyTorch {w} (tolerance {tolerance} of {scale})");
+        assert!(
+            (g - w).abs() <= tolerance * scale,
+            "{what}[{i}]: got {g}, PyTorch {w} (tolerance {tolerance} of {scale})"
+        );
     }
 }
 
@@ -63,12 +66,8 @@ fn permute(dims: &[usize], values: &[f64], inverse: bool) -> (Vec<usize>, Vec<f6
     let &[n, c, h, w] = dims else { return (dims.to_vec(), values.to_vec()) };
     let (inner, outer) = if inverse { (h * w, c) } else { (c, h * w) };
     let item = c * h * w;
-    let mut out = vec![0.0; values.len()];
-    for i in 0..values.len() {
-        let (image, at) = (i / item, i % item);
-        out[i] = values[image * item + at % inner * outer + at / inner];
-    }
-    (vec![n, h, w, c], out)
+    let from = |i: usize| i / item * item + i % item % inner * outer + i % item / inner;
+    (vec![n, h, w, c], (0..values.len()).map(|i| values[from(i)]).collect())
 }
 
 impl Torch {
@@ -96,7 +95,8 @@ fn check_op<T: tilework::dtype::Real>(case: &Value, tensors: &SafeTensors<'_>, t
     let get = |role: &str| read(tensors, roles[role].as_str().unwrap());
     let device = Device::cpu();
     let mut cx = Ctx::train(&device);
-    let inputs: Vec<&str> = ["x", "a", "w", "b", "gamma", "beta"].into_iter().filter(|r| roles.contains_key(*r)).collect();
+    let inputs: Vec<&str> =
+        ["x", "a", "w", "b", "gamma", "beta"].into_iter().filter(|r| roles.contains_key(*r)).collect();
     let vars: Vec<Var> = inputs.iter().map(|r| cx.leaf(get(r).ours::<T>(&device))).collect();
     let labels = roles.get("labels").map(|_| {
         let t = get("labels");
@@ -166,7 +166,8 @@ fn ops_agree_with_pytorch() {
     for case in cases {
         check_op::<f64>(case, &tensors, 1e-9);
         // Numbers that f32 flushes to zero are for f64 alone.
-        let tiny = |role: &Value| read(&tensors, role.as_str().unwrap()).values.iter().any(|&v| v != 0.0 && v as f32 == 0.0);
+        let tiny =
+            |role: &Value| read(&tensors, role.as_str().unwrap()).values.iter().any(|&v| v != 0.0 && v as f32 == 0.0);
         if !case["tensors"].as_object().unwrap().values().any(tiny) {
             check_op::<f32>(case, &tensors, 2e-5);
         }
@@ -188,7 +189,9 @@ fn optimizers_agree_with_pytorch() {
         let name = format!("{kind} / {}", case["case"]);
         kinds.insert(kind);
         let number = |key: &str| p[key].as_f64().unwrap_or(0.0);
-        let adam = || ([p["betas"][0].as_f64().unwrap(), p["betas"][1].as_f64().unwrap()], number("eps"), number("weight_decay"));
+        let adam = || {
+            ([p["betas"][0].as_f64().unwrap(), p["betas"][1].as_f64().unwrap()], number("eps"), number("weight_decay"))
+        };
         let spec = match kind {
             "sgd" => OptimizerSpec::Sgd {
                 lr: 0.0,
@@ -215,7 +218,8 @@ fn optimizers_agree_with_pytorch() {
         model.params.values_mut().unwrap().host_mut::<f32>().unwrap()[range.clone()].copy_from_slice(&start);
         let mut grads = model.params.grads();
         let mut optimizer = spec.build(&model.params);
-        let steps = case["grads"].as_array().unwrap().iter().zip(case["after"].as_array().unwrap()).zip(f64s(&case["lr"]));
+        let steps =
+            case["grads"].as_array().unwrap().iter().zip(case["after"].as_array().unwrap()).zip(f64s(&case["lr"]));
         for (step, ((g, after), lr)) in steps.enumerate() {
             // y = x·wᵀ with gradient 1, so that the gradient of w is x.
             let x: Vec<f32> = f64s(g).iter().map(|&v| v as f32).collect();
@@ -227,7 +231,8 @@ fn optimizers_agree_with_pytorch() {
             drop(y);
             let state = StepState { step: step as u32, lr: lr as f32, ..StepState::default() };
             optimizer.step(&mut model.params, &grads, &state).unwrap();
-            let got: Vec<f64> = model.params.values().host::<f32>().unwrap()[range.clone()].iter().map(|&v| f64::from(v)).collect();
+            let got: Vec<f64> =
+                model.params.values().host::<f32>().unwrap()[range.clone()].iter().map(|&v| f64::from(v)).collect();
             close(&format!("{name}, step {step}"), &got, &f64s(after), 3e-6);
         }
     }
@@ -272,16 +277,23 @@ fn trajectories_agree_with_pytorch() {
     for golden in goldens["networks"].as_array().unwrap() {
         let name = golden["name"].as_str().unwrap();
         let device = Device::cpu();
-        let mut model = Model::build(&layers(golden), input(golden), &device, golden["seed"].as_u64().unwrap()).unwrap();
+        let mut model =
+            Model::build(&layers(golden), input(golden), &device, golden["seed"].as_u64().unwrap()).unwrap();
         let now = state(&mut model);
         for (key, want) in golden["initial"].as_object().unwrap() {
             let got = now(key);
-            let at: Vec<f64> = want["at"].as_array().unwrap().iter().map(|i| got[i.as_u64().unwrap() as usize]).collect();
+            let at: Vec<f64> =
+                want["at"].as_array().unwrap().iter().map(|i| got[i.as_u64().unwrap() as usize]).collect();
             let bits = |v: &[f64]| v.iter().map(|&x| (x as f32).to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&at), bits(&f64s(&want["values"])), "{name}: initial {key}");
         }
         let lr = golden["lr"].as_f64().unwrap();
-        let spec = OptimizerSpec::Sgd { lr, momentum: golden["momentum"].as_f64().unwrap(), nesterov: false, weight_decay: 0.0 };
+        let spec = OptimizerSpec::Sgd {
+            lr,
+            momentum: golden["momentum"].as_f64().unwrap(),
+            nesterov: false,
+            weight_decay: 0.0,
+        };
         let mut optimizer = spec.build(&model.params);
         let mut grads = model.params.grads();
         let loss_kind = if golden["loss"] == "nll" { Loss::Nll } else { Loss::CrossEntropy };
@@ -313,7 +325,10 @@ fn trajectories_agree_with_pytorch() {
                 let want = want["norm"]["f64"].as_f64().or_else(|| want["f64"].as_f64());
                 if let Some(want) = want {
                     let got = norm(&end(key));
-                    assert!((got - want).abs() <= 1e-4 * want + 1e-5, "{name}: norm of {key} at the end: got {got}, PyTorch {want}");
+                    assert!(
+                        (got - want).abs() <= 1e-4 * want + 1e-5,
+                        "{name}: norm of {key} at the end: got {got}, PyTorch {want}"
+                    );
                 }
             }
         }
@@ -328,10 +343,18 @@ fn check_gradients(name: &str, model: &Model, grads: &tilework::nn::params::Para
         let g: Vec<f64> = grads.of(i).unwrap().iter().map(|&v| f64::from(v)).collect();
         let (got, want) = (norm(&g), wanted(&p.key));
         // A gradient that is zero but for rounding is measured against the network's largest.
-        assert!((got - want).abs() <= 1e-4 * want + 1e-6 * largest, "{name}: gradient of {}: norm {got}, PyTorch {want}", p.key);
+        assert!(
+            (got - want).abs() <= 1e-4 * want + 1e-6 * largest,
+            "{name}: gradient of {}: norm {got}, PyTorch {want}",
+            p.key
+        );
         let (got, want) = (g.iter().sum::<f64>(), golden[&p.key]["sum"]["f64"].as_f64().unwrap());
         let scale = norm(&g) * (g.len() as f64).sqrt();
-        assert!((got - want).abs() <= 1e-4 * scale + 1e-5 * largest, "{name}: gradient of {}: sum {got}, PyTorch {want}", p.key);
+        assert!(
+            (got - want).abs() <= 1e-4 * scale + 1e-5 * largest,
+            "{name}: gradient of {}: sum {got}, PyTorch {want}",
+            p.key
+        );
     }
 }
 

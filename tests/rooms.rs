@@ -63,7 +63,11 @@ fn every_room_has_its_sections_in_order() {
 fn every_room_has_cases_to_check_and_to_time() {
     for room in ROOMS {
         let cases = (room.cases)();
-        assert!(cases.iter().filter(|c| c.smooth && !c.bench).count() >= 2, "room {}: two smooth small cases at least", room.name);
+        assert!(
+            cases.iter().filter(|c| c.smooth && !c.bench).count() >= 2,
+            "room {}: two smooth small cases at least",
+            room.name
+        );
         assert!(cases.iter().any(|c| c.bench), "room {}: a case to time", room.name);
         let mut names: Vec<_> = cases.iter().map(|c| c.name.clone()).collect();
         names.sort();

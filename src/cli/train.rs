@@ -229,15 +229,18 @@ impl Session {
 
     fn results(&self, progress: &Progress) -> String {
         let Some(last) = &progress.last else { return String::new() };
-        let best = self.trainer.position().best_accuracy.unwrap_or(last.test.accuracy);
+        // There is no best one before the end of an epoch.
+        let (best, folders) = match self.trainer.position().best_accuracy {
+            Some(best) => (format!(", best {:.2} %", best * 100.0), "best/, last/"),
+            None => (String::new(), "last/"),
+        };
         let path = self.run.path().display();
         format!(
-            "\n{}\ntest accuracy  {:.2} %, best {:.2} %\n\n\
-             everything is in {path}: config.toml, metrics.csv, steps.csv, best/, last/\n\
+            "\n{}\ntest accuracy  {:.2} %{best}\n\n\
+             everything is in {path}: config.toml, metrics.csv, steps.csv, {folders}\n\
              evaluate it:   tilework eval {path}\n",
             per_class(&last.test.per_class),
             last.test.accuracy * 100.0,
-            best * 100.0,
         )
     }
 }

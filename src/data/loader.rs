@@ -76,7 +76,10 @@ impl Loader {
         if data.is_empty() {
             return Err(Error::config("data", format!("{} has no images", data.name), "use another data set"));
         }
-        if [mean.len(), std.len()] != [data.channels; 2] || std.iter().any(|s| s.is_nan() || *s <= 0.0) || mean.iter().any(|m| !m.is_finite()) {
+        if [mean.len(), std.len()] != [data.channels; 2]
+            || std.iter().any(|s| s.is_nan() || *s <= 0.0)
+            || mean.iter().any(|m| !m.is_finite())
+        {
             return Err(Error::config(
                 "data.mean, data.std",
                 format!("{mean:?} and {std:?} for images of {} channels", data.channels),
@@ -101,7 +104,8 @@ impl Loader {
     pub fn order(&self, shuffle: bool, state: &StepState) -> Vec<u32> {
         match shuffle {
             false => (0..self.data.len() as u32).collect(),
-            true => Stream { seed: state.seed, epoch: state.epoch, step: 0, id: stream::SHUFFLE }.permutation(self.data.len()),
+            true => Stream { seed: state.seed, epoch: state.epoch, step: 0, id: stream::SHUFFLE }
+                .permutation(self.data.len()),
         }
     }
 
@@ -137,7 +141,10 @@ impl Loader {
                 }
             }
         };
-        std::thread::Builder::new().name("loader".into()).spawn(work).map_err(Error::io("start a thread", "loader".as_ref()))?;
+        std::thread::Builder::new()
+            .name("loader".into())
+            .spawn(work)
+            .map_err(Error::io("start a thread", "loader".as_ref()))?;
         Ok(Batches { receive, batch, group: None, at: 0..0, left: total })
     }
 }

@@ -41,7 +41,9 @@ impl Device {
     /// Memory for `len` elements. Its contents are unspecified: whoever asks must write every element.
     pub fn alloc(&self, dtype: DType, len: usize) -> Buffer {
         match self {
-            Device::Cpu(cpu) => Buffer { dtype, len, device: self.clone(), memory: Memory::Host(cpu.alloc(dtype.size() * len)) },
+            Device::Cpu(cpu) => {
+                Buffer { dtype, len, device: self.clone(), memory: Memory::Host(cpu.alloc(dtype.size() * len)) }
+            }
         }
     }
 }

@@ -1,4 +1,8 @@
 //! Networks: layers written as text, models with their parameters, state dicts.
+//!
+//! In reading order: [`spec`] (a layer as a phrase), [`model`] (phrases and an input size become
+//! layers with inferred sizes), `layers` (the forward pass), [`params`] (values and gradients, each
+//! in one arena), [`state`] (PyTorch's names and layouts).
 
 mod layers;
 pub mod model;

@@ -90,7 +90,9 @@ struct Mistake {
 impl From<Error> for Mistake {
     fn from(e: Error) -> Self {
         match e {
-            Error::Shape { expected, got, remedy, .. } => Mistake { problem: format!("expected {expected}, got {got}"), remedy },
+            Error::Shape { expected, got, remedy, .. } => {
+                Mistake { problem: format!("expected {expected}, got {got}"), remedy }
+            }
             other => Mistake { problem: other.to_string(), remedy: String::new() },
         }
     }
@@ -142,7 +144,10 @@ impl Builder<'_> {
             _ => None,
         };
         let needs_image = || -> std::result::Result<[usize; 3], Mistake> {
-            image.map_or_else(|| mistake(format!("it takes an image [h, w, c], but here comes {x}"), "put it before `flatten`"), Ok)
+            image.map_or_else(
+                || mistake(format!("it takes an image [h, w, c], but here comes {x}"), "put it before `flatten`"),
+                Ok,
+            )
         };
         let check = |what: &str, from: &Option<usize>, actual: usize| match from {
             Some(n) if *n != actual => mistake(
@@ -161,7 +166,9 @@ impl Builder<'_> {
                 let [ho, wo] = window.output("conv2d", [h, w])?;
                 let [kh, kw] = window.kernel;
                 let fan_in = kh * kw * c;
-                if fan_in.saturating_mul(*channels) > TOO_MANY || ho.saturating_mul(wo).saturating_mul(*channels) > TOO_MANY {
+                if fan_in.saturating_mul(*channels) > TOO_MANY
+                    || ho.saturating_mul(wo).saturating_mul(*channels) > TOO_MANY
+                {
                     return mistake("the layer would be larger than 16 GiB", "use fewer channels or a smaller kernel");
                 }
                 let weight = self.layout.add(format!("{key}.weight"), [*channels, kh, kw, c], Init::FanIn(fan_in));
@@ -172,11 +179,17 @@ impl Builder<'_> {
             }
             LayerSpec::Fc { from, features, bias } => {
                 let [inputs] = *x.dims() else {
-                    return mistake(format!("it takes features, but here comes an image {x}"), "put `flatten` before it");
+                    return mistake(
+                        format!("it takes features, but here comes an image {x}"),
+                        "put `flatten` before it",
+                    );
                 };
                 check("features", from, inputs)?;
                 if inputs.saturating_mul(*features) > TOO_MANY {
-                    return mistake("the layer would be larger than 16 GiB", "use fewer features, or pool before `flatten`");
+                    return mistake(
+                        "the layer would be larger than 16 GiB",
+                        "use fewer features, or pool before `flatten`",
+                    );
                 }
                 let w = self.layout.add(format!("{key}.weight"), [*features, inputs], Init::FanIn(inputs));
                 let b = bias.then(|| self.layout.add(format!("{key}.bias"), [*features], Init::FanIn(inputs)));
@@ -243,7 +256,10 @@ mod tests {
     #[test]
     fn mistakes_show_the_table() {
         for (layers, words) in [
-            (&["conv 5x5, 6 channels", "flatten", "fc 100 -> 10"][..], "states 100 input features, but the layer before it gives 4704"),
+            (
+                &["conv 5x5, 6 channels", "flatten", "fc 100 -> 10"][..],
+                "states 100 input features, but the layer before it gives 4704",
+            ),
             (&["conv 5x5, 4 -> 6 channels"][..], "states 4 input channels, but the layer before it gives 3"),
             (&["max_pool 16", "conv 3x3, 8 channels"][..], "fits its input of 2x2"),
             (&["fc 10"][..], "put `flatten` before it"),

@@ -143,7 +143,11 @@ impl Params {
     pub fn grads(&self) -> ParamGrads {
         let mut buffer = self.values.device().alloc(DType::F32, self.layout.len);
         buffer.zero();
-        ParamGrads { buffer, ranges: self.list().iter().map(Param::range).collect(), written: vec![false; self.list().len()] }
+        ParamGrads {
+            buffer,
+            ranges: self.list().iter().map(Param::range).collect(),
+            written: vec![false; self.list().len()],
+        }
     }
 }
 
@@ -203,7 +207,7 @@ mod tests {
         let w = params.tensor(ParamId(0)).unwrap();
         let w = w.host::<f32>().unwrap();
         let (min, max) = w.iter().fold((0f32, 0f32), |(a, b), &x| (a.min(x), b.max(x)));
-        assert!(min >= -0.1 && min < -0.099 && max <= 0.1 && max > 0.099);
+        assert!((-0.1..-0.099).contains(&min) && (0.099..=0.1).contains(&max), "{min} {max}");
         assert_eq!(params.tensor(second).unwrap().to_vec::<f32>().unwrap(), [1.0; 7]);
         assert_eq!(params.count(), 5007);
     }

@@ -223,8 +223,12 @@ impl FromStr for LayerSpec {
                 let pad = p.take("pad").map_or(Ok([0; 2]), |t| p.pair(t, "a padding", 0))?;
                 LayerSpec::MaxPool(Window { kernel, stride, pad })
             }
-            "adaptive_max_pool" => LayerSpec::AdaptiveMaxPool(p.pair(need(&p, "adaptive_max_pool 1x1")?, "a size", 1)?),
-            "adaptive_avg_pool" => LayerSpec::AdaptiveAvgPool(p.pair(need(&p, "adaptive_avg_pool 1x1")?, "a size", 1)?),
+            "adaptive_max_pool" => {
+                LayerSpec::AdaptiveMaxPool(p.pair(need(&p, "adaptive_max_pool 1x1")?, "a size", 1)?)
+            }
+            "adaptive_avg_pool" => {
+                LayerSpec::AdaptiveAvgPool(p.pair(need(&p, "adaptive_avg_pool 1x1")?, "a size", 1)?)
+            }
             "dropout" => {
                 let rate: f64 = p.number(need(&p, "dropout 0.5")?, "a probability")?;
                 if !(0.0..1.0).contains(&rate) {

@@ -180,7 +180,9 @@ impl Model {
         })?;
         let mut counts = Vec::new();
         batch_norms(&mut self.net, &mut |key, _| {
-            counts.push(unknown.remove(format!("{key}.num_batches_tracked").as_str()).and_then(Entry::to_i64).unwrap_or(0));
+            counts.push(
+                unknown.remove(format!("{key}.num_batches_tracked").as_str()).and_then(Entry::to_i64).unwrap_or(0),
+            );
             Ok(())
         })?;
         problems.extend(unknown.keys().map(|k| format!("`{k}` is not in this network")));
@@ -220,8 +222,13 @@ mod tests {
 
     fn model(seed: u64) -> Model {
         let inner: Vec<LayerSpec> = vec!["conv 3x1, 4 channels, pad 1x0".parse().unwrap(), LayerSpec::batch_norm()];
-        let specs =
-            [LayerSpec::conv(3, 4), LayerSpec::batch_norm(), LayerSpec::Residual(inner), LayerSpec::Flatten, LayerSpec::fc(3)];
+        let specs = [
+            LayerSpec::conv(3, 4),
+            LayerSpec::batch_norm(),
+            LayerSpec::Residual(inner),
+            LayerSpec::Flatten,
+            LayerSpec::fc(3),
+        ];
         Model::build(&specs, [5, 6, 2], &Device::cpu(), seed).unwrap()
     }
 
@@ -251,7 +258,9 @@ mod tests {
         state.insert("9.weight".into(), Entry::i64(1));
         state.insert("4.bias".into(), Entry::f32(&[2], &[0.0; 2]));
         let e = m.load_state_dict(&state, Path::new("w.safetensors")).unwrap_err().to_string();
-        for word in ["w.safetensors", "`0.bias` is missing", "`9.weight` is not in", "`4.bias` is [2] and should be [3]"] {
+        for word in
+            ["w.safetensors", "`0.bias` is missing", "`9.weight` is not in", "`4.bias` is [2] and should be [3]"]
+        {
             assert!(e.contains(word), "{e}");
         }
         assert_eq!(m.state_dict().unwrap(), before);

@@ -55,11 +55,15 @@ impl Var {
 /// # Errors
 /// [`Error::Shape`] for another rank or an output size of zero.
 pub fn output_shape(x: Shape, size: [usize; 2]) -> Result<Shape> {
-    let [n, _, _, c] = x
-        .rank4()
-        .ok_or_else(|| Error::shape(OP, "an activation [n, h, w, c]", x, "put the pool before `flatten`"))?;
+    let [n, _, _, c] =
+        x.rank4().ok_or_else(|| Error::shape(OP, "an activation [n, h, w, c]", x, "put the pool before `flatten`"))?;
     if size.contains(&0) {
-        return Err(Error::shape(OP, "an output of at least 1x1", format!("{}x{}", size[0], size[1]), "use positive sizes"));
+        return Err(Error::shape(
+            OP,
+            "an output of at least 1x1",
+            format!("{}x{}", size[0], size[1]),
+            "use positive sizes",
+        ));
     }
     Ok([n, size[0], size[1], c].into())
 }

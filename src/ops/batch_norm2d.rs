@@ -61,8 +61,19 @@ impl Var {
         let x = self.value();
         let channels = Shape::from([x.shape().last()]);
         if x.shape().rank() != 4 || [gamma.shape(), beta.shape(), running.mean.shape()] != [channels; 3] {
-            let got = format!("x {}, gamma {}, beta {}, running {}", x.shape(), gamma.shape(), beta.shape(), running.mean.shape());
-            return Err(Error::shape(OP, "x [n, h, w, c] and [c] for the others", got, "put it after a convolution of as many channels"));
+            let got = format!(
+                "x {}, gamma {}, beta {}, running {}",
+                x.shape(),
+                gamma.shape(),
+                beta.shape(),
+                running.mean.shape()
+            );
+            return Err(Error::shape(
+                OP,
+                "x [n, h, w, c] and [c] for the others",
+                got,
+                "put it after a convolution of as many channels",
+            ));
         }
         let rows = x.len() / x.shape().last().max(1);
         let train = cx.mode() == Mode::Train;

@@ -29,7 +29,12 @@ impl Var {
 
 fn forward(x: &Tensor) -> Result<Tensor> {
     let [n, h, w, c] = x.shape().rank4().ok_or_else(|| {
-        Error::shape(OP, "an activation [n, h, w, c] or a matrix", x.shape(), "give it the output of a convolution or pool")
+        Error::shape(
+            OP,
+            "an activation [n, h, w, c] or a matrix",
+            x.shape(),
+            "give it the output of a convolution or pool",
+        )
     })?;
     // One pixel, or one channel: both orders are the same.
     if h * w == 1 || c == 1 {

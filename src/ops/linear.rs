@@ -35,7 +35,12 @@ fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
         return Err(Error::shape(OP, "x [n, in], w [out, in], b [out]", got, "put `flatten` before the first `fc`"));
     };
     if inputs != w_inputs {
-        return Err(Error::shape(OP, format!("x [n, {w_inputs}]"), x.shape(), "give the layer as many inputs as x has features"));
+        return Err(Error::shape(
+            OP,
+            format!("x [n, {w_inputs}]"),
+            x.shape(),
+            "give the layer as many inputs as x has features",
+        ));
     }
     let mut y = Tensor::empty(x.device(), x.dtype(), [n, outputs]);
     match x.device() {
@@ -95,7 +100,14 @@ pub(super) mod cpu {
     /// the order they lie in memory.
     const TRANSPOSE: usize = 8;
 
-    pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], [n, inputs, outputs]: [usize; 3], cpu: &Cpu) {
+    pub(super) fn forward<T: Real>(
+        x: &[T],
+        w: &[T],
+        b: Option<&[T]>,
+        y: &mut [T],
+        [n, inputs, outputs]: [usize; 3],
+        cpu: &Cpu,
+    ) {
         if n < TRANSPOSE {
             return few_rows(x, w, b, y, inputs, outputs);
         }
@@ -119,7 +131,8 @@ pub(super) mod cpu {
     fn few_rows<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], inputs: usize, outputs: usize) {
         let block = BLOCK / 4;
         let mut rows: Vec<_> = y.chunks_mut(outputs).map(|y| y.chunks_mut(block)).collect();
-        let pieces = (0..outputs.div_ceil(block)).map(|_| rows.iter_mut().filter_map(Iterator::next).collect::<Vec<_>>());
+        let pieces =
+            (0..outputs.div_ceil(block)).map(|_| rows.iter_mut().filter_map(Iterator::next).collect::<Vec<_>>());
         for_pieces(pieces.collect(), x.len() * block / MACS, |i, mut y| {
             let first = i * block;
             for (y, x) in y.iter_mut().zip(x.chunks_exact(inputs)) {
@@ -184,7 +197,13 @@ pub(super) mod cpu {
         });
     }
 
-    pub(super) fn backward_w<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, [n, inputs, outputs]: [usize; 3]) {
+    pub(super) fn backward_w<T: Real>(
+        gy: &[T],
+        x: &[T],
+        gw: &mut [T],
+        accumulate: bool,
+        [n, inputs, outputs]: [usize; 3],
+    ) {
         for_pieces(MatMut::new(gw, outputs, inputs).split_rows(BLOCK), n * inputs * BLOCK / MACS, |i, gw| {
             let rows = i * BLOCK..outputs.min((i + 1) * BLOCK);
             gemm(gw, accumulate, Mat::new(gy, n, outputs).cols(rows).t(), Mat::new(x, n, inputs));
@@ -237,7 +256,8 @@ mod tests {
     #[test]
     fn sizes_are_checked() {
         let device = Device::cpu();
-        let zeros = |shape: &[usize]| Tensor::zeros(&device, crate::DType::F32, crate::Shape::from_slice(shape).unwrap());
+        let zeros =
+            |shape: &[usize]| Tensor::zeros(&device, crate::DType::F32, crate::Shape::from_slice(shape).unwrap());
         for (x, w, b) in [(vec![2, 3], [4, 5], 4), (vec![2, 1, 1, 5], [4, 5], 4), (vec![2, 5], [4, 5], 5)] {
             let e = forward(&zeros(&x), &zeros(&w), Some(&zeros(&[b]))).unwrap_err().to_string();
             assert!(e.contains("linear"), "{e}");

@@ -36,9 +36,8 @@ impl Var {
 /// # Errors
 /// [`Error::Shape`] as for [`Var::max_pool2d`].
 pub fn output_shape(x: Shape, window: Window) -> Result<Shape> {
-    let [n, h, w, c] = x.rank4().ok_or_else(|| {
-        Error::shape(OP, "an activation [n, h, w, c]", x, "put the pool before `flatten`")
-    })?;
+    let [n, h, w, c] =
+        x.rank4().ok_or_else(|| Error::shape(OP, "an activation [n, h, w, c]", x, "put the pool before `flatten`"))?;
     let [ho, wo] = window.output(OP, [h, w])?;
     if (0..2).any(|i| 2 * window.pad[i] > window.kernel[i]) {
         return Err(Error::shape(OP, "a padding of at most half the kernel", window, "use a smaller padding"));
@@ -83,8 +82,8 @@ impl Backward for MaxPool2d {
 }
 
 mod cpu {
-    use super::Window;
     use super::super::window::max_pixel;
+    use super::Window;
     use crate::device::cpu::{for_pieces, vectorised};
     use crate::dtype::Real;
     use crate::shape::Shape;
@@ -93,7 +92,9 @@ mod cpu {
         let ([_, h, w, c], [_, ho, wo, _]) = (xs.rank4().unwrap_or([1; 4]), ys.rank4().unwrap_or([1; 4]));
         let row = wo * c;
         let rows: Vec<_> = y.chunks_mut(ho * row).zip(arg.chunks_mut(ho * row)).zip(x.chunks(h * w * c)).collect();
-        for_pieces(rows, ho * row * win.kernel[0] * win.kernel[1], |_, ((y, arg), x)| image(x, y, arg, [h, w, c], wo, win));
+        for_pieces(rows, ho * row * win.kernel[0] * win.kernel[1], |_, ((y, arg), x)| {
+            image(x, y, arg, [h, w, c], wo, win)
+        });
     }
 
     vectorised! {
@@ -153,7 +154,8 @@ pub fn cases() -> Vec<Case> {
 /// A small case drawn at random.
 pub fn random_case(d: &mut Draw) -> Case {
     let kernel = [d.int(1, 4), d.int(1, 4)];
-    let window = Window { kernel, stride: [d.int(1, 3), d.int(1, 3)], pad: [d.int(0, kernel[0] / 2), d.int(0, kernel[1] / 2)] };
+    let window =
+        Window { kernel, stride: [d.int(1, 3), d.int(1, 3)], pad: [d.int(0, kernel[0] / 2), d.int(0, kernel[1] / 2)] };
     case([d.int(1, 3), d.int(4, 8), d.int(4, 8), d.int(1, 5)], window, Fill::Distinct)
 }
 

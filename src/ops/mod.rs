@@ -1,8 +1,12 @@
 //! The ops: one room each.
 //!
-//! A room is a file of this folder. In each, in this order: the maths; the method on
-//! [`Var`](crate::Var); forward; the [`Backward`](crate::autograd::Backward) struct; the CPU side;
-//! the cases that tests and benches share; tests. `ROOMS` lists them.
+//! A room is a file of this folder, or for convolution a folder. In each, in this order: the maths;
+//! the method on [`Var`](crate::Var); forward; the [`Backward`](crate::autograd::Backward) struct;
+//! the CPU side, which sees slices alone; the cases that tests and benches share; tests.
+//!
+//! [`ROOMS`] lists them. The gradient check, the thread check and the benches go through that list,
+//! and `tests/rooms.rs` fails when a room lacks a part. [`case`] and [`window`] are what rooms share.
+//! The README adds an op as an example. To read one, begin with [`relu`].
 
 pub mod adaptive_pool2d;
 pub mod add;

@@ -33,13 +33,17 @@ impl Var {
 
 /// Checks that there is one label per row and that every label is a class.
 pub(super) fn check_labels(op: &'static str, x: &Tensor, labels: &Tensor) -> Result<()> {
-    let [n, classes] = x
-        .shape()
-        .rank2()
-        .ok_or_else(|| Error::shape(op, "scores [n, classes]", x.shape(), "end the network with `flatten` and `fc CLASSES`"))?;
+    let [n, classes] = x.shape().rank2().ok_or_else(|| {
+        Error::shape(op, "scores [n, classes]", x.shape(), "end the network with `flatten` and `fc CLASSES`")
+    })?;
     if n == 0 || labels.shape() != Shape::from([n]) || labels.dtype() != DType::I32 {
         let got = format!("{} {}", labels.dtype(), labels.shape());
-        return Err(Error::shape(op, format!("labels i32 [{n}], one per row, at least one"), got, "pass one class index per image"));
+        return Err(Error::shape(
+            op,
+            format!("labels i32 [{n}], one per row, at least one"),
+            got,
+            "pass one class index per image",
+        ));
     }
     match x.device() {
         Device::Cpu(_) => match labels.host::<i32>()?.iter().position(|&l| l < 0 || l as usize >= classes) {

@@ -38,7 +38,10 @@ impl Window {
                     op,
                     format!("a window that fits its input of {h}x{w}"),
                     self,
-                    format!("use a smaller kernel, a padding of at least {}, or fewer reductions before it", (self.kernel[i] - input[i]).div_ceil(2)),
+                    format!(
+                        "use a smaller kernel, a padding of at least {}, or fewer reductions before it",
+                        (self.kernel[i] - input[i]).div_ceil(2)
+                    ),
                 ));
             }
             out[i] = (padded - self.kernel[i]) / self.stride[i] + 1;
@@ -100,7 +103,8 @@ fn max_lanes<T: Real, const L: usize>(
         let x = &x[pixel * c + at..pixel * c + at + L];
         for l in 0..L {
             // Neither <= nor >= holds for NaN. Selects, not branches.
-            let wins = (!(x[l] <= best[l]) & (best[l] == best[l])) | (who[l] < 0);
+            #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN is to win, and is not <= anything")]
+            let wins = (!(x[l] <= best[l]) & !best[l].is_nan()) | (who[l] < 0);
             best[l] = if wins { x[l] } else { best[l] };
             who[l] = if wins { pixel as i32 } else { who[l] };
         }

@@ -92,7 +92,15 @@ impl OptimizerSpec {
     /// [`Error::Config`] for a constant out of its range.
     pub fn check(&self) -> Result<()> {
         let within = |key: &str, value: f64, ok: bool, range: &str| {
-            if ok { Ok(()) } else { Err(Error::config(format!("optimizer.{key}"), format!("{value} is not {range}"), "choose a value in that range")) }
+            if ok {
+                Ok(())
+            } else {
+                Err(Error::config(
+                    format!("optimizer.{key}"),
+                    format!("{value} is not {range}"),
+                    "choose a value in that range",
+                ))
+            }
         };
         within("lr", self.lr(), self.lr() >= 0.0 && self.lr().is_finite(), "a finite rate of at least 0")?;
         let decay = match self {
@@ -101,7 +109,8 @@ impl OptimizerSpec {
                 within("momentum", *momentum, !nesterov || *momentum > 0.0, "above 0, which nesterov needs")?;
                 *weight_decay
             }
-            OptimizerSpec::Adam { betas, eps, weight_decay, .. } | OptimizerSpec::Adamw { betas, eps, weight_decay, .. } => {
+            OptimizerSpec::Adam { betas, eps, weight_decay, .. }
+            | OptimizerSpec::Adamw { betas, eps, weight_decay, .. } => {
                 for b in betas {
                     within("betas", *b, (0.0..1.0).contains(b), "in [0, 1)")?;
                 }
@@ -118,8 +127,12 @@ impl OptimizerSpec {
             OptimizerSpec::Sgd { momentum, nesterov, weight_decay, .. } => {
                 Box::new(Sgd::new(params, momentum, nesterov, weight_decay))
             }
-            OptimizerSpec::Adam { betas, eps, weight_decay, .. } => Box::new(Adam::new(params, betas, eps, weight_decay, false)),
-            OptimizerSpec::Adamw { betas, eps, weight_decay, .. } => Box::new(Adam::new(params, betas, eps, weight_decay, true)),
+            OptimizerSpec::Adam { betas, eps, weight_decay, .. } => {
+                Box::new(Adam::new(params, betas, eps, weight_decay, false))
+            }
+            OptimizerSpec::Adamw { betas, eps, weight_decay, .. } => {
+                Box::new(Adam::new(params, betas, eps, weight_decay, true))
+            }
         }
     }
 }

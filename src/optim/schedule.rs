@@ -46,12 +46,18 @@ impl Schedule {
     /// # Errors
     /// [`Error::Config`] for a constant out of its range.
     pub fn check(&self) -> Result<()> {
-        let bad = |key: &str, problem: String| Err(Error::config(format!("schedule.{key}"), problem, "choose a positive number"));
+        let bad = |key: &str, problem: String| {
+            Err(Error::config(format!("schedule.{key}"), problem, "choose a positive number"))
+        };
         match *self {
             Schedule::Step { every: 0, .. } => bad("every", "0 epochs between two changes".into()),
-            Schedule::Step { gamma, .. } if !(gamma > 0.0 && gamma.is_finite()) => bad("gamma", format!("{gamma} is not a positive number")),
+            Schedule::Step { gamma, .. } if !(gamma > 0.0 && gamma.is_finite()) => {
+                bad("gamma", format!("{gamma} is not a positive number"))
+            }
             Schedule::Cosine { over: Some(0), .. } => bad("over", "0 epochs to the minimum".into()),
-            Schedule::Cosine { min, .. } if !(min >= 0.0 && min.is_finite()) => bad("min", format!("{min} is not a rate")),
+            Schedule::Cosine { min, .. } if !(min >= 0.0 && min.is_finite()) => {
+                bad("min", format!("{min} is not a rate"))
+            }
             _ => Ok(()),
         }
     }

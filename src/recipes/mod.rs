@@ -126,7 +126,11 @@ impl Recipe {
     /// [`Error::Config`] naming the line, the key and what is allowed.
     pub fn parse(text: &str, origin: &str, set: &[String]) -> Result<Self> {
         let bad = |e: toml::de::Error| {
-            Error::config(origin, e.to_string().trim_end(), "the recipe format is in the README, under \"Write a recipe\"")
+            Error::config(
+                origin,
+                e.to_string().trim_end(),
+                "the recipe format is in the README, under \"Write a recipe\"",
+            )
         };
         let recipe: Recipe = if set.is_empty() {
             // From the text, not from a table, so that an error shows its line.
@@ -156,11 +160,18 @@ impl Recipe {
     /// # Errors
     /// [`Error::Config`] naming the key.
     pub fn check(&self) -> Result<()> {
-        let must = |ok: bool, key: &str, problem: String, remedy: &str| if ok { Ok(()) } else { Err(Error::config(key, problem, remedy)) };
+        let must = |ok: bool, key: &str, problem: String, remedy: &str| {
+            if ok { Ok(()) } else { Err(Error::config(key, problem, remedy)) }
+        };
         must(self.epochs > 0, "epochs", "0 epochs".into(), "use at least 1")?;
         must(self.batch_size > 0, "batch_size", "0 images per batch".into(), "use at least 1")?;
         must(i64::try_from(self.seed).is_ok(), "seed", format!("{} is too large", self.seed), "use a seed below 2^63")?;
-        must((0.0..=1.0).contains(&self.label_smoothing), "label_smoothing", format!("{} is not in [0, 1]", self.label_smoothing), "0.1 is usual")?;
+        must(
+            (0.0..=1.0).contains(&self.label_smoothing),
+            "label_smoothing",
+            format!("{} is not in [0, 1]", self.label_smoothing),
+            "0.1 is usual",
+        )?;
         must(!self.layers.is_empty(), "layers", "the network has no layers".into(), "list at least one")?;
         let log_softmax = self.layers.last() == Some(&LayerSpec::LogSoftmax);
         must(

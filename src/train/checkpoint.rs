@@ -156,35 +156,67 @@ fn recover(dir: &Path) -> Result<()> {
 pub fn load(dir: &Path) -> Result<Checkpoint> {
     recover(dir)?;
     if !dir.exists() {
-        return Err(Error::file(dir, "there is no such checkpoint", "train further: a checkpoint is saved at the end of each epoch and on Ctrl-C"));
+        return Err(Error::file(
+            dir,
+            "there is no such checkpoint",
+            "train further: a checkpoint is saved at the end of each epoch and on Ctrl-C",
+        ));
     }
     read(dir)
 }
 
+/// What to do about a checkpoint that is damaged: it depends on what else the run has.
+fn remedy(dir: &Path) -> String {
+    let run = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).display();
+    if dir.file_name().is_some_and(|name| name == "best") {
+        return format!(
+            "restore it from a copy, or use the run's other checkpoint: `tilework eval {run} --which last`; \
+             `tilework train --resume {run}` needs that one only"
+        );
+    }
+    match dir.with_file_name("best").exists() {
+        true => format!(
+            "restore it from a copy; without one, the best network so far can still be evaluated with \
+             `tilework eval {run} --which best`, and a new run can start from its weights with \
+             --init {run}/best/{MODEL}"
+        ),
+        false => "restore it from a copy, or start the run anew".to_string(),
+    }
+}
+
 fn read(dir: &Path) -> Result<Checkpoint> {
-    const REMEDY: &str =
-        "the checkpoint is damaged: restore it from a copy, or start again from the run's other checkpoint with --init RUN/best/model.safetensors";
+    let damaged = |path: &Path, problem: String| Error::file(path, problem, remedy(dir));
+    let contents = |path: &Path| {
+        fs::read(path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => damaged(path, "is missing from the checkpoint".into()),
+            _ => Error::io("read", path)(e),
+        })
+    };
     let path = dir.join(MANIFEST);
-    let text = fs::read(&path).map_err(Error::io("read", &path))?;
-    let manifest: Manifest =
-        serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not a manifest ({} bytes: {e})", text.len()), REMEDY))?;
+    let text = contents(&path)?;
+    let manifest: Manifest = serde_json::from_slice(&text)
+        .map_err(|e| damaged(&path, format!("not a manifest ({} bytes: {e})", text.len())))?;
     if manifest.format != 1 {
-        return Err(Error::file(&path, format!("format {}, and this program reads format 1", manifest.format), "use the program that wrote it"));
+        return Err(Error::file(
+            &path,
+            format!("format {}, and this program reads format 1", manifest.format),
+            "use the program that wrote it",
+        ));
     }
     let entries = |name: &str| -> Result<Option<Entries>> {
         let Some(info) = manifest.files.get(name) else { return Ok(None) };
         let path = dir.join(name);
-        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        let bytes = contents(&path)?;
         if bytes.len() as u64 != info.bytes {
-            return Err(Error::file(&path, format!("expected {} bytes, got {}", info.bytes, bytes.len()), REMEDY));
+            return Err(damaged(&path, format!("expected {} bytes, got {}", info.bytes, bytes.len())));
         }
         let sum = sha256(&bytes);
         if sum != info.sha256 {
-            return Err(Error::file(&path, format!("expected sha256 {}, got {sum}", info.sha256), REMEDY));
+            return Err(damaged(&path, format!("expected sha256 {}, got {sum}", info.sha256)));
         }
         deserialize(&bytes, &path).map(Some)
     };
-    let model = entries(MODEL)?.ok_or_else(|| Error::file(&path, format!("it lists no {MODEL}"), REMEDY))?;
+    let model = entries(MODEL)?.ok_or_else(|| damaged(&path, format!("it lists no {MODEL}")))?;
     Ok(Checkpoint { model, optimizer: entries(OPTIMIZER)?, position: manifest.position })
 }
 
@@ -195,7 +227,11 @@ mod tests {
 
     fn checkpoint(x: f32) -> Checkpoint {
         let entries = Entries::from([("0.weight".to_string(), Entry::f32(&[2], &[x, 1.5]))]);
-        Checkpoint { model: entries.clone(), optimizer: Some(entries), position: Position { step: 7, loss_sum: 0.1, ..Position::default() } }
+        Checkpoint {
+            model: entries.clone(),
+            optimizer: Some(entries),
+            position: Position { step: 7, loss_sum: 0.1, ..Position::default() },
+        }
     }
 
     #[test]
@@ -236,6 +272,26 @@ mod tests {
             fs::write(&path, &whole).unwrap();
         }
         assert_eq!(load(&last).unwrap(), checkpoint(1.0));
+    }
+
+    #[test]
+    fn the_remedy_is_what_still_works() {
+        let dir = tempfile::tempdir().unwrap();
+        let (last, best) = (dir.path().join("last"), dir.path().join("best"));
+        let damage = |checkpoint: &Path| {
+            fs::remove_file(checkpoint.join(MODEL)).unwrap();
+            load(checkpoint).unwrap_err().to_string()
+        };
+        save(&last, &checkpoint(1.0)).unwrap();
+        let e = damage(&last);
+        assert!(e.contains("is missing") && e.contains("anew") && !e.contains("best"), "{e}");
+        for name in [&last, &best] {
+            save(name, &checkpoint(1.0)).unwrap();
+        }
+        let e = damage(&last);
+        assert!(e.contains("--which best") && e.contains("best/model.safetensors") && !e.contains("--resume"), "{e}");
+        let e = damage(&best);
+        assert!(e.contains("--which last") && e.contains("--resume") && !e.contains("--init"), "{e}");
     }
 
     /// Every state that a kill during a save can leave.

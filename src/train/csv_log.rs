@@ -35,7 +35,10 @@ impl Csv {
             Err(e) => return Err(Error::io("read", &path)(e)),
         };
         // A row that was cut, by a full disk or a kill, has no end of line.
-        let row = |line: &&str| line.ends_with('\n') && line.split(',').next().and_then(|n| n.parse::<u64>().ok()).is_some_and(|n| n <= last);
+        let row = |line: &&str| {
+            line.ends_with('\n')
+                && line.split(',').next().and_then(|n| n.parse::<u64>().ok()).is_some_and(|n| n <= last)
+        };
         let kept = before.split_inclusive('\n').skip(1).take_while(row);
         let text: String = [header, "\n"].into_iter().chain(kept).collect();
         if text != before {

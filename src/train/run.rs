@@ -53,8 +53,14 @@ impl Config {
     pub fn read(run: &RunDir) -> Result<Self> {
         let path = run.path.join("config.toml");
         let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-        let config: Config = toml::from_str(&text)
-            .map_err(|e| Error::file(&path, e.to_string().trim_end(), "restore the file: it is written once, when the run starts"))?;
+        let config: Config = toml::from_str(&text).map_err(|e| {
+            Error::file(
+                &path,
+                e.to_string().trim_end(),
+                "undo the change or restore the file from a copy: only the start of a run and a --resume with new \
+                 --epochs or --data write it",
+            )
+        })?;
         config.recipe.check()?;
         Ok(config)
     }

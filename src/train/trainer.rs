@@ -120,7 +120,8 @@ impl Trainer {
     /// # Errors
     /// [`Error::File`] if the checkpoint is not one of this recipe's.
     pub fn restore(&mut self, checkpoint: Checkpoint, path: &Path) -> Result<()> {
-        let bad = |problem: String| Error::file(path, problem, "resume from the folder `last` of a run of the same recipe");
+        let bad =
+            |problem: String| Error::file(path, problem, "resume from the folder `last` of a run of the same recipe");
         let saved = checkpoint.optimizer.ok_or_else(|| bad("it has no optimizer state".into()))?;
         self.model.load_state_dict(&checkpoint.model, path)?;
         let mut state = self.optimizer.state();
@@ -129,7 +130,9 @@ impl Trainer {
         }
         for (name, buffer) in &mut state {
             let values = saved.get(*name).and_then(Entry::to_f32);
-            let values = values.filter(|v| v.len() == buffer.len()).ok_or_else(|| bad(format!("its optimizer state `{name}` does not fit")))?;
+            let values = values
+                .filter(|v| v.len() == buffer.len())
+                .ok_or_else(|| bad(format!("its optimizer state `{name}` does not fit")))?;
             buffer.host_mut::<f32>()?.copy_from_slice(&values);
         }
         self.position = checkpoint.position;
@@ -171,7 +174,13 @@ impl Trainer {
     /// # Errors
     /// [`Error::NonFinite`] if the loss becomes infinite or NaN; [`Error::Io`] if saving fails;
     /// whatever the ops or the observers report.
-    pub fn run(&mut self, run: &RunDir, limits: Limits, stop: &AtomicBool, observers: &mut [&mut dyn Observer]) -> Result<Outcome> {
+    pub fn run(
+        &mut self,
+        run: &RunDir,
+        limits: Limits,
+        stop: &AtomicBool,
+        observers: &mut [&mut dyn Observer],
+    ) -> Result<Outcome> {
         let (epochs, batches) = (self.recipe.epochs, self.train.batches());
         let limit = limits.max_steps.unwrap_or(u64::MAX);
         while self.position.epoch < epochs && self.position.step < limit {
@@ -195,7 +204,8 @@ impl Trainer {
                 p.images += images;
                 p.correct += correct;
                 p.loss_sum += loss * images as f64;
-                let report = StepReport { step: p.step, epoch: epoch + 1, batch: p.batch, batches, images, lr, loss, correct };
+                let report =
+                    StepReport { step: p.step, epoch: epoch + 1, batch: p.batch, batches, images, lr, loss, correct };
                 tell(observers, &Event::Step(report))?;
                 if p.step >= limit {
                     break;
@@ -301,7 +311,11 @@ impl Trainer {
         let values = self.model.params.values().host::<f32>()?;
         if let Some(p) = self.model.params.list().iter().find(|p| values[p.range()].iter().any(|v| !v.is_finite())) {
             let layer = p.key.rsplit_once('.').map_or(p.key.as_str(), |(l, _)| l);
-            return Ok(format!("the parameter {} of layer {} is not finite any more", p.key, self.model.describe(layer)));
+            return Ok(format!(
+                "the parameter {} of layer {} is not finite any more",
+                p.key,
+                self.model.describe(layer)
+            ));
         }
         if !batch.images.is_finite()? {
             return Ok("the images themselves are not finite".into());

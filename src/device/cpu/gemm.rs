@@ -132,12 +132,10 @@ mod tests {
         let (m, n, k) = (7, 5, 9);
         let a: Vec<f64> = (0..m * k).map(|i| (i * 37 % 11) as f64 - 5.0).collect();
         let b: Vec<f64> = (0..k * n).map(|i| (i * 17 % 13) as f64 - 6.0).collect();
-        let transposed = |x: &[f64], r: usize, c: usize| -> Vec<f64> {
-            (0..r * c).map(|i| x[(i % r) * c + i / r]).collect()
-        };
+        let transposed =
+            |x: &[f64], r: usize, c: usize| -> Vec<f64> { (0..r * c).map(|i| x[(i % r) * c + i / r]).collect() };
         let (at, bt) = (transposed(&a, m, k), transposed(&b, k, n));
-        let want: Vec<f64> =
-            (0..m * n).map(|i| (0..k).map(|p| a[i / n * k + p] * b[p * n + i % n]).sum()).collect();
+        let want: Vec<f64> = (0..m * n).map(|i| (0..k).map(|p| a[i / n * k + p] * b[p * n + i % n]).sum()).collect();
         for a in [Mat::new(&a, m, k), Mat::new(&at, k, m).t()] {
             for b in [Mat::new(&b, k, n), Mat::new(&bt, n, k).t()] {
                 let mut c = vec![f64::NAN; m * n];

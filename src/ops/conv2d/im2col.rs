@@ -6,7 +6,11 @@ use crate::device::cpu::vectorised;
 /// Calls `f(row of patches, its part of the patch, its part of the image)` for every run of pixels
 /// that a patch has in common with the image, and `pad(row, part)` for the parts that lie outside.
 #[inline(always)]
-fn runs(d: &Dims, mut f: impl FnMut(usize, std::ops::Range<usize>, usize), mut pad: impl FnMut(usize, std::ops::Range<usize>)) {
+fn runs(
+    d: &Dims,
+    mut f: impl FnMut(usize, std::ops::Range<usize>, usize),
+    mut pad: impl FnMut(usize, std::ops::Range<usize>),
+) {
     let ([h, w], [kh, kw], c) = (d.x, d.window.kernel, d.c);
     for p in 0..d.y[0] {
         let (h0, rs) = d.window.clip(0, p, h);
@@ -118,7 +122,8 @@ mod tests {
             let mut want = vec![0.0; d.pixels() * d.patch()];
             let mut back = vec![0.0; x.len()];
             for (i, v) in want.iter_mut().enumerate() {
-                let (pixel, r, s, ch) = (i / d.patch(), i % d.patch() / (window.kernel[1] * c), i / c % window.kernel[1], i % c);
+                let (pixel, r, s, ch) =
+                    (i / d.patch(), i % d.patch() / (window.kernel[1] * c), i / c % window.kernel[1], i % c);
                 let row = (pixel / y[1] * window.stride[0] + r).wrapping_sub(window.pad[0]);
                 let col = (pixel % y[1] * window.stride[1] + s).wrapping_sub(window.pad[1]);
                 if row < h && col < w {

@@ -42,11 +42,21 @@ impl Dims {
     fn new(x: Shape, w: Shape, b: Option<Shape>, stride: [usize; 2], pad: [usize; 2]) -> Result<Self> {
         let (Some([n, h, wd, c]), Some([o, kh, kw, wc])) = (x.rank4(), w.rank4()) else {
             let got = format!("x {x}, w {w}");
-            return Err(Error::shape(OP, "x [n, h, w, c] and w [o, kh, kw, c]", got, "put the convolution before `flatten`"));
+            return Err(Error::shape(
+                OP,
+                "x [n, h, w, c] and w [o, kh, kw, c]",
+                got,
+                "put the convolution before `flatten`",
+            ));
         };
         if c != wc || b.is_some_and(|b| b != Shape::from([o])) {
             let got = format!("x {x}, w {w}, b {b:?}");
-            return Err(Error::shape(OP, format!("{wc} input channels and {o} biases"), got, "match the weights to the input's channels"));
+            return Err(Error::shape(
+                OP,
+                format!("{wc} input channels and {o} biases"),
+                got,
+                "match the weights to the input's channels",
+            ));
         }
         let window = Window { kernel: [kh, kw], stride, pad };
         Ok(Dims { n, x: [h, wd], c, y: window.output(OP, [h, wd])?, o, window })
@@ -73,7 +83,14 @@ impl Var {
     ///
     /// # Errors
     /// [`Error::Shape`] if the sizes do not match or the window is larger than the padded input.
-    pub fn conv2d(&self, w: &Var, b: Option<&Var>, stride: [usize; 2], pad: [usize; 2], cx: &mut Ctx<'_>) -> Result<Var> {
+    pub fn conv2d(
+        &self,
+        w: &Var,
+        b: Option<&Var>,
+        stride: [usize; 2],
+        pad: [usize; 2],
+        cx: &mut Ctx<'_>,
+    ) -> Result<Var> {
         let d = Dims::new(self.shape(), w.shape(), b.map(Var::shape), stride, pad)?;
         let y = forward(self.value(), w.value(), b.map(Var::value), &d)?;
         let inputs = [Some(self), Some(w), b];
@@ -188,7 +205,8 @@ mod tests {
     #[test]
     fn sizes_are_checked() {
         let s = |d: [usize; 4]| Shape::from(d);
-        let bad = |x, w, b: Option<usize>| Dims::new(x, w, b.map(|b| [b].into()), [1, 1], [0, 0]).unwrap_err().to_string();
+        let bad =
+            |x, w, b: Option<usize>| Dims::new(x, w, b.map(|b| [b].into()), [1, 1], [0, 0]).unwrap_err().to_string();
         assert!(bad(s([1, 8, 8, 3]), s([4, 3, 3, 2]), None).contains("2 input channels"));
         assert!(bad(s([1, 8, 8, 3]), s([4, 3, 3, 3]), Some(3)).contains("4 biases"));
         assert!(bad(s([1, 2, 2, 3]), s([4, 3, 3, 3]), None).contains("smaller kernel"));
