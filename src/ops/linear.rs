@@ -44,9 +44,9 @@ fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     }
     let mut y = Tensor::empty(x.device(), x.dtype(), [n, outputs]);
     match x.device() {
-        Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
+        Device::Cpu(cpu) => with_real!(OP, x.dtype(), T => {
             let b = b.map(|b| b.host::<T>()).transpose()?;
-            cpu::forward(x.host::<T>()?, w.host::<T>()?, b, y.host_mut::<T>()?, [n, inputs, outputs]);
+            cpu::forward(x.host::<T>()?, w.host::<T>()?, b, y.host_mut::<T>()?, [n, inputs, outputs], cpu);
             Ok(())
         })?,
     }
@@ -91,7 +91,7 @@ impl Backward for Linear {
 }
 
 pub(super) mod cpu {
-    use crate::device::cpu::{Mat, MatMut, for_pieces, gemm, vectorised};
+    use crate::device::cpu::{Cpu, MACS, Mat, MatMut, for_pieces, gemm, vectorised};
     use crate::dtype::Real;
 
     /// Rows or columns of a large matrix per piece of work.
@@ -100,13 +100,20 @@ pub(super) mod cpu {
     /// the order they lie in memory.
     const TRANSPOSE: usize = 8;
 
-    pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], [n, inputs, outputs]: [usize; 3]) {
+    pub(super) fn forward<T: Real>(
+        x: &[T],
+        w: &[T],
+        b: Option<&[T]>,
+        y: &mut [T],
+        [n, inputs, outputs]: [usize; 3],
+        cpu: &Cpu,
+    ) {
         if n < TRANSPOSE {
             return few_rows(x, w, b, y, inputs, outputs);
         }
-        let mut yt = vec![T::zero(); n * outputs];
+        let mut yt = cpu.scratch::<T>(n * outputs);
         let block = BLOCK / 2;
-        for_pieces(yt.chunks_mut(block * n).collect(), n * inputs * block, |i, yt| {
+        for_pieces(yt.chunks_mut(block * n).collect(), n * inputs * block / MACS, |i, yt| {
             let rows = i * block..outputs.min((i + 1) * block);
             let w = Mat::new(w, outputs, inputs).rows(rows.clone());
             gemm(MatMut::new(yt, rows.len(), n), false, w, Mat::new(x, n, inputs).t());
@@ -126,7 +133,7 @@ pub(super) mod cpu {
         let mut rows: Vec<_> = y.chunks_mut(outputs).map(|y| y.chunks_mut(block)).collect();
         let pieces =
             (0..outputs.div_ceil(block)).map(|_| rows.iter_mut().filter_map(Iterator::next).collect::<Vec<_>>());
-        for_pieces(pieces.collect(), rows_cost(x.len(), block), |i, mut y| {
+        for_pieces(pieces.collect(), x.len() * block / MACS, |i, mut y| {
             let first = i * block;
             for (y, x) in y.iter_mut().zip(x.chunks_exact(inputs)) {
                 one_row(x, &w[first * inputs..], y);
@@ -150,11 +157,6 @@ pub(super) mod cpu {
                 w = &w[x.len()..];
             }
         }
-    }
-
-    fn rows_cost(x: usize, outputs: usize) -> usize {
-        // Dot products run at about 16 multiply-adds per element operation of the other loops.
-        x * outputs / 16
     }
 
     /// The dot products of x with N rows of w, summed in 32 lanes.
@@ -189,7 +191,7 @@ pub(super) mod cpu {
 
     pub(super) fn backward_x<T: Real>(gy: &[T], w: &[T], gx: &mut [T], [n, inputs, outputs]: [usize; 3]) {
         let block = inputs.div_ceil(8).clamp(BLOCK, 2048);
-        for_pieces(MatMut::new(gx, n, inputs).split_cols(block), n * outputs * block, |i, gx| {
+        for_pieces(MatMut::new(gx, n, inputs).split_cols(block), n * outputs * block / MACS, |i, gx| {
             let cols = i * block..inputs.min((i + 1) * block);
             gemm(gx, false, Mat::new(gy, n, outputs), Mat::new(w, outputs, inputs).cols(cols));
         });
@@ -202,7 +204,7 @@ pub(super) mod cpu {
         accumulate: bool,
         [n, inputs, outputs]: [usize; 3],
     ) {
-        for_pieces(MatMut::new(gw, outputs, inputs).split_rows(BLOCK), n * inputs * BLOCK, |i, gw| {
+        for_pieces(MatMut::new(gw, outputs, inputs).split_rows(BLOCK), n * inputs * BLOCK / MACS, |i, gw| {
             let rows = i * BLOCK..outputs.min((i + 1) * BLOCK);
             gemm(gw, accumulate, Mat::new(gy, n, outputs).cols(rows).t(), Mat::new(x, n, inputs));
         });

@@ -5,12 +5,15 @@ mod parallel;
 mod simd;
 
 pub use gemm::{Mat, MatMut, gemm};
-pub use parallel::{add_rows, for_pieces, for_rows, map_reduce};
+pub use parallel::{MACS, add_rows, for_pieces, for_rows, map_reduce};
 pub(crate) use simd::vectorised;
 pub use simd::{Level, has_fma, level};
 
 use super::MemoryStats;
+use crate::dtype::Element;
 use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A cache line, the unit of host memory: every buffer starts on one.
@@ -57,6 +60,39 @@ impl Cpu {
         #[cfg(debug_assertions)]
         lines.fill(Line([0xFF; 64]));
         Block { lines, cpu: self.clone() }
+    }
+
+    /// Working memory for `len` elements, of unspecified contents; it returns to the pool when dropped.
+    pub fn scratch<T: Element>(&self, len: usize) -> Scratch<T> {
+        Scratch { block: self.alloc(len * size_of::<T>()), len, element: PhantomData }
+    }
+
+    /// Makes sure that the pool holds as many pieces of scratch memory as `pieces` of work can use
+    /// at a time: how many do run at a time varies, and allocations must not.
+    pub fn reserve<T: Element>(&self, len: usize, pieces: usize) {
+        let lanes = pieces.min(rayon::current_num_threads());
+        let _all: Vec<Scratch<T>> = (0..lanes).map(|_| self.scratch(len)).collect();
+    }
+}
+
+/// Working memory of an op: a slice that belongs to the pool.
+pub struct Scratch<T> {
+    block: Block,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> Deref for Scratch<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &bytemuck::cast_slice(self.block.lines())[..self.len]
+    }
+}
+
+impl<T: Element> DerefMut for Scratch<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut bytemuck::cast_slice_mut(self.block.lines_mut())[..self.len]
     }
 }
 

@@ -6,9 +6,11 @@
 use super::simd::vectorised;
 use rayon::prelude::*;
 
-/// Below this many element operations a loop runs on the calling thread: handing work to another
-/// thread costs several microseconds.
-const SERIAL: usize = 1 << 15;
+/// Below this many element operations a loop runs on the calling thread: they take about ten
+/// microseconds, and handing work to another thread costs several.
+const SERIAL: usize = 1 << 17;
+/// Multiply-adds of a matrix product that take as long as one element operation.
+pub const MACS: usize = 4;
 
 /// How many rows of `cost` element operations make a piece worth sending to another thread.
 fn rows_per_piece(rows: usize, cost: usize) -> usize {

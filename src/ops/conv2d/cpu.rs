@@ -5,16 +5,13 @@
 //! images: with few weights each group sums for itself and the sums are added in order; with many
 //! weights the patches of a chunk of the batch are laid out once and the product is cut along the
 //! weights. The sizes of groups and chunks come from the problem alone, so the bits do not depend
-//! on the number of threads.
+//! on the number of threads. Convolutions with few output channels go the way of [`direct`].
 
 use super::Dims;
 use super::direct;
 use super::im2col::{col2im, im2col};
-use crate::device::Device;
-use crate::device::cpu::{Mat, MatMut, for_pieces, gemm};
+use crate::device::cpu::{Cpu, MACS, Mat, MatMut, for_pieces, gemm};
 use crate::dtype::Real;
-use crate::error::Result;
-use crate::tensor::Tensor;
 
 /// Rows of patches that a product should have to run at full speed.
 const ROWS: usize = 256;
@@ -24,126 +21,100 @@ const SUMS: usize = 8;
 const FEW_WEIGHTS: usize = 1 << 15;
 /// Elements of patches laid out at once for the weights' gradient (16 MiB of f32).
 const CHUNK: usize = 1 << 22;
-/// Weights' gradient: output channels per piece of work.
-const CHANNELS: usize = 64;
-
-/// A kernel of one pixel, one step at a time: the image is its own patches.
-fn is_pointwise(d: &Dims) -> bool {
-    d.window.is_pointwise()
-}
+/// Weights' gradient: weights of an output channel per piece of work, at least. Each piece packs
+/// all of gy anew, so they are not small.
+const COLUMNS: usize = 256;
 
 /// Images per group.
 fn group(d: &Dims) -> usize {
     ROWS.div_ceil(d.pixels()).min(d.n.div_ceil(2)).max(1)
 }
 
-/// Scratch memory for `groups` groups' patches of `each` elements.
-fn scratch<T: Real>(device: &Device, groups: usize, each: usize) -> Tensor {
-    Tensor::empty(device, T::DTYPE, [groups, each])
-}
-
-pub(super) fn forward<T: Real>(
-    x: &[T],
-    w: &[T],
-    b: Option<&[T]>,
-    y: &mut [T],
-    d: &Dims,
-    device: &Device,
-) -> Result<()> {
-    let (k, pixels, g) = (d.patch(), d.pixels(), group(d));
-    if direct::suits(d) {
-        let packed = direct::pack(w, d);
-        let size = direct::forward_scratch(d);
-        let mut planes = scratch::<T>(device, d.n, size);
-        let images = y.chunks_mut(pixels * d.o).zip(planes.host_mut::<T>()?.chunks_mut(size)).zip(x.chunks(d.image()));
-        for_pieces(images.collect(), pixels * k * d.o, |_, ((y, planes), x)| {
-            direct::forward(x, &packed, b, y, planes, d)
-        });
-        return Ok(());
-    }
-    let mut cols = scratch::<T>(device, if is_pointwise(d) { 0 } else { d.n.div_ceil(g) }, g * pixels * k);
-    let mut cols = cols.host_mut::<T>()?.chunks_mut(g * pixels * k);
-    let pieces: Vec<_> = y.chunks_mut(g * pixels * d.o).map(|y| (y, cols.next().unwrap_or_default())).collect();
-    for_pieces(pieces, g * pixels * k * d.o, |i, (y, cols)| {
-        let x = &x[i * g * d.image()..];
-        let rows = y.len() / d.o;
-        match b {
-            Some(b) => y.chunks_exact_mut(d.o).for_each(|y| y.copy_from_slice(b)),
-            None => y.fill(T::zero()),
-        }
-        let patches = patches(x, cols, rows / pixels, d);
-        gemm(MatMut::new(y, rows, d.o), true, Mat::new(patches, rows, k), Mat::new(w, d.o, k).t());
-    });
-    Ok(())
-}
-
-/// The patches of `n` images, in `cols` unless the images are their own patches.
-fn patches<'a, T: Real>(x: &'a [T], cols: &'a mut [T], n: usize, d: &Dims) -> &'a [T] {
-    if is_pointwise(d) {
+/// The patches of whole images, in `cols` unless the images are their own patches: with a kernel of
+/// one pixel that moves by one.
+fn patches<'a, T: Real>(x: &'a [T], cols: &'a mut [T], d: &Dims) -> &'a [T] {
+    if d.window.is_pointwise() {
         return x;
     }
-    let each = d.pixels() * d.patch();
-    for (x, cols) in x.chunks(d.image()).zip(cols.chunks_exact_mut(each)).take(n) {
+    for (x, cols) in x.chunks_exact(d.image()).zip(cols.chunks_exact_mut(d.pixels() * d.patch())) {
         im2col(x, cols, d);
     }
     cols
 }
 
-pub(super) fn backward_x<T: Real>(gy: &[T], w: &[T], gx: &mut [T], d: &Dims, device: &Device) -> Result<()> {
+/// Elements of scratch memory for the patches of `n` images.
+fn patches_len(n: usize, d: &Dims) -> usize {
+    if d.window.is_pointwise() { 0 } else { n * d.pixels() * d.patch() }
+}
+
+pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], d: &Dims, cpu: &Cpu) {
     let (k, pixels, g) = (d.patch(), d.pixels(), group(d));
-    let mut cols = scratch::<T>(device, if is_pointwise(d) { 0 } else { d.n.div_ceil(g) }, g * pixels * k);
-    let mut cols = cols.host_mut::<T>()?.chunks_mut(g * pixels * k);
-    let pieces: Vec<_> = gx.chunks_mut(g * d.image()).map(|gx| (gx, cols.next().unwrap_or_default())).collect();
-    for_pieces(pieces, g * pixels * k * d.o, |i, (gx, cols)| {
-        let rows = gx.len() / d.image() * pixels;
-        let gy = Mat::new(&gy[i * g * pixels * d.o..], rows, d.o);
-        if is_pointwise(d) {
-            return gemm(MatMut::new(gx, rows, k), false, gy, Mat::new(w, d.o, k));
+    if direct::suits(d) {
+        let packed = direct::pack(w, d);
+        let len = direct::forward_scratch(d);
+        cpu.reserve::<T>(len, d.n);
+        let images = y.chunks_mut(pixels * d.o).zip(x.chunks(d.image())).collect();
+        return for_pieces(images, pixels * k * d.o / MACS, |_, (y, x)| {
+            direct::forward(x, &packed, b, y, &mut cpu.scratch(len), d);
+        });
+    }
+    cpu.reserve::<T>(patches_len(g, d), d.n.div_ceil(g));
+    let groups = y.chunks_mut(g * pixels * d.o).zip(x.chunks(g * d.image())).collect();
+    for_pieces(groups, g * pixels * k * d.o / MACS, |_, (y, x)| {
+        match b {
+            Some(b) => y.chunks_exact_mut(d.o).for_each(|y| y.copy_from_slice(b)),
+            None => y.fill(T::zero()),
         }
-        gemm(MatMut::new(cols, rows, k), false, gy, Mat::new(w, d.o, k));
+        let rows = y.len() / d.o;
+        let mut cols = cpu.scratch(patches_len(g, d));
+        let patches = Mat::new(patches(x, &mut cols, d), rows, k);
+        gemm(MatMut::new(y, rows, d.o), true, patches, Mat::new(w, d.o, k).t());
+    });
+}
+
+pub(super) fn backward_x<T: Real>(gy: &[T], w: &[T], gx: &mut [T], d: &Dims, cpu: &Cpu) {
+    let (k, pixels, g) = (d.patch(), d.pixels(), group(d));
+    cpu.reserve::<T>(patches_len(g, d), d.n.div_ceil(g));
+    let groups = gx.chunks_mut(g * d.image()).zip(gy.chunks(g * pixels * d.o)).collect();
+    for_pieces(groups, g * pixels * k * d.o / MACS, |_, (gx, gy)| {
+        let rows = gy.len() / d.o;
+        let (gy, w) = (Mat::new(gy, rows, d.o), Mat::new(w, d.o, k));
+        if d.window.is_pointwise() {
+            return gemm(MatMut::new(gx, rows, k), false, gy, w);
+        }
+        let mut cols = cpu.scratch(patches_len(g, d));
+        gemm(MatMut::new(&mut cols, rows, k), false, gy, w);
         for (cols, gx) in cols.chunks(pixels * k).zip(gx.chunks_mut(d.image())) {
             col2im(cols, gx, d);
         }
     });
-    Ok(())
 }
 
-pub(super) fn backward_w<T: Real>(
-    gy: &[T],
-    x: &[T],
-    gw: &mut [T],
-    accumulate: bool,
-    d: &Dims,
-    device: &Device,
-) -> Result<()> {
+pub(super) fn backward_w<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, d: &Dims, cpu: &Cpu) {
     if gw.len() <= FEW_WEIGHTS {
-        sum_groups(gy, x, gw, accumulate, d, device)
+        sum_groups(gy, x, gw, accumulate, d, cpu);
     } else {
-        cut_weights(gy, x, gw, accumulate, d, device)
+        cut_weights(gy, x, gw, accumulate, d, cpu);
     }
 }
 
 /// Each group of images sums for itself; the sums are added in order.
-fn sum_groups<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, d: &Dims, device: &Device) -> Result<()> {
+fn sum_groups<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, d: &Dims, cpu: &Cpu) {
     let (k, pixels) = (d.patch(), d.pixels());
     let g = d.n.div_ceil(SUMS);
-    let groups = d.n.div_ceil(g);
-    let mut sums = scratch::<T>(device, groups, gw.len());
-    let sums = sums.host_mut::<T>()?;
     let direct = direct::suits(d);
-    let size = if direct { direct::backward_scratch(d) } else { pixels * k };
-    let mut cols = scratch::<T>(device, if is_pointwise(d) && !direct { 0 } else { groups }, size);
-    let mut cols = cols.host_mut::<T>()?.chunks_mut(size);
-    let pieces: Vec<_> = sums.chunks_mut(gw.len()).map(|s| (s, cols.next().unwrap_or_default())).collect();
-    for_pieces(pieces, g * pixels * k * d.o, |i, (sum, cols)| {
-        for image in i * g..d.n.min((i + 1) * g) {
-            let x = &x[image * d.image()..(image + 1) * d.image()];
-            let gy = &gy[image * pixels * d.o..(image + 1) * pixels * d.o];
+    let len = if direct { direct::backward_scratch(d) } else { patches_len(1, d) };
+    cpu.reserve::<T>(len, d.n.div_ceil(g));
+    let mut sums = cpu.scratch::<T>(d.n.div_ceil(g) * gw.len());
+    let groups = sums.chunks_mut(gw.len()).zip(x.chunks(g * d.image())).zip(gy.chunks(g * pixels * d.o)).collect();
+    for_pieces(groups, g * pixels * k * d.o / MACS, |_, ((sum, x), gy)| {
+        let mut scratch = cpu.scratch(len);
+        for (i, (x, gy)) in x.chunks(d.image()).zip(gy.chunks(pixels * d.o)).enumerate() {
             if direct {
-                direct::backward_w(gy, x, sum, image > i * g, cols, d);
+                direct::backward_w(gy, x, sum, i > 0, &mut scratch, d);
             } else {
-                let patches = Mat::new(patches(x, cols, 1, d), pixels, k);
-                gemm(MatMut::new(sum, d.o, k), image > i * g, Mat::new(gy, pixels, d.o).t(), patches);
+                let patches = Mat::new(patches(x, &mut scratch, d), pixels, k);
+                gemm(MatMut::new(sum, d.o, k), i > 0, Mat::new(gy, pixels, d.o).t(), patches);
             }
         }
     });
@@ -153,32 +124,26 @@ fn sum_groups<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, d: &Di
     for sum in sums.chunks(gw.len()) {
         gw.iter_mut().zip(sum).for_each(|(w, &s)| *w += s);
     }
-    Ok(())
 }
 
-/// The patches of a chunk of images are laid out, then the product is cut along the output channels.
-fn cut_weights<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, d: &Dims, device: &Device) -> Result<()> {
+/// The patches of a chunk of images are laid out, then the product is cut along the weights.
+fn cut_weights<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, d: &Dims, cpu: &Cpu) {
     let (k, pixels) = (d.patch(), d.pixels());
     let chunk = (CHUNK / (pixels * k)).clamp(1, d.n);
-    let mut cols = scratch::<T>(device, if is_pointwise(d) { 0 } else { chunk }, pixels * k);
-    let cols = cols.host_mut::<T>()?;
-    for first in (0..d.n).step_by(chunk) {
-        let n = chunk.min(d.n - first);
-        let x = &x[first * d.image()..(first + n) * d.image()];
-        let patches = if is_pointwise(d) {
-            x
-        } else {
-            for_pieces(cols.chunks_mut(pixels * k).take(n).collect(), pixels * k, |i, cols| {
-                im2col(&x[i * d.image()..(i + 1) * d.image()], cols, d);
-            });
-            &*cols
-        };
-        let rows = n * pixels;
-        let (gy, patches) = (Mat::new(&gy[first * pixels * d.o..], rows, d.o), Mat::new(patches, rows, k));
-        for_pieces(MatMut::new(gw, d.o, k).split_rows(CHANNELS), rows * k * CHANNELS, |i, gw| {
-            let channels = i * CHANNELS..d.o.min((i + 1) * CHANNELS);
-            gemm(gw, accumulate || first > 0, gy.cols(channels).t(), patches);
+    let mut cols = cpu.scratch::<T>(patches_len(chunk, d));
+    let chunks = x.chunks(chunk * d.image()).zip(gy.chunks(chunk * pixels * d.o));
+    for (first, (x, gy)) in chunks.enumerate() {
+        let rows = gy.len() / d.o;
+        if !d.window.is_pointwise() {
+            let images = x.chunks(d.image()).zip(cols.chunks_mut(pixels * k)).collect();
+            for_pieces(images, pixels * k, |_, (x, cols)| im2col(x, cols, d));
+        }
+        let patches = Mat::new(if d.window.is_pointwise() { x } else { &cols }, rows, k);
+        let gy = Mat::new(gy, rows, d.o);
+        let width = k.div_ceil(4).max(COLUMNS);
+        for_pieces(MatMut::new(gw, d.o, k).split_cols(width), rows * d.o * width / MACS, |i, gw| {
+            let columns = i * width..k.min((i + 1) * width);
+            gemm(gw, accumulate || first > 0, gy.t(), patches.cols(columns));
         });
     }
-    Ok(())
 }

@@ -106,9 +106,10 @@ impl Var {
 fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, d: &Dims) -> Result<Tensor> {
     let mut y = Tensor::empty(x.device(), x.dtype(), [d.n, d.y[0], d.y[1], d.o]);
     match x.device() {
-        Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
+        Device::Cpu(cpu) => with_real!(OP, x.dtype(), T => {
             let b = b.map(|b| b.host::<T>()).transpose()?;
-            cpu::forward(x.host::<T>()?, w.host::<T>()?, b, y.host_mut::<T>()?, d, x.device())
+            cpu::forward(x.host::<T>()?, w.host::<T>()?, b, y.host_mut::<T>()?, d, cpu);
+            Ok(())
         })?,
     }
     Ok(y)
@@ -131,7 +132,7 @@ impl Backward for Conv2d {
         let dtype = gy.dtype();
         let device = gy.device().clone();
         match &device {
-            Device::Cpu(_) => with_real!(OP, dtype, T => {
+            Device::Cpu(cpu) => with_real!(OP, dtype, T => {
                 let g = gy.host::<T>()?;
                 if let Some(mut slot) = grads.slot(self.ids[2], dtype, [self.d.o].into())? {
                     let accumulate = slot.accumulate;
@@ -139,11 +140,11 @@ impl Backward for Conv2d {
                 }
                 if let Some(mut slot) = grads.slot(self.ids[1], dtype, self.w.shape())? {
                     let accumulate = slot.accumulate;
-                    cpu::backward_w(g, self.x.host::<T>()?, slot.host_mut::<T>()?, accumulate, &self.d, &device)?;
+                    cpu::backward_w(g, self.x.host::<T>()?, slot.host_mut::<T>()?, accumulate, &self.d, cpu);
                 }
                 if self.ids[0].is_some() {
                     let mut gx = Tensor::empty(&device, dtype, self.x.shape());
-                    cpu::backward_x(g, self.w.host::<T>()?, gx.host_mut::<T>()?, &self.d, &device)?;
+                    cpu::backward_x(g, self.w.host::<T>()?, gx.host_mut::<T>()?, &self.d, cpu);
                     grads.add(self.ids[0], gx)?;
                 }
                 Ok(())
