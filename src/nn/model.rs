@@ -124,6 +124,10 @@ impl Builder<'_> {
                 }
                 spec => self.layer(spec, &key, shape),
             };
+            let built = built.and_then(|layer| match layer.1.len() > TOO_MANY {
+                true => mistake(format!("its output {} would be larger than 16 GiB", layer.1), "use smaller sizes"),
+                false => Ok(layer),
+            });
             let (layer, output, params, macs) = built.map_err(|m| self.error(&key, spec, shape, m))?;
             self.layers.push(LayerInfo { key: key.clone(), spec: spec.to_string(), output, params, macs });
             net.layers.push((key, spec.clone(), layer));
@@ -265,6 +269,7 @@ mod tests {
             (&["fc 10"][..], "put `flatten` before it"),
             (&["flatten", "batch_norm"][..], "put it before `flatten`"),
             (&["flatten", "fc 999999", "fc 999999"][..], "larger than 16 GiB"),
+            (&["adaptive_max_pool 999999x999999", "adaptive_max_pool 1x1"][..], "larger than 16 GiB"),
         ] {
             let e = build(layers).unwrap_err().to_string();
             assert!(e.contains(words) && e.contains("input") && e.contains("\n> ") && e.contains("remedy"), "{e}");

@@ -129,10 +129,10 @@ impl<'a> Phrase<'a> {
         Error::config(format!("layer `{}`", self.text), problem, remedy)
     }
 
-    /// Takes the part `key VALUE` out, if it is there.
+    /// Takes the part `key VALUE` out, if it is there; the value is empty if it is missing.
     fn take(&mut self, key: &str) -> Option<&'a str> {
         let at = self.parts.iter().position(|p| p.split_whitespace().next() == Some(key))?;
-        self.parts.remove(at).split_once(char::is_whitespace).map(|(_, v)| v.trim())
+        Some(self.parts.remove(at).split_once(char::is_whitespace).map_or("", |(_, v)| v.trim()))
     }
 
     /// Takes the exact part out, if it is there.
@@ -211,8 +211,8 @@ impl FromStr for LayerSpec {
             "batch_norm" => {
                 let eps = p.take("eps").map_or(Ok(1e-5), |t| p.number(t, "a number"))?;
                 let momentum = p.take("momentum").map_or(Ok(0.1), |t| p.number(t, "a number"))?;
-                if !(eps > 0.0 && (0.0..=1.0).contains(&momentum)) {
-                    return Err(p.bad("eps must be positive and momentum in [0, 1]", "the usual ones are 1e-5 and 0.1"));
+                if !(eps > 0.0 && eps < f64::INFINITY && (0.0..=1.0).contains(&momentum)) {
+                    return Err(p.bad("eps must be positive and finite, momentum in [0, 1]", "the usual ones are 1e-5 and 0.1"));
                 }
                 LayerSpec::BatchNorm { eps, momentum }
             }
@@ -378,6 +378,10 @@ mod tests {
             ("dropout 1", "not a probability"),
             ("dropout nan", "not a probability"),
             ("batch_norm, eps -1", "eps must be positive"),
+            ("batch_norm, eps inf", "eps must be positive and finite"),
+            ("batch_norm, eps", "`` is not a number"),
+            ("conv 3x3, 4 channels, stride", "`` is not a stride"),
+            ("conv 3x3, 4 channels, pad", "`` is not a padding"),
             ("relu 3", "takes no size"),
         ] {
             let e = text.parse::<LayerSpec>().unwrap_err().to_string();

@@ -72,16 +72,17 @@ mod cpu {
     use crate::device::cpu::for_rows;
     use crate::dtype::Real;
 
+    /// Summed in f64: a batch may be a whole data set.
     pub(super) fn loss<T: Real>(logp: &[T], labels: &[i32], c: usize, smoothing: f64) -> T {
-        let (one, spread) = (T::of(1.0 - smoothing), T::of(smoothing / c as f64));
-        let mut sum = T::zero();
+        let (one, spread) = (1.0 - smoothing, smoothing / c as f64);
+        let mut sum = 0.0;
         for (&l, logp) in labels.iter().zip(logp.chunks(c)) {
-            sum += one * logp[l as usize];
+            sum += one * logp[l as usize].f64();
             if smoothing > 0.0 {
-                sum += spread * logp.iter().copied().sum::<T>();
+                sum += spread * logp.iter().copied().sum::<T>().f64();
             }
         }
-        -sum / T::of(labels.len() as f64)
+        T::of(-sum / labels.len() as f64)
     }
 
     pub(super) fn backward<T: Real>(gloss: T, logp: &[T], labels: &[i32], gx: &mut [T], c: usize, smoothing: f64) {
@@ -139,6 +140,10 @@ mod tests {
             let loss = x.cross_entropy(&labels, smoothing, &mut Ctx::eval(&device)).unwrap();
             approx::assert_relative_eq!(loss.value().item().unwrap(), 10f64.ln(), max_relative = 1e-12);
         }
+        let many = Var::constant(Tensor::zeros(&device, crate::DType::F32, [50_000, 10]));
+        let zeros = Tensor::from_slice(&device, [50_000], &[0i32; 50_000]).unwrap();
+        let loss = many.cross_entropy(&zeros, 0.0, &mut Ctx::eval(&device)).unwrap();
+        approx::assert_relative_eq!(loss.value().item().unwrap(), 10f64.ln(), max_relative = 2e-7);
         assert!(x.cross_entropy(&labels, 1.5, &mut Ctx::eval(&device)).is_err());
     }
 }

@@ -84,9 +84,10 @@ impl Backward for Nll {
 mod cpu {
     use crate::dtype::Real;
 
+    /// Summed in f64: a batch may be a whole data set.
     pub(super) fn forward<T: Real>(x: &[T], labels: &[i32], c: usize) -> T {
-        let sum: T = labels.iter().zip(x.chunks(c)).map(|(&l, x)| x[l as usize]).sum();
-        -sum / T::of(labels.len() as f64)
+        let sum: f64 = labels.iter().zip(x.chunks(c)).map(|(&l, x)| x[l as usize].f64()).sum();
+        T::of(-sum / labels.len() as f64)
     }
 
     pub(super) fn backward<T: Real>(gloss: T, labels: &[i32], gx: &mut [T], c: usize) {

@@ -135,26 +135,37 @@ fn write_all(dir: &Path, checkpoint: &Checkpoint) -> Result<()> {
     sync_dir(dir)
 }
 
-/// Puts a checkpoint in its place that a crash left beside it.
-fn recover(dir: &Path) -> Result<()> {
+/// A complete checkpoint that a crash left beside the place of one, where that is empty.
+fn left_beside(dir: &Path) -> Option<(PathBuf, Checkpoint)> {
     if dir.exists() {
-        return Ok(());
+        return None;
     }
     // The new one was complete before the old one was moved away.
-    for candidate in [beside(dir, ".new"), beside(dir, ".old")] {
-        if candidate.exists() && read(&candidate).is_ok() {
-            return fs::rename(&candidate, dir).map_err(Error::io("move", &candidate));
-        }
-    }
-    Ok(())
+    [beside(dir, ".new"), beside(dir, ".old")].into_iter().find_map(|path| read(&path).ok().map(|found| (path, found)))
 }
 
-/// Loads the checkpoint in folder `dir`, every byte checked.
+/// Puts a checkpoint in its place that a crash left beside it.
+fn recover(dir: &Path) -> Result<()> {
+    match left_beside(dir) {
+        Some((path, _)) => fs::rename(&path, dir).map_err(Error::io("move", &path)),
+        None => Ok(()),
+    }
+}
+
+/// Loads the checkpoint in folder `dir`, every byte checked. Nothing on the disk changes: another
+/// process may be saving in the same place.
 ///
 /// # Errors
 /// [`Error::File`] naming the file, the bytes expected and got; [`Error::Io`].
 pub fn load(dir: &Path) -> Result<Checkpoint> {
-    recover(dir)?;
+    // What was replaced in the midst of reading looks damaged: once more.
+    load_once(dir).or_else(|_| load_once(dir))
+}
+
+fn load_once(dir: &Path) -> Result<Checkpoint> {
+    if let Some((_, found)) = left_beside(dir) {
+        return Ok(found);
+    }
     if !dir.exists() {
         return Err(Error::file(
             dir,
@@ -308,8 +319,8 @@ mod tests {
         write_all(&new, &checkpoint(2.0)).unwrap();
         fs::rename(&last, &old).unwrap();
         assert_eq!(load(&last).unwrap(), checkpoint(2.0));
-        // Before the old one is removed.
-        assert!(old.exists());
+        // Loading moves nothing: the process that saves may be alive.
+        assert!(!last.exists() && new.exists() && old.exists());
         save(&last, &checkpoint(3.0)).unwrap();
         assert_eq!(load(&last).unwrap(), checkpoint(3.0));
         assert!(!old.exists() && !new.exists());
