@@ -212,7 +212,10 @@ impl FromStr for LayerSpec {
                 let eps = p.take("eps").map_or(Ok(1e-5), |t| p.number(t, "a number"))?;
                 let momentum = p.take("momentum").map_or(Ok(0.1), |t| p.number(t, "a number"))?;
                 if !(eps > 0.0 && eps < f64::INFINITY && (0.0..=1.0).contains(&momentum)) {
-                    return Err(p.bad("eps must be positive and finite, momentum in [0, 1]", "the usual ones are 1e-5 and 0.1"));
+                    return Err(p.bad(
+                        "eps must be positive and finite, momentum in [0, 1]",
+                        "the usual ones are 1e-5 and 0.1",
+                    ));
                 }
                 LayerSpec::BatchNorm { eps, momentum }
             }
