@@ -22,6 +22,8 @@ struct Session {
     trainer: Trainer,
     data: String,
     device: String,
+    /// Held as long as the session lasts.
+    _lock: Option<File>,
 }
 
 pub(super) fn run(args: &TrainArgs, mut out: Out) -> Result<ExitCode> {
@@ -73,7 +75,8 @@ fn fresh(args: &TrainArgs) -> Result<Session> {
         let _ = std::fs::remove_dir(run.path());
         return Err(e);
     }
-    Ok(Session { config, run, trainer, data: describe, device: device_name })
+    let _lock = lock(&run)?;
+    Ok(Session { config, run, trainer, data: describe, device: device_name, _lock })
 }
 
 /// A run that goes on.
@@ -90,7 +93,7 @@ fn resume(args: &TrainArgs, path: &Path) -> Result<Session> {
     let (device, device_name) = args.machine.device();
     let mut trainer = Trainer::new(config.recipe.clone(), data.splits, &device)?;
     config.run.data = data.path;
-    let _lock = lock(&run)?;
+    let mut _lock = lock(&run)?;
     let last = run.path().join("last");
     match checkpoint::load(&last) {
         Ok(saved) => trainer.restore(saved, &last)?,
@@ -106,8 +109,10 @@ fn resume(args: &TrainArgs, path: &Path) -> Result<Session> {
     }
     if config != before {
         config.write(&run)?;
+        // The lock was on the file that this one replaced.
+        _lock = lock(&run)?;
     }
-    Ok(Session { config, run, trainer, data: describe, device: device_name })
+    Ok(Session { config, run, trainer, data: describe, device: device_name, _lock })
 }
 
 /// Keeps other processes from training in the same folder, as long as the file is open.
@@ -171,7 +176,6 @@ impl Session {
             let more = "to go on, give more with --epochs or --max-steps\n";
             return out.print(&(text + more)).map(|()| ExitCode::SUCCESS);
         }
-        let _lock = lock(&self.run)?;
         let mut csv = CsvLog::open(&self.run, at.step, at.epoch)?;
         let mut progress = Progress::new(total, args.log_every, at.best_accuracy);
         let stop = stop_flag(progress.lines())?;

@@ -38,6 +38,25 @@ impl Device {
         }
     }
 
+    /// Checks that `bytes` of memory are free; true where the system does not tell.
+    ///
+    /// # Errors
+    /// [`Error::Device`] saying how much is needed and how much there is.
+    pub fn check_fits(&self, bytes: usize, what: &str) -> Result<()> {
+        let free = match self {
+            Device::Cpu(_) => cpu::free_memory(),
+        };
+        let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
+        match free {
+            Some(free) if bytes > free => Err(Error::Device {
+                device: self.name().into(),
+                problem: format!("{what} needs {:.1} GiB of memory, and {:.1} GiB are free", gib(bytes), gib(free)),
+                remedy: "use a smaller batch, or fewer channels or features".into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Memory for `len` elements. Its contents are unspecified: whoever asks must write every element.
     pub fn alloc(&self, dtype: DType, len: usize) -> Buffer {
         match self {

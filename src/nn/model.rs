@@ -52,10 +52,11 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Model`] if a layer does not fit what comes before it; the error shows every layer's
-    /// output so far.
+    /// output so far. [`Error::Device`] if the parameters do not fit the memory that is free.
     pub fn build(specs: &[LayerSpec], input: [usize; 3], device: &Device, seed: u64) -> Result<Self> {
         let mut b = Builder { device, layout: Layout::default(), layers: Vec::new(), input: input.into() };
         let (net, _) = b.sequence(specs, "", input.into())?;
+        device.check_fits(b.layout.params().iter().map(|p| 4 * p.shape.len()).sum(), "the network")?;
         let params = Params::new(b.layout, device, seed)?;
         Ok(Model { net, params, layers: b.layers, input: input.into() })
     }

@@ -10,6 +10,7 @@ use crate::data::loader::{Batch, Loader};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::Model;
+use crate::nn::model::LayerInfo;
 use crate::nn::params::ParamGrads;
 use crate::nn::state::{Entries, Entry};
 use crate::optim::Optimizer;
@@ -91,6 +92,8 @@ impl Trainer {
                 format!("end it with `flatten` and `fc {classes}`"),
             ));
         }
+        check_last_batch(&model, train.len(), recipe.batch_size)?;
+        check_memory(&model, recipe.batch_size.min(train.len()))?;
         let (mean, std) = (&recipe.data.mean, &recipe.data.std);
         let loader = |data, batch| Loader::new(Arc::new(data), batch, mean, std, device);
         Ok(Trainer {
@@ -123,6 +126,12 @@ impl Trainer {
         let bad =
             |problem: String| Error::file(path, problem, "resume from the folder `last` of a run of the same recipe");
         let saved = checkpoint.optimizer.ok_or_else(|| bad("it has no optimizer state".into()))?;
+        let (p, batches) = (&checkpoint.position, self.train.batches());
+        let steps = u64::from(p.epoch) * batches as u64 + p.batch as u64;
+        if p.batch > batches || p.step != steps {
+            let at = format!("step {}, {} epochs and {} batches of {batches}", p.step, p.epoch, p.batch);
+            return Err(bad(format!("its position is no position of this run: {at}")));
+        }
         self.model.load_state_dict(&checkpoint.model, path)?;
         let mut state = self.optimizer.state();
         if state.len() != saved.len() {
@@ -145,7 +154,15 @@ impl Trainer {
     /// [`Error::Io`] and [`Error::File`].
     pub fn init_from(&mut self, path: &Path) -> Result<()> {
         let bytes = std::fs::read(path).map_err(Error::io("read the weights", path))?;
-        self.model.load_state_dict(&crate::nn::state::deserialize(&bytes, path)?, path)
+        self.model.load_state_dict(&crate::nn::state::deserialize(&bytes, path)?, path)?;
+        match self.non_finite_parameter()? {
+            None => Ok(()),
+            Some(key) => Err(Error::file(
+                path,
+                format!("`{key}` holds numbers that are not finite"),
+                "save the weights again from a network that works",
+            )),
+        }
     }
 
     fn checkpoint(&mut self, with_optimizer: bool) -> Result<Checkpoint> {
@@ -217,17 +234,37 @@ impl Trainer {
                 }
             }
             self.position.seconds = before + start.elapsed().as_secs_f64();
-            self.finish_epoch(lr, run, observers)?;
+            if self.finish_epoch(lr, run, stop, observers)? == Outcome::Stopped {
+                return Ok(Outcome::Stopped);
+            }
         }
         Ok(Outcome::Finished)
     }
 
-    /// Evaluates, reports and saves.
-    fn finish_epoch(&mut self, lr: f64, run: &RunDir, observers: &mut [&mut dyn Observer]) -> Result<()> {
+    /// Evaluates, reports and saves. Asked to stop meanwhile, it saves the epoch as not yet evaluated.
+    fn finish_epoch(
+        &mut self,
+        lr: f64,
+        run: &RunDir,
+        stop: &AtomicBool,
+        observers: &mut [&mut dyn Observer],
+    ) -> Result<Outcome> {
         let total = self.test.data().len();
         let loss = self.recipe.loss;
-        let mut progress = |done| tell(observers, &Event::Evaluating { done, total });
-        let test = evaluate(&mut self.model, &self.test, loss, &mut progress)?;
+        let mut progress = |done| {
+            tell(observers, &Event::Evaluating { done, total })?;
+            match stop.load(Ordering::Relaxed) {
+                true => Err(Error::Internal("an evaluation was stopped".into())),
+                false => Ok(()),
+            }
+        };
+        let test = match evaluate(&mut self.model, &self.test, loss, &mut progress) {
+            Err(_) if stop.load(Ordering::Relaxed) => {
+                self.save(run, false, observers)?;
+                return Ok(Outcome::Stopped);
+            }
+            test => test?,
+        };
         if !test.loss.is_finite() {
             let origin = "its loss on the test set, after the epoch's last update".to_string();
             return Err(self.non_finite(test.loss, self.position.step, origin, run));
@@ -257,7 +294,8 @@ impl Trainer {
         if best {
             self.save(run, true, observers)?;
         }
-        self.save(run, false, observers)
+        self.save(run, false, observers)?;
+        Ok(Outcome::Finished)
     }
 
     /// One step: forward, backward, update. The mini-batch's loss and how many images were right.
@@ -306,16 +344,18 @@ impl Trainer {
         evaluate(&mut self.model, &self.test, self.recipe.loss, progress)
     }
 
+    /// The first parameter that holds a number that is not finite.
+    fn non_finite_parameter(&self) -> Result<Option<String>> {
+        let values = self.model.params.values().host::<f32>()?;
+        let bad = |range: std::ops::Range<usize>| values[range].iter().any(|v| !v.is_finite());
+        Ok(self.model.params.list().iter().find(|p| bad(p.range())).map(|p| p.key.clone()))
+    }
+
     /// Where a batch's forward pass first stops being finite.
     fn find_non_finite(&mut self, batch: &Batch, state: &StepState) -> Result<String> {
-        let values = self.model.params.values().host::<f32>()?;
-        if let Some(p) = self.model.params.list().iter().find(|p| values[p.range()].iter().any(|v| !v.is_finite())) {
-            let layer = p.key.rsplit_once('.').map_or(p.key.as_str(), |(l, _)| l);
-            return Ok(format!(
-                "the parameter {} of layer {} is not finite any more",
-                p.key,
-                self.model.describe(layer)
-            ));
+        if let Some(key) = self.non_finite_parameter()? {
+            let layer = key.rsplit_once('.').map_or(key.as_str(), |(l, _)| l);
+            return Ok(format!("the parameter {key} of layer {} is not finite any more", self.model.describe(layer)));
         }
         if !batch.images.is_finite()? {
             return Ok("the images themselves are not finite".into());
@@ -349,6 +389,32 @@ impl Trainer {
             remedy: "lower the learning rate (--lr), or check the data's normalisation".into(),
         }
     }
+}
+
+/// Batch normalisation has no variance to work with if the last batch of an epoch is one image of
+/// one pixel: better said now than after an epoch.
+fn check_last_batch(model: &Model, images: usize, batch_size: usize) -> Result<()> {
+    let pointwise = |l: &&LayerInfo| l.spec.starts_with("batch_norm") && l.output.dims()[..2] == [1, 1];
+    match model.layers.iter().find(pointwise) {
+        Some(l) if images % batch_size == 1 || batch_size == 1 => Err(Error::config(
+            "batch_size",
+            format!(
+                "of {images} images the last batch has one, and layer {} ({}) gets one value per channel from it",
+                l.key, l.spec
+            ),
+            "choose a batch size that leaves another rest",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a network whose training cannot fit the memory that is free: parameters, gradients and
+/// optimizer state, and the activations of a batch with their gradients.
+fn check_memory(model: &Model, batch_size: usize) -> Result<()> {
+    let arenas = model.params.count().saturating_mul(3 * 4);
+    let outputs: usize = model.layers.iter().map(|l| l.output.len()).sum();
+    let activations = outputs.saturating_mul(batch_size).saturating_mul(2 * 4);
+    model.params.values().device().check_fits(arenas.saturating_add(activations), "training")
 }
 
 fn tell(observers: &mut [&mut dyn Observer], event: &Event<'_>) -> Result<()> {

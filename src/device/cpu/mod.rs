@@ -102,6 +102,13 @@ impl PartialEq for Cpu {
     }
 }
 
+/// Bytes of memory that can be had without swapping, where the system tells (Linux).
+pub(super) fn free_memory() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    Some(line.split_whitespace().next()?.parse::<usize>().ok()? * 1024)
+}
+
 /// A piece of host memory that returns to its pool when dropped.
 pub(super) struct Block {
     lines: Vec<Line>,

@@ -1,0 +1,117 @@
+//! The training loop from the library's side: what it refuses, and stopping at awkward moments.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use tilework::data::shapes;
+use tilework::recipes::Recipe;
+use tilework::train::run::{Config, RunInfo};
+use tilework::train::{Event, Limits, Observer, Outcome, RunDir, Trainer, checkpoint};
+use tilework::{Device, Result};
+
+const LAYERS: &str = r#"layers=["max_pool 8", "flatten", "fc 10"]"#;
+
+fn recipe(set: &[&str]) -> Recipe {
+    let set: Vec<String> = set.iter().map(ToString::to_string).collect();
+    Recipe::load("quickstart", &set).unwrap()
+}
+
+fn trainer(set: &[&str]) -> Result<Trainer> {
+    Trainer::new(recipe(set), shapes::generate(0, 200, 600), &Device::cpu())
+}
+
+#[test]
+fn a_last_batch_that_batch_norm_cannot_take_is_refused_at_once() {
+    let norm = r#"layers=["max_pool 32", "batch_norm", "flatten", "fc 10"]"#;
+    let e = trainer(&[norm, "batch_size=199"]).err().unwrap().to_string();
+    assert!(e.contains("batch_size") && e.contains("layer 1 (batch_norm)") && e.contains("remedy"), "{e}");
+    assert!(trainer(&[norm, "batch_size=1"]).is_err());
+    assert!(trainer(&[norm, "batch_size=198"]).is_ok());
+    assert!(trainer(&[r#"layers=["max_pool 16", "batch_norm", "flatten", "fc 10"]"#, "batch_size=199"]).is_ok());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_cannot_fit_the_memory_is_refused() {
+    // 100 layers of 14 GiB each: found before any memory is asked for.
+    let layers = ["\"flatten\"".to_string()].into_iter().chain((0..100).map(|_| "\"fc 60000\"".to_string()));
+    let e = trainer(&[&format!("layers=[{}]", layers.collect::<Vec<_>>().join(","))]).err().unwrap();
+    let e = e.to_string();
+    assert!(e.contains("GiB") && e.contains("remedy"), "{e}");
+}
+
+#[test]
+fn weights_that_are_not_finite_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("w.safetensors");
+    let mut t = trainer(&[LAYERS]).unwrap();
+    let mut state = t.model.state_dict().unwrap();
+    state.insert("2.bias".into(), tilework::nn::state::Entry::f32(&[10], &[f32::NAN; 10]));
+    std::fs::write(&path, tilework::nn::state::serialize(&state).unwrap()).unwrap();
+    let e = t.init_from(&path).unwrap_err().to_string();
+    assert!(e.contains("`2.bias`") && e.contains("not finite"), "{e}");
+}
+
+/// Sets the stop flag at the first event that `when` accepts.
+struct StopAt<'a>(&'a AtomicBool, fn(&Event<'_>) -> bool);
+
+impl Observer for StopAt<'_> {
+    fn notice(&mut self, event: &Event<'_>) -> Result<()> {
+        self.0.fetch_or((self.1)(event), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+fn run_dir(parent: &std::path::Path) -> RunDir {
+    let run = RunDir::create(parent, "t").unwrap();
+    let info = RunInfo {
+        name: "t".into(),
+        tilework: String::new(),
+        git_commit: None,
+        device: "cpu".into(),
+        threads: 1,
+        data: None,
+        init: None,
+    };
+    Config { run: info, recipe: recipe(&[LAYERS]) }.write(&run).unwrap();
+    run
+}
+
+#[test]
+fn stopping_anywhere_and_going_on_gives_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = [LAYERS, "epochs=2", "batch_size=50"];
+    let never = AtomicBool::new(false);
+    let whole = run_dir(dir.path());
+    trainer(&set).unwrap().run(&whole, Limits::default(), &never, &mut []).unwrap();
+    let wanted = checkpoint::load(&whole.path().join("last")).unwrap();
+    let moments: [fn(&Event<'_>) -> bool; 4] = [
+        |e| matches!(e, Event::EpochStarted { epoch: 2, .. }),
+        |e| matches!(e, Event::Step(s) if s.step == 4),
+        |e| matches!(e, Event::Step(s) if s.step == 6),
+        |e| matches!(e, Event::Evaluating { .. }),
+    ];
+    for (i, when) in moments.into_iter().enumerate() {
+        let run = run_dir(dir.path());
+        let last = run.path().join("last");
+        let stop = AtomicBool::new(false);
+        let outcome = trainer(&set).unwrap().run(&run, Limits::default(), &stop, &mut [&mut StopAt(&stop, when)]);
+        assert_eq!(outcome.unwrap(), Outcome::Stopped, "moment {i}");
+        let mut t = trainer(&set).unwrap();
+        t.restore(checkpoint::load(&last).unwrap(), &last).unwrap();
+        assert_eq!(t.run(&run, Limits::default(), &never, &mut []).unwrap(), Outcome::Finished);
+        assert_eq!(checkpoint::load(&last).unwrap(), wanted, "moment {i}");
+    }
+}
+
+#[test]
+fn a_position_of_another_run_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_dir(dir.path());
+    let last = run.path().join("last");
+    trainer(&[LAYERS, "epochs=1", "batch_size=50"])
+        .unwrap()
+        .run(&run, Limits::default(), &AtomicBool::new(false), &mut [])
+        .unwrap();
+    let mut other = trainer(&[LAYERS, "epochs=1", "batch_size=20"]).unwrap();
+    let e = other.restore(checkpoint::load(&last).unwrap(), &last).unwrap_err().to_string();
+    assert!(e.contains("position"), "{e}");
+}
