@@ -104,8 +104,9 @@ fn sum_groups<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, d: &Di
     let g = d.n.div_ceil(SUMS);
     let direct = direct::suits(d);
     let len = if direct { direct::backward_scratch(d) } else { patches_len(1, d) };
-    cpu.reserve::<T>(len, d.n.div_ceil(g));
+    // Before the reservation, of which it might take a piece if it happens to have that size.
     let mut sums = cpu.scratch::<T>(d.n.div_ceil(g) * gw.len());
+    cpu.reserve::<T>(len, d.n.div_ceil(g));
     let groups = sums.chunks_mut(gw.len()).zip(x.chunks(g * d.image())).zip(gy.chunks(g * pixels * d.o)).collect();
     for_pieces(groups, g * pixels * k * d.o / MACS, |_, ((sum, x), gy)| {
         let mut scratch = cpu.scratch(len);
