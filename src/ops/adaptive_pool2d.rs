@@ -114,7 +114,7 @@ impl Backward for AdaptiveAvgPool2d {
 }
 
 mod cpu {
-    use super::super::window::max_pixel;
+    use super::super::window::{max_pixel, scatter_to_pixels};
     use crate::device::cpu::{for_rows, vectorised};
     use crate::dtype::Real;
     use crate::shape::Shape;
@@ -166,16 +166,7 @@ mod cpu {
     }
 
     pub(super) fn max_backward<T: Real>(gy: &[T], arg: &[i32], gx: &mut [T], xs: Shape, ys: Shape) {
-        let (c, xi, yi) = (xs.last(), item(xs), item(ys));
-        for_rows(gx, xi, xi, |first, gx| {
-            gx.fill(T::zero());
-            for (n, gx) in gx.chunks_mut(xi).enumerate() {
-                let range = (first + n) * yi..(first + n + 1) * yi;
-                for (k, (&g, &pixel)) in gy[range.clone()].iter().zip(&arg[range]).enumerate() {
-                    gx[pixel as usize * c + k % c] += g;
-                }
-            }
-        });
+        scatter_to_pixels(gy, arg, gx, xs.last(), [item(xs), item(ys)]);
     }
 
     pub(super) fn avg_forward<T: Real>(x: &[T], y: &mut [T], xs: Shape, ys: Shape) {

@@ -82,7 +82,7 @@ impl Backward for MaxPool2d {
 }
 
 mod cpu {
-    use super::super::window::max_pixel;
+    use super::super::window::{max_pixel, scatter_to_pixels};
     use super::Window;
     use crate::device::cpu::{for_pieces, vectorised};
     use crate::dtype::Real;
@@ -116,17 +116,8 @@ mod cpu {
     }
 
     pub(super) fn backward<T: Real>(gy: &[T], arg: &[i32], gx: &mut [T], xs: Shape, ys: Shape) {
-        let ([_, h, w, c], [_, ho, wo, _]) = (xs.rank4().unwrap_or([1; 4]), ys.rank4().unwrap_or([1; 4]));
-        let out = ho * wo * c;
-        let items: Vec<_> = gx.chunks_mut(h * w * c).zip(gy.chunks(out)).zip(arg.chunks(out)).collect();
-        for_pieces(items, h * w * c + out, |_, ((gx, gy), arg)| {
-            gx.fill(T::zero());
-            for (gy, arg) in gy.chunks(c).zip(arg.chunks(c)) {
-                for (channel, (&g, &pixel)) in gy.iter().zip(arg).enumerate() {
-                    gx[pixel as usize * c + channel] += g;
-                }
-            }
-        });
+        let item = |s: Shape| s.dims()[1..].iter().product();
+        scatter_to_pixels(gy, arg, gx, xs.last(), [item(xs), item(ys)]);
     }
 }
 

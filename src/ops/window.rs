@@ -1,5 +1,6 @@
 //! The sliding window that convolution and pooling share.
 
+use crate::device::cpu::for_pieces;
 use crate::dtype::Real;
 use crate::error::{Error, Result};
 use std::fmt;
@@ -112,6 +113,22 @@ fn max_lanes<T: Real, const L: usize>(
     y[at..at + L].copy_from_slice(&best);
     arg[at..at + L].copy_from_slice(&who);
     L
+}
+
+/// The gradient of a max-pool: each output's goes to the pixel that won it.
+///
+/// `items` are the elements of an input and an output image, `c` the channels.
+pub(crate) fn scatter_to_pixels<T: Real>(gy: &[T], arg: &[i32], gx: &mut [T], c: usize, items: [usize; 2]) {
+    let [input, output] = items;
+    let images: Vec<_> = gx.chunks_mut(input).zip(gy.chunks(output)).zip(arg.chunks(output)).collect();
+    for_pieces(images, input + output, |_, ((gx, gy), arg)| {
+        gx.fill(T::zero());
+        for (gy, arg) in gy.chunks(c).zip(arg.chunks(c)) {
+            for (channel, (&g, &pixel)) in gy.iter().zip(arg).enumerate() {
+                gx[pixel as usize * c + channel] += g;
+            }
+        }
+    });
 }
 
 impl fmt::Display for Window {
