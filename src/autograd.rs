@@ -17,9 +17,11 @@
 //! # Ok::<(), tilework::Error>(())
 //! ```
 
+use crate::device::cuda::{Launch, Out, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::dtype::{DType, Element, with_real};
 use crate::error::{Error, Result};
+use crate::kernels::tensor::{TensorDims, tensor_accumulate};
 use crate::nn::params::{ParamGrads, ParamId, Params};
 use crate::rng::{Stream, stream};
 use crate::shape::Shape;
@@ -245,11 +247,8 @@ impl<'p> Ctx<'p> {
     /// # Errors
     /// As [`Ctx::backward`].
     pub fn backward_loss<'g>(self, loss: &Var, params: Option<&'g mut ParamGrads>) -> Result<Grads<'g>> {
-        let mut one = Tensor::empty(&self.device, loss.value.dtype(), loss.shape());
-        with_real!("backward", one.dtype(), T => {
-            one.host_mut::<T>()?.fill(1.0);
-            Ok(())
-        })?;
+        let mut one = Tensor::empty(&self.device, loss.value.dtype(), loss.shape())?;
+        one.fill(1.0)?;
         self.backward(loss, one, params)
     }
 }
@@ -280,19 +279,8 @@ impl Grads<'_> {
             *current = Some(g);
             return Ok(());
         }
-        let (dtype, shape) = (g.dtype(), g.shape());
-        let Some(mut slot) = self.slot(Some(id), dtype, shape)? else { return Ok(()) };
-        with_real!("Grads::add", dtype, T => {
-            let accumulate = slot.accumulate;
-            let into = slot.host_mut::<T>()?;
-            let g = g.host::<T>()?;
-            if accumulate {
-                into.iter_mut().zip(g).for_each(|(a, b)| *a += *b);
-            } else {
-                into.copy_from_slice(g);
-            }
-            Ok(())
-        })
+        let Some(mut slot) = self.slot(Some(id), g.dtype(), g.shape())? else { return Ok(()) };
+        slot.put(&g)
     }
 
     /// The place where an op writes the gradient of a variable itself, to save a copy; `None` for an
@@ -307,7 +295,10 @@ impl Grads<'_> {
         }
         let current = &mut self.of[id as usize];
         let accumulate = current.is_some();
-        let t = current.get_or_insert_with(|| Tensor::empty(&self.device, dtype, shape));
+        let t = match current {
+            Some(t) => t,
+            None => current.insert(Tensor::empty(&self.device, dtype, shape)?),
+        };
         if t.shape() != shape {
             return Err(Error::shape(
                 "Grads::slot",
@@ -336,11 +327,8 @@ impl<'a> Slot<'a> {
     fn of_tensor(t: &'a mut Tensor, accumulate: bool) -> Result<Self> {
         // An accumulated gradient may still be shared with the op that sent it: own it first.
         if accumulate && !t.is_unique() {
-            let mut copy = Tensor::empty(t.device(), t.dtype(), t.shape());
-            with_real!("Grads::slot", t.dtype(), T => {
-                copy.host_mut::<T>()?.copy_from_slice(t.host::<T>()?);
-                Ok(())
-            })?;
+            let mut copy = Tensor::empty(t.device(), t.dtype(), t.shape())?;
+            copy.copy_from(t)?;
             *t = copy;
         }
         let (buffer, range) = t.buffer_mut()?;
@@ -353,5 +341,30 @@ impl<'a> Slot<'a> {
     /// [`Error::Internal`] if `T` is not the element type.
     pub fn host_mut<T: Element>(&mut self) -> Result<&mut [T]> {
         Ok(&mut self.buffer.host_mut()?[self.range.clone()])
+    }
+
+    /// The elements as the output of a CUDA kernel.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if `T` is not the element type or they are not on a CUDA device.
+    pub fn output<T: Element>(&mut self) -> Result<Out<'_, T>> {
+        self.buffer.output(self.range.clone())
+    }
+
+    /// Writes `g`, or adds it to what is there.
+    fn put(&mut self, g: &Tensor) -> Result<()> {
+        if !self.accumulate {
+            return g.copy_to(self.buffer, self.range.start);
+        }
+        match g.device() {
+            Device::Cpu(_) => with_real!("gradient", g.dtype(), T => {
+                self.host_mut::<T>()?.iter_mut().zip(g.host::<T>()?).for_each(|(a, b)| *a += *b);
+                Ok(())
+            }),
+            Device::Cuda(cuda) => with_kernel_type!("gradient", g.dtype(), T => {
+                let d = TensorDims { n: g.len() as i32, value: 0.0 };
+                tensor_accumulate::<T>(cuda, Launch::each(g.len()).flops(g.len()), g.input()?, self.output()?, &d)
+            }),
+        }
     }
 }

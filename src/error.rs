@@ -84,6 +84,28 @@ pub enum Error {
         remedy: String,
     },
 
+    /// A device has not enough memory.
+    #[error(
+        "device {device}: out of memory: {} more are needed; {} are in use (at most so far {}), {} of {} free\n  remedy: {remedy}",
+        mib(*need), mib(*in_use), mib(*peak), mib(*free), mib(*total)
+    )]
+    OutOfMemory {
+        /// The device's name.
+        device: String,
+        /// Bytes that were asked for.
+        need: usize,
+        /// Bytes that this program uses.
+        in_use: usize,
+        /// The most it has used.
+        peak: usize,
+        /// Bytes that are free.
+        free: usize,
+        /// Bytes that the device has.
+        total: usize,
+        /// How to mend it.
+        remedy: String,
+    },
+
     /// A download did not end well.
     #[error("download of {url} failed: {problem}\n  remedy: {remedy}")]
     Download {
@@ -117,6 +139,10 @@ pub enum Error {
         "internal error: {0}\n  remedy: this is a bug in tilework; please report it with the command that led to it"
     )]
     Internal(String),
+}
+
+fn mib(bytes: usize) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 fn io_remedy(e: &std::io::Error) -> &'static str {

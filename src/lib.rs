@@ -122,6 +122,7 @@ pub mod data;
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod kernels;
 pub mod nn;
 pub mod ops;
 pub mod optim;

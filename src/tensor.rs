@@ -1,8 +1,10 @@
 //! A shaped, contiguous view of a device buffer.
 
+use crate::device::cuda::{In, Launch, Out, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::dtype::{DType, Element, Real, with_real};
 use crate::error::{Error, Result};
+use crate::kernels::tensor::{TensorDims, tensor_fill};
 use crate::shape::Shape;
 use std::sync::Arc;
 
@@ -17,23 +19,29 @@ pub struct Tensor {
 
 impl Tensor {
     /// A new tensor whose contents are unspecified: whoever asks must write every element.
-    pub fn empty(device: &Device, dtype: DType, shape: impl Into<Shape>) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn empty(device: &Device, dtype: DType, shape: impl Into<Shape>) -> Result<Self> {
         let shape = shape.into();
-        Tensor { data: Arc::new(device.alloc(dtype, shape.len())), offset: 0, shape }
+        Ok(Tensor { data: Arc::new(device.alloc(dtype, shape.len())?), offset: 0, shape })
     }
 
     /// A tensor of zeros.
-    pub fn zeros(device: &Device, dtype: DType, shape: impl Into<Shape>) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn zeros(device: &Device, dtype: DType, shape: impl Into<Shape>) -> Result<Self> {
         let shape = shape.into();
-        let mut buffer = device.alloc(dtype, shape.len());
-        buffer.zero();
-        Tensor { data: Arc::new(buffer), offset: 0, shape }
+        let mut buffer = device.alloc(dtype, shape.len())?;
+        buffer.zero()?;
+        Ok(Tensor { data: Arc::new(buffer), offset: 0, shape })
     }
 
     /// A tensor with the given elements, in row-major order.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the number of elements is not the shape's.
+    /// [`Error::Shape`] if the number of elements is not the shape's; [`Error::OutOfMemory`].
     pub fn from_slice<T: Element>(device: &Device, shape: impl Into<Shape>, values: &[T]) -> Result<Self> {
         let shape = shape.into();
         if shape.len() != values.len() {
@@ -44,9 +52,21 @@ impl Tensor {
                 "pass as many elements as the shape holds",
             ));
         }
-        let mut t = Tensor::empty(device, T::DTYPE, shape);
-        t.host_mut()?.copy_from_slice(values);
-        Ok(t)
+        let mut buffer = device.alloc(T::DTYPE, shape.len())?;
+        buffer.write(0, values)?;
+        Ok(Tensor { data: Arc::new(buffer), offset: 0, shape })
+    }
+
+    /// A copy on another device.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; [`Error::Device`] if a device fails.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        match self.dtype() {
+            DType::I32 => Tensor::from_slice(device, self.shape, &self.to_vec::<i32>()?),
+            DType::U8 => Tensor::from_slice(device, self.shape, &self.to_vec::<u8>()?),
+            dtype => with_real!("to_device", dtype, T => Tensor::from_slice(device, self.shape, &self.to_vec::<T>()?)),
+        }
     }
 
     /// A part of a buffer as a tensor: the elements from `offset` on that `shape` holds.
@@ -142,9 +162,71 @@ impl Tensor {
         Ok(&mut buffer.host_mut()?[range])
     }
 
+    /// The elements as the input of a CUDA kernel.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if `T` is not the element type or they are not on a CUDA device.
+    pub fn input<T: Element>(&self) -> Result<In<'_, T>> {
+        self.data.input(self.range())
+    }
+
+    /// The elements as the output of a CUDA kernel.
+    ///
+    /// # Errors
+    /// As [`Tensor::input`]; [`Error::Internal`] if another tensor shares the memory.
+    pub fn output<T: Element>(&mut self) -> Result<Out<'_, T>> {
+        let (buffer, range) = self.buffer_mut()?;
+        buffer.output(range)
+    }
+
+    /// Copies another tensor's elements; both have one shape, type and device.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if they have not; [`Error::Internal`] if another tensor shares the memory.
+    pub fn copy_from(&mut self, other: &Tensor) -> Result<()> {
+        self.expect_like("copy", other)?;
+        let (buffer, range) = self.buffer_mut()?;
+        other.copy_to(buffer, range.start)
+    }
+
+    /// Copies the elements into a buffer, from element `start` of it on.
+    pub(crate) fn copy_to(&self, buffer: &mut Buffer, start: usize) -> Result<()> {
+        buffer.copy_from(start, &self.data, self.offset, self.len())
+    }
+
+    /// Writes all elements.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if `T` is not the element type or another tensor shares the memory;
+    /// [`Error::Device`] if the device fails.
+    pub fn write<T: Element>(&mut self, values: &[T]) -> Result<()> {
+        let (buffer, range) = self.buffer_mut()?;
+        buffer.write(range.start, values)
+    }
+
+    /// Sets every element to `value`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the elements are not floating point; as [`Tensor::output`].
+    pub fn fill(&mut self, value: f64) -> Result<()> {
+        let dtype = self.dtype();
+        match self.device().clone() {
+            Device::Cpu(_) => with_real!("fill", dtype, T => { self.host_mut::<T>()?.fill(T::of(value)); Ok(()) }),
+            Device::Cuda(cuda) => with_kernel_type!("fill", dtype, T => {
+                let n = self.len();
+                let d = TensorDims { n: n as i32, value: value as f32 };
+                tensor_fill::<T>(&cuda, Launch::each(n), self.output::<T>()?, &d)
+            }),
+        }
+    }
+
+    fn range(&self) -> std::ops::Range<usize> {
+        self.offset..self.offset + self.shape.len()
+    }
+
     /// The buffer and this tensor's part of it, to be written.
     pub(crate) fn buffer_mut(&mut self) -> Result<(&mut Buffer, std::ops::Range<usize>)> {
-        let range = self.offset..self.offset + self.shape.len();
+        let range = self.range();
         match Arc::get_mut(&mut self.data) {
             Some(buffer) => Ok((buffer, range)),
             None => Err(Error::Internal("a shared tensor was to be written".into())),
@@ -156,7 +238,7 @@ impl Tensor {
     /// # Errors
     /// [`Error::Internal`] if `T` is not the element type.
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
-        Ok(self.host::<T>()?.to_vec())
+        self.data.read(self.range())
     }
 
     /// The elements as `f64`, whichever floating-point type they are.
@@ -164,7 +246,7 @@ impl Tensor {
     /// # Errors
     /// [`Error::Shape`] if they are not `f32` or `f64`.
     pub fn to_f64(&self) -> Result<Vec<f64>> {
-        with_real!("to_f64", self.dtype(), T => Ok(self.host::<T>()?.iter().map(|x| x.f64()).collect()))
+        with_real!("to_f64", self.dtype(), T => Ok(self.to_vec::<T>()?.iter().map(|x| x.f64()).collect()))
     }
 
     /// The only element of a tensor of one.
@@ -183,12 +265,25 @@ impl Tensor {
     /// # Errors
     /// [`Error::Shape`] if the elements are not `f32` or `f64`.
     pub fn is_finite(&self) -> Result<bool> {
-        with_real!("is_finite", self.dtype(), T => Ok(self.host::<T>()?.iter().all(|x| num_traits::Float::is_finite(*x))))
+        with_real!("is_finite", self.dtype(), T => Ok(self.to_vec::<T>()?.iter().all(|x| num_traits::Float::is_finite(*x))))
     }
 
     /// Whether this is the only tensor on its memory, so that it may be written in place.
     pub fn is_unique(&mut self) -> bool {
         Arc::get_mut(&mut self.data).is_some()
+    }
+
+    /// This tensor if nobody shares its memory, else a copy: so that it may be written in place.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn into_unique(mut self) -> Result<Tensor> {
+        if self.is_unique() {
+            return Ok(self);
+        }
+        let mut copy = Tensor::empty(self.device(), self.dtype(), self.shape)?;
+        copy.copy_from(&self)?;
+        Ok(copy)
     }
 
     /// Checks that `other` has this shape, element type and device.

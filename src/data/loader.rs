@@ -112,8 +112,8 @@ impl Loader {
     /// The images at `positions` of `order`.
     fn group(&self, order: &[u32]) -> Result<Batch> {
         let d = &self.data;
-        let mut images = Tensor::empty(&self.device, DType::F32, [order.len(), d.height, d.width, d.channels]);
-        let mut labels = Tensor::empty(&self.device, DType::I32, [order.len()]);
+        let mut images = Tensor::empty(&self.device, DType::F32, [order.len(), d.height, d.width, d.channels])?;
+        let mut labels = Tensor::empty(&self.device, DType::I32, [order.len()])?;
         let out = images.host_mut::<f32>()?.chunks_exact_mut(d.image_len());
         for ((&i, out), label) in order.iter().zip(out).zip(labels.host_mut::<i32>()?) {
             self.normalise.apply(d.image(i as usize), out);

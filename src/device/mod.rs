@@ -6,16 +6,24 @@
 //! the second step on nothing is allocated ([`MemoryStats::allocations`] stands still).
 
 pub mod cpu;
+pub mod cuda;
+#[cfg(tilework_emulator)]
+pub mod emulator;
 
+use crate::autograd::StepState;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
+use cuda::{Cuda, In, Out};
 use std::fmt;
+use std::ops::Range;
 
 /// Where tensors live and ops run.
 #[derive(Clone)]
 pub enum Device {
     /// The host's processor, ops spread over rayon's threads.
     Cpu(cpu::Cpu),
+    /// A CUDA device: a GPU, or the emulated one.
+    Cuda(Cuda),
 }
 
 impl Device {
@@ -28,6 +36,8 @@ impl Device {
     pub fn name(&self) -> &'static str {
         match self {
             Device::Cpu(_) => "cpu",
+            Device::Cuda(cuda) if cuda.is_emulated() => "emulated",
+            Device::Cuda(_) => "cuda",
         }
     }
 
@@ -35,6 +45,7 @@ impl Device {
     pub fn memory(&self) -> MemoryStats {
         match self {
             Device::Cpu(cpu) => cpu.stats(),
+            Device::Cuda(cuda) => cuda.stats(),
         }
     }
 
@@ -45,6 +56,7 @@ impl Device {
     pub fn check_fits(&self, bytes: usize, what: &str) -> Result<()> {
         let free = match self {
             Device::Cpu(_) => cpu::free_memory(),
+            Device::Cuda(cuda) => Some(cuda.free_memory()?),
         };
         let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
         match free {
@@ -58,11 +70,45 @@ impl Device {
     }
 
     /// Memory for `len` elements. Its contents are unspecified: whoever asks must write every element.
-    pub fn alloc(&self, dtype: DType, len: usize) -> Buffer {
-        match self {
-            Device::Cpu(cpu) => {
-                Buffer { dtype, len, device: self.clone(), memory: Memory::Host(cpu.alloc(dtype.size() * len)) }
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn alloc(&self, dtype: DType, len: usize) -> Result<Buffer> {
+        let bytes = dtype.size() * len;
+        let memory = match self {
+            Device::Cpu(cpu) => Memory::Host(cpu.alloc(bytes)?),
+            // Kernels count elements in an `int`.
+            Device::Cuda(_) if len > i32::MAX as usize => {
+                return Err(Error::Device {
+                    device: self.name().into(),
+                    problem: format!("a tensor of {len} elements, and kernels count up to {}", i32::MAX),
+                    remedy: "use a smaller batch, or fewer channels or features".into(),
+                });
             }
+            Device::Cuda(cuda) => Memory::Cuda(cuda.alloc(bytes)?),
+        };
+        Ok(Buffer { dtype, len, device: self.clone(), memory })
+    }
+
+    /// Tells the device at which step it is: CUDA kernels read it from its memory.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    pub fn set_step(&self, state: &StepState) -> Result<()> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            Device::Cuda(cuda) => cuda.set_step(state),
+        }
+    }
+
+    /// Waits until all work is done.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device, or the work, failed.
+    pub fn sync(&self) -> Result<()> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            Device::Cuda(cuda) => cuda.sync(),
         }
     }
 }
@@ -72,6 +118,8 @@ impl PartialEq for Device {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Device::Cpu(a), Device::Cpu(b)) => a == b,
+            (Device::Cuda(a), Device::Cuda(b)) => a == b,
+            _ => false,
         }
     }
 }
@@ -103,6 +151,7 @@ pub struct Buffer {
 
 enum Memory {
     Host(cpu::Block),
+    Cuda(cuda::Block),
 }
 
 impl Buffer {
@@ -129,29 +178,132 @@ impl Buffer {
     /// The elements, in host memory.
     ///
     /// # Errors
-    /// [`Error::Internal`] if `T` is not the element type.
+    /// [`Error::Internal`] if `T` is not the element type, or they are in another device's memory.
     pub fn host<T: Element>(&self) -> Result<&[T]> {
         self.expect::<T>()?;
         match &self.memory {
             Memory::Host(block) => Ok(&bytemuck::cast_slice(block.lines())[..self.len]),
+            Memory::Cuda(_) => Err(not_on_the_host()),
         }
     }
 
     /// The elements, in host memory, to be written.
     ///
     /// # Errors
-    /// [`Error::Internal`] if `T` is not the element type.
+    /// As [`Buffer::host`].
     pub fn host_mut<T: Element>(&mut self) -> Result<&mut [T]> {
         self.expect::<T>()?;
         match &mut self.memory {
             Memory::Host(block) => Ok(&mut bytemuck::cast_slice_mut(block.lines_mut())[..self.len]),
+            Memory::Cuda(_) => Err(not_on_the_host()),
         }
     }
 
-    /// Sets every byte to zero.
-    pub fn zero(&mut self) {
-        match &mut self.memory {
-            Memory::Host(block) => bytemuck::cast_slice_mut::<_, u8>(block.lines_mut()).fill(0),
+    /// A copy of some elements, wherever they are.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if `T` is not the element type; [`Error::Device`] if the device fails.
+    pub fn read<T: Element>(&self, range: Range<usize>) -> Result<Vec<T>> {
+        match (&self.memory, &self.device) {
+            (Memory::Cuda(block), Device::Cuda(cuda)) => {
+                self.expect::<T>()?;
+                let mut out = vec![<T as bytemuck::Zeroable>::zeroed(); range.len()];
+                cuda.read(block, range.start * size_of::<T>(), bytemuck::cast_slice_mut(&mut out))?;
+                Ok(out)
+            }
+            _ => Ok(self.host::<T>()?[range].to_vec()),
+        }
+    }
+
+    /// Writes elements from `start` on, wherever they are.
+    ///
+    /// # Errors
+    /// As [`Buffer::read`].
+    pub fn write<T: Element>(&mut self, start: usize, values: &[T]) -> Result<()> {
+        self.expect::<T>()?;
+        match (&mut self.memory, &self.device) {
+            (Memory::Cuda(block), Device::Cuda(cuda)) => {
+                let cuda = cuda.clone();
+                cuda.write(block, start * size_of::<T>(), bytemuck::cast_slice(values))
+            }
+            _ => {
+                self.host_mut::<T>()?[start..start + values.len()].copy_from_slice(values);
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies `len` elements of a buffer of the same device and type.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if devices or types differ; [`Error::Device`] if the device fails.
+    pub fn copy_from(&mut self, to: usize, other: &Buffer, from: usize, len: usize) -> Result<()> {
+        let size = self.dtype.size();
+        let alike = self.dtype == other.dtype && self.device == other.device;
+        match (&mut self.memory, &other.memory, &self.device) {
+            (Memory::Cuda(block), Memory::Cuda(source), Device::Cuda(cuda)) if alike => {
+                let cuda = cuda.clone();
+                cuda.copy(block, to * size, source, from * size, len * size)
+            }
+            (Memory::Host(block), Memory::Host(source), _) if alike => {
+                let source: &[u8] = bytemuck::cast_slice(source.lines());
+                let block: &mut [u8] = bytemuck::cast_slice_mut(block.lines_mut());
+                block[to * size..][..len * size].copy_from_slice(&source[from * size..][..len * size]);
+                Ok(())
+            }
+            _ => Err(Error::Internal(format!("{other:?} was to be copied to {self:?}"))),
+        }
+    }
+
+    /// Sets every element to zero.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    pub fn zero(&mut self) -> Result<()> {
+        self.zero_range(0..self.len)
+    }
+
+    /// Sets some elements to zero.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    pub fn zero_range(&mut self, range: Range<usize>) -> Result<()> {
+        let size = self.dtype.size();
+        match (&mut self.memory, &self.device) {
+            (Memory::Cuda(block), Device::Cuda(cuda)) => {
+                let cuda = cuda.clone();
+                cuda.zero(block, range.start * size, range.len() * size)
+            }
+            (Memory::Host(block), _) => {
+                let bytes: &mut [u8] = bytemuck::cast_slice_mut(block.lines_mut());
+                bytes[range.start * size..range.end * size].fill(0);
+                Ok(())
+            }
+            _ => Err(Error::Internal(format!("{self:?} has another device's memory"))),
+        }
+    }
+
+    /// Some elements as the input of a CUDA kernel.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if `T` is not the element type or they are not on a CUDA device.
+    pub fn input<T: Element>(&self, range: Range<usize>) -> Result<In<'_, T>> {
+        Ok(In::new(self.address::<T>(&range)?, range.len()))
+    }
+
+    /// Some elements as the output of a CUDA kernel.
+    ///
+    /// # Errors
+    /// As [`Buffer::input`].
+    pub fn output<T: Element>(&mut self, range: Range<usize>) -> Result<Out<'_, T>> {
+        Ok(Out::new(self.address::<T>(&range)?, range.len()))
+    }
+
+    fn address<T: Element>(&self, range: &Range<usize>) -> Result<cuda::Address> {
+        self.expect::<T>()?;
+        match &self.memory {
+            Memory::Cuda(block) => block.at(range.start * size_of::<T>(), range.len() * size_of::<T>()),
+            Memory::Host(_) => Err(Error::Internal(format!("{self:?} was given to a CUDA kernel"))),
         }
     }
 
@@ -161,6 +313,10 @@ impl Buffer {
         }
         Err(Error::Internal(format!("a buffer of {} was read as {}", self.dtype, T::DTYPE)))
     }
+}
+
+fn not_on_the_host() -> Error {
+    Error::Internal("a buffer of a CUDA device was used as host memory".into())
 }
 
 impl fmt::Debug for Buffer {

@@ -83,11 +83,9 @@ impl Params {
     /// The parameters of a layout, initialised from a seed.
     ///
     /// # Errors
-    /// [`Error::Internal`] if the arena cannot be written.
+    /// [`Error::OutOfMemory`]; [`Error::Device`] if the device fails.
     pub fn new(layout: Layout, device: &Device, seed: u64) -> Result<Self> {
-        let mut buffer = device.alloc(DType::F32, layout.len);
-        buffer.zero();
-        let values = buffer.host_mut::<f32>()?;
+        let mut values = vec![0f32; layout.len];
         for (i, p) in layout.params.iter().enumerate() {
             let place = &mut values[p.range()];
             match p.init {
@@ -103,6 +101,8 @@ impl Params {
                 }
             }
         }
+        let mut buffer = device.alloc(DType::F32, layout.len)?;
+        buffer.write(0, &values)?;
         Ok(Params { layout, values: Arc::new(buffer) })
     }
 
@@ -140,14 +140,17 @@ impl Params {
     }
 
     /// An arena for the gradients.
-    pub fn grads(&self) -> ParamGrads {
-        let mut buffer = self.values.device().alloc(DType::F32, self.layout.len);
-        buffer.zero();
-        ParamGrads {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn grads(&self) -> Result<ParamGrads> {
+        let mut buffer = self.values.device().alloc(DType::F32, self.layout.len)?;
+        buffer.zero()?;
+        Ok(ParamGrads {
             buffer,
             ranges: self.list().iter().map(Param::range).collect(),
             written: vec![false; self.list().len()],
-        }
+        })
     }
 }
 
@@ -167,9 +170,8 @@ impl ParamGrads {
     /// Zeroes what the pass did not reach. There is no zeroing beforehand: the first contribution
     /// overwrites.
     pub(crate) fn finish(&mut self) -> Result<()> {
-        let values = self.buffer.host_mut::<f32>()?;
         for (range, _) in self.ranges.iter().zip(&self.written).filter(|(_, written)| !**written) {
-            values[range.clone()].fill(0.0);
+            self.buffer.zero_range(range.clone())?;
         }
         Ok(())
     }
@@ -184,13 +186,13 @@ impl ParamGrads {
         &self.buffer
     }
 
-    /// The gradient of one parameter.
+    /// A copy of the gradient of one parameter.
     ///
     /// # Errors
     /// [`Error::Internal`] for an id of another network.
-    pub fn of(&self, id: usize) -> Result<&[f32]> {
+    pub fn of(&self, id: usize) -> Result<Vec<f32>> {
         let range = self.ranges.get(id).ok_or_else(|| Error::Internal(format!("no parameter {id}")))?;
-        Ok(&self.buffer.host::<f32>()?[range.clone()])
+        self.buffer.read(range.clone())
     }
 }
 
@@ -205,7 +207,7 @@ mod tests {
         let second = layout.add("0.bias".into(), [7], Init::Constant(1.0));
         let params = Params::new(layout, &Device::cpu(), 3).unwrap();
         let w = params.tensor(ParamId(0)).unwrap();
-        let w = w.host::<f32>().unwrap();
+        let w = w.to_vec::<f32>().unwrap();
         let (min, max) = w.iter().fold((0f32, 0f32), |(a, b), &x| (a.min(x), b.max(x)));
         assert!((-0.1..-0.099).contains(&min) && (0.099..=0.1).contains(&max), "{min} {max}");
         assert_eq!(params.tensor(second).unwrap().to_vec::<f32>().unwrap(), [1.0; 7]);

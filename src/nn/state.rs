@@ -126,17 +126,18 @@ impl Model {
     /// The parameters and running statistics.
     ///
     /// # Errors
-    /// [`Error::Internal`] if the parameters are not `f32`.
+    /// [`Error::Device`] if the device fails.
     pub fn state_dict(&mut self) -> Result<Entries> {
         let mut out = Entries::new();
-        let values = self.params.values().host::<f32>()?;
+        let values = self.params.values();
+        let values = values.read::<f32>(0..values.len())?;
         for p in self.params.list() {
             out.insert(p.key.clone(), Entry::f32(&torch_dims(p.shape), &to_torch(p.shape, &values[p.range()])));
         }
         batch_norms(&mut self.net, &mut |key, running| {
-            let (mean, var) = (running.mean.host::<f32>()?, running.var.host::<f32>()?);
-            out.insert(format!("{key}.running_mean"), Entry::f32(&[mean.len()], mean));
-            out.insert(format!("{key}.running_var"), Entry::f32(&[var.len()], var));
+            let (mean, var) = (running.mean.to_vec::<f32>()?, running.var.to_vec::<f32>()?);
+            out.insert(format!("{key}.running_mean"), Entry::f32(&[mean.len()], &mean));
+            out.insert(format!("{key}.running_var"), Entry::f32(&[var.len()], &var));
             out.insert(format!("{key}.num_batches_tracked"), Entry::i64(running.batches));
             Ok(())
         })?;
@@ -198,15 +199,15 @@ impl Model {
                 "use weights of the same network; `tilework summary RECIPE` shows its layers",
             ));
         }
-        let arena = self.params.values_mut()?.host_mut::<f32>()?;
+        let arena = self.params.values_mut()?;
         for (range, values) in params {
-            arena[range].copy_from_slice(&values);
+            arena.write(range.start, &values)?;
         }
         let mut stats = stats.into_iter().zip(counts);
         batch_norms(&mut self.net, &mut |_, running| {
             if let Some(((Some(mean), Some(var)), count)) = stats.next() {
-                running.mean.host_mut::<f32>()?.copy_from_slice(&mean);
-                running.var.host_mut::<f32>()?.copy_from_slice(&var);
+                running.mean.write(&mean)?;
+                running.var.write(&var)?;
                 running.batches = count;
             }
             Ok(())

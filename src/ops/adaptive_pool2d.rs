@@ -21,13 +21,14 @@ impl Var {
     pub fn adaptive_max_pool2d(&self, size: [usize; 2], cx: &mut Ctx<'_>) -> Result<Var> {
         let out = output_shape(self.shape(), size)?;
         let x = self.value();
-        let mut y = Tensor::empty(x.device(), x.dtype(), out);
-        let mut arg = Tensor::empty(x.device(), DType::I32, out);
+        let mut y = Tensor::empty(x.device(), x.dtype(), out)?;
+        let mut arg = Tensor::empty(x.device(), DType::I32, out)?;
         match x.device() {
             Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
                 cpu::max_forward(x.host::<T>()?, y.host_mut::<T>()?, arg.host_mut()?, x.shape(), out);
                 Ok(())
             })?,
+            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
         }
         Ok(cx.record(y, &[self], || AdaptiveMaxPool2d { x: self.id(), shape: self.shape(), arg }))
     }
@@ -39,12 +40,13 @@ impl Var {
     pub fn adaptive_avg_pool2d(&self, size: [usize; 2], cx: &mut Ctx<'_>) -> Result<Var> {
         let out = output_shape(self.shape(), size)?;
         let x = self.value();
-        let mut y = Tensor::empty(x.device(), x.dtype(), out);
+        let mut y = Tensor::empty(x.device(), x.dtype(), out)?;
         match x.device() {
             Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
                 cpu::avg_forward(x.host::<T>()?, y.host_mut::<T>()?, x.shape(), out);
                 Ok(())
             })?,
+            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
         }
         Ok(cx.record(y, &[self], || AdaptiveAvgPool2d { x: self.id(), shape: self.shape() }))
     }
@@ -80,12 +82,13 @@ impl Backward for AdaptiveMaxPool2d {
     }
 
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape);
+        let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape)?;
         match gy.device() {
             Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
                 cpu::max_backward(gy.host::<T>()?, self.arg.host()?, gx.host_mut::<T>()?, self.shape, gy.shape());
                 Ok(())
             })?,
+            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
         }
         grads.add(self.x, gx)
     }
@@ -102,12 +105,13 @@ impl Backward for AdaptiveAvgPool2d {
     }
 
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape);
+        let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape)?;
         match gy.device() {
             Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
                 cpu::avg_backward(gy.host::<T>()?, gx.host_mut::<T>()?, self.shape, gy.shape());
                 Ok(())
             })?,
+            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
         }
         grads.add(self.x, gx)
     }

@@ -23,12 +23,13 @@ impl Var {
 
 fn forward(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     a.expect_like(OP, b)?;
-    let mut y = Tensor::empty(a.device(), a.dtype(), a.shape());
+    let mut y = Tensor::empty(a.device(), a.dtype(), a.shape())?;
     match a.device() {
         Device::Cpu(_) => with_real!(OP, a.dtype(), T => {
             cpu::forward(a.host::<T>()?, b.host::<T>()?, y.host_mut::<T>()?);
             Ok(())
         })?,
+        Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
     }
     Ok(y)
 }
@@ -85,8 +86,8 @@ mod tests {
     #[test]
     fn shapes_must_match() {
         let device = Device::cpu();
-        let a = Tensor::zeros(&device, crate::DType::F32, [2, 3]);
-        let b = Tensor::zeros(&device, crate::DType::F32, [3, 2]);
+        let a = Tensor::zeros(&device, crate::DType::F32, [2, 3]).unwrap();
+        let b = Tensor::zeros(&device, crate::DType::F32, [3, 2]).unwrap();
         let e = forward(&a, &b).unwrap_err().to_string();
         assert!(e.contains("add") && e.contains("[2, 3]") && e.contains("[3, 2]"), "{e}");
     }

@@ -36,9 +36,9 @@ impl Running {
     /// # Errors
     /// [`Error::Shape`] for a dtype that is not floating point.
     pub fn new(device: &Device, dtype: DType, channels: usize) -> Result<Self> {
-        let mean = Tensor::zeros(device, dtype, [channels]);
-        let mut var = Tensor::empty(device, dtype, [channels]);
-        with_real!(OP, dtype, T => { var.host_mut::<T>()?.fill(1.0); Ok(()) })?;
+        let mean = Tensor::zeros(device, dtype, [channels])?;
+        let mut var = Tensor::empty(device, dtype, [channels])?;
+        var.fill(1.0)?;
         Ok(Running { mean, var, batches: 0 })
     }
 }
@@ -85,9 +85,9 @@ impl Var {
                 "use a batch size that leaves no last batch of one image, or drop the batch-norm after a 1x1 activation",
             ));
         }
-        let mut y = Tensor::empty(x.device(), x.dtype(), x.shape());
-        let mut mean = Tensor::empty(x.device(), x.dtype(), channels);
-        let mut inv_std = Tensor::empty(x.device(), x.dtype(), channels);
+        let mut y = Tensor::empty(x.device(), x.dtype(), x.shape())?;
+        let mut mean = Tensor::empty(x.device(), x.dtype(), channels)?;
+        let mut inv_std = Tensor::empty(x.device(), x.dtype(), channels)?;
         match x.device() {
             Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
                 let (mean, inv_std) = (mean.host_mut::<T>()?, inv_std.host_mut::<T>()?);
@@ -104,6 +104,7 @@ impl Var {
                 cpu::normalise(x.host::<T>()?, y.host_mut::<T>()?, mean, inv_std, gamma, beta);
                 Ok(())
             })?,
+            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
         }
         running.batches += i64::from(train);
         Ok(cx.record(y, &[self, gamma, beta], || BatchNorm2d {
@@ -133,10 +134,10 @@ impl Backward for BatchNorm2d {
 
     fn backward(self: Box<Self>, mut gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let dtype = gy.dtype();
-        let mut ggamma = Tensor::empty(gy.device(), dtype, self.mean.shape());
-        let mut gbeta = Tensor::empty(gy.device(), dtype, self.mean.shape());
+        let mut ggamma = Tensor::empty(gy.device(), dtype, self.mean.shape())?;
+        let mut gbeta = Tensor::empty(gy.device(), dtype, self.mean.shape())?;
         let in_place = gy.is_unique();
-        let mut other = if in_place { None } else { Some(Tensor::empty(gy.device(), dtype, gy.shape())) };
+        let mut other = if in_place { None } else { Some(Tensor::empty(gy.device(), dtype, gy.shape())?) };
         match gy.device() {
             Device::Cpu(_) => with_real!(OP, dtype, T => {
                 let (x, mean, inv_std) = (self.x.host::<T>()?, self.mean.host::<T>()?, self.inv_std.host::<T>()?);
@@ -156,6 +157,7 @@ impl Backward for BatchNorm2d {
                 }
                 Ok(())
             })?,
+            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
         }
         grads.add(self.ids[0], other.unwrap_or(gy))?;
         grads.add(self.ids[1], ggamma)?;

@@ -27,8 +27,8 @@ impl Var {
         }
         check_labels(OP, self.value(), labels)?;
         let x = self.value();
-        let mut loss = Tensor::empty(x.device(), x.dtype(), Shape::SCALAR);
-        let mut logp = Tensor::empty(x.device(), x.dtype(), x.shape());
+        let mut loss = Tensor::empty(x.device(), x.dtype(), Shape::SCALAR)?;
+        let mut logp = Tensor::empty(x.device(), x.dtype(), x.shape())?;
         match x.device() {
             Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
                 let logp = logp.host_mut::<T>()?;
@@ -36,6 +36,7 @@ impl Var {
                 loss.host_mut::<T>()?[0] = cpu::loss(logp, labels.host()?, x.shape().last(), smoothing);
                 Ok(())
             })?,
+            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
         }
         Ok(cx.record(loss, &[self], || CrossEntropy { x: self.id(), logp, labels: labels.clone(), smoothing }))
     }
@@ -55,7 +56,7 @@ impl Backward for CrossEntropy {
 
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let shape = self.logp.shape();
-        let mut gx = Tensor::empty(gy.device(), gy.dtype(), shape);
+        let mut gx = Tensor::empty(gy.device(), gy.dtype(), shape)?;
         match gy.device() {
             Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
                 let logp = self.logp.host::<T>()?;
@@ -63,6 +64,7 @@ impl Backward for CrossEntropy {
                 cpu::backward(gy.host::<T>()?[0], logp, labels, gx.host_mut::<T>()?, shape.last(), self.smoothing);
                 Ok(())
             })?,
+            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
         }
         grads.add(self.x, gx)
     }
@@ -134,13 +136,13 @@ mod tests {
     #[test]
     fn equal_logits_give_log_of_the_classes() {
         let device = Device::cpu();
-        let x = Var::constant(Tensor::zeros(&device, crate::DType::F64, [2, 10]));
+        let x = Var::constant(Tensor::zeros(&device, crate::DType::F64, [2, 10]).unwrap());
         let labels = Tensor::from_slice(&device, [2], &[3, 9]).unwrap();
         for smoothing in [0.0, 0.1] {
             let loss = x.cross_entropy(&labels, smoothing, &mut Ctx::eval(&device)).unwrap();
             approx::assert_relative_eq!(loss.value().item().unwrap(), 10f64.ln(), max_relative = 1e-12);
         }
-        let many = Var::constant(Tensor::zeros(&device, crate::DType::F32, [50_000, 10]));
+        let many = Var::constant(Tensor::zeros(&device, crate::DType::F32, [50_000, 10]).unwrap());
         let zeros = Tensor::from_slice(&device, [50_000], &[0i32; 50_000]).unwrap();
         let loss = many.cross_entropy(&zeros, 0.0, &mut Ctx::eval(&device)).unwrap();
         approx::assert_relative_eq!(loss.value().item().unwrap(), 10f64.ln(), max_relative = 2e-7);

@@ -43,12 +43,13 @@ struct Mask {
 
 impl Mask {
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let mut y = Tensor::empty(x.device(), x.dtype(), x.shape());
+        let mut y = Tensor::empty(x.device(), x.dtype(), x.shape())?;
         match x.device() {
             Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
                 cpu::apply(x.host::<T>()?, y.host_mut::<T>()?, self.p, self.stream);
                 Ok(())
             })?,
+            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
         }
         Ok(y)
     }

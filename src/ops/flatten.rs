@@ -40,12 +40,13 @@ fn forward(x: &Tensor) -> Result<Tensor> {
     if h * w == 1 || c == 1 {
         return x.reshape([n, h * w * c]);
     }
-    let mut y = Tensor::empty(x.device(), x.dtype(), [n, c * h * w]);
+    let mut y = Tensor::empty(x.device(), x.dtype(), [n, c * h * w])?;
     match x.device() {
         Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
             cpu::transpose(x.host::<T>()?, y.host_mut::<T>()?, h * w, c);
             Ok(())
         })?,
+        Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
     }
     Ok(y)
 }
@@ -65,12 +66,13 @@ impl Backward for Flatten {
         if h * w == 1 || c == 1 {
             return grads.add(self.x, gy.reshape(self.shape)?);
         }
-        let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape);
+        let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape)?;
         match gy.device() {
             Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
                 cpu::transpose(gy.host::<T>()?, gx.host_mut::<T>()?, c, h * w);
                 Ok(())
             })?,
+            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
         }
         grads.add(self.x, gx)
     }

@@ -42,13 +42,14 @@ fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
             "give the layer as many inputs as x has features",
         ));
     }
-    let mut y = Tensor::empty(x.device(), x.dtype(), [n, outputs]);
+    let mut y = Tensor::empty(x.device(), x.dtype(), [n, outputs])?;
     match x.device() {
         Device::Cpu(cpu) => with_real!(OP, x.dtype(), T => {
             let b = b.map(|b| b.host::<T>()).transpose()?;
             cpu::forward(x.host::<T>()?, w.host::<T>()?, b, y.host_mut::<T>()?, [n, inputs, outputs], cpu);
             Ok(())
         })?,
+        Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
     }
     Ok(y)
 }
@@ -80,12 +81,13 @@ impl Backward for Linear {
                     cpu::backward_w(g, self.x.host::<T>()?, slot.host_mut::<T>()?, accumulate, dims);
                 }
                 if self.ids[0].is_some() {
-                    let mut gx = Tensor::empty(gy.device(), dtype, self.x.shape());
+                    let mut gx = Tensor::empty(gy.device(), dtype, self.x.shape())?;
                     cpu::backward_x(g, self.w.host::<T>()?, gx.host_mut::<T>()?, dims);
                     grads.add(self.ids[0], gx)?;
                 }
                 Ok(())
             }),
+            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
         }
     }
 }
@@ -256,8 +258,9 @@ mod tests {
     #[test]
     fn sizes_are_checked() {
         let device = Device::cpu();
-        let zeros =
-            |shape: &[usize]| Tensor::zeros(&device, crate::DType::F32, crate::Shape::from_slice(shape).unwrap());
+        let zeros = |shape: &[usize]| {
+            Tensor::zeros(&device, crate::DType::F32, crate::Shape::from_slice(shape).unwrap()).unwrap()
+        };
         for (x, w, b) in [(vec![2, 3], [4, 5], 4), (vec![2, 1, 1, 5], [4, 5], 4), (vec![2, 5], [4, 5], 5)] {
             let e = forward(&zeros(&x), &zeros(&w), Some(&zeros(&[b]))).unwrap_err().to_string();
             assert!(e.contains("linear"), "{e}");

@@ -23,12 +23,13 @@ impl Var {
 }
 
 fn forward(x: &Tensor) -> Result<Tensor> {
-    let mut y = Tensor::empty(x.device(), x.dtype(), x.shape());
+    let mut y = Tensor::empty(x.device(), x.dtype(), x.shape())?;
     match x.device() {
         Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
             cpu::forward(x.host::<T>()?, y.host_mut::<T>()?, x.shape().last());
             Ok(())
         })?,
+        Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
     }
     Ok(y)
 }
@@ -44,12 +45,13 @@ impl Backward for LogSoftmax {
     }
 
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        let mut gx = Tensor::empty(gy.device(), gy.dtype(), gy.shape());
+        let mut gx = Tensor::empty(gy.device(), gy.dtype(), gy.shape())?;
         match gy.device() {
             Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
                 cpu::backward(gy.host::<T>()?, self.y.host::<T>()?, gx.host_mut::<T>()?, gy.shape().last());
                 Ok(())
             })?,
+            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
         }
         grads.add(self.x, gx)
     }

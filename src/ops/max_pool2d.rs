@@ -47,13 +47,14 @@ pub fn output_shape(x: Shape, window: Window) -> Result<Shape> {
 
 /// The output, and for each of its elements the pixel (h·W + w) that won.
 fn forward(x: &Tensor, window: Window, out: Shape) -> Result<(Tensor, Tensor)> {
-    let mut y = Tensor::empty(x.device(), x.dtype(), out);
-    let mut arg = Tensor::empty(x.device(), DType::I32, out);
+    let mut y = Tensor::empty(x.device(), x.dtype(), out)?;
+    let mut arg = Tensor::empty(x.device(), DType::I32, out)?;
     match x.device() {
         Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
             cpu::forward(x.host::<T>()?, y.host_mut::<T>()?, arg.host_mut()?, x.shape(), out, window);
             Ok(())
         })?,
+        Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
     }
     Ok((y, arg))
 }
@@ -70,12 +71,13 @@ impl Backward for MaxPool2d {
     }
 
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape);
+        let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape)?;
         match gy.device() {
             Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
                 cpu::backward(gy.host::<T>()?, self.arg.host()?, gx.host_mut::<T>()?, self.shape, gy.shape());
                 Ok(())
             })?,
+            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
         }
         grads.add(self.x, gx)
     }

@@ -5,6 +5,7 @@
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
 use crate::device::Device;
+use crate::device::cuda::with_kernel_type;
 use crate::dtype::with_real;
 use crate::error::Result;
 use crate::shape::Shape;
@@ -24,9 +25,10 @@ impl Var {
 }
 
 fn forward(x: &Tensor) -> Result<Tensor> {
-    let mut y = Tensor::empty(x.device(), x.dtype(), x.shape());
+    let mut y = Tensor::empty(x.device(), x.dtype(), x.shape())?;
     match x.device() {
         Device::Cpu(_) => with_real!(OP, x.dtype(), T => { cpu::forward(x.host::<T>()?, y.host_mut::<T>()?); Ok(()) })?,
+        Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, &mut y))?,
     }
     Ok(y)
 }
@@ -41,24 +43,18 @@ impl Backward for Relu {
         OP
     }
 
-    fn backward(self: Box<Self>, mut gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        // In place when nobody else holds the gradient.
-        let mut gx = if gy.is_unique() { None } else { Some(Tensor::empty(gy.device(), gy.dtype(), gy.shape())) };
-        match gy.device() {
-            Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
-                let y = self.y.host::<T>()?;
-                match &mut gx {
-                    None => cpu::backward_in_place(y, gy.host_mut::<T>()?),
-                    Some(gx) => {
-                        let gx = gx.host_mut::<T>()?;
-                        gx.copy_from_slice(gy.host::<T>()?);
-                        cpu::backward_in_place(y, gx);
-                    }
-                }
+    fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        let mut g = gy.into_unique()?;
+        match g.device().clone() {
+            Device::Cpu(_) => with_real!(OP, g.dtype(), T => {
+                cpu::backward_in_place(self.y.host::<T>()?, g.host_mut::<T>()?);
                 Ok(())
             })?,
+            Device::Cuda(cuda) => {
+                with_kernel_type!(OP, g.dtype(), T => cuda::backward_in_place::<T>(&cuda, &self.y, &mut g))?;
+            }
         }
-        grads.add(self.x, gx.unwrap_or(gy))
+        grads.add(self.x, g)
     }
 }
 
@@ -83,6 +79,23 @@ mod cpu {
         fn mask<T>(y: &[T], g: &mut [T]) {
             g.iter_mut().zip(y).for_each(|(g, &y)| *g = if y > T::zero() { *g } else { T::zero() });
         }
+    }
+}
+
+mod cuda {
+    use crate::device::cuda::{Cuda, KernelType, Launch};
+    use crate::error::Result;
+    use crate::kernels::relu::{ReluDims, relu_bwd, relu_fwd};
+    use crate::tensor::Tensor;
+
+    pub(super) fn forward<T: KernelType>(cuda: &Cuda, x: &Tensor, y: &mut Tensor) -> Result<()> {
+        let d = ReluDims { n: x.len() as i32 };
+        relu_fwd::<T>(cuda, Launch::each(x.len()), x.input()?, y.output()?, &d)
+    }
+
+    pub(super) fn backward_in_place<T: KernelType>(cuda: &Cuda, y: &Tensor, g: &mut Tensor) -> Result<()> {
+        let d = ReluDims { n: y.len() as i32 };
+        relu_bwd::<T>(cuda, Launch::each(y.len()), y.input()?, g.output()?, &d)
     }
 }
 

@@ -24,8 +24,11 @@ pub struct Adam {
 
 impl Adam {
     /// With its moments at zero; `decoupled` makes it AdamW.
-    pub fn new(params: &Params, betas: [f64; 2], eps: f64, weight_decay: f64, decoupled: bool) -> Self {
-        Adam { betas, eps, weight_decay, decoupled, mean: zeros_like(params), square: zeros_like(params) }
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`].
+    pub fn new(params: &Params, betas: [f64; 2], eps: f64, weight_decay: f64, decoupled: bool) -> Result<Self> {
+        Ok(Adam { betas, eps, weight_decay, decoupled, mean: zeros_like(params)?, square: zeros_like(params)? })
     }
 }
 

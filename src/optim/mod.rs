@@ -122,18 +122,21 @@ impl OptimizerSpec {
     }
 
     /// The optimizer with its state, at zero.
-    pub fn build(&self, params: &Params) -> Box<dyn Optimizer> {
-        match *self {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn build(&self, params: &Params) -> Result<Box<dyn Optimizer>> {
+        Ok(match *self {
             OptimizerSpec::Sgd { momentum, nesterov, weight_decay, .. } => {
-                Box::new(Sgd::new(params, momentum, nesterov, weight_decay))
+                Box::new(Sgd::new(params, momentum, nesterov, weight_decay)?)
             }
             OptimizerSpec::Adam { betas, eps, weight_decay, .. } => {
-                Box::new(Adam::new(params, betas, eps, weight_decay, false))
+                Box::new(Adam::new(params, betas, eps, weight_decay, false)?)
             }
             OptimizerSpec::Adamw { betas, eps, weight_decay, .. } => {
-                Box::new(Adam::new(params, betas, eps, weight_decay, true))
+                Box::new(Adam::new(params, betas, eps, weight_decay, true)?)
             }
-        }
+        })
     }
 }
 
@@ -153,9 +156,9 @@ pub trait Optimizer: Send {
 const PIECE: usize = 1 << 15;
 
 /// An arena of zeros, laid out like the parameters.
-fn zeros_like(params: &Params) -> Buffer {
+fn zeros_like(params: &Params) -> Result<Buffer> {
     let values = params.values();
-    let mut b = values.device().alloc(values.dtype(), values.len());
-    b.zero();
-    b
+    let mut b = values.device().alloc(values.dtype(), values.len())?;
+    b.zero()?;
+    Ok(b)
 }

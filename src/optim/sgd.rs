@@ -20,8 +20,12 @@ pub struct Sgd {
 
 impl Sgd {
     /// With its velocity at zero. Without momentum nothing is kept.
-    pub fn new(params: &Params, momentum: f64, nesterov: bool, weight_decay: f64) -> Self {
-        Sgd { momentum, nesterov, weight_decay, velocity: (momentum > 0.0).then(|| zeros_like(params)) }
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`].
+    pub fn new(params: &Params, momentum: f64, nesterov: bool, weight_decay: f64) -> Result<Self> {
+        let velocity = (momentum > 0.0).then(|| zeros_like(params)).transpose()?;
+        Ok(Sgd { momentum, nesterov, weight_decay, velocity })
     }
 }
 

@@ -99,8 +99,8 @@ impl Trainer {
         Ok(Trainer {
             train: loader(train, recipe.batch_size)?,
             test: loader(test, EVAL_BATCH)?,
-            optimizer: recipe.optimizer.build(&model.params),
-            grads: model.params.grads(),
+            optimizer: recipe.optimizer.build(&model.params)?,
+            grads: model.params.grads()?,
             device: device.clone(),
             position: Position::default(),
             model,

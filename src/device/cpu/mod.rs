@@ -11,6 +11,7 @@ pub use simd::{Level, has_fma, level};
 
 use super::MemoryStats;
 use crate::dtype::Element;
+use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -44,27 +45,52 @@ impl Cpu {
         self.pool().stats
     }
 
-    pub(super) fn alloc(&self, bytes: usize) -> Block {
+    pub(super) fn alloc(&self, bytes: usize) -> Result<Block> {
         let size = bytes.div_ceil(size_of::<Line>());
         let recycled = {
             let mut pool = self.pool();
             let found = pool.free.get_mut(&size).and_then(Vec::pop);
             pool.stats.allocations += u64::from(found.is_none());
-            pool.stats.in_use += size * size_of::<Line>();
-            pool.stats.peak = pool.stats.peak.max(pool.stats.in_use);
             found
         };
         #[allow(unused_mut)]
-        let mut lines = recycled.unwrap_or_else(|| bytemuck::allocation::zeroed_vec(size));
+        let mut lines = match recycled {
+            Some(lines) => lines,
+            None => bytemuck::allocation::try_zeroed_vec(size).map_err(|()| self.out_of_memory(bytes))?,
+        };
+        {
+            let stats = &mut self.pool().stats;
+            stats.in_use += size * size_of::<Line>();
+            stats.peak = stats.peak.max(stats.in_use);
+        }
         // NaN in every float: an op that leaves an element unwritten shows in the tests.
         #[cfg(debug_assertions)]
         lines.fill(Line([0xFF; 64]));
-        Block { lines, cpu: self.clone() }
+        Ok(Block { lines, cpu: self.clone() })
+    }
+
+    fn out_of_memory(&self, need: usize) -> Error {
+        let MemoryStats { in_use, peak, .. } = self.stats();
+        let free = free_memory().unwrap_or(0);
+        Error::OutOfMemory {
+            device: "cpu".into(),
+            need,
+            in_use,
+            peak,
+            free,
+            total: in_use + free,
+            remedy: "use a smaller batch (--batch-size), or raise the process's memory limit (ulimit -v)".into(),
+        }
     }
 
     /// Working memory for `len` elements, of unspecified contents; it returns to the pool when dropped.
+    ///
+    /// Ends the process, as any failed allocation of the standard library does, if there is no
+    /// memory: loops on many threads have no way to report it.
     pub fn scratch<T: Element>(&self, len: usize) -> Scratch<T> {
-        Scratch { block: self.alloc(len * size_of::<T>()), len, element: PhantomData }
+        let bytes = len * size_of::<T>();
+        let failed = |_| std::alloc::handle_alloc_error(std::alloc::Layout::new::<Line>());
+        Scratch { block: self.alloc(bytes).unwrap_or_else(failed), len, element: PhantomData }
     }
 
     /// Makes sure that the pool holds as many pieces of scratch memory as `pieces` of work can use
@@ -143,8 +169,8 @@ mod tests {
     fn the_pool_hands_out_what_was_returned() {
         let device = Device::cpu();
         for _ in 0..3 {
-            let a = device.alloc(DType::F32, 1000);
-            let b = device.alloc(DType::F64, 500);
+            let a = device.alloc(DType::F32, 1000).unwrap();
+            let b = device.alloc(DType::F64, 500).unwrap();
             assert_eq!((a.len(), b.len()), (1000, 500));
             assert_eq!(device.memory().in_use, 2 * 4032);
         }
@@ -154,8 +180,8 @@ mod tests {
 
     #[test]
     fn a_buffer_knows_its_type() {
-        let mut b = Device::cpu().alloc(DType::F32, 3);
-        b.zero();
+        let mut b = Device::cpu().alloc(DType::F32, 3).unwrap();
+        b.zero().unwrap();
         assert_eq!(b.host::<f32>().unwrap(), [0.0; 3]);
         assert!(b.host::<f64>().unwrap_err().to_string().contains("f32"));
     }

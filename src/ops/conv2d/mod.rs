@@ -104,13 +104,14 @@ impl Var {
 }
 
 fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, d: &Dims) -> Result<Tensor> {
-    let mut y = Tensor::empty(x.device(), x.dtype(), [d.n, d.y[0], d.y[1], d.o]);
+    let mut y = Tensor::empty(x.device(), x.dtype(), [d.n, d.y[0], d.y[1], d.o])?;
     match x.device() {
         Device::Cpu(cpu) => with_real!(OP, x.dtype(), T => {
             let b = b.map(|b| b.host::<T>()).transpose()?;
             cpu::forward(x.host::<T>()?, w.host::<T>()?, b, y.host_mut::<T>()?, d, cpu);
             Ok(())
         })?,
+        Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
     }
     Ok(y)
 }
@@ -143,12 +144,13 @@ impl Backward for Conv2d {
                     cpu::backward_w(g, self.x.host::<T>()?, slot.host_mut::<T>()?, accumulate, &self.d, cpu);
                 }
                 if self.ids[0].is_some() {
-                    let mut gx = Tensor::empty(&device, dtype, self.x.shape());
+                    let mut gx = Tensor::empty(&device, dtype, self.x.shape())?;
                     cpu::backward_x(g, self.w.host::<T>()?, gx.host_mut::<T>()?, &self.d, cpu);
                     grads.add(self.ids[0], gx)?;
                 }
                 Ok(())
             }),
+            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
         }
     }
 }

@@ -1,0 +1,129 @@
+//! What a CUDA device must be able to do, whether it is a GPU or the emulated one.
+
+use super::launch::{Arg, Entry, Launch};
+use crate::dtype::DType;
+use crate::error::Result;
+use std::time::Duration;
+
+/// An address in a device's memory.
+pub type Address = u64;
+
+/// What is known about a device.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Info {
+    /// Its name, as the vendor gives it.
+    pub name: String,
+    /// Its architecture: 90 for `sm_90`; 0 for the emulated device.
+    pub arch: u32,
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Bytes of memory.
+    pub memory: usize,
+    /// The driver's CUDA version, as `13.0`; empty for the emulated device.
+    pub driver: String,
+}
+
+/// A device's driver: memory, one stream of work, capture. All work goes to one stream, in order.
+pub trait Driver: Send + Sync {
+    /// What is known about the device.
+    fn info(&self) -> &Info;
+
+    /// Memory of `bytes` bytes, aligned to 256; `None` if there is not enough.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device fails.
+    fn alloc(&self, bytes: usize) -> Result<Option<Address>>;
+
+    /// Gives memory back.
+    ///
+    /// # Safety
+    /// `address` came from [`Driver::alloc`] with these `bytes`, and nothing uses it any more.
+    unsafe fn free(&self, address: Address, bytes: usize);
+
+    /// Copies from the host; the slice may be reused on return.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device fails.
+    ///
+    /// # Safety
+    /// `to` is the start of as many bytes of this device's memory.
+    unsafe fn write(&self, to: Address, bytes: &[u8]) -> Result<()>;
+
+    /// Copies to the host, once all work before it is done.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device, or work before this, fails.
+    ///
+    /// # Safety
+    /// `from` is the start of as many bytes of this device's memory.
+    unsafe fn read(&self, from: Address, bytes: &mut [u8]) -> Result<()>;
+
+    /// Copies within the device.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device fails.
+    ///
+    /// # Safety
+    /// Both are starts of `bytes` bytes of this device's memory that do not overlap.
+    unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()>;
+
+    /// Sets bytes to zero.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device fails.
+    ///
+    /// # Safety
+    /// `at` is the start of `bytes` bytes of this device's memory.
+    unsafe fn zero(&self, at: Address, bytes: usize) -> Result<()>;
+
+    /// Launches a kernel compiled for elements of type `dtype`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the kernel cannot be compiled or launched.
+    ///
+    /// # Safety
+    /// `args` are those of the entry, in order, and what they say of the memory is true.
+    unsafe fn launch(&self, entry: &'static Entry, dtype: DType, launch: &Launch, args: &[Arg<'_>]) -> Result<()>;
+
+    /// Waits until all work is done.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device, or the work, failed.
+    fn sync(&self) -> Result<()>;
+
+    /// From here on launches, copies within the device and zeroes are recorded and not run.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device fails.
+    fn begin_capture(&self) -> Result<()>;
+
+    /// Ends the recording.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if what was recorded cannot be replayed.
+    fn end_capture(&self) -> Result<Box<dyn Graph>>;
+
+    /// Free and total bytes of memory.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device fails.
+    fn memory(&self) -> Result<(usize, usize)>;
+
+    /// The device's time for the work that `work` hands it.
+    ///
+    /// # Errors
+    /// Whatever `work` reports; [`crate::Error::Device`] if the device fails.
+    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration>;
+}
+
+/// Work that was recorded once and can be run again.
+pub trait Graph: Send {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device fails.
+    fn replay(&self) -> Result<()>;
+
+    /// How many kernels, copies and zeroes it holds.
+    fn nodes(&self) -> usize;
+}

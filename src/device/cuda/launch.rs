@@ -1,0 +1,186 @@
+//! Kernels and how they are called: entries, launch geometry, arguments.
+//!
+//! `build.rs` reads `kernels/*.cu` and writes one function for each entry into [`crate::kernels`]. A
+//! `const T*` becomes an [`In`], a `T*` an [`Out`], so that an input cannot be passed for an output.
+
+use super::driver::Address;
+use crate::dtype::Element;
+use std::marker::PhantomData;
+
+/// A file `kernels/<stem>.cu`.
+#[derive(Debug)]
+pub struct Source {
+    /// The file's name without its ending.
+    pub stem: &'static str,
+    /// Its text.
+    pub text: &'static str,
+}
+
+/// A kernel: one `extern "C" __global__` function.
+#[derive(Debug)]
+pub struct Entry {
+    /// Where it is written.
+    pub source: &'static Source,
+    /// Its name.
+    pub name: &'static str,
+    /// Its place in [`crate::kernels::ENTRIES`].
+    pub index: usize,
+    /// Threads per block, at most: its `__launch_bounds__`.
+    pub threads: u32,
+    /// Registers per thread that its header allows.
+    pub registers: u32,
+    /// The entry compiled for the emulated device.
+    #[cfg(tilework_emulator)]
+    pub plain: Thunk,
+    /// The same, with every access to memory reported to the checker.
+    #[cfg(tilework_emulator)]
+    pub checked: Thunk,
+}
+
+/// A kernel compiled for the host; `args[i]` points to its argument `i`.
+pub type Thunk = unsafe extern "C" fn(*const *mut std::ffi::c_void);
+
+/// A type that kernels are compiled for: the `T` of their sources.
+pub trait KernelType: Element {
+    /// What `T` is in the source.
+    const C: &'static str;
+}
+
+impl KernelType for f32 {
+    const C: &'static str = "float";
+}
+
+/// Runs `$body` with `$T` bound to the [`KernelType`] that a run-time [`DType`](crate::DType)
+/// names; any other dtype is an error that names the op.
+macro_rules! with_kernel_type {
+    ($op:expr, $dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::dtype::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            other => Err($crate::error::Error::shape(
+                $op,
+                "elements of type f32 on this device",
+                other,
+                "convert the tensor to f32 first, or use the CPU",
+            )),
+        }
+    };
+}
+pub(crate) use with_kernel_type;
+
+/// Threads of a block in kernels that treat each element alike.
+pub const BLOCK: u32 = 256;
+
+/// How a kernel is launched.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Launch {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads per block.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    /// Floating-point operations, for reports.
+    pub flops: f64,
+}
+
+impl Launch {
+    /// `blocks` blocks of `threads` threads in a row.
+    pub fn new(blocks: usize, threads: u32) -> Self {
+        Launch { grid: [blocks as u32, 1, 1], block: [threads, 1, 1], shared: 0, flops: 0.0 }
+    }
+
+    /// At least one thread of a block of [`BLOCK`] for each of `n` elements, up to as many blocks as
+    /// keep a large GPU busy: the kernel strides over the rest.
+    pub fn each(n: usize) -> Self {
+        Launch::new(n.div_ceil(BLOCK as usize).min(4096), BLOCK)
+    }
+
+    /// With another grid.
+    pub fn grid(self, x: usize, y: usize, z: usize) -> Self {
+        Launch { grid: [x as u32, y as u32, z as u32], ..self }
+    }
+
+    /// With dynamic shared memory.
+    pub fn shared(self, bytes: usize) -> Self {
+        Launch { shared: bytes as u32, ..self }
+    }
+
+    /// With the number of floating-point operations.
+    pub fn flops(self, flops: usize) -> Self {
+        Launch { flops: flops as f64, ..self }
+    }
+}
+
+/// An argument of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub enum Arg<'a> {
+    /// A pointer to this much memory.
+    Memory {
+        /// The parameter's name.
+        name: &'static str,
+        /// Where the memory begins; 0 for a null pointer.
+        address: Address,
+        /// Its size.
+        bytes: usize,
+        /// Whether the kernel may write it.
+        writable: bool,
+    },
+    /// A value, as its bytes.
+    Value(&'a [u8]),
+}
+
+/// Memory that a kernel reads.
+#[derive(Clone, Copy, Debug)]
+pub struct In<'a, T> {
+    address: Address,
+    len: usize,
+    borrow: PhantomData<&'a [T]>,
+}
+
+impl<T: bytemuck::Pod> In<'_, T> {
+    /// `len` elements from `address` on.
+    pub(crate) fn new(address: Address, len: usize) -> Self {
+        In { address, len, borrow: PhantomData }
+    }
+
+    pub(crate) fn arg(&self, name: &'static str) -> Arg<'static> {
+        Arg::Memory { name, address: self.address, bytes: self.len * size_of::<T>(), writable: false }
+    }
+}
+
+/// Memory that a kernel writes, and may read.
+#[derive(Debug)]
+pub struct Out<'a, T> {
+    address: Address,
+    len: usize,
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+impl<T: bytemuck::Pod> Out<'_, T> {
+    /// `len` elements from `address` on.
+    pub(crate) fn new(address: Address, len: usize) -> Self {
+        Out { address, len, borrow: PhantomData }
+    }
+
+    pub(crate) fn arg(&self, name: &'static str) -> Arg<'static> {
+        Arg::Memory { name, address: self.address, bytes: self.len * size_of::<T>(), writable: true }
+    }
+
+    /// The same memory, for one launch of several.
+    pub(crate) fn again(&mut self) -> Out<'_, T> {
+        Out::new(self.address, self.len)
+    }
+
+    /// The same memory, to be read by a later launch.
+    pub(crate) fn written(&self) -> In<'_, T> {
+        In::new(self.address, self.len)
+    }
+}
+
+/// A null pointer where the kernel allows one.
+pub(crate) const fn null(name: &'static str) -> Arg<'static> {
+    Arg::Memory { name, address: 0, bytes: 0, writable: false }
+}

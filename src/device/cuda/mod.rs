@@ -1,0 +1,329 @@
+//! The CUDA device: one stream of kernels, on a GPU or on the emulated device.
+//!
+//! [`Cuda`] is the handle: a [`Driver`], a pool of its memory, and the [`StepState`] that kernels
+//! read. Everything above it is the same for both drivers; the only difference between a GPU and
+//! the emulated device is who runs the kernels.
+
+mod driver;
+mod launch;
+mod pool;
+
+pub use driver::{Address, Driver, Graph, Info};
+pub use launch::{Arg, BLOCK, Entry, In, KernelType, Launch, Out, Source, Thunk};
+pub(crate) use launch::{null, with_kernel_type};
+
+use super::MemoryStats;
+use crate::autograd::StepState;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use pool::Pool;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Handle of a CUDA device.
+#[derive(Clone)]
+pub struct Cuda {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    driver: Box<dyn Driver>,
+    emulated: bool,
+    pool: Mutex<Pool>,
+    /// Where kernels read the step's state.
+    state: Address,
+    /// What is there.
+    current: Mutex<StepState>,
+    /// The launches so far, if they are being timed.
+    profile: Mutex<Option<Vec<Timing>>>,
+}
+
+/// A launch that was timed.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    /// The kernel's name.
+    pub entry: &'static str,
+    /// The device's time.
+    pub time: Duration,
+    /// Bytes of its arguments: each must be read or written once at least.
+    pub bytes: usize,
+    /// Floating-point operations.
+    pub flops: f64,
+    /// Blocks and threads per block.
+    pub geometry: ([u32; 3], [u32; 3]),
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What these guard is whole between any two statements, so a poisoned lock is still good.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Cuda {
+    /// A device over a driver.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device refuses its first work.
+    pub fn new(driver: Box<dyn Driver>, emulated: bool) -> Result<Self> {
+        let current = StepState::default();
+        let mut pool = Pool::default();
+        let state = pool.alloc(driver.as_ref(), size_of::<StepState>())?;
+        // SAFETY: the block has the state's size.
+        unsafe { driver.write(state, bytemuck::bytes_of(&current))? };
+        let inner = Inner {
+            driver,
+            emulated,
+            pool: Mutex::new(pool),
+            state,
+            current: Mutex::new(current),
+            profile: Mutex::new(None),
+        };
+        Ok(Cuda { inner: Arc::new(inner) })
+    }
+
+    /// Whether it is the emulated device.
+    pub fn is_emulated(&self) -> bool {
+        self.inner.emulated
+    }
+
+    /// What is known about the device.
+    pub fn info(&self) -> &Info {
+        self.inner.driver.info()
+    }
+
+    /// Counters of the memory pool.
+    pub fn stats(&self) -> MemoryStats {
+        lock(&self.inner.pool).stats()
+    }
+
+    /// Bytes that can be had: free ones, and those that the pool holds for nobody.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    pub fn free_memory(&self) -> Result<usize> {
+        Ok(self.inner.driver.memory()?.0)
+    }
+
+    pub(super) fn alloc(&self, bytes: usize) -> Result<Block> {
+        let bytes = bytes.max(1);
+        let address = lock(&self.inner.pool).alloc(self.driver(), bytes)?;
+        let block = Block { address, bytes, cuda: self.clone() };
+        // NaN in every float: a kernel that leaves an element unwritten shows in the tests. Not in a
+        // capture, which holds the work of a step and nothing else.
+        #[cfg(debug_assertions)]
+        if self.inner.emulated && !lock(&self.inner.pool).is_capturing() {
+            // SAFETY: the block was just made for these bytes.
+            unsafe { self.driver().write(address, &vec![0xFF; bytes])? };
+        }
+        Ok(block)
+    }
+
+    fn driver(&self) -> &dyn Driver {
+        self.inner.driver.as_ref()
+    }
+
+    /// Sets the state that kernels read from here on. Outside a capture, a copy of a few bytes in
+    /// the stream's order; nothing if it is there already.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    pub fn set_step(&self, state: &StepState) -> Result<()> {
+        let mut current = lock(&self.inner.current);
+        if *current != *state {
+            // SAFETY: the block has the state's size.
+            unsafe { self.driver().write(self.inner.state, bytemuck::bytes_of(state))? };
+            *current = *state;
+        }
+        Ok(())
+    }
+
+    /// The state that kernels read.
+    pub(crate) fn step(&self) -> In<'_, StepState> {
+        In::new(self.inner.state, 1)
+    }
+
+    /// Launches a kernel; the generated launchers call it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] naming the kernel.
+    ///
+    /// # Safety
+    /// As for [`Driver::launch`].
+    pub(crate) unsafe fn launch(
+        &self,
+        entry: &'static Entry,
+        dtype: DType,
+        launch: Launch,
+        args: &[Arg<'_>],
+    ) -> Result<()> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        let mut run = || unsafe { self.driver().launch(entry, dtype, &launch, args) };
+        let mut profile = lock(&self.inner.profile);
+        let Some(timings) = profile.as_mut() else {
+            drop(profile);
+            return run();
+        };
+        let time = self.driver().time(&mut run)?;
+        let bytes = |arg: &Arg<'_>| if let Arg::Memory { bytes, .. } = arg { *bytes } else { 0 };
+        timings.push(Timing {
+            entry: entry.name,
+            time,
+            bytes: args.iter().map(bytes).sum(),
+            flops: launch.flops,
+            geometry: (launch.grid, launch.block),
+        });
+        Ok(())
+    }
+
+    /// Runs `work` and times each of its launches.
+    ///
+    /// # Errors
+    /// Whatever `work` reports.
+    pub fn profile(&self, work: impl FnOnce() -> Result<()>) -> Result<Vec<Timing>> {
+        *lock(&self.inner.profile) = Some(Vec::new());
+        let result = work();
+        let timings = lock(&self.inner.profile).take().unwrap_or_default();
+        result.map(|()| timings)
+    }
+
+    /// The device's time for `work`.
+    ///
+    /// # Errors
+    /// Whatever `work` reports; [`Error::Device`] if the device fails.
+    pub fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
+        self.driver().time(work)
+    }
+
+    /// Waits until all work is done.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device, or the work, failed.
+    pub fn sync(&self) -> Result<()> {
+        self.driver().sync()
+    }
+
+    /// Records the work of `work` instead of running it. Everything that `work` allocates must be
+    /// dropped in it.
+    ///
+    /// # Errors
+    /// Whatever `work` reports; [`Error::Device`] if the device cannot record it.
+    pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Captured> {
+        self.driver().begin_capture()?;
+        lock(&self.inner.pool).begin_capture();
+        let result = work();
+        let blocks = lock(&self.inner.pool).end_capture();
+        // Also after an error: the stream must not stay in capture.
+        let graph = self.driver().end_capture();
+        let captured = |graph| Captured { graph, blocks, cuda: self.clone() };
+        match (result, graph) {
+            (Ok(()), Ok(graph)) => Ok(captured(Some(graph))),
+            (Err(e), graph) => {
+                drop(captured(graph.ok()));
+                Err(e)
+            }
+            (Ok(()), Err(e)) => {
+                drop(captured(None));
+                Err(e)
+            }
+        }
+    }
+
+    pub(super) fn write(&self, block: &mut Block, start: usize, bytes: &[u8]) -> Result<()> {
+        let to = block.at(start, bytes.len())?;
+        // SAFETY: `at` has checked that the bytes lie in the block.
+        unsafe { self.driver().write(to, bytes) }
+    }
+
+    pub(super) fn read(&self, block: &Block, start: usize, bytes: &mut [u8]) -> Result<()> {
+        let from = block.at(start, bytes.len())?;
+        // SAFETY: `at` has checked that the bytes lie in the block.
+        unsafe { self.driver().read(from, bytes) }
+    }
+
+    pub(super) fn zero(&self, block: &mut Block, start: usize, bytes: usize) -> Result<()> {
+        let at = block.at(start, bytes)?;
+        // SAFETY: `at` has checked that the bytes lie in the block.
+        unsafe { self.driver().zero(at, bytes) }
+    }
+
+    pub(super) fn copy(&self, to: &mut Block, to_start: usize, from: &Block, start: usize, bytes: usize) -> Result<()> {
+        let (to, from) = (to.at(to_start, bytes)?, from.at(start, bytes)?);
+        // SAFETY: `at` has checked both; two blocks do not overlap.
+        unsafe { self.driver().copy(to, from, bytes) }
+    }
+}
+
+impl PartialEq for Cuda {
+    /// Whether both are handles of one device.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Work in flight may use the blocks; an error here has no one to tell.
+        let _ = self.driver.sync();
+        let pool = self.pool.get_mut().unwrap_or_else(PoisonError::into_inner);
+        pool.give(self.state, size_of::<StepState>());
+        pool.release(self.driver.as_ref());
+    }
+}
+
+/// A training step, or other work, that was recorded.
+pub struct Captured {
+    graph: Option<Box<dyn Graph>>,
+    blocks: HashMap<usize, Vec<Address>>,
+    cuda: Cuda,
+}
+
+impl Captured {
+    /// Runs the work.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    pub fn replay(&self) -> Result<()> {
+        self.graph.as_ref().map_or(Ok(()), |g| g.replay())
+    }
+
+    /// How many kernels, copies and zeroes it holds.
+    pub fn nodes(&self) -> usize {
+        self.graph.as_ref().map_or(0, |g| g.nodes())
+    }
+}
+
+impl Drop for Captured {
+    fn drop(&mut self) {
+        // Its memory goes back only when no replay is under way.
+        let _ = self.cuda.sync();
+        self.graph = None;
+        lock(&self.cuda.inner.pool).adopt(std::mem::take(&mut self.blocks));
+    }
+}
+
+/// A piece of device memory that returns to its pool when dropped. Work that uses it may still be
+/// in flight then: whoever gets it next works in the same stream, so after it.
+pub(super) struct Block {
+    address: Address,
+    bytes: usize,
+    cuda: Cuda,
+}
+
+impl Block {
+    /// The address of `bytes` bytes from `start` on.
+    pub(super) fn at(&self, start: usize, bytes: usize) -> Result<Address> {
+        if start + bytes > self.bytes {
+            return Err(Error::Internal(format!("bytes {start}..{} of a block of {}", start + bytes, self.bytes)));
+        }
+        Ok(self.address + start as u64)
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        lock(&self.cuda.inner.pool).give(self.address, self.bytes);
+    }
+}

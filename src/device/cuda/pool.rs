@@ -1,0 +1,103 @@
+//! The pool of a CUDA device's memory: what is returned is handed out again for the next request
+//! of exactly that size.
+
+use super::driver::{Address, Driver};
+use crate::device::MemoryStats;
+use crate::error::{Error, Result};
+use std::collections::HashMap;
+
+/// Free blocks by their size in bytes.
+type Free = HashMap<usize, Vec<Address>>;
+
+/// The pool. During a capture blocks move among the captured work alone: the graph will write to
+/// them at every replay, so they stay its own until it is dropped.
+#[derive(Default)]
+pub(super) struct Pool {
+    free: Free,
+    capture: Option<Free>,
+    stats: MemoryStats,
+}
+
+impl Pool {
+    pub(super) fn stats(&self) -> MemoryStats {
+        self.stats
+    }
+
+    /// A block of `bytes` bytes.
+    pub(super) fn alloc(&mut self, driver: &dyn Driver, bytes: usize) -> Result<Address> {
+        let take = |free: &mut Free| free.get_mut(&bytes).and_then(Vec::pop);
+        let recycled = self.capture.as_mut().and_then(take).or_else(|| take(&mut self.free));
+        let address = match recycled {
+            Some(address) => address,
+            None => {
+                self.stats.allocations += 1;
+                self.fresh(driver, bytes)?
+            }
+        };
+        self.stats.in_use += bytes;
+        self.stats.peak = self.stats.peak.max(self.stats.in_use);
+        Ok(address)
+    }
+
+    fn fresh(&mut self, driver: &dyn Driver, bytes: usize) -> Result<Address> {
+        if let Some(address) = driver.alloc(bytes)? {
+            return Ok(address);
+        }
+        // What nobody uses now may be what is missing. Not during a capture: the device may not be
+        // waited for then.
+        if self.capture.is_none() {
+            driver.sync()?;
+            self.release(driver);
+            if let Some(address) = driver.alloc(bytes)? {
+                return Ok(address);
+            }
+        }
+        let (free, total) = driver.memory()?;
+        Err(Error::OutOfMemory {
+            device: driver.info().name.clone(),
+            need: bytes,
+            in_use: self.stats.in_use,
+            peak: self.stats.peak,
+            free,
+            total,
+            remedy: "use a smaller batch (--batch-size), or fewer channels or features".into(),
+        })
+    }
+
+    /// Takes a block back.
+    pub(super) fn give(&mut self, address: Address, bytes: usize) {
+        self.stats.in_use -= bytes;
+        self.capture.as_mut().unwrap_or(&mut self.free).entry(bytes).or_default().push(address);
+    }
+
+    /// Gives all free blocks back to the device.
+    pub(super) fn release(&mut self, driver: &dyn Driver) {
+        for (bytes, blocks) in self.free.drain() {
+            for address in blocks {
+                // SAFETY: the block came from this driver with this size, and nobody has it.
+                unsafe { driver.free(address, bytes) };
+            }
+        }
+    }
+
+    #[cfg(debug_assertions)]
+    pub(super) fn is_capturing(&self) -> bool {
+        self.capture.is_some()
+    }
+
+    pub(super) fn begin_capture(&mut self) {
+        self.capture = Some(Free::new());
+    }
+
+    /// The blocks that the captured work uses among itself.
+    pub(super) fn end_capture(&mut self) -> HashMap<usize, Vec<Address>> {
+        self.capture.take().unwrap_or_default()
+    }
+
+    /// Takes the blocks of a graph back that is gone.
+    pub(super) fn adopt(&mut self, blocks: HashMap<usize, Vec<Address>>) {
+        for (bytes, addresses) in blocks {
+            self.free.entry(bytes).or_default().extend(addresses);
+        }
+    }
+}
