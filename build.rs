@@ -162,8 +162,8 @@ fn parse(path: PathBuf, text: &str) -> Result<File, Fault> {
             params.push(parse_param(param).map_err(|e| fault(format!("kernel `{name}`: {e}")))?);
         }
         let doc = comment_before(text, start);
-        let budget = doc.lines().find_map(|l| l.trim().strip_prefix("Registers: at most ")?.strip_suffix('.'));
-        let registers = budget.and_then(|b| b.split_whitespace().next()?.parse().ok());
+        let budget = doc.lines().find_map(|l| l.trim().strip_prefix("Registers: at most "));
+        let registers = budget.and_then(|b| b.split([' ', '.', ',']).next()?.parse().ok());
         let registers =
             registers.ok_or_else(|| fault(format!("kernel `{name}`: its header lacks `// Registers: at most N.`")))?;
         file.entries.push(Entry { name, doc, threads, registers, params });
@@ -351,7 +351,7 @@ mod emulator {
         }
         let mut build = cc::Build::new();
         build.cpp(true).std("c++17").opt_level(2).warnings(false).debug(false).cargo_warnings(false);
-        build.include(&shim).include(root.join("kernels")).define("TILEWORK_EMULATED", None).define("T", "float");
+        build.include(&shim).include(root.join("kernels")).define("TILEWORK_EMULATED", None).define("TILEWORK_T", "float");
         for flag in ["-g1", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"] {
             build.flag_if_supported(flag);
         }

@@ -1,42 +1,69 @@
-// What every kernel needs: the element type, shared memory, the step's state.
+// What every kernel file includes first: types, shared memory, a few helpers.
 //
-// The same sources are compiled by NVRTC for a GPU and by the host's C++ compiler for the emulated
-// device (TILEWORK_EMULATED); what differs between the two hides here. README.md explains.
+// On a GPU these files are compiled by NVRTC, which has no CUDA headers: only what is built into the
+// compiler may be used. On the emulated device the same files are C++, and cuda.h supplies CUDA's words.
 #pragma once
 
 #ifdef TILEWORK_EMULATED
-#include "cuda.h"
+#include "cuda.h"  // also SHARED and DYN_SMEM
 #else
-// A shared array `name` of `dims` elements, for 16-byte accesses: SHARED(float, tile, [8][132]).
-#define SHARED(Type, name, dims) __shared__ __align__(16) Type name dims
-// The dynamic shared memory of the launch, as an array.
-#define DYN_SMEM(Type, name)                                       \
-  extern __shared__ __align__(16) unsigned char dynamic_memory[]; \
-  Type* name = reinterpret_cast<Type*>(dynamic_memory)
+
+// Static shared memory, 16-byte aligned: SHARED(float, tile, [16][132]) declares `float tile[16][132]`.
+#define SHARED(type, name, dims) __shared__ __align__(16) type name dims
+
+// Dynamic shared memory, as large as the launch says: DYN_SMEM(float, part) declares `float* part`.
+#define DYN_SMEM(type, name)                                       \
+    extern __shared__ __align__(128) unsigned char dynamic_smem[]; \
+    type* name = reinterpret_cast<type*>(dynamic_smem)
+
 #endif
 
-// T is the type that activations and weights are stored in; sums are in float. It comes from the
-// compiler's command line: -DT=float.
+// T: the storage type of activations, which the host chooses with -DTILEWORK_T=float. (Not -DT=float: a macro of
+// that name breaks NVRTC's own built-in header.) Arithmetic is in float: values are read with to_float(x[i])
+// and written with y[i] = from_float<T>(v).
+#ifndef TILEWORK_T
+#define TILEWORK_T float
+#endif
+typedef TILEWORK_T T;
 
-// Marks a pointer parameter that may be null.
+// Marks a pointer parameter that may be null. For the reader and for the launcher; nothing to the compiler.
 #define OPTIONAL
 
-// What changes from step to step: in memory, so that a recorded step can be replayed.
+// Everything that changes from step to step. It lies in device memory, so that a captured graph sees the
+// new values: a kernel never takes them as arguments.
 struct StepState {
-  unsigned long long seed;
-  unsigned epoch, step;
-  float lr;
-  unsigned batch_offset;
+    unsigned long long seed;
+    unsigned epoch;
+    unsigned step;
+    float lr;
+    unsigned batch_offset;
 };
 
 __device__ __forceinline__ float to_float(float v) { return v; }
+template <class To> __device__ __forceinline__ To from_float(float v);
+template <> __device__ __forceinline__ float from_float<float>(float v) { return v; }
 
-template <class To>
-__device__ __forceinline__ To from_float(float v) {
-  return v;
+// Four neighbours, read or written with one instruction of 16 bytes. The address must be a multiple of 16.
+__device__ __forceinline__ float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
+__device__ __forceinline__ void store4(float* p, float4 v) { *reinterpret_cast<float4*>(p) = v; }
+
+// Whether rows of `length` elements starting at p can all be read with load4.
+template <class E> __device__ __forceinline__ bool rows_of_4(const E* p, int length) {
+    return length % 4 == 0 && reinterpret_cast<size_t>(p) % (4 * sizeof(E)) == 0;
+}
+
+// This thread's index in a one-dimensional grid.
+__device__ __forceinline__ unsigned global_index() { return blockIdx.x * blockDim.x + threadIdx.x; }
+
+// n / divisor for 0 <= n < 2^31 without a division, which would cost some twenty instructions. The host
+// computes, for 1 <= divisor < 2^31:
+//     shift = ceil(log2(divisor)),  magic = floor(2^32 * (2^shift - divisor) / divisor) + 1
+// (Rust: `magic(divisor)` next to the launchers.) Source: Granlund, Montgomery, "Division by Invariant
+// Integers using Multiplication", 1994, figure 4.1; with n < 2^31 the sum cannot overflow.
+__device__ __forceinline__ int divide(int n, unsigned magic, unsigned shift) {
+    return (int)((__umulhi((unsigned)n, magic) + (unsigned)n) >> shift);
 }
 
 // The loop over elements of a kernel that treats each alike: neighbouring threads take neighbouring
-// elements, and the grid strides over what one wave does not cover.
-#define FOR_EACH(i, n) \
-  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += gridDim.x * blockDim.x)
+// elements, and the grid strides over what one wave of blocks does not cover.
+#define FOR_EACH(i, n) for (int i = global_index(); i < (n); i += gridDim.x * blockDim.x)

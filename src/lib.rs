@@ -16,12 +16,12 @@
 //! let layers = ["max_pool 4", "conv 3x3, 8 channels", "relu", "flatten", "fc 10"];
 //! let layers = layers.map(|l| l.parse()).into_iter().collect::<Result<Vec<LayerSpec>, _>>()?;
 //! let mut model = Model::build(&layers, [32, 32, 3], &device, 0)?;
-//! let mut grads = model.params.grads();
-//! let mut optimizer = Sgd::new(&model.params, 0.9, false, 0.0);
+//! let mut grads = model.params.grads()?;
+//! let mut optimizer = Sgd::new(&model.params, 0.9, false, 0.0)?;
 //!
 //! let images = shapes::generate(0, 64, 1).train;
 //! let loader = Loader::new(images.into(), 64, &[0.5; 3], &[0.25; 3], &device)?;
-//! let batch = loader.epoch(loader.order(false, &StepState::default()), 0)?.next().unwrap()?;
+//! let batch = loader.epoch(loader.order(false, &StepState::default()), &StepState::default(), 0)?.next().unwrap()?;
 //!
 //! let mut losses = Vec::new();
 //! for step in 0..20 {

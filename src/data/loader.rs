@@ -1,6 +1,12 @@
-//! Batches: the images of an epoch in their order, normalised, prepared ahead on a worker thread.
+//! Batches: the images of an epoch in their order.
+//!
+//! On the CPU a worker thread prepares them ahead; on a CUDA device the data set lies in the
+//! device's memory and a kernel makes each batch.
+
+pub use super::batch::{Augment, Batch, Border};
 
 use super::Dataset;
+use super::batch::{Maker, Resident};
 use crate::autograd::StepState;
 use crate::device::Device;
 use crate::dtype::DType;
@@ -8,59 +14,23 @@ use crate::error::{Error, Result};
 use crate::rng::{Stream, stream};
 use crate::tensor::Tensor;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Images that the worker prepares at a time, at least: waking a thread costs more than a small batch.
 const GROUP: usize = 256;
 /// Groups that wait in the queue. One more is being filled and one is being used.
 const QUEUE: usize = 1;
 
-/// A mini-batch.
-#[derive(Clone, Debug)]
-pub struct Batch {
-    /// Normalised pixels, `[n, h, w, c]`.
-    pub images: Tensor,
-    /// Class indices, `[n]`, `i32`.
-    pub labels: Tensor,
-}
-
-/// How bytes become numbers: `(byte / 255 - mean) / std`, per channel.
-#[derive(Clone, Debug)]
-pub struct Normalise {
-    /// For each channel, the number for each byte.
-    table: Vec<[f32; 256]>,
-}
-
-impl Normalise {
-    /// The table for per-channel means and standard deviations, in units of [0, 1].
-    pub fn new(mean: &[f32], std: &[f32]) -> Self {
-        let row = |(&m, &s): (&f32, &f32)| std::array::from_fn(|byte| (byte as f32 / 255.0 - m) / s);
-        Normalise { table: mean.iter().zip(std).map(row).collect() }
-    }
-
-    fn apply(&self, bytes: &[u8], out: &mut [f32]) {
-        match self.table.as_slice() {
-            [r, g, b] => {
-                for (out, px) in out.as_chunks_mut::<3>().0.iter_mut().zip(bytes.as_chunks::<3>().0) {
-                    *out = [r[usize::from(px[0])], g[usize::from(px[1])], b[usize::from(px[2])]];
-                }
-            }
-            table => {
-                let channels = table.iter().cycle();
-                out.iter_mut().zip(bytes).zip(channels).for_each(|((o, &b), row)| *o = row[usize::from(b)]);
-            }
-        }
-    }
-}
-
 /// Serves the batches of a data set.
 #[derive(Clone)]
 pub struct Loader {
     data: Arc<Dataset>,
     batch_size: usize,
-    normalise: Normalise,
+    maker: Maker,
     device: Device,
+    /// The data set in the device's memory, on a CUDA device.
+    resident: Option<Arc<Mutex<Resident>>>,
 }
 
 impl Loader {
@@ -68,8 +38,23 @@ impl Loader {
     ///
     /// # Errors
     /// [`Error::Config`] for a batch size of 0, an empty data set, or as many means and deviations
-    /// as there are no channels.
+    /// as there are no channels; [`Error::OutOfMemory`] if the data set does not fit the device.
     pub fn new(data: Arc<Dataset>, batch_size: usize, mean: &[f32], std: &[f32], device: &Device) -> Result<Self> {
+        Loader::augmented(data, batch_size, mean, std, Augment::default(), device)
+    }
+
+    /// The same with random changes to the images.
+    ///
+    /// # Errors
+    /// As [`Loader::new`]; [`Error::Config`] for a change that such images cannot have.
+    pub fn augmented(
+        data: Arc<Dataset>,
+        batch_size: usize,
+        mean: &[f32],
+        std: &[f32],
+        augment: Augment,
+        device: &Device,
+    ) -> Result<Self> {
         if batch_size == 0 {
             return Err(Error::config("batch_size", "0 images per batch", "use at least 1"));
         }
@@ -86,8 +71,13 @@ impl Loader {
                 "give one finite mean and one positive deviation per channel",
             ));
         }
-        let normalise = Normalise::new(mean, std);
-        Ok(Loader { data, batch_size: batch_size.min(1 << 24), normalise, device: device.clone() })
+        augment.check([data.height, data.width])?;
+        let maker = Maker::new(mean, std, augment);
+        let resident = match device {
+            Device::Cpu(_) => None,
+            Device::Cuda(cuda) => Some(Arc::new(Mutex::new(Resident::new(&data, &maker, cuda)?))),
+        };
+        Ok(Loader { data, batch_size: batch_size.min(1 << 24), maker, device: device.clone(), resident })
     }
 
     /// The data set.
@@ -109,34 +99,80 @@ impl Loader {
         }
     }
 
-    /// The images at `positions` of `order`.
-    fn group(&self, order: &[u32]) -> Result<Batch> {
+    /// Images in batch `number` of an epoch.
+    pub fn images(&self, number: usize) -> usize {
+        self.batch_size.min(self.data.len().saturating_sub(number * self.batch_size))
+    }
+
+    /// The images at `positions` of the epoch's order, of which the first is number `first`.
+    fn group(&self, positions: &[u32], first: usize, state: &StepState) -> Result<Batch> {
         let d = &self.data;
-        let mut images = Tensor::empty(&self.device, DType::F32, [order.len(), d.height, d.width, d.channels])?;
-        let mut labels = Tensor::empty(&self.device, DType::I32, [order.len()])?;
+        let mut images = Tensor::empty(&self.device, DType::F32, [positions.len(), d.height, d.width, d.channels])?;
+        let mut labels = Tensor::empty(&self.device, DType::I32, [positions.len()])?;
         let out = images.host_mut::<f32>()?.chunks_exact_mut(d.image_len());
-        for ((&i, out), label) in order.iter().zip(out).zip(labels.host_mut::<i32>()?) {
-            self.normalise.apply(d.image(i as usize), out);
+        for (at, ((&i, out), label)) in positions.iter().zip(out).zip(labels.host_mut::<i32>()?).enumerate() {
+            self.maker.image(d, i as usize, first + at, state, out);
             *label = i32::from(d.labels[i as usize]);
         }
         Ok(Batch { images, labels })
     }
 
-    /// Serves the batches from number `first` on, in the given order, prepared by a worker thread.
+    /// Serves the batches from number `first` on, in the given order. Random changes are drawn from
+    /// the seed and the epoch in `state`.
     ///
     /// # Errors
-    /// [`Error::Io`] if the system gives no thread.
-    pub fn epoch(&self, order: Vec<u32>, first: usize) -> Result<Batches> {
+    /// [`Error::Io`] if the system gives no thread; [`Error::Device`] if the device fails.
+    pub fn epoch(&self, order: Vec<u32>, state: &StepState, first: usize) -> Result<Batches> {
         let batch = self.batch_size;
-        let per_group = GROUP.div_ceil(batch) * batch;
-        let (send, receive) = sync_channel(QUEUE);
         let start = (first * batch).min(order.len());
-        let total = (order.len() - start).div_ceil(batch);
+        let left = (order.len() - start).div_ceil(batch);
+        let feed = match &self.resident {
+            Some(resident) => {
+                self.begin(&order)?;
+                Feed::Resident { resident: resident.clone(), state: *state, at: start, end: order.len() }
+            }
+            None => Feed::Worker { receive: self.worker(order, *state, start)?, group: None, at: 0..0 },
+        };
+        Ok(Batches { device: self.device.clone(), feed, batch, left })
+    }
+
+    /// Whether the data set lies in the device's memory, so that [`Loader::make`] works.
+    pub fn is_resident(&self) -> bool {
+        self.resident.is_some()
+    }
+
+    fn resident(&self) -> Result<MutexGuard<'_, Resident>> {
+        let resident = self.resident.as_ref();
+        let resident = resident.ok_or_else(|| Error::Internal("this loader's data set is on the host".into()))?;
+        Ok(resident.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Sets the order in which [`Loader::make`] takes the images.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails; [`Error::Internal`] if the data set is on the host.
+    pub fn begin(&self, order: &[u32]) -> Result<()> {
+        self.resident()?.set_order(order)
+    }
+
+    /// The `n` images from the device's [`StepState::batch_offset`] on. It is one launch, with
+    /// nothing in it that changes from step to step.
+    ///
+    /// # Errors
+    /// As [`Loader::begin`].
+    pub fn make(&self, n: usize) -> Result<Batch> {
+        self.resident()?.make(n)
+    }
+
+    /// Starts the thread that prepares groups of batches.
+    fn worker(&self, order: Vec<u32>, state: StepState, start: usize) -> Result<Receiver<Result<Batch>>> {
+        let per_group = GROUP.div_ceil(self.batch_size) * self.batch_size;
+        let (send, receive) = sync_channel(QUEUE);
         let loader = self.clone();
         let work = move || {
-            for positions in order[start..].chunks(per_group) {
+            for (i, positions) in order[start..].chunks(per_group).enumerate() {
                 // The receiver is gone when the run stops early.
-                if send.send(loader.group(positions)).is_err() {
+                if send.send(loader.group(positions, start + i * per_group, &state)).is_err() {
                     return;
                 }
             }
@@ -145,18 +181,29 @@ impl Loader {
             .name("loader".into())
             .spawn(work)
             .map_err(Error::io("start a thread", "loader".as_ref()))?;
-        Ok(Batches { receive, batch, group: None, at: 0..0, left: total })
+        Ok(receive)
     }
 }
 
 /// The rest of an epoch's batches.
 pub struct Batches {
-    receive: Receiver<Result<Batch>>,
+    device: Device,
+    feed: Feed,
     batch: usize,
-    group: Option<Batch>,
-    /// The positions of the group that have not been served.
-    at: Range<usize>,
     left: usize,
+}
+
+/// Where batches come from.
+enum Feed {
+    /// A thread prepares groups of them.
+    Worker {
+        receive: Receiver<Result<Batch>>,
+        group: Option<Batch>,
+        /// The positions of the group that have not been served.
+        at: Range<usize>,
+    },
+    /// A kernel makes them; `at` is the position of the next image.
+    Resident { resident: Arc<Mutex<Resident>>, state: StepState, at: usize, end: usize },
 }
 
 impl Iterator for Batches {
@@ -167,24 +214,36 @@ impl Iterator for Batches {
             return None;
         }
         self.left -= 1;
-        if self.at.is_empty() {
-            // Given back before the next is taken, so that the pool has it for the worker.
-            self.group = None;
-            match self.receive.recv() {
-                Ok(Ok(group)) => {
-                    self.at = 0..group.labels.len();
-                    self.group = Some(group);
+        match &mut self.feed {
+            Feed::Resident { resident, state, at, end } => {
+                let n = self.batch.min(*end - *at);
+                let here = StepState { batch_offset: *at as u32, ..*state };
+                *at += n;
+                let make = || resident.lock().unwrap_or_else(PoisonError::into_inner).make(n);
+                Some(self.device.set_step(&here).and_then(|()| make()))
+            }
+            Feed::Worker { receive, group, at } => {
+                if at.is_empty() {
+                    // Given back before the next is taken, so that the pool has it for the worker.
+                    *group = None;
+                    match receive.recv() {
+                        Ok(Ok(next)) => {
+                            *at = 0..next.labels.len();
+                            *group = Some(next);
+                        }
+                        Ok(Err(e)) => return Some(Err(e)),
+                        Err(_) => return Some(Err(Error::Internal("the loader's thread ended early".into()))),
+                    }
                 }
-                Ok(Err(e)) => return Some(Err(e)),
-                Err(_) => return Some(Err(Error::Internal("the loader's thread ended early".into()))),
+                let n = self.batch.min(at.len());
+                let start = at.start;
+                at.start += n;
+                let group = group.as_ref()?;
+                let part =
+                    || Ok(Batch { images: group.images.narrow(start, n)?, labels: group.labels.narrow(start, n)? });
+                Some(part())
             }
         }
-        let n = self.batch.min(self.at.len());
-        let start = self.at.start;
-        self.at.start += n;
-        let group = self.group.as_ref()?;
-        let part = || Ok(Batch { images: group.images.narrow(start, n)?, labels: group.labels.narrow(start, n)? });
-        Some(part())
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -212,7 +271,7 @@ mod tests {
     fn served(l: &Loader, order: Vec<u32>, first: usize) -> Vec<Vec<i32>> {
         let byte = |v: f32| ((v * 0.25 + 0.5) * 255.0).round() as i32;
         let firsts = |b: Batch| b.images.host::<f32>().unwrap().chunks(6).map(|p| byte(p[0])).collect();
-        l.epoch(order, first).unwrap().map(|b| firsts(b.unwrap())).collect()
+        l.epoch(order, &StepState::default(), first).unwrap().map(|b| firsts(b.unwrap())).collect()
     }
 
     #[test]
@@ -237,17 +296,9 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_torchvision_s() {
-        let n = Normalise::new(&[0.5, 0.0, 0.25], &[0.5, 1.0, 0.5]);
-        let mut out = [0.0; 3];
-        n.apply(&[255, 51, 0], &mut out);
-        assert_eq!(out, [1.0, 0.2, -0.5]);
-    }
-
-    #[test]
     fn an_abandoned_epoch_ends_its_thread() {
         let l = loader(100_000 % 256 + 4000, 4);
-        let mut b = l.epoch(l.order(false, &StepState::default()), 0).unwrap();
+        let mut b = l.epoch(l.order(false, &StepState::default()), &StepState::default(), 0).unwrap();
         assert!(b.next().unwrap().is_ok());
         drop(b);
     }

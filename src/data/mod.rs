@@ -23,6 +23,7 @@ use std::str::FromStr;
 use crate::{Error, Result};
 
 mod archive;
+pub mod batch;
 pub mod cifar;
 pub mod fetch;
 mod info;

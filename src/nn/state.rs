@@ -123,6 +123,17 @@ fn batch_norms(net: &mut Sequential, f: &mut dyn FnMut(&str, &mut Running) -> Re
 }
 
 impl Model {
+    /// Counts one more training batch in every batch-norm layer: for a step that was replayed.
+    ///
+    /// # Errors
+    /// None today.
+    pub fn count_batch(&mut self) -> Result<()> {
+        batch_norms(&mut self.net, &mut |_, running| {
+            running.batches += 1;
+            Ok(())
+        })
+    }
+
     /// The parameters and running statistics.
     ///
     /// # Errors

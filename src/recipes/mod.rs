@@ -17,11 +17,17 @@
 //! lr = 1e-3
 //! momentum = 0.9
 //!
+//! [augment]                         # may be left out: random changes to training images
+//! flip = 0.5                        # probability of a mirrored image
+//! pad = 4                           # pixels added on each side before a random crop
+//! border = "reflect"                # black (the default), reflect
+//!
 //! [schedule]                        # may be left out
 //! kind = "constant"                 # constant, step, cosine
 //! ```
 
 use crate::data::Source;
+use crate::data::batch::Augment;
 use crate::error::{Error, Result};
 use crate::nn::LayerSpec;
 use crate::optim::{OptimizerSpec, Schedule};
@@ -62,6 +68,9 @@ pub struct Recipe {
     pub layers: Vec<LayerSpec>,
     /// The data.
     pub data: DataSpec,
+    /// Random changes to training images.
+    #[serde(default)]
+    pub augment: Augment,
     /// How the parameters move.
     pub optimizer: OptimizerSpec,
     /// How the learning rate changes.

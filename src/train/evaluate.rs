@@ -1,6 +1,6 @@
 //! Loss and accuracy of a network on a data set.
 
-use crate::autograd::{Ctx, Var};
+use crate::autograd::{Ctx, StepState, Var};
 use crate::data::loader::Loader;
 use crate::error::Result;
 use crate::nn::Model;
@@ -34,8 +34,8 @@ pub fn evaluate(
     let classes = &loader.data().classes;
     let mut right = vec![0usize; classes.len()];
     let (mut total, mut count) = (0.0, 0);
-    let order = loader.order(false, &Default::default());
-    for batch in loader.epoch(order, 0)? {
+    let state = StepState::default();
+    for batch in loader.epoch(loader.order(false, &state), &state, 0)? {
         let batch = batch?;
         let n = batch.labels.len();
         let mut cx = Ctx::eval(batch.images.device()).with_params(&model.params);
@@ -61,9 +61,11 @@ pub fn evaluate(
 
 /// For each row of scores its label, and whether the label has the largest score (the first of equals).
 pub(super) fn hits(scores: &Tensor, labels: &Tensor) -> Result<Vec<(usize, bool)>> {
-    let rows = scores.host::<f32>()?.chunks(scores.shape().last());
+    let (scores, classes) = (scores.to_vec::<f32>()?, scores.shape().last());
+    let labels = labels.to_vec::<i32>()?;
     let largest = |row: &[f32]| row.iter().enumerate().fold(0, |best, (i, &v)| if v > row[best] { i } else { best });
-    Ok(labels.host::<i32>()?.iter().zip(rows).map(|(&l, row)| (l as usize, largest(row) == l as usize)).collect())
+    let rows = labels.iter().zip(scores.chunks(classes));
+    Ok(rows.map(|(&l, row)| (l as usize, largest(row) == l as usize)).collect())
 }
 
 impl Loss {

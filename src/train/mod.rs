@@ -6,6 +6,7 @@
 pub mod checkpoint;
 mod csv_log;
 mod evaluate;
+mod metrics;
 mod events;
 pub mod run;
 mod trainer;

@@ -1,13 +1,15 @@
 //! The training loop.
 
 use super::checkpoint::{self, Checkpoint};
-use super::evaluate::{Evaluation, evaluate, hits};
+use super::evaluate::{Evaluation, evaluate};
 use super::events::{EpochReport, Event, Observer, StepReport};
+use super::metrics::{Metrics, RING};
 use super::run::RunDir;
 use crate::autograd::{Ctx, StepState, Var};
 use crate::data::Splits;
-use crate::data::loader::{Batch, Loader};
+use crate::data::loader::{Augment, Batch, Batches, Loader};
 use crate::device::Device;
+use crate::device::cuda::Captured;
 use crate::error::{Error, Result};
 use crate::nn::Model;
 use crate::nn::model::LayerInfo;
@@ -73,6 +75,30 @@ pub struct Trainer {
     test: Loader,
     device: Device,
     position: Position,
+    metrics: Metrics,
+    /// Steps whose numbers are still on the device.
+    pending: Vec<StepReport>,
+    replay: Replay,
+}
+
+/// Recording a step on a CUDA device, to replay it from then on.
+#[derive(Default)]
+struct Replay {
+    enabled: bool,
+    /// Steps of a whole batch that ran launch by launch.
+    warm: u32,
+    step: Option<Captured>,
+}
+
+/// Steps that run before one is recorded: after them every buffer that a step takes is in the pool.
+const WARM_UP: u32 = 2;
+
+/// Where a step's batch comes from.
+enum Feed {
+    /// The loader's thread.
+    Host(Batches),
+    /// The loader's kernel, at the step's place.
+    Resident,
 }
 
 impl Trainer {
@@ -95,17 +121,27 @@ impl Trainer {
         check_last_batch(&model, train.len(), recipe.batch_size)?;
         check_memory(&model, recipe.batch_size.min(train.len()))?;
         let (mean, std) = (&recipe.data.mean, &recipe.data.std);
-        let loader = |data, batch| Loader::new(Arc::new(data), batch, mean, std, device);
+        let loader =
+            |data, batch, augment| Loader::augmented(Arc::new(data), batch, mean, std, augment, device);
         Ok(Trainer {
-            train: loader(train, recipe.batch_size)?,
-            test: loader(test, EVAL_BATCH)?,
+            train: loader(train, recipe.batch_size, recipe.augment)?,
+            test: loader(test, EVAL_BATCH, Augment::default())?,
             optimizer: recipe.optimizer.build(&model.params)?,
             grads: model.params.grads()?,
             device: device.clone(),
             position: Position::default(),
+            metrics: Metrics::new(device)?,
+            pending: Vec::new(),
+            replay: Replay { enabled: matches!(device, Device::Cuda(_)), ..Replay::default() },
             model,
             recipe,
         })
+    }
+
+    /// Launches every kernel of every step, instead of recording a step and replaying it. The
+    /// numbers are the same.
+    pub fn without_graph(&mut self) {
+        self.replay = Replay::default();
     }
 
     /// How far it has come.
@@ -142,7 +178,7 @@ impl Trainer {
             let values = values
                 .filter(|v| v.len() == buffer.len())
                 .ok_or_else(|| bad(format!("its optimizer state `{name}` does not fit")))?;
-            buffer.host_mut::<f32>()?.copy_from_slice(&values);
+            buffer.write(0, &values)?;
         }
         self.position = checkpoint.position;
         Ok(())
@@ -169,7 +205,7 @@ impl Trainer {
         let optimizer = if with_optimizer {
             let arenas = self.optimizer.state();
             let entry = |(name, b): (&'static str, &mut crate::device::Buffer)| {
-                Ok((name.to_string(), Entry::f32(&[b.len()], b.host::<f32>()?)))
+                Ok((name.to_string(), Entry::f32(&[b.len()], &b.read::<f32>(0..b.len())?)))
             };
             Some(arenas.into_iter().map(entry).collect::<Result<Entries>>()?)
         } else {
@@ -209,26 +245,26 @@ impl Trainer {
             let order = self.train.order(self.recipe.shuffle, &state);
             let before = self.position.seconds;
             let start = Instant::now();
-            for batch in self.train.epoch(order, self.position.batch)? {
-                let batch = batch?;
-                let images = batch.labels.len();
+            let mut feed = self.feed(order, &state)?;
+            while self.position.batch < batches {
+                let images = self.train.images(self.position.batch);
                 let offset = self.position.batch * self.recipe.batch_size;
                 let state = StepState { step: self.position.step as u32, batch_offset: offset as u32, ..state };
-                let (loss, correct) = self.step(&batch, &state, run)?;
+                self.step(&mut feed, images, &state, run)?;
                 let p = &mut self.position;
                 p.step += 1;
                 p.batch += 1;
-                p.images += images;
-                p.correct += correct;
-                p.loss_sum += loss * images as f64;
-                let report =
-                    StepReport { step: p.step, epoch: epoch + 1, batch: p.batch, batches, images, lr, loss, correct };
-                tell(observers, &Event::Step(report))?;
-                if p.step >= limit {
+                let (step, batch) = (p.step, p.batch);
+                self.pending.push(StepReport { step, epoch: epoch + 1, batch, batches, images, lr, loss: 0.0, correct: 0 });
+                let stopped = stop.load(Ordering::Relaxed);
+                if step >= limit || stopped || batch == batches || self.pending.len() == self.patience() {
+                    self.report(run, observers)?;
+                }
+                if step >= limit {
                     break;
                 }
-                if stop.load(Ordering::Relaxed) {
-                    p.seconds = before + start.elapsed().as_secs_f64();
+                if stopped {
+                    self.position.seconds = before + start.elapsed().as_secs_f64();
                     self.save(run, false, observers)?;
                     return Ok(Outcome::Stopped);
                 }
@@ -298,22 +334,91 @@ impl Trainer {
         Ok(Outcome::Finished)
     }
 
-    /// One step: forward, backward, update. The mini-batch's loss and how many images were right.
-    fn step(&mut self, batch: &Batch, state: &StepState, run: &RunDir) -> Result<(f64, usize)> {
+    /// The batches from the position on.
+    fn feed(&self, order: Vec<u32>, state: &StepState) -> Result<Feed> {
+        if self.train.is_resident() {
+            self.train.begin(&order)?;
+            return Ok(Feed::Resident);
+        }
+        Ok(Feed::Host(self.train.epoch(order, state, self.position.batch)?))
+    }
+
+    /// Steps after which their numbers are fetched: where that means waiting for the device, many.
+    fn patience(&self) -> usize {
+        match self.device {
+            Device::Cpu(_) => 1,
+            Device::Cuda(_) => RING,
+        }
+    }
+
+    /// Fetches the pending steps' numbers, checks them and tells the observers.
+    fn report(&mut self, run: &RunDir, observers: &mut [&mut dyn Observer]) -> Result<()> {
+        let Some(first) = self.pending.first() else { return Ok(()) };
+        let numbers = self.metrics.take(first.step - 1, self.pending.len())?;
+        for (mut report, (loss, correct)) in std::mem::take(&mut self.pending).into_iter().zip(numbers) {
+            if !loss.is_finite() {
+                let origin = match self.non_finite_parameter()? {
+                    Some(key) => format!("by now the parameter {key} is not finite either"),
+                    None => "the parameters are finite again".into(),
+                };
+                return Err(self.non_finite(loss, report.step, origin, run));
+            }
+            (report.loss, report.correct) = (loss, correct);
+            let p = &mut self.position;
+            p.images += report.images;
+            p.correct += correct;
+            p.loss_sum += loss * report.images as f64;
+            tell(observers, &Event::Step(report))?;
+        }
+        Ok(())
+    }
+
+    /// One step on the next `images` images: launch by launch, or by replaying a recorded one.
+    fn step(&mut self, feed: &mut Feed, images: usize, state: &StepState, run: &RunDir) -> Result<()> {
+        self.device.set_step(state)?;
+        let whole = images == self.recipe.batch_size;
+        let Device::Cuda(cuda) = self.device.clone() else { return self.compute(feed, images, state, run) };
+        if !self.replay.enabled || !whole || self.replay.warm < WARM_UP {
+            self.replay.warm += u32::from(whole);
+            return self.compute(feed, images, state, run);
+        }
+        if let Some(step) = &self.replay.step {
+            step.replay()?;
+            // What a forward pass counts on the host.
+            return self.model.count_batch();
+        }
+        let recorded = cuda.capture(|| self.compute(feed, images, state, run))?;
+        recorded.replay()?;
+        self.replay.step = Some(recorded);
+        Ok(())
+    }
+
+    /// Forward, backward, update, numbers noted.
+    fn compute(&mut self, feed: &mut Feed, images: usize, state: &StepState, run: &RunDir) -> Result<()> {
+        let batch = match feed {
+            Feed::Resident => self.train.make(images)?,
+            Feed::Host(batches) => batches.next().unwrap_or_else(|| Err(Error::Internal("too few batches".into())))?,
+        };
+        self.compute_on(&batch, state, run)
+    }
+
+    fn compute_on(&mut self, batch: &Batch, state: &StepState, run: &RunDir) -> Result<()> {
         let mut cx = Ctx::train(&self.device).with_params(&self.model.params).at(*state);
         let scores = self.model.net.forward(&Var::constant(batch.images.clone()), &mut cx)?;
         let loss = self.recipe.loss.of(&scores, &batch.labels, self.recipe.label_smoothing, &mut cx)?;
-        let value = loss.value().item()?;
-        if !value.is_finite() {
-            drop(cx);
-            let origin = self.find_non_finite(batch, state)?;
-            return Err(self.non_finite(value, self.position.step + 1, origin, run));
+        // Where reading the loss costs nothing it is checked before it does any harm.
+        if let Device::Cpu(_) = self.device {
+            let value = loss.value().item()?;
+            if !value.is_finite() {
+                drop(cx);
+                let origin = self.find_non_finite(batch, state)?;
+                return Err(self.non_finite(value, self.position.step + 1, origin, run));
+            }
         }
-        let correct = hits(scores.value(), &batch.labels)?.iter().filter(|(_, hit)| *hit).count();
+        self.metrics.record(loss.value(), scores.value(), &batch.labels, state.step)?;
         drop(scores);
         cx.backward_loss(&loss, Some(&mut self.grads))?;
-        self.optimizer.step(&mut self.model.params, &self.grads, state)?;
-        Ok((value, correct))
+        self.optimizer.step(&mut self.model.params, &self.grads, state)
     }
 
     /// One step on a batch outside of any run; for benches. The mini-batch's loss.
@@ -323,8 +428,10 @@ impl Trainer {
     pub fn step_once(&mut self, batch: &Batch) -> Result<f64> {
         let lr = self.recipe.optimizer.lr() as f32;
         let state = StepState { seed: self.recipe.seed, step: self.position.step as u32, lr, ..StepState::default() };
+        self.device.set_step(&state)?;
+        self.compute_on(batch, &state, &RunDir::nowhere())?;
         self.position.step += 1;
-        Ok(self.step(batch, &state, &RunDir::nowhere())?.0)
+        Ok(self.metrics.take(self.position.step - 1, 1)?[0].0)
     }
 
     /// The first batch of the training data in the files' order.
@@ -333,7 +440,7 @@ impl Trainer {
     /// As [`Loader::epoch`].
     pub fn first_batch(&self) -> Result<Batch> {
         let order = self.train.order(false, &StepState::default());
-        self.train.epoch(order, 0)?.next().unwrap_or_else(|| Err(Error::Internal("a data set without a batch".into())))
+        self.train.epoch(order, &StepState::default(), 0)?.next().unwrap_or_else(|| Err(Error::Internal("a data set without a batch".into())))
     }
 
     /// The test set's loss and accuracy.
@@ -346,7 +453,8 @@ impl Trainer {
 
     /// The first parameter that holds a number that is not finite.
     fn non_finite_parameter(&self) -> Result<Option<String>> {
-        let values = self.model.params.values().host::<f32>()?;
+        let values = self.model.params.values();
+        let values = values.read::<f32>(0..values.len())?;
         let bad = |range: std::ops::Range<usize>| values[range].iter().any(|v| !v.is_finite());
         Ok(self.model.params.list().iter().find(|p| bad(p.range())).map(|p| p.key.clone()))
     }

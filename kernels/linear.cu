@@ -1,0 +1,236 @@
+// Linear (fully connected) layers: y = x·Wᵀ + b with x [n][inputs], W [outputs][inputs], b [outputs].
+//
+// Three products, each in three tile sizes, by the core in gemm.cuh: read that first. Explicit convolution
+// (conv2d.cu) uses them too, with patches for x.
+#include "gemm.cuh"
+
+struct LinearDims {
+    int n;            // rows of x and y
+    int inputs;       // columns of x
+    int outputs;      // columns of y
+    int accumulate;   // 1: add to the output; 0: overwrite it
+    int split_steps;  // steps along K of one split (gemm.cuh)
+};
+
+// y = x·Wᵀ + b, in 128x128 tiles.
+// Threads: 256; each 8x8 outputs in groups of 4x4, 16 rows and 32 columns apart.
+// Traffic: reads n·outputs·inputs·8/128 bytes through the L2, 32 FLOP for each; writes 4 bytes per output.
+// Launch: grid [ceil(n/128)·ceil(outputs/128), 1, splits], block 256, 16.5 KiB of static shared memory.
+// Numerics: f32 FMA along K in order, then the splits in order, then the bias.
+// Limits: any sizes from 1; `partial` [splits][n][outputs] instead of the output if splits > 1, and then split_sum.
+// Registers: at most 128
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256, 2)
+linear_fwd_128(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
+              T* __restrict__ y, OPTIONAL float* __restrict__ partial, LinearDims d) {
+    const AlongK<T> a(x, d.n, d.inputs);             // A = x  [n][inputs]
+    const AlongK<float> wt(w, d.outputs, d.inputs);  // B = Wᵀ: its columns are the rows of W
+    const Output<T> out = {y, b, partial, d.n, d.outputs, d.accumulate};
+    gemm<Tile128>(a, wt, out, d.inputs, d.split_steps);
+}
+
+// y = x·Wᵀ + b, in 64x64 tiles.
+// Threads: 128; each 8x4 outputs in groups of 4x4, 16 rows and 32 columns apart.
+// Traffic: reads n·outputs·inputs·8/64 bytes through the L2, 16 FLOP for each; writes 4 bytes per output.
+// Launch: grid [ceil(n/64)·ceil(outputs/64), 1, splits], block 128, 17 KiB of static shared memory.
+// Numerics: f32 FMA along K in order, then the splits in order, then the bias.
+// Limits: any sizes from 1; `partial` [splits][n][outputs] instead of the output if splits > 1, and then split_sum.
+// Registers: at most 112
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(128)
+linear_fwd_64(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
+              T* __restrict__ y, OPTIONAL float* __restrict__ partial, LinearDims d) {
+    const AlongK<T> a(x, d.n, d.inputs);             // A = x  [n][inputs]
+    const AlongK<float> wt(w, d.outputs, d.inputs);  // B = Wᵀ: its columns are the rows of W
+    const Output<T> out = {y, b, partial, d.n, d.outputs, d.accumulate};
+    gemm<Tile64>(a, wt, out, d.inputs, d.split_steps);
+}
+
+// y = x·Wᵀ + b, in 32x32 tiles.
+// Threads: 64; each 4x4 outputs in groups of 4x4, 16 rows and 32 columns apart.
+// Traffic: reads n·outputs·inputs·8/32 bytes through the L2, 8 FLOP for each; writes 4 bytes per output.
+// Launch: grid [ceil(n/32)·ceil(outputs/32), 1, splits], block 64, 9 KiB of static shared memory.
+// Numerics: f32 FMA along K in order, then the splits in order, then the bias.
+// Limits: any sizes from 1; `partial` [splits][n][outputs] instead of the output if splits > 1, and then split_sum.
+// Registers: at most 112
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(64)
+linear_fwd_32(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
+              T* __restrict__ y, OPTIONAL float* __restrict__ partial, LinearDims d) {
+    const AlongK<T> a(x, d.n, d.inputs);             // A = x  [n][inputs]
+    const AlongK<float> wt(w, d.outputs, d.inputs);  // B = Wᵀ: its columns are the rows of W
+    const Output<T> out = {y, b, partial, d.n, d.outputs, d.accumulate};
+    gemm<Tile32>(a, wt, out, d.inputs, d.split_steps);
+}
+
+// gx = gy·W, in 128x128 tiles.
+// Threads: 256; each 8x8 outputs in groups of 4x4, 16 rows and 32 columns apart.
+// Traffic: reads n·inputs·outputs·8/128 bytes through the L2, 32 FLOP for each; writes 4 bytes per output.
+// Launch: grid [ceil(n/128)·ceil(inputs/128), 1, splits], block 256, 16.5 KiB of static shared memory.
+// Numerics: f32 FMA along K in order, then the splits in order.
+// Limits: any sizes from 1; `partial` [splits][n][inputs] instead of the output if splits > 1, and then split_sum.
+// Registers: at most 128
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256, 2)
+linear_bwd_x_128(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
+              OPTIONAL float* __restrict__ partial, LinearDims d) {
+    const AlongK<T> a(gy, d.n, d.outputs);           // A = gy  [n][outputs]
+    const AcrossK<float> b(w, d.inputs, d.outputs);  // B = W   [outputs][inputs]
+    const Output<T> out = {gx, nullptr, partial, d.n, d.inputs, d.accumulate};
+    gemm<Tile128>(a, b, out, d.outputs, d.split_steps);
+}
+
+// gx = gy·W, in 64x64 tiles.
+// Threads: 128; each 8x4 outputs in groups of 4x4, 16 rows and 32 columns apart.
+// Traffic: reads n·inputs·outputs·8/64 bytes through the L2, 16 FLOP for each; writes 4 bytes per output.
+// Launch: grid [ceil(n/64)·ceil(inputs/64), 1, splits], block 128, 17 KiB of static shared memory.
+// Numerics: f32 FMA along K in order, then the splits in order.
+// Limits: any sizes from 1; `partial` [splits][n][inputs] instead of the output if splits > 1, and then split_sum.
+// Registers: at most 112
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(128)
+linear_bwd_x_64(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
+              OPTIONAL float* __restrict__ partial, LinearDims d) {
+    const AlongK<T> a(gy, d.n, d.outputs);           // A = gy  [n][outputs]
+    const AcrossK<float> b(w, d.inputs, d.outputs);  // B = W   [outputs][inputs]
+    const Output<T> out = {gx, nullptr, partial, d.n, d.inputs, d.accumulate};
+    gemm<Tile64>(a, b, out, d.outputs, d.split_steps);
+}
+
+// gx = gy·W, in 32x32 tiles.
+// Threads: 64; each 4x4 outputs in groups of 4x4, 16 rows and 32 columns apart.
+// Traffic: reads n·inputs·outputs·8/32 bytes through the L2, 8 FLOP for each; writes 4 bytes per output.
+// Launch: grid [ceil(n/32)·ceil(inputs/32), 1, splits], block 64, 9 KiB of static shared memory.
+// Numerics: f32 FMA along K in order, then the splits in order.
+// Limits: any sizes from 1; `partial` [splits][n][inputs] instead of the output if splits > 1, and then split_sum.
+// Registers: at most 112
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(64)
+linear_bwd_x_32(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
+              OPTIONAL float* __restrict__ partial, LinearDims d) {
+    const AlongK<T> a(gy, d.n, d.outputs);           // A = gy  [n][outputs]
+    const AcrossK<float> b(w, d.inputs, d.outputs);  // B = W   [outputs][inputs]
+    const Output<T> out = {gx, nullptr, partial, d.n, d.inputs, d.accumulate};
+    gemm<Tile32>(a, b, out, d.outputs, d.split_steps);
+}
+
+// gW = gyᵀ·x, in 128x128 tiles.
+// Threads: 256; each 8x8 outputs in groups of 4x4, 16 rows and 32 columns apart.
+// Traffic: reads outputs·inputs·n·8/128 bytes through the L2, 32 FLOP for each; writes 4 bytes per output.
+// Launch: grid [ceil(outputs/128)·ceil(inputs/128), 1, splits], block 256, 16.5 KiB of static shared memory.
+// Numerics: f32 FMA along K in order, then the splits in order.
+// Limits: any sizes from 1; `partial` [splits][outputs][inputs] instead of the output if splits > 1, and then split_sum.
+// Registers: at most 128
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256, 2)
+linear_bwd_w_128(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
+              OPTIONAL float* __restrict__ partial, LinearDims d) {
+    const AcrossK<T> a(gy, d.outputs, d.n);  // A = gyᵀ: its rows are the columns of gy [n][outputs]
+    const AcrossK<T> b(x, d.inputs, d.n);    // B = x   [n][inputs]
+    const Output<float> out = {gw, nullptr, partial, d.outputs, d.inputs, d.accumulate};
+    gemm<Tile128>(a, b, out, d.n, d.split_steps);
+}
+
+// gW = gyᵀ·x, in 64x64 tiles.
+// Threads: 128; each 8x4 outputs in groups of 4x4, 16 rows and 32 columns apart.
+// Traffic: reads outputs·inputs·n·8/64 bytes through the L2, 16 FLOP for each; writes 4 bytes per output.
+// Launch: grid [ceil(outputs/64)·ceil(inputs/64), 1, splits], block 128, 17 KiB of static shared memory.
+// Numerics: f32 FMA along K in order, then the splits in order.
+// Limits: any sizes from 1; `partial` [splits][outputs][inputs] instead of the output if splits > 1, and then split_sum.
+// Registers: at most 112
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(128)
+linear_bwd_w_64(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
+              OPTIONAL float* __restrict__ partial, LinearDims d) {
+    const AcrossK<T> a(gy, d.outputs, d.n);  // A = gyᵀ: its rows are the columns of gy [n][outputs]
+    const AcrossK<T> b(x, d.inputs, d.n);    // B = x   [n][inputs]
+    const Output<float> out = {gw, nullptr, partial, d.outputs, d.inputs, d.accumulate};
+    gemm<Tile64>(a, b, out, d.n, d.split_steps);
+}
+
+// gW = gyᵀ·x, in 32x32 tiles.
+// Threads: 64; each 4x4 outputs in groups of 4x4, 16 rows and 32 columns apart.
+// Traffic: reads outputs·inputs·n·8/32 bytes through the L2, 8 FLOP for each; writes 4 bytes per output.
+// Launch: grid [ceil(outputs/32)·ceil(inputs/32), 1, splits], block 64, 9 KiB of static shared memory.
+// Numerics: f32 FMA along K in order, then the splits in order.
+// Limits: any sizes from 1; `partial` [splits][outputs][inputs] instead of the output if splits > 1, and then split_sum.
+// Registers: at most 112
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(64)
+linear_bwd_w_32(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
+              OPTIONAL float* __restrict__ partial, LinearDims d) {
+    const AcrossK<T> a(gy, d.outputs, d.n);  // A = gyᵀ: its rows are the columns of gy [n][outputs]
+    const AcrossK<T> b(x, d.inputs, d.n);    // B = x   [n][inputs]
+    const Output<float> out = {gw, nullptr, partial, d.outputs, d.inputs, d.accumulate};
+    gemm<Tile32>(a, b, out, d.n, d.split_steps);
+}
+
+// y = sum of the splits (+ b), or y += that: the second half of a product with split-K.
+// Threads: one per element; neighbours lie along the columns.
+// Traffic: reads 4·splits bytes and writes 4 per element; every byte once.
+// Launch: grid [ceil(size/256), 1, 1], block 256, no shared memory.
+// Numerics: f32, the splits in order, then the bias.
+// Limits: any sizes from 1; `b` has `columns` elements.
+// Registers: at most 40
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256)
+linear_split_sum(const float* __restrict__ partial, OPTIONAL const float* __restrict__ b, T* __restrict__ y,
+                 SplitSumDims d) {
+    split_sum(partial, b, y, d);
+}
+
+// gW = sum of the splits, or gW += that: as linear_split_sum, for a gradient, which is f32 whatever T is.
+// Threads: one per element; neighbours lie along the columns.
+// Traffic: reads 4·splits bytes and writes 4 per element; every byte once.
+// Launch: grid [ceil(size/256), 1, 1], block 256, no shared memory.
+// Numerics: f32, the splits in order.
+// Limits: any sizes from 1.
+// Registers: at most 40
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256)
+linear_split_sum_w(const float* __restrict__ partial, float* __restrict__ gw, SplitSumDims d) {
+    split_sum(partial, nullptr, gw, d);
+}
+
+struct ColumnSumsDims {
+    int rows, columns;  // of gy
+    int width;          // columns of a block: a power of two, 32 at most
+    int strip;          // rows of a block
+    int accumulate;     // 1: gb += the sums; 0: gb = the sums
+};
+
+// gb[j] = sum over the rows of gy[i][j]: the gradient of a bias, for linear and for convolution.
+// Threads: 256 as 256/width rows x width columns; neighbours lie along the columns, then the rows.
+// Traffic: reads 4 bytes per element of gy, each once; nothing else to speak of.
+// Launch: grid [ceil(columns/width), strips, 1], block 256, 1 KiB of static shared memory. width = the power of
+//     two from `columns` up, 32 at most; strips = min(ceil(rows·width/4096), max(1, 128/ceil(columns/width))),
+//     strip = ceil(rows/strips), strips = ceil(rows/strip) (Rust: `ColumnSums::new(rows, columns)`).
+// Numerics: f32; every thread its rows in order, a tree over the threads, then the strips in order.
+// Limits: any sizes from 1; `partial` [strips][columns] if strips > 1, and then linear_split_sum_w with
+//     size = columns and splits = strips.
+// Registers: at most 40
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256)
+linear_column_sums(const T* __restrict__ gy, float* __restrict__ gb, OPTIONAL float* __restrict__ partial,
+                   ColumnSumsDims d) {
+    SHARED(float, sums, [256]);
+    const int t = threadIdx.x;
+    const int column = blockIdx.x * d.width + t % d.width;
+    const int first = blockIdx.y * d.strip, last = min(d.rows, first + d.strip);
+    float sum = 0.0f;
+    if (column < d.columns) {
+#pragma unroll 4
+        for (int row = first + t / d.width; row < last; row += 256 / d.width)
+            sum += to_float(gy[(size_t)row * d.columns + column]);
+    }
+    sums[t] = sum;
+    __syncthreads();
+    // The columns of a row of threads are `width` next to each other: halving stops there.
+    for (int half = 128; half >= d.width; half /= 2) {
+        if (t < half) sums[t] += sums[t + half];
+        __syncthreads();
+    }
+    if (t >= d.width || column >= d.columns) return;
+    if (partial) partial[(size_t)blockIdx.y * d.columns + column] = sums[t];
+    else gb[column] = d.accumulate ? gb[column] + sums[t] : sums[t];
+}

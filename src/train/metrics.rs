@@ -1,0 +1,66 @@
+//! Loss and accuracy of the steps, kept where the device put them until someone asks.
+//!
+//! On a CUDA device nothing is read back within a step: a kernel writes a step's numbers to a ring
+//! in the device's memory, and one read fetches those of many steps.
+
+use super::evaluate::hits;
+use crate::device::cuda::{Cuda, Launch};
+use crate::device::{Buffer, Device};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::kernels::metrics::{MetricsDims, metrics_record};
+use crate::tensor::Tensor;
+
+/// Steps that the ring holds.
+pub(super) const RING: usize = 64;
+
+/// The numbers of the last [`RING`] steps.
+pub(super) struct Metrics {
+    device: Device,
+    losses: Buffer,
+    correct: Buffer,
+}
+
+impl Metrics {
+    pub(super) fn new(device: &Device) -> Result<Self> {
+        let (mut losses, mut correct) = (device.alloc(DType::F32, RING)?, device.alloc(DType::I32, RING)?);
+        losses.zero()?;
+        correct.zero()?;
+        Ok(Metrics { device: device.clone(), losses, correct })
+    }
+
+    /// Notes a step's mean loss, and how many images have the largest score at their label.
+    pub(super) fn record(&mut self, loss: &Tensor, scores: &Tensor, labels: &Tensor, step: u32) -> Result<()> {
+        match self.device.clone() {
+            Device::Cpu(_) => {
+                let correct = hits(scores, labels)?.iter().filter(|(_, hit)| *hit).count();
+                let at = step as usize % RING;
+                self.losses.write(at, loss.host::<f32>()?)?;
+                self.correct.write(at, &[correct as i32])
+            }
+            Device::Cuda(cuda) => self.launch(&cuda, loss, scores, labels),
+        }
+    }
+
+    fn launch(&mut self, cuda: &Cuda, loss: &Tensor, scores: &Tensor, labels: &Tensor) -> Result<()> {
+        let d = MetricsDims { n: labels.len() as i32, c: scores.shape().last() as i32, ring: RING as i32 };
+        metrics_record::<f32>(
+            cuda,
+            Launch::new(1, 256),
+            loss.input()?,
+            scores.input()?,
+            labels.input()?,
+            cuda.step(),
+            self.losses.output(0..RING)?,
+            self.correct.output(0..RING)?,
+            &d,
+        )
+    }
+
+    /// Loss and correct images of `count` steps, at most [`RING`], from step `first` on.
+    pub(super) fn take(&self, first: u64, count: usize) -> Result<Vec<(f64, usize)>> {
+        let (losses, correct) = (self.losses.read::<f32>(0..RING)?, self.correct.read::<i32>(0..RING)?);
+        let at = |i: usize| (first as usize + i) % RING;
+        Ok((0..count).map(|i| (f64::from(losses[at(i)]), correct[at(i)] as usize)).collect())
+    }
+}
