@@ -90,6 +90,17 @@ fn read_kernels(dir: &Path) -> Result<Vec<File>, Fault> {
         let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
         files.push(parse(path, &text)?);
     }
+    // A header of a kernel file's own name belongs to its module.
+    for i in 0..files.len() {
+        let (cu, own) = (files[i].name.clone(), files[i].name.clone() + "h");
+        if let Some(header) = files.iter().position(|f| cu.ends_with(".cu") && f.name == own) {
+            let structs = std::mem::take(&mut files[header].structs);
+            let includes = files[header].includes.clone();
+            files[i].structs.extend(structs);
+            files[i].includes.extend(includes);
+            files[i].includes.retain(|include| *include != own);
+        }
+    }
     Ok(files)
 }
 

@@ -5,7 +5,8 @@
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
 use crate::device::Device;
-use crate::dtype::with_real;
+use crate::device::cuda::with_kernel_type;
+use crate::dtype::{DType, with_real};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
@@ -49,7 +50,7 @@ fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
             cpu::forward(x.host::<T>()?, w.host::<T>()?, b, y.host_mut::<T>()?, [n, inputs, outputs], cpu);
             Ok(())
         })?,
-        Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+        Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, w, b, &mut y, [n, inputs, outputs]))?,
     }
     Ok(y)
 }
@@ -87,7 +88,20 @@ impl Backward for Linear {
                 }
                 Ok(())
             }),
-            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => {
+                if let Some(mut slot) = grads.slot(self.ids[2], DType::F32, [dims[2]].into())? {
+                    cuda::column_sums::<T>(cuda, &gy, &mut slot)?;
+                }
+                if let Some(mut slot) = grads.slot(self.ids[1], DType::F32, self.w.shape())? {
+                    cuda::backward_w::<T>(cuda, &gy, &self.x, &mut slot, dims)?;
+                }
+                if self.ids[0].is_some() {
+                    let mut gx = Tensor::empty(gy.device(), dtype, self.x.shape())?;
+                    cuda::backward_x::<T>(cuda, &gy, &self.w, &mut gx, dims)?;
+                    grads.add(self.ids[0], gx)?;
+                }
+                Ok(())
+            }),
         }
     }
 }
@@ -221,6 +235,138 @@ pub(super) mod cpu {
         crate::device::cpu::map_reduce(x.len() / c, c, out, |range, sums| {
             crate::device::cpu::add_rows(&x[range.start * c..range.end * c], sums);
         });
+    }
+}
+
+pub(super) mod cuda {
+    use crate::autograd::Slot;
+    use crate::device::cuda::{Cuda, KernelType, Launch, Plan, Tile};
+    use crate::device::Device;
+use crate::device::cuda::with_kernel_type;
+    use crate::dtype::DType;
+    use crate::error::Result;
+    use crate::kernels::linear::*;
+    use crate::tensor::Tensor;
+
+    fn sizes([n, inputs, outputs]: [usize; 3], accumulate: bool, plan: &Plan) -> LinearDims {
+        LinearDims {
+            n: n as i32,
+            inputs: inputs as i32,
+            outputs: outputs as i32,
+            accumulate: i32::from(accumulate),
+            split_steps: plan.split_steps as i32,
+        }
+    }
+
+    pub(in crate::ops) fn forward<T: KernelType>(
+        cuda: &Cuda,
+        x: &Tensor,
+        w: &Tensor,
+        b: Option<&Tensor>,
+        y: &mut Tensor,
+        dims: [usize; 3],
+    ) -> Result<()> {
+        let plan = Plan::new(dims[0], dims[2], dims[1]);
+        let bias = b.map(Tensor::input).transpose()?;
+        let mut partial = plan.partial(x.device())?;
+        let out = partial.as_mut().map(Tensor::output).transpose()?;
+        let kernel = match plan.tile {
+            Tile::Large => linear_fwd_128::<T>,
+            Tile::Medium => linear_fwd_64::<T>,
+            Tile::Small => linear_fwd_32::<T>,
+        };
+        kernel(cuda, plan.launch(), x.input()?, w.input()?, bias, y.output()?, out, &sizes(dims, false, &plan))?;
+        let Some(partial) = partial else { return Ok(()) };
+        let (launch, d) = split_sum(y.len(), dims[2], &plan, false);
+        linear_split_sum::<T>(cuda, launch, partial.input()?, bias, y.output()?, &d)
+    }
+
+    pub(in crate::ops) fn backward_x<T: KernelType>(
+        cuda: &Cuda,
+        gy: &Tensor,
+        w: &Tensor,
+        gx: &mut Tensor,
+        dims: [usize; 3],
+    ) -> Result<()> {
+        let plan = Plan::new(dims[0], dims[1], dims[2]);
+        let mut partial = plan.partial(gy.device())?;
+        let out = partial.as_mut().map(Tensor::output).transpose()?;
+        let kernel = match plan.tile {
+            Tile::Large => linear_bwd_x_128::<T>,
+            Tile::Medium => linear_bwd_x_64::<T>,
+            Tile::Small => linear_bwd_x_32::<T>,
+        };
+        kernel(cuda, plan.launch(), gy.input()?, w.input()?, gx.output()?, out, &sizes(dims, false, &plan))?;
+        let Some(partial) = partial else { return Ok(()) };
+        let (launch, d) = split_sum(gx.len(), dims[1], &plan, false);
+        linear_split_sum::<T>(cuda, launch, partial.input()?, None, gx.output()?, &d)
+    }
+
+    pub(in crate::ops) fn backward_w<T: KernelType>(
+        cuda: &Cuda,
+        gy: &Tensor,
+        x: &Tensor,
+        gw: &mut Slot<'_>,
+        dims: [usize; 3],
+    ) -> Result<()> {
+        let plan = Plan::new(dims[2], dims[1], dims[0]);
+        let mut partial = plan.partial(gy.device())?;
+        let out = partial.as_mut().map(Tensor::output).transpose()?;
+        let kernel = match plan.tile {
+            Tile::Large => linear_bwd_w_128::<T>,
+            Tile::Medium => linear_bwd_w_64::<T>,
+            Tile::Small => linear_bwd_w_32::<T>,
+        };
+        let d = sizes(dims, gw.accumulate, &plan);
+        kernel(cuda, plan.launch(), gy.input()?, x.input()?, gw.output()?, out, &d)?;
+        let Some(partial) = partial else { return Ok(()) };
+        let (launch, d) = split_sum(dims[1] * dims[2], dims[1], &plan, gw.accumulate);
+        linear_split_sum_w::<T>(cuda, launch, partial.input()?, gw.output()?, &d)
+    }
+
+    /// The launch that adds the partial results of a product up.
+    pub(in crate::ops) fn split_sum(size: usize, columns: usize, plan: &Plan, accumulate: bool) -> (Launch, SplitSumDims) {
+        let d = SplitSumDims {
+            size: size as i32,
+            columns: columns as i32,
+            splits: plan.splits as i32,
+            accumulate: i32::from(accumulate),
+        };
+        (Launch::new(size.div_ceil(256), 256).flops(size * plan.splits), d)
+    }
+
+    /// `gb (+)= sum over the rows of gy`, gy as rows of its last dimension.
+    pub(in crate::ops) fn column_sums<T: KernelType>(cuda: &Cuda, gy: &Tensor, gb: &mut Slot<'_>) -> Result<()> {
+        let columns = gy.shape().last();
+        let rows = gy.len() / columns;
+        let width = columns.next_power_of_two().min(32);
+        let blocks = columns.div_ceil(width);
+        let strips = (rows * width).div_ceil(4096).min((128 / blocks).max(1)).max(1);
+        let strip = rows.div_ceil(strips).max(1);
+        let strips = rows.div_ceil(strip).max(1);
+        let mut d = ColumnSumsDims {
+            rows: rows as i32,
+            columns: columns as i32,
+            width: width as i32,
+            strip: strip as i32,
+            accumulate: i32::from(gb.accumulate),
+        };
+        let launch = Launch::new(0, 256).grid(blocks, strips, 1).flops(gy.len());
+        if strips == 1 {
+            return linear_column_sums::<T>(cuda, launch, gy.input()?, gb.output()?, None, &d);
+        }
+        d.accumulate = 0;
+        let device = Device::Cuda(cuda.clone());
+        let mut partial = Tensor::empty(&device, DType::F32, [strips, columns])?;
+        linear_column_sums::<T>(cuda, launch, gy.input()?, gb.output()?, Some(partial.output()?), &d)?;
+        let d = SplitSumDims {
+            size: columns as i32,
+            columns: columns as i32,
+            splits: strips as i32,
+            accumulate: i32::from(gb.accumulate),
+        };
+        let launch = Launch::new(columns.div_ceil(256), 256).flops(partial.len());
+        linear_split_sum_w::<T>(cuda, launch, partial.input()?, gb.output()?, &d)
     }
 }
 

@@ -5,10 +5,12 @@
 //! the emulated device is who runs the kernels.
 
 mod driver;
+mod gemm;
 mod launch;
 mod pool;
 
 pub use driver::{Address, Driver, Graph, Info};
+pub use gemm::{Plan, Tile, magic};
 pub use launch::{Arg, BLOCK, Entry, In, KernelType, Launch, Out, Source, Thunk};
 pub(crate) use launch::{null, with_kernel_type};
 
@@ -27,9 +29,17 @@ pub struct Cuda {
     inner: Arc<Inner>,
 }
 
+/// What can be chosen about a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Convolution with the patches laid out in memory, instead of found as they are needed.
+    pub explicit_conv: bool,
+}
+
 struct Inner {
     driver: Box<dyn Driver>,
     emulated: bool,
+    options: Options,
     pool: Mutex<Pool>,
     /// Where kernels read the step's state.
     state: Address,
@@ -64,7 +74,7 @@ impl Cuda {
     ///
     /// # Errors
     /// [`Error::Device`] if the device refuses its first work.
-    pub fn new(driver: Box<dyn Driver>, emulated: bool) -> Result<Self> {
+    pub fn new(driver: Box<dyn Driver>, emulated: bool, options: Options) -> Result<Self> {
         let current = StepState::default();
         let mut pool = Pool::default();
         let state = pool.alloc(driver.as_ref(), size_of::<StepState>())?;
@@ -73,6 +83,7 @@ impl Cuda {
         let inner = Inner {
             driver,
             emulated,
+            options,
             pool: Mutex::new(pool),
             state,
             current: Mutex::new(current),
@@ -84,6 +95,11 @@ impl Cuda {
     /// Whether it is the emulated device.
     pub fn is_emulated(&self) -> bool {
         self.inner.emulated
+    }
+
+    /// What was chosen about it.
+    pub fn options(&self) -> Options {
+        self.inner.options
     }
 
     /// What is known about the device.

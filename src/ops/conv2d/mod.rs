@@ -8,6 +8,7 @@
 //! Processing", 2006 (the im2col form).
 
 mod cpu;
+mod cuda;
 mod direct;
 mod im2col;
 
@@ -15,7 +16,8 @@ use super::case::{Case, Draw, Fill};
 use super::window::Window;
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
 use crate::device::Device;
-use crate::dtype::with_real;
+use crate::device::cuda::with_kernel_type;
+use crate::dtype::{DType, with_real};
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -111,7 +113,7 @@ fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, d: &Dims) -> Result<Tenso
             cpu::forward(x.host::<T>()?, w.host::<T>()?, b, y.host_mut::<T>()?, d, cpu);
             Ok(())
         })?,
-        Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+        Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, w, b, &mut y, d))?,
     }
     Ok(y)
 }
@@ -150,7 +152,20 @@ impl Backward for Conv2d {
                 }
                 Ok(())
             }),
-            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => {
+                if let Some(mut slot) = grads.slot(self.ids[2], DType::F32, [self.d.o].into())? {
+                    super::linear::cuda::column_sums::<T>(cuda, &gy, &mut slot)?;
+                }
+                if let Some(mut slot) = grads.slot(self.ids[1], DType::F32, self.w.shape())? {
+                    cuda::backward_w::<T>(cuda, &gy, &self.x, &mut slot, &self.d)?;
+                }
+                if self.ids[0].is_some() {
+                    let mut gx = Tensor::empty(&device, dtype, self.x.shape())?;
+                    cuda::backward_x::<T>(cuda, &gy, &self.w, &mut gx, &self.d)?;
+                    grads.add(self.ids[0], gx)?;
+                }
+                Ok(())
+            }),
         }
     }
 }
