@@ -410,12 +410,15 @@ mod emulator {
     fn job(file: &File, checked: bool, mut hash: DefaultHasher, out: &Path) -> Result<Job, Fault> {
         let kind = if checked { "checked" } else { "plain" };
         let mut text = String::new();
+        // The two builds of a kernel must not meet in the linker: the kernel itself gets another name,
+        // its helpers a namespace without one.
         for Entry { name, .. } in &file.entries {
             let _ = writeln!(text, "#define {name} {name}_{kind}");
         }
-        let _ = writeln!(text, "#include {:?}", file.path);
+        let _ = writeln!(text, "#include \"cuda.h\"\nnamespace {{\n#include {:?}\n}}", file.path);
         for Entry { name, .. } in &file.entries {
-            let _ = writeln!(text, "TILEWORK_THUNK(tilework_{kind}_{name}, {name}_{kind})");
+            let thunk = format!("void tilework_{kind}_{name}(void* const* args) {{ emu::call({name}, args); }}");
+            let _ = writeln!(text, "extern \"C\" EMU_NATIVE {thunk}");
         }
         text.hash(&mut hash);
         fs::read(&file.path).map_err(|e| format!("{}: {e}", file.path.display()))?.hash(&mut hash);
@@ -453,7 +456,7 @@ mod emulator {
         let mut command: Command = compiler.to_command();
         if job.checked {
             // The accesses call our own hooks; the sanitizer's library is not linked.
-            command.arg("-fsanitize=thread");
+            command.args(["-O1", "-fsanitize=thread,alignment"]);
             if compiler.is_like_clang() {
                 command.args(["-mllvm", "-tsan-instrument-func-entry-exit=0"]);
             } else {

@@ -15,14 +15,14 @@ fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
 }
 
 fn forward(case: &Case, inputs: &[Tensor], device: &Device) -> Result<()> {
-    let mut cx = Case::ctx(device);
+    let mut cx = Case::ctx(device)?;
     let vars: Vec<Var> = inputs.iter().map(|t| Var::constant(t.clone())).collect();
     (case.apply)(&vars, &mut cx).map(drop)
 }
 
 /// The time of the backward pass alone.
 fn backward(case: &Case, inputs: &[Tensor], gy: &Tensor, device: &Device) -> Result<Duration> {
-    let mut cx = Case::ctx(device);
+    let mut cx = Case::ctx(device)?;
     let vars: Vec<Var> = inputs.iter().map(|t| cx.leaf(t.clone())).collect();
     let y = (case.apply)(&vars, &mut cx)?;
     let start = Instant::now();
@@ -40,7 +40,7 @@ fn bench(c: &mut Criterion, room: &str, case: &Case) -> Result<()> {
     let device = Device::cpu();
     let inputs = case.tensors(&device, DType::F32, 1)?;
     let vars: Vec<Var> = inputs.iter().map(|t| Var::constant(t.clone())).collect();
-    let y = (case.apply)(&vars, &mut Case::ctx(&device))?.value().clone();
+    let y = (case.apply)(&vars, &mut Case::ctx(&device)?)?.value().clone();
     let bytes = 4 * (y.len() + inputs.iter().map(Tensor::len).sum::<usize>());
     let gy = Tensor::from_slice(&device, y.shape(), &vec![0.5f32; y.len()])?;
     let mut group = c.benchmark_group(room);

@@ -34,12 +34,15 @@ batch_make(const unsigned char* __restrict__ images, const unsigned char* __rest
   SHARED(int, draw, [4]);  // index, mirrored, top, left
   if (threadIdx.x == 0) {
     unsigned position = s->batch_offset + blockIdx.x;
-    uint4 words = philox4x32_10(make_uint4(position, STREAM_AUGMENT, 0, s->epoch), s->seed);
+    StepState epoch = *s;
+    epoch.step = 0;  // an image's changes depend on its place in the epoch alone
+    unsigned words[4];
+    philox(position, STREAM_AUGMENT, &epoch, words);
     unsigned places = 2 * d.pad + 1;
     draw[0] = order[position];
-    draw[1] = words.x >> 8 < d.flip;
-    draw[2] = (int)__umulhi(words.y, places) - d.pad;
-    draw[3] = (int)__umulhi(words.z, places) - d.pad;
+    draw[1] = words[0] >> 8 < d.flip;
+    draw[2] = (int)__umulhi(words[1], places) - d.pad;
+    draw[3] = (int)__umulhi(words[2], places) - d.pad;
     y[blockIdx.x] = labels[draw[0]];
   }
   __syncthreads();

@@ -5,7 +5,9 @@
 #pragma once
 
 #ifdef TILEWORK_EMULATED
-#include "cuda.h"  // also SHARED and DYN_SMEM
+#include "cuda.h"
+#define SHARED(type, name, dims) EMU_SHARED(type, name, dims)
+#define DYN_SMEM(type, name) EMU_DYN_SMEM(type, name)
 #else
 
 // Static shared memory, 16-byte aligned: SHARED(float, tile, [16][132]) declares `float tile[16][132]`.

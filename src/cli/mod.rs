@@ -3,6 +3,8 @@
 //! Results go to standard output, progress and errors to standard error. A reader that goes away
 //! (`tilework recipes | head -1`) is no error.
 
+mod bench;
+mod check;
 mod completions;
 mod data;
 mod doctor;
@@ -15,6 +17,7 @@ mod train;
 
 use crate::data::Source;
 use crate::device::Device;
+use crate::device::cuda::Options;
 use crate::error::{Error, Result};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -50,6 +53,8 @@ enum Command {
     Data(DataCommand),
     /// Show what this machine offers, and what to do about what is missing
     Doctor,
+    Check(CheckArgs),
+    Bench(BenchArgs),
     /// Print the completion script of a shell, e.g. `tilework completions bash`
     Completions {
         /// The shell
@@ -92,6 +97,9 @@ struct TrainArgs {
     /// Take the training images in the files' order, in every epoch
     #[arg(long)]
     no_shuffle: bool,
+    /// On a CUDA device: launch every kernel of every step instead of replaying a recorded step; slower, the same numbers
+    #[arg(long)]
+    no_graph: bool,
     /// Print a line every N steps: the means over these N mini-batches
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
     log_every: Option<u64>,
@@ -136,6 +144,42 @@ struct SummaryArgs {
     set: Set,
 }
 
+/// Compare every op on a device with the CPU
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// The ops [default: all]
+    #[arg(value_name = "OP")]
+    ops: Vec<String>,
+    /// Also the large cases, which benches time; slow on the emulated device
+    #[arg(long)]
+    large: bool,
+    #[command(flatten)]
+    machine: Machine,
+}
+
+/// Time the kernels of a recipe's training step
+///
+/// Each kernel's time, bytes and floating-point operations, and its share of what the device reaches
+/// at most, measured in the same run. The images are drawn: no data set is needed.
+#[derive(Debug, Args)]
+struct BenchArgs {
+    /// Only the kernels of this op, e.g. conv2d [default: all]
+    op: Option<String>,
+    /// A built-in recipe or the path of a recipe file; its data must be 32x32 images in 10 classes
+    #[arg(long, default_value = "b1-bn-cnn")]
+    recipe: String,
+    /// Images per step [default: the recipe's]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
+    batch_size: Option<u32>,
+    /// Steps that are timed; the medians are printed
+    #[arg(long, value_name = "N", default_value = "10", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    steps: usize,
+    #[command(flatten)]
+    machine: Machine,
+    #[command(flatten)]
+    set: Set,
+}
+
 #[derive(Debug, Subcommand)]
 enum DataCommand {
     /// Download a data set; a download that was cut goes on where it stopped
@@ -157,12 +201,18 @@ enum DataCommand {
 
 #[derive(Debug, Args)]
 struct Machine {
-    /// Where to compute; this version has the CPU alone
+    /// Where to compute
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
     /// CPU threads; the results do not depend on it [default: the available cores]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
     threads: Option<usize>,
+    /// On a CUDA device: wait after each kernel and name the one that fails; slow
+    #[arg(long)]
+    sync_launches: bool,
+    /// On a CUDA device: lay the patches of convolutions out in memory (im2col); slower
+    #[arg(long)]
+    explicit_conv: bool,
 }
 
 #[derive(Debug, Args)]
@@ -174,10 +224,14 @@ struct Set {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum DeviceChoice {
-    /// The best device there is: the CPU in this version
+    /// The GPU if there is one, else the CPU
     Auto,
     /// The processor
     Cpu,
+    /// An NVIDIA GPU
+    Cuda,
+    /// The CUDA kernels, run by the processor: slow, for tests and for study
+    Emulated,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -214,6 +268,8 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Data(DataCommand::Fetch { name, to }) => data::fetch(name, to.as_deref(), &mut out)?,
         Command::Data(DataCommand::Info { what }) => data::info(what.as_deref(), &mut out)?,
         Command::Doctor => doctor::run(&mut out)?,
+        Command::Check(args) => args.machine.install(|| check::run(args, &mut out))?,
+        Command::Bench(args) => args.machine.install(|| bench::run(args, &mut out))?,
         Command::Completions { shell } => completions::run(*shell, &mut out)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -244,17 +300,36 @@ impl Machine {
     }
 
     /// The device, and its name with the reason for the choice.
-    fn device(&self) -> (Device, String) {
-        let device = Device::cpu();
-        let why = match self.device {
-            DeviceChoice::Auto => " (auto: this version has no CUDA device)",
-            DeviceChoice::Cpu => "",
-        };
+    fn device(&self) -> Result<(Device, String)> {
+        let options = Options { explicit_conv: self.explicit_conv, sync_launches: self.sync_launches };
         let threads = self.threads();
         let plural = if threads == 1 { "" } else { "s" };
-        let name = format!("{}{why}, {threads} thread{plural}", device.name());
-        (device, name)
+        let cpu = |why: &str| (Device::cpu(), format!("cpu{why}, {threads} thread{plural}"));
+        Ok(match self.device {
+            DeviceChoice::Cpu => cpu(""),
+            DeviceChoice::Emulated => {
+                (Device::emulated(options)?, format!("emulated CUDA device, {threads} thread{plural}"))
+            }
+            DeviceChoice::Cuda => named(Device::cuda(options)?),
+            DeviceChoice::Auto => match Device::cuda(options) {
+                Ok(device) => named(device),
+                Err(Error::Device { problem, .. }) => cpu(&format!(" (auto: {problem})")),
+                Err(e) => return Err(e),
+            },
+        })
     }
+}
+
+/// A GPU and its name.
+fn named(device: Device) -> (Device, String) {
+    let name = match &device {
+        Device::Cuda(cuda) => {
+            let info = cuda.info();
+            format!("cuda, {} (sm_{}, {:.0} GiB)", info.name, info.arch, info.memory as f64 / f64::from(1 << 30))
+        }
+        Device::Cpu(_) => device.name().to_string(),
+    };
+    (device, name)
 }
 
 /// A data set in memory and where it was.
@@ -332,7 +407,7 @@ mod tests {
             &["--batch-size", "0"],
             &["--set", "epochs"],
             &["--set", "=1"],
-            &["--device", "cuda"],
+            &["--device", "gpu"],
             &["--seed", "9223372036854775808"],
             &["quickstart", "--resume", "runs/x-001"],
             &["--resume", "runs/x-001", "--lr", "1"],
@@ -345,7 +420,7 @@ mod tests {
             parse(&["--resume", "runs/x-001", "--epochs", "3", "--max-steps", "9", "--threads", "1", "--data", "d"])
                 .is_ok()
         );
-        let e = parse(&["--device", "cuda"]).unwrap_err();
+        let e = parse(&["--device", "gpu"]).unwrap_err();
         assert!(e.contains("auto") && e.contains("cpu"), "{e}");
     }
 }

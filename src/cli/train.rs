@@ -50,8 +50,11 @@ fn fresh(args: &TrainArgs) -> Result<Session> {
     let recipe = Recipe::load(&args.recipe, &overrides(args))?;
     let data = Data::open(recipe.data.source, args.data.as_deref())?;
     let describe = data.describe(recipe.data.source);
-    let (device, device_name) = args.machine.device();
+    let (device, device_name) = args.machine.device()?;
     let mut trainer = Trainer::new(recipe.clone(), data.splits, &device)?;
+    if args.no_graph {
+        trainer.without_graph();
+    }
     if let Some(path) = &args.init {
         trainer.init_from(path)?;
     }
@@ -90,8 +93,11 @@ fn resume(args: &TrainArgs, path: &Path) -> Result<Session> {
     let source = config.recipe.data.source;
     let data = Data::reopen(source, args.data.as_deref(), config.run.data.as_deref())?;
     let describe = data.describe(source);
-    let (device, device_name) = args.machine.device();
+    let (device, device_name) = args.machine.device()?;
     let mut trainer = Trainer::new(config.recipe.clone(), data.splits, &device)?;
+    if args.no_graph {
+        trainer.without_graph();
+    }
     config.run.data = data.path;
     let mut _lock = lock(&run)?;
     let last = run.path().join("last");

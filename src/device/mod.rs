@@ -32,6 +32,41 @@ impl Device {
         Device::Cpu(cpu::Cpu::default())
     }
 
+    /// The emulated CUDA device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if this program was built without it.
+    pub fn emulated(options: cuda::Options) -> Result<Self> {
+        #[cfg(tilework_emulator)]
+        return Device::emulated_with(options, emulator::Options::default());
+        #[cfg(not(tilework_emulator))]
+        {
+            let _ = options;
+            Err(Error::Device {
+                device: "emulated".into(),
+                problem: "this program was built without the emulated device".into(),
+                remedy: "install a C++ compiler and build with `cargo build --release --features emulator`".into(),
+            })
+        }
+    }
+
+    /// The emulated CUDA device, run in a certain way.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    #[cfg(tilework_emulator)]
+    pub fn emulated_with(options: cuda::Options, how: emulator::Options) -> Result<Self> {
+        Ok(Device::Cuda(Cuda::new(Box::new(emulator::Emulated::new(how)), true, options)?))
+    }
+
+    /// The first GPU.
+    ///
+    /// # Errors
+    /// [`Error::Device`] saying what is missing and what to do about it.
+    pub fn cuda(options: cuda::Options) -> Result<Self> {
+        Ok(Device::Cuda(Cuda::gpu(options)?))
+    }
+
     /// The name that `--device` takes.
     pub fn name(&self) -> &'static str {
         match self {

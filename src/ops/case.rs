@@ -108,8 +108,13 @@ impl Case {
     }
 
     /// The context that a case runs in: training, at a step that is not the first.
-    pub fn ctx<'p>(device: &Device) -> Ctx<'p> {
-        Ctx::train(device).at(StepState { seed: 1, epoch: 1, step: 7, ..StepState::default() })
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device fails.
+    pub fn ctx<'p>(device: &Device) -> Result<Ctx<'p>> {
+        let step = StepState { seed: 1, epoch: 1, step: 7, ..StepState::default() };
+        device.set_step(&step)?;
+        Ok(Ctx::train(device).at(step))
     }
 }
 

@@ -5,7 +5,8 @@
 //! the CPU side, which sees slices alone; the cases that tests and benches share; tests.
 //!
 //! [`ROOMS`] lists them. The gradient check, the thread check and the benches go through that list,
-//! and `tests/rooms.rs` fails when a room lacks a part. [`case`] and [`window`] are what rooms share.
+//! and `tests/rooms.rs` fails when a room lacks a part. [`case`] and [`window`] are what rooms share,
+//! [`parity`] compares them on two devices.
 //! The README adds an op as an example. To read one, begin with [`relu`].
 
 pub mod adaptive_pool2d;
@@ -20,6 +21,7 @@ pub mod linear;
 pub mod log_softmax;
 pub mod max_pool2d;
 pub mod nll;
+pub mod parity;
 pub mod relu;
 pub mod window;
 

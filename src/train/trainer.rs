@@ -132,7 +132,7 @@ impl Trainer {
             position: Position::default(),
             metrics: Metrics::new(device)?,
             pending: Vec::new(),
-            replay: Replay { enabled: matches!(device, Device::Cuda(_)), ..Replay::default() },
+            replay: Replay { enabled: can_replay(device), ..Replay::default() },
             model,
             recipe,
         })
@@ -347,7 +347,9 @@ impl Trainer {
     fn patience(&self) -> usize {
         match self.device {
             Device::Cpu(_) => 1,
-            Device::Cuda(_) => RING,
+            Device::Cuda(_) if can_replay(&self.device) => RING,
+            // Where each launch is waited for, so is each step's loss.
+            Device::Cuda(_) => 1,
         }
     }
 
@@ -497,6 +499,11 @@ impl Trainer {
             remedy: "lower the learning rate (--lr), or check the data's normalisation".into(),
         }
     }
+}
+
+/// Whether steps can be recorded: on a CUDA device, unless each launch is to be waited for.
+fn can_replay(device: &Device) -> bool {
+    matches!(device, Device::Cuda(cuda) if !cuda.options().sync_launches)
 }
 
 /// Batch normalisation has no variance to work with if the last batch of an epoch is one image of

@@ -19,8 +19,6 @@ pub struct Info {
     pub multiprocessors: u32,
     /// Bytes of memory.
     pub memory: usize,
-    /// The driver's CUDA version, as `13.0`; empty for the emulated device.
-    pub driver: String,
 }
 
 /// A device's driver: memory, one stream of work, capture. All work goes to one stream, in order.
@@ -125,5 +123,5 @@ pub trait Graph: Send {
     fn replay(&self) -> Result<()>;
 
     /// How many kernels, copies and zeroes it holds.
-    fn nodes(&self) -> usize;
+    fn launches(&self) -> usize;
 }

@@ -3,7 +3,7 @@
 //! `build.rs` reads `kernels/*.cu` and writes one function for each entry into [`crate::kernels`]. A
 //! `const T*` becomes an [`In`], a `T*` an [`Out`], so that an input cannot be passed for an output.
 
-use super::driver::Address;
+pub use super::driver::Address;
 use crate::dtype::Element;
 use std::marker::PhantomData;
 

@@ -4,11 +4,20 @@
 //! read. Everything above it is the same for both drivers; the only difference between a GPU and
 //! the emulated device is who runs the kernels.
 
+mod cache;
+mod ceiling;
+mod context;
 mod driver;
 mod gemm;
+mod gpu;
 mod launch;
+pub mod libraries;
+pub mod nvrtc;
+mod places;
 mod pool;
+pub mod resources;
 
+pub use ceiling::Ceiling;
 pub use driver::{Address, Driver, Graph, Info};
 pub use gemm::{Plan, Tile, magic};
 pub use launch::{Arg, BLOCK, Entry, In, KernelType, Launch, Out, Source, Thunk};
@@ -34,6 +43,8 @@ pub struct Cuda {
 pub struct Options {
     /// Convolution with the patches laid out in memory, instead of found as they are needed.
     pub explicit_conv: bool,
+    /// Wait after each launch, so that the kernel that fails is known.
+    pub sync_launches: bool,
 }
 
 struct Inner {
@@ -90,6 +101,15 @@ impl Cuda {
             profile: Mutex::new(None),
         };
         Ok(Cuda { inner: Arc::new(inner) })
+    }
+
+    /// The first GPU.
+    ///
+    /// # Errors
+    /// [`Error::Device`] saying what is missing and what to do about it.
+    pub fn gpu(options: Options) -> Result<Self> {
+        let gpu = gpu::Gpu::new(gpu::Options::default(), crate::kernels::ENTRIES.len(), crate::kernels::HEADERS)?;
+        Cuda::new(Box::new(gpu), false, options)
     }
 
     /// Whether it is the emulated device.
@@ -180,7 +200,8 @@ impl Cuda {
         let mut profile = lock(&self.inner.profile);
         let Some(timings) = profile.as_mut() else {
             drop(profile);
-            return run();
+            run()?;
+            return if self.inner.options.sync_launches { self.sync_after(entry) } else { Ok(()) };
         };
         let time = self.driver().time(&mut run)?;
         let bytes = |arg: &Arg<'_>| if let Arg::Memory { bytes, .. } = arg { *bytes } else { 0 };
@@ -192,6 +213,17 @@ impl Cuda {
             geometry: (launch.grid, launch.block),
         });
         Ok(())
+    }
+
+    /// Waits for a kernel; an error names it.
+    fn sync_after(&self, entry: &Entry) -> Result<()> {
+        self.driver().sync().map_err(|e| match e {
+            Error::Device { device, problem, remedy } => {
+                let problem = format!("kernel {} (kernels/{}.cu): {problem}", entry.name, entry.source.stem);
+                Error::Device { device, problem, remedy }
+            }
+            other => other,
+        })
     }
 
     /// Runs `work` and times each of its launches.
@@ -306,8 +338,8 @@ impl Captured {
     }
 
     /// How many kernels, copies and zeroes it holds.
-    pub fn nodes(&self) -> usize {
-        self.graph.as_ref().map_or(0, |g| g.nodes())
+    pub fn launches(&self) -> usize {
+        self.graph.as_ref().map_or(0, |g| g.launches())
     }
 }
 

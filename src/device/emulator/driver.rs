@@ -1,0 +1,299 @@
+//! The emulated device as a [`Driver`]: memory is the host's, work runs when it is handed over.
+
+use super::{Event, Follow, Order, Region, run, run_checked, run_traced};
+use crate::device::cpu::free_memory;
+use crate::device::cuda::{Address, Arg, Driver, Entry, Graph, Info, Launch};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use std::alloc::Layout;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How kernels are run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The order of the threads.
+    pub order: Order,
+    /// Whether every access is checked; a finding is an error. Some thirty times slower.
+    pub checked: bool,
+    /// What to trace, if anything; it implies `checked`.
+    pub trace: Option<TraceOptions>,
+    /// Bytes of memory; [`None`] for all of the host's.
+    pub memory: Option<usize>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { order: Order::Forward, checked: false, trace: None, memory: None }
+    }
+}
+
+/// What to trace.
+#[derive(Clone, Debug)]
+pub struct TraceOptions {
+    /// The kernel's name; its first launch is traced.
+    pub kernel: String,
+    /// A block and some of its threads.
+    pub follow: Follow,
+    /// Where the events go.
+    pub events: Arc<Mutex<Vec<Event>>>,
+}
+
+/// The emulated device.
+pub(crate) struct Emulated {
+    info: Info,
+    options: Options,
+    in_use: Mutex<usize>,
+    recording: Mutex<Option<Vec<Node>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Alignment of memory, as CUDA's.
+const ALIGN: usize = 256;
+
+/// What was recorded.
+enum Node {
+    Launch { entry: &'static Entry, launch: Launch, args: Vec<Owned> },
+    Copy { to: Address, from: Address, bytes: usize },
+    Zero { at: Address, bytes: usize },
+}
+
+/// An argument that outlives its caller.
+#[derive(Clone)]
+enum Owned {
+    Memory { name: &'static str, address: Address, bytes: usize, writable: bool },
+    /// In units that are aligned for any of a kernel's structs.
+    Value(Vec<u64>),
+}
+
+impl Owned {
+    fn of(arg: &Arg<'_>) -> Self {
+        match *arg {
+            Arg::Memory { name, address, bytes, writable } => Owned::Memory { name, address, bytes, writable },
+            Arg::Value(bytes) => {
+                let mut value = vec![0u64; bytes.len().div_ceil(8)];
+                bytemuck::cast_slice_mut::<u64, u8>(&mut value)[..bytes.len()].copy_from_slice(bytes);
+                Owned::Value(value)
+            }
+        }
+    }
+}
+
+impl Emulated {
+    /// A device of its own.
+    pub(crate) fn new(options: Options) -> Self {
+        let info = Info {
+            name: "emulated CUDA device".into(),
+            arch: 0,
+            multiprocessors: rayon::current_num_threads() as u32,
+            memory: options.memory.or_else(free_memory).unwrap_or(0),
+        };
+        Emulated { info, options, in_use: Mutex::new(0), recording: Mutex::new(None) }
+    }
+
+    /// Records a node if a capture is under way.
+    fn record(&self, node: impl FnOnce() -> Node) -> bool {
+        match lock(&self.recording).as_mut() {
+            Some(nodes) => {
+                nodes.push(node());
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+fn layout(bytes: usize) -> Option<Layout> {
+    Layout::from_size_align(bytes.max(1), ALIGN).ok()
+}
+
+fn failed(problem: String) -> Error {
+    let remedy = "this is a bug in a kernel; please report it with the command that led to it".into();
+    Error::Device { device: "emulated".into(), problem, remedy }
+}
+
+/// Runs a kernel with arguments whose memory is there.
+///
+/// # Safety
+/// As for [`Driver::launch`].
+unsafe fn execute(options: &Options, entry: &'static Entry, launch: &Launch, args: &[Owned]) -> Result<()> {
+    let mut args = args.to_vec();
+    let regions: Vec<Region> = args
+        .iter()
+        .filter_map(|arg| match *arg {
+            Owned::Memory { name, address, bytes, writable } => {
+                Some(Region { name, start: address as usize, bytes, writable })
+            }
+            Owned::Value(_) => None,
+        })
+        .collect();
+    let pointers: Vec<*mut c_void> = args
+        .iter_mut()
+        .map(|arg| match arg {
+            Owned::Memory { address, .. } => std::ptr::from_mut(address).cast(),
+            Owned::Value(value) => value.as_mut_ptr().cast(),
+        })
+        .collect();
+    let launch = super::Launch {
+        kernel: entry.name,
+        plain: entry.plain,
+        checked: entry.checked,
+        grid: launch.grid,
+        block: launch.block,
+        shared: launch.shared,
+        args: &pointers,
+    };
+    let order = options.order;
+    let traced = options.trace.as_ref().filter(|t| t.kernel == entry.name && lock(&t.events).is_empty());
+    let report = if let Some(trace) = traced {
+        // SAFETY: the caller's promise.
+        let (events, report) = unsafe { run_traced(&launch, order, &regions, &trace.follow) };
+        *lock(&trace.events) = events;
+        report
+    } else if options.checked || options.trace.is_some() {
+        // SAFETY: the caller's promise.
+        unsafe { run_checked(&launch, order, &regions) }
+    } else {
+        // SAFETY: the caller's promise.
+        return unsafe { run(&launch, order) }.map_err(|fault| failed(fault.to_string()));
+    };
+    let report = report.map_err(|fault| failed(fault.to_string()))?;
+    if report.findings.is_empty() {
+        return Ok(());
+    }
+    let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+    Err(failed(findings.join("\n")))
+}
+
+impl Driver for Emulated {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Option<Address>> {
+        let mut in_use = lock(&self.in_use);
+        let Some(layout) = layout(bytes).filter(|_| self.options.memory.is_none_or(|m| *in_use + bytes <= m)) else {
+            return Ok(None);
+        };
+        // SAFETY: the layout's size is at least 1.
+        let memory = unsafe { std::alloc::alloc_zeroed(layout) };
+        *in_use += bytes;
+        Ok((!memory.is_null()).then_some(memory as Address))
+    }
+
+    unsafe fn free(&self, address: Address, bytes: usize) {
+        if let Some(layout) = layout(bytes) {
+            *lock(&self.in_use) -= bytes;
+            // SAFETY: `alloc` gave this address with this layout, as the caller promises.
+            unsafe { std::alloc::dealloc(address as *mut u8, layout) };
+        }
+    }
+
+    unsafe fn write(&self, to: Address, bytes: &[u8]) -> Result<()> {
+        if lock(&self.recording).is_some() {
+            return Err(Error::Internal("the host wrote to the device while a step was being recorded".into()));
+        }
+        // SAFETY: the caller's promise; the host's slice and device memory are apart.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
+        Ok(())
+    }
+
+    unsafe fn read(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
+        if lock(&self.recording).is_some() {
+            return Err(Error::Internal("the host read the device while a step was being recorded".into()));
+        }
+        // SAFETY: the caller's promise; the host's slice and device memory are apart.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+        if !self.record(|| Node::Copy { to, from, bytes }) {
+            // SAFETY: the caller's promise.
+            unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
+        }
+        Ok(())
+    }
+
+    unsafe fn zero(&self, at: Address, bytes: usize) -> Result<()> {
+        if !self.record(|| Node::Zero { at, bytes }) {
+            // SAFETY: the caller's promise.
+            unsafe { std::ptr::write_bytes(at as *mut u8, 0, bytes) };
+        }
+        Ok(())
+    }
+
+    unsafe fn launch(&self, entry: &'static Entry, dtype: DType, launch: &Launch, args: &[Arg<'_>]) -> Result<()> {
+        if dtype != DType::F32 {
+            return Err(Error::Internal(format!("the emulated device has no kernels for {dtype}")));
+        }
+        let args: Vec<Owned> = args.iter().map(Owned::of).collect();
+        if lock(&self.recording).is_some() {
+            self.record(|| Node::Launch { entry, launch: *launch, args });
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { execute(&self.options, entry, launch, &args) }
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        *lock(&self.recording) = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<Box<dyn Graph>> {
+        let nodes = lock(&self.recording).take().unwrap_or_default();
+        Ok(Box::new(Recorded { nodes, options: self.options.clone() }))
+    }
+
+    fn memory(&self) -> Result<(usize, usize)> {
+        let free = match self.options.memory {
+            Some(memory) => memory - *lock(&self.in_use),
+            None => free_memory().unwrap_or(0),
+        };
+        Ok((free, self.info.memory))
+    }
+
+    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
+        let start = Instant::now();
+        work()?;
+        Ok(start.elapsed())
+    }
+}
+
+/// Recorded work.
+struct Recorded {
+    nodes: Vec<Node>,
+    options: Options,
+}
+
+impl Graph for Recorded {
+    fn replay(&self) -> Result<()> {
+        for node in &self.nodes {
+            match node {
+                // SAFETY: the arguments were good when they were recorded, and `Captured` keeps
+                // their memory from being given to anyone else.
+                Node::Launch { entry, launch, args } => unsafe { execute(&self.options, entry, launch, args)? },
+                // SAFETY: as above.
+                Node::Copy { to, from, bytes } => unsafe {
+                    std::ptr::copy_nonoverlapping(*from as *const u8, *to as *mut u8, *bytes);
+                },
+                // SAFETY: as above.
+                Node::Zero { at, bytes } => unsafe { std::ptr::write_bytes(*at as *mut u8, 0, *bytes) },
+            }
+        }
+        Ok(())
+    }
+
+    fn launches(&self) -> usize {
+        self.nodes.len()
+    }
+}

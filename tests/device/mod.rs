@@ -1,0 +1,63 @@
+//! The devices that kernels are tested on.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use tilework::Device;
+use tilework::device::cuda::Options;
+#[cfg(tilework_emulator)]
+use tilework::device::emulator::{self, Order};
+
+/// Devices under test, by name.
+pub(crate) struct Under {
+    pub(crate) devices: Vec<(&'static str, Device)>,
+}
+
+/// Whether `TILEWORK_REQUIRE` says that something must not be skipped.
+pub(crate) fn required(what: &str) -> bool {
+    std::env::var("TILEWORK_REQUIRE").is_ok_and(|v| v.split(',').any(|w| w == what))
+}
+
+/// Says that a test cannot run here.
+pub(crate) fn skip(what: &str, why: &str) {
+    assert!(!required(what), "TILEWORK_REQUIRE has {what}, and {why}");
+    println!("skipped: {why}");
+}
+
+impl Under {
+    /// The devices of this run; `None`, and a line that says why, if there is none.
+    pub(crate) fn new() -> Option<Self> {
+        Under::with(Options::default())
+    }
+
+    /// The same with options.
+    pub(crate) fn with(options: Options) -> Option<Self> {
+        if std::env::var("TILEWORK_DEVICE").is_ok_and(|d| d == "cuda") {
+            let device = Device::cuda(options).expect("TILEWORK_DEVICE=cuda needs a GPU");
+            return Some(Under { devices: vec![("cuda", device)] });
+        }
+        #[cfg(tilework_emulator)]
+        {
+            let device = |order, checked| {
+                Device::emulated_with(options, emulator::Options { order, checked, ..Default::default() }).unwrap()
+            };
+            Some(Under {
+                devices: vec![
+                    ("threads forward", device(Order::Forward, false)),
+                    ("threads in reverse", device(Order::Reverse, false)),
+                    ("threads shuffled", device(Order::Random(7), false)),
+                    ("checked", device(Order::Random(8), true)),
+                ],
+            })
+        }
+        #[cfg(not(tilework_emulator))]
+        {
+            skip("emulator", "this build has no emulated device: there was no C++ compiler");
+            None
+        }
+    }
+
+    /// The first of them.
+    pub(crate) fn first(&self) -> &Device {
+        &self.devices[0].1
+    }
+}

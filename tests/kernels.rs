@@ -1,0 +1,68 @@
+//! Rungs 3 and 5 of the ladder of truth: every kernel, in every case of its op, against the CPU.
+//!
+//! On the emulated device each case runs with its threads in three orders, whose bits must be equal,
+//! and once under the checker. With `TILEWORK_DEVICE=cuda` the same cases run on the GPU.
+
+mod device;
+
+use device::Under;
+use tilework::Device;
+use tilework::ops::{Draw, ROOMS, Room, parity};
+
+/// Cases drawn at random for each op, beside the chosen ones.
+const RANDOM_CASES: u64 = 6;
+
+fn bits(values: &[(String, Vec<f32>)]) -> Vec<u32> {
+    values.iter().flat_map(|(_, v)| v.iter().map(|x| x.to_bits())).collect()
+}
+
+fn check(room: &Room, under: &Under) {
+    let cpu = Device::cpu();
+    let chosen = (room.cases)().into_iter().filter(|c| !c.bench);
+    let random = (0..RANDOM_CASES).map(|seed| (room.random_case)(&mut Draw::new(100 + seed)));
+    for (seed, case) in chosen.chain(random).enumerate() {
+        let want = parity::run(&case, &cpu, seed as u64).unwrap();
+        let mut first: Option<Vec<u32>> = None;
+        for (name, device) in &under.devices {
+            let got = parity::run(&case, device, seed as u64)
+                .unwrap_or_else(|e| panic!("{} {} ({name}): {e}", room.name, case.name));
+            let d = parity::compare(&got, &want);
+            assert!(
+                d.error <= parity::tolerance(room.name),
+                "{} {} ({name}): {}[{}] is {}, the CPU has {}: a difference of {:.1e}",
+                room.name,
+                case.name,
+                d.what,
+                d.at,
+                d.got,
+                d.want,
+                d.error
+            );
+            let bits = bits(&got);
+            let same = first.get_or_insert_with(|| bits.clone());
+            assert!(*same == bits, "{} {}: other bits with {name}", room.name, case.name);
+        }
+    }
+}
+
+/// One test a room, so that they run side by side and a failure names it.
+macro_rules! rooms {
+    ($($name:ident),*) => {
+        $(#[test]
+        fn $name() {
+            let Some(under) = Under::new() else { return };
+            check(ROOMS.iter().find(|r| r.name == stringify!($name)).unwrap(), &under);
+        })*
+
+        #[test]
+        fn every_room_has_its_test() {
+            let names = [$(stringify!($name)),*];
+            for room in ROOMS {
+                assert!(names.contains(&room.name), "tests/kernels.rs lacks {}", room.name);
+            }
+        }
+    };
+}
+rooms!(
+    adaptive_pool2d, add, batch_norm2d, conv2d, cross_entropy, dropout, flatten, linear, log_softmax, max_pool2d, nll, relu
+);
