@@ -201,9 +201,7 @@ conv2d_im2col(const T* __restrict__ x, T* __restrict__ cols, Conv2dDims d) {
     const int patch = patch_size(d);
     const int pixel = i / (unsigned)patch;
     if (pixel >= pixels_out(d)) return;
-    const Tap tap = tap_of_patch(i - pixel * patch, d);
-    const T* p = under(x, corner_of(pixel, d), tap.r, tap.s, d);
-    cols[i] = p ? p[tap.channel] : from_float<T>(0.0f);
+    cols[i] = from_float<T>(one_of(x, index_in_x(corner_of(pixel, d), i - pixel * patch, d)));
 }
 
 // gx = col2im(gcols): every input element adds up the places in gcols [n·ho·wo][kh·kw·c] that im2col copied it to.

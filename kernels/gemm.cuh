@@ -51,7 +51,7 @@ typedef Tile<32, 16, 4, 4> Tile32;   //  64 threads, 9 KiB
 
 __device__ __forceinline__ float4 zero4() { return make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
 
-// A matrix [lines][k_size]: K is contiguous.
+// A matrix [lines][k_size]: K is contiguous. (Operands have fewer than 2^31 elements: an int is an index.)
 template <class E> struct AlongK {
     static constexpr bool along_k = true;
     const E* p;  // this thread's line
@@ -60,7 +60,7 @@ template <class E> struct AlongK {
     __device__ AlongK(const E* data, int lines, int k_size)
         : p(data), lines(lines), k_size(k_size), wide(rows_of_4(data, k_size)) {}
     __device__ __forceinline__ void start(int line) {
-        if (line < lines) p += (size_t)line * k_size;
+        if (line < lines) p += line * k_size;
         else k_size = 0;
     }
     __device__ __forceinline__ float one(int k) const { return k < k_size ? to_float(p[k]) : 0.0f; }
@@ -73,19 +73,20 @@ template <class E> struct AlongK {
 // A matrix [k_size][lines]: the lines are contiguous.
 template <class E> struct AcrossK {
     static constexpr bool along_k = false;
-    const E* p;  // column `line` of the matrix
+    const E* p;
     int lines, k_size;
-    int left;  // lines from this thread's to the end
     bool wide;
+    int line;  // the first of this thread's four
     __device__ AcrossK(const E* data, int lines, int k_size)
-        : p(data), lines(lines), k_size(k_size), left(0), wide(rows_of_4(data, lines)) {}
-    __device__ __forceinline__ void start(int line) { p += line, left = lines - line; }
+        : p(data), lines(lines), k_size(k_size), wide(rows_of_4(data, lines)), line(0) {}
+    __device__ __forceinline__ void start(int first) { line = first; }
+    __device__ __forceinline__ float one(int k, int i) const {
+        return line + i < lines ? to_float(p[k * lines + line + i]) : 0.0f;
+    }
     __device__ __forceinline__ float4 at(int k) const {
-        if (k >= k_size || left <= 0) return zero4();
-        const E* q = p + (size_t)k * lines;
-        if (wide) return load4(q);
-        return make_float4(to_float(q[0]), left > 1 ? to_float(q[1]) : 0.0f, left > 2 ? to_float(q[2]) : 0.0f,
-                           left > 3 ? to_float(q[3]) : 0.0f);
+        if (k >= k_size) return zero4();
+        if (wide) return line < lines ? load4(p + k * lines + line) : zero4();
+        return make_float4(one(k, 0), one(k, 1), one(k, 2), one(k, 3));
     }
 };
 
