@@ -26,14 +26,14 @@
 //     splits = min(264/blocks, steps/4, 2^24/(M·N)), at least 1;  split_steps = ceil(steps/splits);
 //     splits = ceil(steps/split_steps)
 //     cost   = blocks·S·S·steps·BK / speed(S) / min(1, blocks·splits/264),  speed = 16, 12, 7
-// and the cheapest is taken, the larger one where they are equal. 264 blocks are two for each of the 132
-// multiprocessors of the largest GPU in mind; a split has four steps or more; partial results take 64 MiB at most.
+// and the cheapest is taken, the larger tile where they are equal. 264 blocks are two for each of 132 multiprocessors;
+// a split has four steps or more; partial results take 64 MiB at most. The speeds are estimates, not measurements.
 #pragma once
 #include "common.cuh"
 
 // Sizes of a block's work. The 32 lanes of a warp form 4 rows x 8 columns; a lane has groups of 4x4 outputs,
-// 16 rows and 32 columns apart. So when a warp reads its part of A (16 bytes per lane) it reads 4 different
-// addresses, and 8 for B, all in different banks: one pass through shared memory each.
+// 16 rows and 32 columns apart. So when a warp reads its part of A from shared memory, 16 bytes per lane, there are
+// 4 different addresses, next to each other and each read by 8 lanes; for B there are 8. No two meet in a bank.
 template <int SIZE_, int BK_, int TM_, int TN_> struct Tile {
     static constexpr int SIZE = SIZE_, BM = SIZE_, BN = SIZE_, BK = BK_, TM = TM_, TN = TN_;
     static constexpr int THREADS = BM * BN / (TM * TN);
