@@ -13,7 +13,7 @@
 // Launch: grid [ceil((n·ho·wo)/128)·ceil(o/128), 1, splits], block 256, 16.5 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order, then the bias.
 // Limits: any geometry; `partial` [splits][n·ho·wo][o] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 128
+// Registers: at most 128.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256, 2)
 conv2d_fwd_128(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
@@ -30,7 +30,7 @@ conv2d_fwd_128(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL co
 // Launch: grid [ceil((n·ho·wo)/64)·ceil(o/64), 1, splits], block 128, 17 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order, then the bias.
 // Limits: any geometry; `partial` [splits][n·ho·wo][o] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 112
+// Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(128)
 conv2d_fwd_64(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
@@ -47,7 +47,7 @@ conv2d_fwd_64(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL con
 // Launch: grid [ceil((n·ho·wo)/32)·ceil(o/32), 1, splits], block 64, 9 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order, then the bias.
 // Limits: any geometry; `partial` [splits][n·ho·wo][o] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 112
+// Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(64)
 conv2d_fwd_32(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
@@ -64,7 +64,7 @@ conv2d_fwd_32(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL con
 // Launch: grid [ceil((n·h·w)/128)·ceil(c/128), 1, splits], block 256, 16.5 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
 // Limits: any geometry; `partial` [splits][n·h·w][c] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 128
+// Registers: at most 128.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256, 2)
 conv2d_bwd_x_128(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
@@ -81,7 +81,7 @@ conv2d_bwd_x_128(const T* __restrict__ gy, const float* __restrict__ w, T* __res
 // Launch: grid [ceil((n·h·w)/64)·ceil(c/64), 1, splits], block 128, 17 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
 // Limits: any geometry; `partial` [splits][n·h·w][c] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 112
+// Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(128)
 conv2d_bwd_x_64(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
@@ -98,7 +98,7 @@ conv2d_bwd_x_64(const T* __restrict__ gy, const float* __restrict__ w, T* __rest
 // Launch: grid [ceil((n·h·w)/32)·ceil(c/32), 1, splits], block 64, 9 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
 // Limits: any geometry; `partial` [splits][n·h·w][c] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 112
+// Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(64)
 conv2d_bwd_x_32(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
@@ -115,7 +115,7 @@ conv2d_bwd_x_32(const T* __restrict__ gy, const float* __restrict__ w, T* __rest
 // Launch: grid [ceil(o/128)·ceil((kh·kw·c)/128), 1, splits], block 256, 16.5 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
 // Limits: any geometry; `partial` [splits][o][kh·kw·c] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 128
+// Registers: at most 128.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256, 2)
 conv2d_bwd_w_128(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
@@ -132,7 +132,7 @@ conv2d_bwd_w_128(const T* __restrict__ gy, const T* __restrict__ x, float* __res
 // Launch: grid [ceil(o/64)·ceil((kh·kw·c)/64), 1, splits], block 128, 17 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
 // Limits: any geometry; `partial` [splits][o][kh·kw·c] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 112
+// Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(128)
 conv2d_bwd_w_64(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
@@ -149,7 +149,7 @@ conv2d_bwd_w_64(const T* __restrict__ gy, const T* __restrict__ x, float* __rest
 // Launch: grid [ceil(o/32)·ceil((kh·kw·c)/32), 1, splits], block 64, 9 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
 // Limits: any geometry; `partial` [splits][o][kh·kw·c] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 112
+// Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(64)
 conv2d_bwd_w_32(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
@@ -166,7 +166,7 @@ conv2d_bwd_w_32(const T* __restrict__ gy, const T* __restrict__ x, float* __rest
 // Launch: grid [ceil(size/256), 1, 1], block 256, no shared memory.
 // Numerics: f32, the splits in order, then the bias.
 // Limits: any sizes from 1; `b` has `columns` elements.
-// Registers: at most 40
+// Registers: at most 40.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
 conv2d_split_sum(const float* __restrict__ partial, OPTIONAL const float* __restrict__ b, T* __restrict__ y,
@@ -180,7 +180,7 @@ conv2d_split_sum(const float* __restrict__ partial, OPTIONAL const float* __rest
 // Launch: grid [ceil(size/256), 1, 1], block 256, no shared memory.
 // Numerics: f32, the splits in order.
 // Limits: any sizes from 1.
-// Registers: at most 40
+// Registers: at most 40.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
 conv2d_split_sum_w(const float* __restrict__ partial, float* __restrict__ gw, SplitSumDims d) {
@@ -193,7 +193,7 @@ conv2d_split_sum_w(const float* __restrict__ partial, float* __restrict__ gw, Sp
 // Launch: grid [ceil(n·ho·wo·kh·kw·c/256), 1, 1], block 256, no shared memory.
 // Numerics: exact.
 // Limits: any geometry; cols of fewer than 2^31 elements.
-// Registers: at most 32
+// Registers: at most 32.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
 conv2d_im2col(const T* __restrict__ x, T* __restrict__ cols, Conv2dDims d) {
@@ -201,9 +201,7 @@ conv2d_im2col(const T* __restrict__ x, T* __restrict__ cols, Conv2dDims d) {
     const int patch = patch_size(d);
     const int pixel = i / (unsigned)patch;
     if (pixel >= pixels_out(d)) return;
-    const Tap tap = tap_of_patch(i - pixel * patch, d);
-    const T* p = under(x, corner_of(pixel, d), tap.r, tap.s, d);
-    cols[i] = p ? p[tap.channel] : from_float<T>(0.0f);
+    cols[i] = from_float<T>(one_of(x, index_in_x(corner_of(pixel, d), i - pixel * patch, d)));
 }
 
 // gx = col2im(gcols): every input element adds up the places in gcols [n·ho·wo][kh·kw·c] that im2col copied it to.
@@ -212,7 +210,7 @@ conv2d_im2col(const T* __restrict__ x, T* __restrict__ cols, Conv2dDims d) {
 // Launch: grid [ceil(n·h·w·c/256), 1, 1], block 256, no shared memory.
 // Numerics: f32, the kernel's rows in order, and along them the columns.
 // Limits: any geometry; gcols of fewer than 2^31 elements.
-// Registers: at most 48
+// Registers: at most 48.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
 conv2d_col2im(const T* __restrict__ gcols, T* __restrict__ gx, Conv2dDims d) {

@@ -30,7 +30,7 @@ __device__ __forceinline__ int patch_size(const Conv2dDims& d) { return d.kh * d
 __device__ __forceinline__ int pixels_in(const Conv2dDims& d) { return d.n * d.h * d.w; }
 __device__ __forceinline__ int pixels_out(const Conv2dDims& d) { return d.n * d.ho * d.wo; }
 
-// A place in the window: row r, column s, channel.
+// A place in the window: row r, column s, channel. Element i of the window, with the channels fastest.
 struct Tap {
     int r, s, channel;
 };
@@ -38,9 +38,6 @@ __device__ __forceinline__ Tap tap_of(int i, int channels, unsigned magic, unsig
     const int rs = divide(i, magic, shift);
     const int r = divide(rs, d.kw_magic, d.kw_shift);
     return {r, rs - r * d.kw, i - rs * channels};
-}
-__device__ __forceinline__ Tap tap_of_patch(int i, const Conv2dDims& d) {
-    return tap_of(i, d.c, d.c_magic, d.c_shift, d);
 }
 
 // Where the window lies for an output pixel: its upper left corner, which may be outside the image.
@@ -56,12 +53,31 @@ __device__ __forceinline__ Corner corner_of(int pixel, const Conv2dDims& d) {
     return {image, (np - image * d.ho) * d.sh - d.ph, (pixel - np * d.wo) * d.sw - d.pw};
 }
 
-// Where x has the pixel under a tap, at channel 0; null in the padding.
-template <class E>
-__device__ __forceinline__ const E* under(const E* x, const Corner& at, int r, int s, const Conv2dDims& d) {
-    const int h = at.h + r, w = at.w + s;
-    if ((unsigned)h >= (unsigned)d.h || (unsigned)w >= (unsigned)d.w) return nullptr;
-    return x + (size_t)((at.image * d.h + h) * d.w + w) * d.c;
+// Loads that find nothing, because they look into the padding or past the end, give zero.
+constexpr int NOWHERE = -1;
+template <class E> __device__ __forceinline__ float one_of(const E* p, int at) {
+    return at == NOWHERE ? 0.0f : to_float(p[at]);
+}
+// The elements of p at index(0), index(1), index(2), index(3): one load if they are neighbours. Otherwise the
+// indices are found in a loop that is not unrolled, to save registers, and then loaded all at once.
+template <class E, class Index> __device__ __forceinline__ float4 gather(const E* p, bool neighbours, Index index) {
+    if (neighbours) {
+        const int at = index(0);
+        return at == NOWHERE ? zero4() : load4(p + at);
+    }
+    int a = 0, b = 0, c = 0, e = 0;
+#pragma unroll 1
+    for (int i = 0; i < 4; ++i) a = b, b = c, c = e, e = index(i);
+    return make_float4(one_of(p, a), one_of(p, b), one_of(p, c), one_of(p, e));
+}
+
+// The index in x of element i of the patch whose window lies at `corner`.
+__device__ __forceinline__ int index_in_x(const Corner& corner, int i, const Conv2dDims& d) {
+    if (i >= patch_size(d)) return NOWHERE;
+    const Tap tap = tap_of(i, d.c, d.c_magic, d.c_shift, d);
+    const int h = corner.h + tap.r, w = corner.w + tap.s;
+    if ((unsigned)h >= (unsigned)d.h || (unsigned)w >= (unsigned)d.w) return NOWHERE;
+    return ((corner.image * d.h + h) * d.w + w) * d.c + tap.channel;
 }
 
 // `patches`, for four k of one pixel: forward. One tap serves all four when c is a multiple of 4.
@@ -73,48 +89,23 @@ template <class E> struct PatchesAlongK {
     Corner corner;
     __device__ PatchesAlongK(const E* x, const Conv2dDims& d) : x(x), d(d), wide(rows_of_4(x, d.c)), corner{} {}
     __device__ __forceinline__ void start(int pixel) { corner = corner_of(pixel, d); }
-    __device__ __forceinline__ float one(int k) const {
-        if (k >= patch_size(d)) return 0.0f;
-        const Tap tap = tap_of_patch(k, d);
-        const E* p = under(x, corner, tap.r, tap.s, d);
-        return p ? to_float(p[tap.channel]) : 0.0f;
-    }
     __device__ __forceinline__ float4 at(int k) const {
-        if (!wide) return make_float4(one(k), one(k + 1), one(k + 2), one(k + 3));
-        if (k >= patch_size(d)) return zero4();
-        const Tap tap = tap_of_patch(k, d);
-        const E* p = under(x, corner, tap.r, tap.s, d);
-        return p ? load4(p + tap.channel) : zero4();
+        return gather(x, wide, [&](int i) { return index_in_x(corner, k + i, d); });
     }
 };
 
-// `patches`, for four elements of the patch at one pixel (here K counts the pixels): weight gradient.
+// `patches`, for four elements of the patch at one pixel; K counts the pixels: weight gradient.
 template <class E> struct PatchesAcrossK {
     static constexpr bool along_k = false;
     const E* x;
     const Conv2dDims& d;
     bool wide;
-    int element;  // the first of the four
-    __device__ PatchesAcrossK(const E* x, const Conv2dDims& d) : x(x), d(d), wide(rows_of_4(x, d.c)), element(0) {}
-    __device__ __forceinline__ void start(int line) { element = line; }
-    // Where x has element i of the patch; null in the padding and outside the patch.
-    __device__ __forceinline__ const E* find(const Corner& corner, int i) const {
-        if (i >= patch_size(d)) return nullptr;
-        const Tap tap = tap_of_patch(i, d);
-        const E* p = under(x, corner, tap.r, tap.s, d);
-        return p ? p + tap.channel : nullptr;
-    }
-    __device__ __forceinline__ float one(const Corner& corner, int i) const {
-        const E* p = find(corner, i);
-        return p ? to_float(*p) : 0.0f;
-    }
+    int first;  // of the four
+    __device__ PatchesAcrossK(const E* x, const Conv2dDims& d) : x(x), d(d), wide(rows_of_4(x, d.c)), first(0) {}
+    __device__ __forceinline__ void start(int element) { first = element; }
     __device__ __forceinline__ float4 at(int pixel) const {
         const Corner corner = corner_of(pixel, d);
-        if (!wide)
-            return make_float4(one(corner, element), one(corner, element + 1), one(corner, element + 2),
-                               one(corner, element + 3));
-        const E* p = find(corner, element);
-        return p ? load4(p) : zero4();
+        return gather(x, wide, [&](int i) { return index_in_x(corner, first + i, d); });
     }
 };
 
@@ -127,33 +118,23 @@ template <class E> struct TapsAlongK {
     bool wide;
     int image, h, w;  // the input pixel, moved by the padding
     __device__ TapsAlongK(const E* gy, const Conv2dDims& d)
-        : gy(gy), d(d), wide(rows_of_4(gy, d.o)), image(0), h(0), w(0) {}
+        : gy(gy), d(d), wide(rows_of_4(gy, d.o)), image(0), h(FAR_OUTSIDE), w(0) {}
     __device__ __forceinline__ void start(int pixel) {
-        if (pixel < pixels_in(d)) {
-            const int nh = pixel / d.w;
-            image = nh / d.h, h = nh - image * d.h + d.ph, w = pixel - nh * d.w + d.pw;
-        } else {
-            h = FAR_OUTSIDE;
-        }
+        if (pixel >= pixels_in(d)) return;
+        const int nh = pixel / d.w;
+        image = nh / d.h, h = nh - image * d.h + d.ph, w = pixel - nh * d.w + d.pw;
     }
-    // The four, or the one, at k: null if no output pixel saw the input pixel there.
-    __device__ __forceinline__ const E* seen(int k) const {
-        if (k >= d.kh * d.kw * d.o) return nullptr;
+    __device__ __forceinline__ int index_in_gy(int k) const {
+        if (k >= d.kh * d.kw * d.o) return NOWHERE;
         const Tap tap = tap_of(k, d.o, d.o_magic, d.o_shift, d);
         const int ph = h - tap.r, pw = w - tap.s;
-        if (ph < 0 || pw < 0) return nullptr;
+        if (ph < 0 || pw < 0) return NOWHERE;
         const int p = divide(ph, d.sh_magic, d.sh_shift), q = divide(pw, d.sw_magic, d.sw_shift);
-        if (p * d.sh != ph || q * d.sw != pw || p >= d.ho || q >= d.wo) return nullptr;
-        return gy + (size_t)((image * d.ho + p) * d.wo + q) * d.o + tap.channel;
-    }
-    __device__ __forceinline__ float one(int k) const {
-        const E* p = seen(k);
-        return p ? to_float(*p) : 0.0f;
+        if (p * d.sh != ph || q * d.sw != pw || p >= d.ho || q >= d.wo) return NOWHERE;
+        return ((image * d.ho + p) * d.wo + q) * d.o + tap.channel;
     }
     __device__ __forceinline__ float4 at(int k) const {
-        if (!wide) return make_float4(one(k), one(k + 1), one(k + 2), one(k + 3));
-        const E* p = seen(k);
-        return p ? load4(p) : zero4();
+        return gather(gy, wide, [&](int i) { return index_in_gy(k + i); });
     }
 };
 

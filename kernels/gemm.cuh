@@ -26,14 +26,14 @@
 //     splits = min(264/blocks, steps/4, 2^24/(M·N)), at least 1;  split_steps = ceil(steps/splits);
 //     splits = ceil(steps/split_steps)
 //     cost   = blocks·S·S·steps·BK / speed(S) / min(1, blocks·splits/264),  speed = 16, 12, 7
-// and the cheapest is taken, the larger one where they are equal. 264 blocks are two for each of the 132
-// multiprocessors of the largest GPU in mind; a split has four steps or more; partial results take 64 MiB at most.
+// and the cheapest is taken, the larger tile where they are equal. 264 blocks are two for each of 132 multiprocessors;
+// a split has four steps or more; partial results take 64 MiB at most. The speeds are estimates, not measurements.
 #pragma once
 #include "common.cuh"
 
 // Sizes of a block's work. The 32 lanes of a warp form 4 rows x 8 columns; a lane has groups of 4x4 outputs,
-// 16 rows and 32 columns apart. So when a warp reads its part of A (16 bytes per lane) it reads 4 different
-// addresses, and 8 for B, all in different banks: one pass through shared memory each.
+// 16 rows and 32 columns apart. So when a warp reads its part of A from shared memory, 16 bytes per lane, there are
+// 4 different addresses, next to each other and each read by 8 lanes; for B there are 8. No two meet in a bank.
 template <int SIZE_, int BK_, int TM_, int TN_> struct Tile {
     static constexpr int SIZE = SIZE_, BM = SIZE_, BN = SIZE_, BK = BK_, TM = TM_, TN = TN_;
     static constexpr int THREADS = BM * BN / (TM * TN);
@@ -51,7 +51,7 @@ typedef Tile<32, 16, 4, 4> Tile32;   //  64 threads, 9 KiB
 
 __device__ __forceinline__ float4 zero4() { return make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
 
-// A matrix [lines][k_size]: K is contiguous.
+// A matrix [lines][k_size]: K is contiguous. (Operands have fewer than 2^31 elements: an int is an index.)
 template <class E> struct AlongK {
     static constexpr bool along_k = true;
     const E* p;  // this thread's line
@@ -60,7 +60,7 @@ template <class E> struct AlongK {
     __device__ AlongK(const E* data, int lines, int k_size)
         : p(data), lines(lines), k_size(k_size), wide(rows_of_4(data, k_size)) {}
     __device__ __forceinline__ void start(int line) {
-        if (line < lines) p += (size_t)line * k_size;
+        if (line < lines) p += line * k_size;
         else k_size = 0;
     }
     __device__ __forceinline__ float one(int k) const { return k < k_size ? to_float(p[k]) : 0.0f; }
@@ -73,19 +73,20 @@ template <class E> struct AlongK {
 // A matrix [k_size][lines]: the lines are contiguous.
 template <class E> struct AcrossK {
     static constexpr bool along_k = false;
-    const E* p;  // column `line` of the matrix
+    const E* p;
     int lines, k_size;
-    int left;  // lines from this thread's to the end
     bool wide;
+    int line;  // the first of this thread's four
     __device__ AcrossK(const E* data, int lines, int k_size)
-        : p(data), lines(lines), k_size(k_size), left(0), wide(rows_of_4(data, lines)) {}
-    __device__ __forceinline__ void start(int line) { p += line, left = lines - line; }
+        : p(data), lines(lines), k_size(k_size), wide(rows_of_4(data, lines)), line(0) {}
+    __device__ __forceinline__ void start(int first) { line = first; }
+    __device__ __forceinline__ float one(int k, int i) const {
+        return line + i < lines ? to_float(p[k * lines + line + i]) : 0.0f;
+    }
     __device__ __forceinline__ float4 at(int k) const {
-        if (k >= k_size || left <= 0) return zero4();
-        const E* q = p + (size_t)k * lines;
-        if (wide) return load4(q);
-        return make_float4(to_float(q[0]), left > 1 ? to_float(q[1]) : 0.0f, left > 2 ? to_float(q[2]) : 0.0f,
-                           left > 3 ? to_float(q[3]) : 0.0f);
+        if (k >= k_size) return zero4();
+        if (wide) return line < lines ? load4(p + k * lines + line) : zero4();
+        return make_float4(one(k, 0), one(k, 1), one(k, 2), one(k, 3));
     }
 };
 

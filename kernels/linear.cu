@@ -17,8 +17,8 @@ struct LinearDims {
 // Traffic: reads n·outputs·inputs·8/128 bytes through the L2, 32 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil(n/128)·ceil(outputs/128), 1, splits], block 256, 16.5 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order, then the bias.
-// Limits: any sizes from 1; `partial` [splits][n][outputs] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 128
+// Limits: sizes from 1; `partial` [splits][n][outputs] instead of the output if splits > 1, and then split_sum.
+// Registers: at most 128.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256, 2)
 linear_fwd_128(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
@@ -34,8 +34,8 @@ linear_fwd_128(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL co
 // Traffic: reads n·outputs·inputs·8/64 bytes through the L2, 16 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil(n/64)·ceil(outputs/64), 1, splits], block 128, 17 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order, then the bias.
-// Limits: any sizes from 1; `partial` [splits][n][outputs] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 112
+// Limits: sizes from 1; `partial` [splits][n][outputs] instead of the output if splits > 1, and then split_sum.
+// Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(128)
 linear_fwd_64(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
@@ -51,8 +51,8 @@ linear_fwd_64(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL con
 // Traffic: reads n·outputs·inputs·8/32 bytes through the L2, 8 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil(n/32)·ceil(outputs/32), 1, splits], block 64, 9 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order, then the bias.
-// Limits: any sizes from 1; `partial` [splits][n][outputs] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 112
+// Limits: sizes from 1; `partial` [splits][n][outputs] instead of the output if splits > 1, and then split_sum.
+// Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(64)
 linear_fwd_32(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
@@ -68,8 +68,8 @@ linear_fwd_32(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL con
 // Traffic: reads n·inputs·outputs·8/128 bytes through the L2, 32 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil(n/128)·ceil(inputs/128), 1, splits], block 256, 16.5 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
-// Limits: any sizes from 1; `partial` [splits][n][inputs] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 128
+// Limits: sizes from 1; `partial` [splits][n][inputs] instead of the output if splits > 1, and then split_sum.
+// Registers: at most 128.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256, 2)
 linear_bwd_x_128(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
@@ -85,8 +85,8 @@ linear_bwd_x_128(const T* __restrict__ gy, const float* __restrict__ w, T* __res
 // Traffic: reads n·inputs·outputs·8/64 bytes through the L2, 16 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil(n/64)·ceil(inputs/64), 1, splits], block 128, 17 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
-// Limits: any sizes from 1; `partial` [splits][n][inputs] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 112
+// Limits: sizes from 1; `partial` [splits][n][inputs] instead of the output if splits > 1, and then split_sum.
+// Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(128)
 linear_bwd_x_64(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
@@ -102,8 +102,8 @@ linear_bwd_x_64(const T* __restrict__ gy, const float* __restrict__ w, T* __rest
 // Traffic: reads n·inputs·outputs·8/32 bytes through the L2, 8 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil(n/32)·ceil(inputs/32), 1, splits], block 64, 9 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
-// Limits: any sizes from 1; `partial` [splits][n][inputs] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 112
+// Limits: sizes from 1; `partial` [splits][n][inputs] instead of the output if splits > 1, and then split_sum.
+// Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(64)
 linear_bwd_x_32(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
@@ -119,8 +119,8 @@ linear_bwd_x_32(const T* __restrict__ gy, const float* __restrict__ w, T* __rest
 // Traffic: reads outputs·inputs·n·8/128 bytes through the L2, 32 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil(outputs/128)·ceil(inputs/128), 1, splits], block 256, 16.5 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
-// Limits: any sizes from 1; `partial` [splits][outputs][inputs] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 128
+// Limits: sizes from 1; `partial` [splits][outputs][inputs] instead of the output if splits > 1, and then split_sum.
+// Registers: at most 128.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256, 2)
 linear_bwd_w_128(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
@@ -136,8 +136,8 @@ linear_bwd_w_128(const T* __restrict__ gy, const T* __restrict__ x, float* __res
 // Traffic: reads outputs·inputs·n·8/64 bytes through the L2, 16 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil(outputs/64)·ceil(inputs/64), 1, splits], block 128, 17 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
-// Limits: any sizes from 1; `partial` [splits][outputs][inputs] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 112
+// Limits: sizes from 1; `partial` [splits][outputs][inputs] instead of the output if splits > 1, and then split_sum.
+// Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(128)
 linear_bwd_w_64(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
@@ -153,8 +153,8 @@ linear_bwd_w_64(const T* __restrict__ gy, const T* __restrict__ x, float* __rest
 // Traffic: reads outputs·inputs·n·8/32 bytes through the L2, 8 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil(outputs/32)·ceil(inputs/32), 1, splits], block 64, 9 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
-// Limits: any sizes from 1; `partial` [splits][outputs][inputs] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 112
+// Limits: sizes from 1; `partial` [splits][outputs][inputs] instead of the output if splits > 1, and then split_sum.
+// Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(64)
 linear_bwd_w_32(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
@@ -171,7 +171,7 @@ linear_bwd_w_32(const T* __restrict__ gy, const T* __restrict__ x, float* __rest
 // Launch: grid [ceil(size/256), 1, 1], block 256, no shared memory.
 // Numerics: f32, the splits in order, then the bias.
 // Limits: any sizes from 1; `b` has `columns` elements.
-// Registers: at most 40
+// Registers: at most 40.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
 linear_split_sum(const float* __restrict__ partial, OPTIONAL const float* __restrict__ b, T* __restrict__ y,
@@ -185,7 +185,7 @@ linear_split_sum(const float* __restrict__ partial, OPTIONAL const float* __rest
 // Launch: grid [ceil(size/256), 1, 1], block 256, no shared memory.
 // Numerics: f32, the splits in order.
 // Limits: any sizes from 1.
-// Registers: at most 40
+// Registers: at most 40.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
 linear_split_sum_w(const float* __restrict__ partial, float* __restrict__ gw, SplitSumDims d) {
@@ -208,7 +208,7 @@ struct ColumnSumsDims {
 // Numerics: f32; every thread its rows in order, a tree over the threads, then the strips in order.
 // Limits: any sizes from 1; `partial` [strips][columns] if strips > 1, and then linear_split_sum_w with
 //     size = columns and splits = strips.
-// Registers: at most 40
+// Registers: at most 40.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
 linear_column_sums(const T* __restrict__ gy, float* __restrict__ gb, OPTIONAL float* __restrict__ partial,
