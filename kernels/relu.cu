@@ -1,12 +1,12 @@
 // ReLU: y = max(x, 0).
-#include "common.cuh"
+#include "four.cuh"
 
 struct ReluDims {
   int n;  // elements
 };
 
 // y[i] = x[i] > 0 ? x[i] : 0, and NaN where x is NaN.
-// Threads: one an element, neighbours side by side.
+// Threads: one for four elements, neighbours side by side.
 // Traffic: one read and one write an element.
 // Launch: grid up to 4096 blocks of 256, striding; no shared memory.
 // Numerics: exact.
@@ -14,14 +14,11 @@ struct ReluDims {
 // Registers: at most 32.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256) relu_fwd(const T* __restrict__ x, T* __restrict__ y, ReluDims d) {
-  FOR_EACH(i, d.n) {
-    float v = to_float(x[i]);
-    y[i] = from_float<T>(v < 0.0f ? 0.0f : v);
-  }
+  map(y, d.n, [](float v) { return v < 0.0f ? 0.0f : v; }, x);
 }
 
 // gx[i] = y[i] > 0 ? gy[i] : 0, in place: g holds gy and receives gx.
-// Threads: one an element, neighbours side by side.
+// Threads: one for four elements, neighbours side by side.
 // Traffic: two reads and one write an element.
 // Launch: grid up to 4096 blocks of 256, striding; no shared memory.
 // Numerics: exact.
@@ -29,7 +26,5 @@ extern "C" __global__ void __launch_bounds__(256) relu_fwd(const T* __restrict__
 // Registers: at most 32.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256) relu_bwd(const T* __restrict__ y, T* __restrict__ g, ReluDims d) {
-  FOR_EACH(i, d.n) {
-    if (!(to_float(y[i]) > 0.0f)) g[i] = from_float<T>(0.0f);
-  }
+  map(g, d.n, [](float y, float g) { return y > 0.0f ? g : 0.0f; }, y, g);
 }

@@ -6,6 +6,7 @@
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
 use crate::device::Device;
+use crate::device::cuda::with_kernel_type;
 use crate::dtype::{DType, with_real};
 use crate::error::{Error, Result};
 use crate::shape::Shape;
@@ -28,7 +29,9 @@ impl Var {
                 cpu::max_forward(x.host::<T>()?, y.host_mut::<T>()?, arg.host_mut()?, x.shape(), out);
                 Ok(())
             })?,
-            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+            Device::Cuda(cuda) => {
+                with_kernel_type!(OP, x.dtype(), T => cuda::max_forward::<T>(cuda, x, &mut y, &mut arg))?
+            }
         }
         Ok(cx.record(y, &[self], || AdaptiveMaxPool2d { x: self.id(), shape: self.shape(), arg }))
     }
@@ -46,7 +49,7 @@ impl Var {
                 cpu::avg_forward(x.host::<T>()?, y.host_mut::<T>()?, x.shape(), out);
                 Ok(())
             })?,
-            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+            Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => cuda::avg_forward::<T>(cuda, x, &mut y))?,
         }
         Ok(cx.record(y, &[self], || AdaptiveAvgPool2d { x: self.id(), shape: self.shape() }))
     }
@@ -88,7 +91,9 @@ impl Backward for AdaptiveMaxPool2d {
                 cpu::max_backward(gy.host::<T>()?, self.arg.host()?, gx.host_mut::<T>()?, self.shape, gy.shape());
                 Ok(())
             })?,
-            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+            Device::Cuda(cuda) => {
+                with_kernel_type!(OP, gy.dtype(), T => cuda::max_backward::<T>(cuda, &gy, &self.arg, &mut gx))?;
+            }
         }
         grads.add(self.x, gx)
     }
@@ -111,7 +116,7 @@ impl Backward for AdaptiveAvgPool2d {
                 cpu::avg_backward(gy.host::<T>()?, gx.host_mut::<T>()?, self.shape, gy.shape());
                 Ok(())
             })?,
-            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+            Device::Cuda(cuda) => with_kernel_type!(OP, gy.dtype(), T => cuda::avg_backward::<T>(cuda, &gy, &mut gx))?,
         }
         grads.add(self.x, gx)
     }
@@ -199,6 +204,41 @@ mod cpu {
                 });
             }
         });
+    }
+}
+
+mod cuda {
+    use crate::device::cuda::{Cuda, KernelType, Launch};
+    use crate::error::Result;
+    use crate::kernels::adaptive_pool2d::{
+        AdaptivePool2dDims, adaptive_pool2d_bwd_avg, adaptive_pool2d_bwd_max, adaptive_pool2d_fwd_avg,
+        adaptive_pool2d_fwd_max,
+    };
+    use crate::tensor::Tensor;
+
+    fn dims(x: &Tensor, y: &Tensor) -> AdaptivePool2dDims {
+        let [[n, h, w, c], [_, ho, wo, _]] = [x, y].map(|t| t.shape().rank4().unwrap_or([1; 4]).map(|d| d as i32));
+        AdaptivePool2dDims { n, h, w, c, ho, wo }
+    }
+
+    pub(super) fn max_forward<T: KernelType>(cuda: &Cuda, x: &Tensor, y: &mut Tensor, arg: &mut Tensor) -> Result<()> {
+        let (d, launch) = (dims(x, y), Launch::each(y.len()));
+        adaptive_pool2d_fwd_max::<T>(cuda, launch, x.input()?, y.output()?, arg.output()?, &d)
+    }
+
+    pub(super) fn max_backward<T: KernelType>(cuda: &Cuda, gy: &Tensor, arg: &Tensor, gx: &mut Tensor) -> Result<()> {
+        let (d, launch) = (dims(gx, gy), Launch::each(gx.len()));
+        adaptive_pool2d_bwd_max::<T>(cuda, launch, gy.input()?, arg.input()?, gx.output()?, &d)
+    }
+
+    pub(super) fn avg_forward<T: KernelType>(cuda: &Cuda, x: &Tensor, y: &mut Tensor) -> Result<()> {
+        let (d, launch) = (dims(x, y), Launch::each(y.len()));
+        adaptive_pool2d_fwd_avg::<T>(cuda, launch, x.input()?, y.output()?, &d)
+    }
+
+    pub(super) fn avg_backward<T: KernelType>(cuda: &Cuda, gy: &Tensor, gx: &mut Tensor) -> Result<()> {
+        let (d, launch) = (dims(gx, gy), Launch::each(gx.len()));
+        adaptive_pool2d_bwd_avg::<T>(cuda, launch, gy.input()?, gx.output()?, &d)
     }
 }
 

@@ -3,6 +3,7 @@
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
 use crate::device::Device;
+use crate::device::cuda::with_kernel_type;
 use crate::dtype::with_real;
 use crate::error::Result;
 use crate::shape::Shape;
@@ -29,7 +30,7 @@ fn forward(a: &Tensor, b: &Tensor) -> Result<Tensor> {
             cpu::forward(a.host::<T>()?, b.host::<T>()?, y.host_mut::<T>()?);
             Ok(())
         })?,
-        Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+        Device::Cuda(cuda) => with_kernel_type!(OP, a.dtype(), T => cuda::forward::<T>(cuda, a, b, &mut y))?,
     }
     Ok(y)
 }
@@ -58,6 +59,18 @@ mod cpu {
         for_rows(y, 1, 1, |i, y| {
             y.iter_mut().zip(&a[i..]).zip(&b[i..]).for_each(|((y, &a), &b)| *y = a + b);
         });
+    }
+}
+
+mod cuda {
+    use crate::device::cuda::{Cuda, KernelType, Launch};
+    use crate::error::Result;
+    use crate::kernels::add::{AddDims, add_fwd};
+    use crate::tensor::Tensor;
+
+    pub(super) fn forward<T: KernelType>(cuda: &Cuda, a: &Tensor, b: &Tensor, y: &mut Tensor) -> Result<()> {
+        let d = AddDims { n: a.len() as i32 };
+        add_fwd::<T>(cuda, Launch::each(a.len().div_ceil(4)), a.input()?, b.input()?, y.output()?, &d)
     }
 }
 

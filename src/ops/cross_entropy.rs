@@ -8,6 +8,7 @@ use super::case::{Case, Draw, Fill};
 use super::nll::check_labels;
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
 use crate::device::Device;
+use crate::device::cuda::with_kernel_type;
 use crate::dtype::with_real;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
@@ -36,7 +37,9 @@ impl Var {
                 loss.host_mut::<T>()?[0] = cpu::loss(logp, labels.host()?, x.shape().last(), smoothing);
                 Ok(())
             })?,
-            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+            Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => {
+                cuda::forward::<T>(cuda, x, labels, &mut logp, &mut loss, smoothing)
+            })?,
         }
         Ok(cx.record(loss, &[self], || CrossEntropy { x: self.id(), logp, labels: labels.clone(), smoothing }))
     }
@@ -64,7 +67,9 @@ impl Backward for CrossEntropy {
                 cpu::backward(gy.host::<T>()?[0], logp, labels, gx.host_mut::<T>()?, shape.last(), self.smoothing);
                 Ok(())
             })?,
-            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+            Device::Cuda(cuda) => with_kernel_type!(OP, gy.dtype(), T => {
+                cuda::backward::<T>(cuda, &gy, &self.logp, &self.labels, &mut gx, self.smoothing)
+            })?,
         }
         grads.add(self.x, gx)
     }
@@ -97,6 +102,47 @@ mod cpu {
                 gx[l as usize] -= one * g;
             }
         });
+    }
+}
+
+mod cuda {
+    use crate::device::cuda::{BLOCK, Cuda, KernelType, Launch};
+    use crate::dtype::DType;
+    use crate::error::Result;
+    use crate::kernels::cross_entropy::{CrossEntropyDims, cross_entropy_bwd, cross_entropy_fwd, cross_entropy_mean};
+    use crate::tensor::Tensor;
+
+    fn dims(x: &Tensor, smoothing: f64) -> CrossEntropyDims {
+        let c = x.shape().last();
+        let (one, spread) = ((1.0 - smoothing) as f32, (smoothing / c as f64) as f32);
+        CrossEntropyDims { n: (x.len() / c) as i32, c: c as i32, one, spread }
+    }
+
+    pub(super) fn forward<T: KernelType>(
+        cuda: &Cuda,
+        x: &Tensor,
+        labels: &Tensor,
+        logp: &mut Tensor,
+        loss: &mut Tensor,
+        smoothing: f64,
+    ) -> Result<()> {
+        let d = dims(x, smoothing);
+        let mut rows = Tensor::empty(x.device(), DType::F32, [d.n as usize])?;
+        let warps = Launch::new(rows.len().div_ceil(8), BLOCK);
+        cross_entropy_fwd::<T>(cuda, warps, x.input()?, labels.input()?, logp.output()?, rows.output()?, &d)?;
+        cross_entropy_mean::<T>(cuda, Launch::new(1, BLOCK), rows.input()?, loss.output()?, &d)
+    }
+
+    pub(super) fn backward<T: KernelType>(
+        cuda: &Cuda,
+        gloss: &Tensor,
+        logp: &Tensor,
+        labels: &Tensor,
+        gx: &mut Tensor,
+        smoothing: f64,
+    ) -> Result<()> {
+        let (d, launch) = (dims(logp, smoothing), Launch::each(logp.len()));
+        cross_entropy_bwd::<T>(cuda, launch, gloss.input()?, logp.input()?, labels.input()?, gx.output()?, &d)
     }
 }
 

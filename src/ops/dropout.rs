@@ -8,6 +8,7 @@
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Mode, Var, VarId};
 use crate::device::Device;
+use crate::device::cuda::with_kernel_type;
 use crate::dtype::with_real;
 use crate::error::{Error, Result};
 use crate::rng::Stream;
@@ -42,14 +43,25 @@ struct Mask {
 }
 
 impl Mask {
+    /// An element stays where its random word is at least p · 2^32, the same comparison of integers
+    /// on every device.
+    fn threshold(&self) -> u32 {
+        (self.p * 4_294_967_296.0) as u32
+    }
+
+    /// By which the elements that stay are multiplied.
+    fn scale(&self) -> f64 {
+        1.0 / (1.0 - self.p)
+    }
+
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let mut y = Tensor::empty(x.device(), x.dtype(), x.shape())?;
         match x.device() {
             Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
-                cpu::apply(x.host::<T>()?, y.host_mut::<T>()?, self.p, self.stream);
+                cpu::apply(x.host::<T>()?, y.host_mut::<T>()?, self.threshold(), self.scale(), self.stream);
                 Ok(())
             })?,
-            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+            Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => cuda::apply::<T>(cuda, x, &mut y, self))?,
         }
         Ok(y)
     }
@@ -79,10 +91,8 @@ mod cpu {
     /// neighbouring blocks run side by side in vector registers.
     const GROUP: usize = 256;
 
-    pub(super) fn apply<T: Real>(x: &[T], y: &mut [T], p: f64, s: Stream) {
-        // Keep where word >= p * 2^32, the same comparison of integers on every device.
-        let threshold = (p * 4_294_967_296.0) as u32;
-        let scale = T::of(1.0 / (1.0 - p));
+    pub(super) fn apply<T: Real>(x: &[T], y: &mut [T], threshold: u32, scale: f64, s: Stream) {
+        let scale = T::of(scale);
         for_rows(y, 1, 16, |first, y| mask(&x[first..], y, first, threshold, scale, s));
     }
 
@@ -105,6 +115,26 @@ mod cpu {
                 at += n;
             }
         }
+    }
+}
+
+mod cuda {
+    use super::Mask;
+    use crate::device::cuda::{Cuda, KernelType, Launch};
+    use crate::error::Result;
+    use crate::kernels::dropout::{DropoutDims, dropout_apply};
+    use crate::tensor::Tensor;
+
+    /// Only the stream's id comes from the host: the rest of it is the step's, which the kernel reads
+    /// from the device, so that a recorded step draws anew each time it is replayed.
+    pub(super) fn apply<T: KernelType>(cuda: &Cuda, x: &Tensor, y: &mut Tensor, mask: &Mask) -> Result<()> {
+        let d = DropoutDims {
+            n: x.len() as i32,
+            id: mask.stream.id,
+            threshold: mask.threshold(),
+            scale: mask.scale() as f32,
+        };
+        dropout_apply::<T>(cuda, Launch::each(x.len().div_ceil(4)), x.input()?, y.output()?, cuda.step(), &d)
     }
 }
 

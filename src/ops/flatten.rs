@@ -6,6 +6,7 @@
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
 use crate::device::Device;
+use crate::device::cuda::with_kernel_type;
 use crate::dtype::with_real;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
@@ -46,7 +47,7 @@ fn forward(x: &Tensor) -> Result<Tensor> {
             cpu::transpose(x.host::<T>()?, y.host_mut::<T>()?, h * w, c);
             Ok(())
         })?,
-        Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+        Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => cuda::transpose::<T>(cuda, x, &mut y, h * w, c))?,
     }
     Ok(y)
 }
@@ -72,7 +73,9 @@ impl Backward for Flatten {
                 cpu::transpose(gy.host::<T>()?, gx.host_mut::<T>()?, c, h * w);
                 Ok(())
             })?,
-            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+            Device::Cuda(cuda) => {
+                with_kernel_type!(OP, gy.dtype(), T => cuda::transpose::<T>(cuda, &gy, &mut gx, c, h * w))?
+            }
         }
         grads.add(self.x, gx)
     }
@@ -98,6 +101,25 @@ mod cpu {
                 y.iter_mut().zip(x[col..].iter().step_by(cols)).for_each(|(y, &x)| *y = x);
             }
         }
+    }
+}
+
+mod cuda {
+    use crate::device::cuda::{Cuda, KernelType, Launch};
+    use crate::error::Result;
+    use crate::kernels::flatten::{FlattenDims, flatten_transpose};
+    use crate::tensor::Tensor;
+
+    pub(super) fn transpose<T: KernelType>(
+        cuda: &Cuda,
+        x: &Tensor,
+        y: &mut Tensor,
+        rows: usize,
+        cols: usize,
+    ) -> Result<()> {
+        let d = FlattenDims { rows: rows as i32, cols: cols as i32 };
+        let tiles = Launch::tile(32, 8).grid(x.len() / (rows * cols), rows.div_ceil(32), cols.div_ceil(32));
+        flatten_transpose::<T>(cuda, tiles, x.input()?, y.output()?, &d)
     }
 }
 

@@ -5,6 +5,7 @@
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
 use crate::device::Device;
+use crate::device::cuda::with_kernel_type;
 use crate::dtype::with_real;
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -29,7 +30,7 @@ fn forward(x: &Tensor) -> Result<Tensor> {
             cpu::forward(x.host::<T>()?, y.host_mut::<T>()?, x.shape().last());
             Ok(())
         })?,
-        Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+        Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, &mut y))?,
     }
     Ok(y)
 }
@@ -51,7 +52,9 @@ impl Backward for LogSoftmax {
                 cpu::backward(gy.host::<T>()?, self.y.host::<T>()?, gx.host_mut::<T>()?, gy.shape().last());
                 Ok(())
             })?,
-            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+            Device::Cuda(cuda) => {
+                with_kernel_type!(OP, gy.dtype(), T => cuda::backward::<T>(cuda, &gy, &self.y, &mut gx))?
+            }
         }
         grads.add(self.x, gx)
     }
@@ -85,6 +88,30 @@ pub(super) mod cpu {
                 gx.iter_mut().zip(gy).zip(y).for_each(|((gx, &g), &y)| *gx = g - y.exp() * sum);
             }
         });
+    }
+}
+
+mod cuda {
+    use crate::device::cuda::{BLOCK, Cuda, KernelType, Launch};
+    use crate::error::Result;
+    use crate::kernels::log_softmax::{LogSoftmaxDims, log_softmax_bwd, log_softmax_fwd};
+    use crate::tensor::Tensor;
+
+    /// A warp for each row.
+    fn rows(x: &Tensor) -> (LogSoftmaxDims, Launch) {
+        let c = x.shape().last();
+        let n = x.len() / c.max(1);
+        (LogSoftmaxDims { n: n as i32, c: c as i32 }, Launch::new(n.div_ceil(8), BLOCK))
+    }
+
+    pub(super) fn forward<T: KernelType>(cuda: &Cuda, x: &Tensor, y: &mut Tensor) -> Result<()> {
+        let (d, launch) = rows(x);
+        log_softmax_fwd::<T>(cuda, launch, x.input()?, y.output()?, &d)
+    }
+
+    pub(super) fn backward<T: KernelType>(cuda: &Cuda, gy: &Tensor, y: &Tensor, gx: &mut Tensor) -> Result<()> {
+        let (d, launch) = rows(y);
+        log_softmax_bwd::<T>(cuda, launch, gy.input()?, y.input()?, gx.output()?, &d)
     }
 }
 

@@ -8,6 +8,7 @@ use super::case::{Case, Draw, Fill};
 use super::window::Window;
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
 use crate::device::Device;
+use crate::device::cuda::with_kernel_type;
 use crate::dtype::{DType, with_real};
 use crate::error::{Error, Result};
 use crate::shape::Shape;
@@ -27,7 +28,7 @@ impl Var {
             return Ok(self.clone());
         }
         let (y, arg) = forward(self.value(), window, out)?;
-        Ok(cx.record(y, &[self], || MaxPool2d { x: self.id(), shape: self.shape(), arg }))
+        Ok(cx.record(y, &[self], || MaxPool2d { x: self.id(), shape: self.shape(), window, arg }))
     }
 }
 
@@ -54,7 +55,9 @@ fn forward(x: &Tensor, window: Window, out: Shape) -> Result<(Tensor, Tensor)> {
             cpu::forward(x.host::<T>()?, y.host_mut::<T>()?, arg.host_mut()?, x.shape(), out, window);
             Ok(())
         })?,
-        Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+        Device::Cuda(cuda) => {
+            with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, &mut y, &mut arg, window))?;
+        }
     }
     Ok((y, arg))
 }
@@ -62,6 +65,7 @@ fn forward(x: &Tensor, window: Window, out: Shape) -> Result<(Tensor, Tensor)> {
 struct MaxPool2d {
     x: Option<VarId>,
     shape: Shape,
+    window: Window,
     arg: Tensor,
 }
 
@@ -77,7 +81,9 @@ impl Backward for MaxPool2d {
                 cpu::backward(gy.host::<T>()?, self.arg.host()?, gx.host_mut::<T>()?, self.shape, gy.shape());
                 Ok(())
             })?,
-            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+            Device::Cuda(cuda) => with_kernel_type!(OP, gy.dtype(), T => {
+                cuda::backward::<T>(cuda, &gy, &self.arg, &mut gx, self.window)
+            })?,
         }
         grads.add(self.x, gx)
     }
@@ -120,6 +126,44 @@ mod cpu {
     pub(super) fn backward<T: Real>(gy: &[T], arg: &[i32], gx: &mut [T], xs: Shape, ys: Shape) {
         let item = |s: Shape| s.dims()[1..].iter().product();
         scatter_to_pixels(gy, arg, gx, xs.last(), [item(xs), item(ys)]);
+    }
+}
+
+mod cuda {
+    use super::Window;
+    use crate::device::cuda::{Cuda, KernelType, Launch};
+    use crate::error::Result;
+    use crate::kernels::max_pool2d::{MaxPool2dDims, max_pool2d_bwd, max_pool2d_fwd};
+    use crate::shape::Shape;
+    use crate::tensor::Tensor;
+
+    fn dims(x: Shape, y: Shape, window: Window) -> MaxPool2dDims {
+        let [[n, h, w, c], [_, ho, wo, _]] = [x, y].map(|s| s.rank4().unwrap_or([1; 4]).map(|d| d as i32));
+        let Window { kernel: [kh, kw], stride: [sh, sw], pad: [ph, pw] } = window;
+        let [kh, kw, sh, sw, ph, pw] = [kh, kw, sh, sw, ph, pw].map(|d| d as i32);
+        MaxPool2dDims { n, h, w, c, ho, wo, kh, kw, sh, sw, ph, pw }
+    }
+
+    pub(super) fn forward<T: KernelType>(
+        cuda: &Cuda,
+        x: &Tensor,
+        y: &mut Tensor,
+        arg: &mut Tensor,
+        window: Window,
+    ) -> Result<()> {
+        let d = dims(x.shape(), y.shape(), window);
+        max_pool2d_fwd::<T>(cuda, Launch::each(y.len()), x.input()?, y.output()?, arg.output()?, &d)
+    }
+
+    pub(super) fn backward<T: KernelType>(
+        cuda: &Cuda,
+        gy: &Tensor,
+        arg: &Tensor,
+        gx: &mut Tensor,
+        window: Window,
+    ) -> Result<()> {
+        let d = dims(gx.shape(), gy.shape(), window);
+        max_pool2d_bwd::<T>(cuda, Launch::each(gx.len()), gy.input()?, arg.input()?, gx.output()?, &d)
     }
 }
 

@@ -90,12 +90,12 @@ mod cuda {
 
     pub(super) fn forward<T: KernelType>(cuda: &Cuda, x: &Tensor, y: &mut Tensor) -> Result<()> {
         let d = ReluDims { n: x.len() as i32 };
-        relu_fwd::<T>(cuda, Launch::each(x.len()), x.input()?, y.output()?, &d)
+        relu_fwd::<T>(cuda, Launch::each(x.len().div_ceil(4)), x.input()?, y.output()?, &d)
     }
 
     pub(super) fn backward_in_place<T: KernelType>(cuda: &Cuda, y: &Tensor, g: &mut Tensor) -> Result<()> {
         let d = ReluDims { n: y.len() as i32 };
-        relu_bwd::<T>(cuda, Launch::each(y.len()), y.input()?, g.output()?, &d)
+        relu_bwd::<T>(cuda, Launch::each(y.len().div_ceil(4)), y.input()?, g.output()?, &d)
     }
 }
 

@@ -7,9 +7,11 @@
 
 use super::{Optimizer, PIECE, zeros_like};
 use crate::autograd::StepState;
-use crate::device::Buffer;
 use crate::device::cpu::{for_pieces, vectorised};
+use crate::device::cuda::{Cuda, Launch};
+use crate::device::{Buffer, Device};
 use crate::error::Result;
+use crate::kernels::adam::{AdamDims, adam_step};
 use crate::nn::params::{ParamGrads, Params};
 
 /// Adam and AdamW.
@@ -34,6 +36,22 @@ impl Adam {
 
 impl Optimizer for Adam {
     fn step(&mut self, params: &mut Params, grads: &ParamGrads, state: &StepState) -> Result<()> {
+        match params.values().device().clone() {
+            Device::Cpu(_) => self.step_cpu(params.values_mut()?.host_mut()?, grads.buffer().host()?, state),
+            Device::Cuda(cuda) => {
+                cuda.set_step(state)?;
+                self.step_cuda(&cuda, params.values_mut()?, grads.buffer())
+            }
+        }
+    }
+
+    fn state(&mut self) -> Vec<(&'static str, &mut Buffer)> {
+        vec![("exp_avg", &mut self.mean), ("exp_avg_sq", &mut self.square)]
+    }
+}
+
+impl Adam {
+    fn step_cpu(&mut self, p: &mut [f32], g: &[f32], state: &StepState) -> Result<()> {
         let t = f64::from(state.step) + 1.0;
         let lr = f64::from(state.lr);
         let [b1, b2] = self.betas;
@@ -43,8 +61,7 @@ impl Optimizer for Adam {
         let keep = if self.decoupled { (1.0 - lr * self.weight_decay) as f32 } else { 1.0 };
         let decay = if self.decoupled { 0.0 } else { self.weight_decay as f32 };
         let (b1, c1, b2, c2, eps) = (b1 as f32, (1.0 - b1) as f32, b2 as f32, (1.0 - b2) as f32, self.eps as f32);
-        let p = params.values_mut()?.host_mut::<f32>()?.chunks_mut(PIECE);
-        let g = grads.buffer().host::<f32>()?.chunks(PIECE);
+        let (p, g) = (p.chunks_mut(PIECE), g.chunks(PIECE));
         let (m, v) = (self.mean.host_mut::<f32>()?.chunks_mut(PIECE), self.square.host_mut::<f32>()?.chunks_mut(PIECE));
         for_pieces(p.zip(g).zip(m).zip(v).collect(), PIECE, |_, (((p, g), m), v)| {
             update(p, g, m, v, [b1, c1, b2, c2], [decay, keep, rate, unbias, eps]);
@@ -52,8 +69,24 @@ impl Optimizer for Adam {
         Ok(())
     }
 
-    fn state(&mut self) -> Vec<(&'static str, &mut Buffer)> {
-        vec![("exp_avg", &mut self.mean), ("exp_avg_sq", &mut self.square)]
+    /// The kernel computes the rates that depend on the step, so that a recorded step can be replayed.
+    fn step_cuda(&mut self, cuda: &Cuda, p: &mut Buffer, g: &Buffer) -> Result<()> {
+        let n = p.len();
+        let [b1, b2] = self.betas;
+        let d = AdamDims {
+            fours: (n / 4) as i32,
+            b1: b1 as f32,
+            c1: (1.0 - b1) as f32,
+            b2: b2 as f32,
+            c2: (1.0 - b2) as f32,
+            log_b1: b1.ln() as f32,
+            log_b2: b2.ln() as f32,
+            eps: self.eps as f32,
+            decay: if self.decoupled { 0.0 } else { self.weight_decay as f32 },
+            shrink: if self.decoupled { self.weight_decay as f32 } else { 0.0 },
+        };
+        let (m, v) = (self.mean.output(0..n)?, self.square.output(0..n)?);
+        adam_step::<f32>(cuda, Launch::each(n / 4), g.input(0..n)?, m, v, p.output(0..n)?, cuda.step(), &d)
     }
 }
 

@@ -5,9 +5,11 @@
 
 use super::{Optimizer, PIECE, zeros_like};
 use crate::autograd::StepState;
-use crate::device::Buffer;
 use crate::device::cpu::{for_pieces, vectorised};
+use crate::device::cuda::{Cuda, Launch};
+use crate::device::{Buffer, Device};
 use crate::error::Result;
+use crate::kernels::sgd::{SgdDims, sgd_step};
 use crate::nn::params::{ParamGrads, Params};
 
 /// Stochastic gradient descent with momentum.
@@ -31,10 +33,24 @@ impl Sgd {
 
 impl Optimizer for Sgd {
     fn step(&mut self, params: &mut Params, grads: &ParamGrads, state: &StepState) -> Result<()> {
-        let (lr, momentum, decay) = (state.lr, self.momentum as f32, self.weight_decay as f32);
-        let nesterov = self.nesterov;
-        let p = params.values_mut()?.host_mut::<f32>()?.chunks_mut(PIECE);
-        let g = grads.buffer().host::<f32>()?.chunks(PIECE);
+        match params.values().device().clone() {
+            Device::Cpu(_) => self.step_cpu(params.values_mut()?.host_mut()?, grads.buffer().host()?, state.lr),
+            Device::Cuda(cuda) => {
+                cuda.set_step(state)?;
+                self.step_cuda(&cuda, params.values_mut()?, grads.buffer())
+            }
+        }
+    }
+
+    fn state(&mut self) -> Vec<(&'static str, &mut Buffer)> {
+        self.velocity.iter_mut().map(|v| ("momentum", v)).collect()
+    }
+}
+
+impl Sgd {
+    fn step_cpu(&mut self, p: &mut [f32], g: &[f32], lr: f32) -> Result<()> {
+        let (momentum, decay, nesterov) = (self.momentum as f32, self.weight_decay as f32, self.nesterov);
+        let (p, g) = (p.chunks_mut(PIECE), g.chunks(PIECE));
         match &mut self.velocity {
             None => for_pieces(p.zip(g).collect(), PIECE, |_, (p, g)| {
                 descend(p, g, lr, decay);
@@ -49,8 +65,16 @@ impl Optimizer for Sgd {
         Ok(())
     }
 
-    fn state(&mut self) -> Vec<(&'static str, &mut Buffer)> {
-        self.velocity.iter_mut().map(|v| ("momentum", v)).collect()
+    fn step_cuda(&mut self, cuda: &Cuda, p: &mut Buffer, g: &Buffer) -> Result<()> {
+        let n = p.len();
+        let d = SgdDims {
+            fours: (n / 4) as i32,
+            momentum: self.momentum as f32,
+            decay: self.weight_decay as f32,
+            nesterov: self.nesterov.into(),
+        };
+        let v = self.velocity.as_mut().map(|v| v.output(0..n)).transpose()?;
+        sgd_step::<f32>(cuda, Launch::each(n / 4), g.input(0..n)?, v, p.output(0..n)?, cuda.step(), &d)
     }
 }
 

@@ -98,6 +98,11 @@ impl Launch {
         Launch::new(n.div_ceil(BLOCK as usize).min(4096), BLOCK)
     }
 
+    /// Blocks of `width` by `height` threads; the grid is yet to be given.
+    pub fn tile(width: u32, height: u32) -> Self {
+        Launch { block: [width, height, 1], ..Launch::new(0, 0) }
+    }
+
     /// With another grid.
     pub fn grid(self, x: usize, y: usize, z: usize) -> Self {
         Launch { grid: [x as u32, y as u32, z as u32], ..self }

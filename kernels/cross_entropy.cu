@@ -1,0 +1,71 @@
+// Softmax cross-entropy with label smoothing, the mean over the rows.
+#include "softmax.cuh"
+
+struct CrossEntropyDims {
+  int n, c;      // rows, classes
+  float one;     // 1 - smoothing: the label's share of the target
+  float spread;  // smoothing / c: every class's share
+};
+
+// logp[n, c] = log-softmax of x, and rows[n] = one * logp[n, label] + spread * (sum over c of
+// logp[n, c]), NaN where the label is no class.
+// Threads: one warp for a row, neighbours along it.
+// Traffic: one read of x and one write of logp an element (the rest from the cache).
+// Launch: grid ceil(n / 8) of 256; no shared memory.
+// Numerics: the row's largest is subtracted first; accurate expf and logf.
+// Limits: n * c < 2^31.
+// Registers: at most 48.
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256) cross_entropy_fwd(
+    const T* __restrict__ x, const int* __restrict__ labels, T* logp, float* __restrict__ rows, CrossEntropyDims d) {
+  int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (row >= d.n) return;
+  logp += row * d.c;  // [c]
+  log_softmax_row(x + row * d.c, logp, d.c, lane);
+  float sum = 0.0f;
+  if (d.spread > 0.0f) {
+    for (int k = lane; k < d.c; k += 32) sum += to_float(logp[k]);
+  }
+  sum = warp_sum(sum) * d.spread;
+  int label = labels[row];
+  bool known = label >= 0 && label < d.c;
+  // The lane that wrote the label's logp reads it back.
+  if (lane == (known ? label % 32 : 0)) rows[row] = known ? d.one * to_float(logp[label]) + sum : nanf("");
+}
+
+// loss = -(sum of rows) / n.
+// Threads: one block, which strides over the rows.
+// Traffic: one read a row.
+// Launch: one block of 256; 64 bytes of shared memory.
+// Numerics: summed in double: a batch may be a whole data set.
+// Limits: n < 2^31.
+// Registers: at most 40.
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256)
+cross_entropy_mean(const float* __restrict__ rows, T* __restrict__ loss, CrossEntropyDims d) {
+  double sum = 0.0;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < d.n; i += 256) sum += rows[i];
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) loss[0] = from_float<T>((float)(-sum / d.n));
+}
+
+// gx[n, k] = gloss / n * (exp(logp[n, k]) - spread - (k == label ? one : 0)), NaN where the label is
+// no class.
+// Threads: one for an element, neighbours along the row.
+// Traffic: one read and one write an element.
+// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
+// Numerics: accurate expf.
+// Limits: n * c < 2^31.
+// Registers: at most 32.
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256)
+cross_entropy_bwd(const T* __restrict__ gloss, const T* __restrict__ logp, const int* __restrict__ labels,
+                  T* __restrict__ gx, CrossEntropyDims d) {
+  float g = to_float(gloss[0]) / (float)d.n;
+  FOR_EACH(i, d.n * d.c) {
+    int label = labels[i / d.c];
+    float target = i % d.c == label ? d.one : label < 0 || label >= d.c ? nanf("") : 0.0f;
+    gx[i] = from_float<T>((expf(to_float(logp[i])) - d.spread - target) * g);
+  }
+}

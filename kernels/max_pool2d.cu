@@ -1,0 +1,70 @@
+// Max-pool: the largest value under each window; the gradient goes to its place.
+#include "common.cuh"
+
+struct MaxPool2dDims {
+  int n, h, w, c;  // x [n, h, w, c]
+  int ho, wo;      // y [n, ho, wo, c]
+  int kh, kw;      // window
+  int sh, sw;      // stride
+  int ph, pw;      // padding
+};
+
+// y[n, p, q, c] = max over the window of x[n, p*sh - ph + r, q*sw - pw + s, c], and arg the pixel
+// (row * w + column) that won: the first of equal values, NaN over all. Padding never wins.
+// Threads: one for an output element, neighbours along the channels.
+// Traffic: kh * kw reads of x (once from memory where windows do not overlap) and two writes an output.
+// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
+// Numerics: exact.
+// Limits: outputs < 2^31, h * w < 2^31; every window covers a pixel.
+// Registers: at most 64.
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256)
+max_pool2d_fwd(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ arg, MaxPool2dDims d) {
+  FOR_EACH(i, d.n * d.ho * d.wo * d.c) {
+    int c = i % d.c, q = i / d.c % d.wo, p = i / d.c / d.wo % d.ho, n = i / d.c / d.wo / d.ho;
+    int r0 = p * d.sh - d.ph, s0 = q * d.sw - d.pw;
+    const T* image = x + (size_t)n * d.h * d.w * d.c + c;  // [h, w] of stride c
+    float best = 0.0f;
+    int who = -1;
+    for (int r = max(r0, 0); r < min(r0 + d.kh, d.h); ++r) {
+      for (int s = max(s0, 0); s < min(s0 + d.kw, d.w); ++s) {
+        int pixel = r * d.w + s;
+        float v = to_float(image[(size_t)pixel * d.c]);
+        // Neither <= nor == holds for NaN.
+        if (who < 0 || (!(v <= best) && best == best)) {
+          best = v;
+          who = pixel;
+        }
+      }
+    }
+    y[i] = from_float<T>(best);
+    arg[i] = who;
+  }
+}
+
+// gx[n, r, s, c] = the sum of gy over those windows whose arg is (r, s), in their order.
+// Threads: one for an input element, neighbours along the channels: a gather, no atomics.
+// Traffic: at most ceil(kh / sh) * ceil(kw / sw) reads of arg and gy and one write an input.
+// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
+// Numerics: as many roundings as windows won; the order is that of the CPU.
+// Limits: inputs < 2^31.
+// Registers: at most 64.
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256)
+max_pool2d_bwd(const T* __restrict__ gy, const int* __restrict__ arg, T* __restrict__ gx, MaxPool2dDims d) {
+  FOR_EACH(i, d.n * d.h * d.w * d.c) {
+    int c = i % d.c, n = i / d.c / (d.h * d.w), pixel = i / d.c - n * d.h * d.w;
+    // The windows [p0, p1) x [q0, q1) cover the pixel: p * sh <= r < p * sh + kh, with r in the padded input.
+    int r = pixel / d.w + d.ph, s = pixel % d.w + d.pw;
+    int p0 = max(r - d.kh + d.sh, 0) / d.sh, p1 = min(r / d.sh + 1, d.ho);
+    int q0 = max(s - d.kw + d.sw, 0) / d.sw, q1 = min(s / d.sw + 1, d.wo);
+    float sum = 0.0f;
+    for (int p = p0; p < p1; ++p) {
+      for (int q = q0; q < q1; ++q) {
+        size_t o = (((size_t)n * d.ho + p) * d.wo + q) * d.c + c;
+        if (arg[o] == pixel) sum += to_float(gy[o]);
+      }
+    }
+    gx[i] = from_float<T>(sum);
+  }
+}

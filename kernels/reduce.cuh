@@ -1,0 +1,30 @@
+// Reductions: over a warp by shuffles, over a block through shared memory. The order is fixed, so
+// that equal inputs give equal bits.
+#pragma once
+#include "common.cuh"
+
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+// The sum over the warp's lanes, in every lane; all lanes call it.
+template <class V>
+__device__ __forceinline__ V warp_sum(V v) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(ALL_LANES, v, step);
+  return v;
+}
+
+// The largest over the warp's lanes, in every lane; all lanes call it. NaN loses, as in fmaxf.
+__device__ __forceinline__ float warp_max(float v) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, step));
+  return v;
+}
+
+// The sum over a block of 256 threads, in its first warp; all threads call it, once in a kernel.
+__device__ __forceinline__ double block_sum(double v) {
+  SHARED(double, part, [8]);
+  v = warp_sum(v);
+  if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = v;
+  __syncthreads();
+  return threadIdx.x < 32 ? warp_sum(threadIdx.x < 8 ? part[threadIdx.x] : 0.0) : 0.0;
+}
