@@ -1,5 +1,5 @@
 // Metrics of a training step, kept on the device until the host asks.
-#include "common.cuh"
+#include "reduce.cuh"
 
 struct MetricsDims {
   int n;     // images
@@ -11,7 +11,7 @@ struct MetricsDims {
 // first of equals).
 // Threads: one block; its threads stride over the images, each reads the row of one.
 // Traffic: one read a score.
-// Launch: grid 1 block of 256.
+// Launch: one block of 256; 64 bytes of shared memory.
 // Numerics: exact; the sum is of integers.
 // Limits: n, c >= 1.
 // Registers: at most 40.
@@ -19,7 +19,6 @@ struct MetricsDims {
 extern "C" __global__ void __launch_bounds__(256)
 metrics_record(const float* __restrict__ loss, const T* __restrict__ scores, const int* __restrict__ labels,
                const StepState* __restrict__ s, float* __restrict__ losses, int* __restrict__ correct, MetricsDims d) {
-  SHARED(int, hits, [256]);
   int count = 0;
   for (int i = threadIdx.x; i < d.n; i += 256) {
     const T* row = scores + (size_t)i * d.c;  // [c]
@@ -28,14 +27,9 @@ metrics_record(const float* __restrict__ loss, const T* __restrict__ scores, con
       if (to_float(row[k]) > to_float(row[best])) best = k;
     count += best == labels[i];
   }
-  hits[threadIdx.x] = count;
-  __syncthreads();
-  for (int half = 128; half > 0; half /= 2) {
-    if (threadIdx.x < half) hits[threadIdx.x] += hits[threadIdx.x + half];
-    __syncthreads();
-  }
+  double hits = block_sum(count);
   if (threadIdx.x == 0) {
     losses[s->step % d.ring] = loss[0];
-    correct[s->step % d.ring] = hits[0];
+    correct[s->step % d.ring] = (int)hits;
   }
 }

@@ -5,9 +5,11 @@
 //! passes the arena is owned by [`Params`] alone and may be written.
 
 use crate::autograd::Slot;
+use crate::device::cuda::{BLOCK, Cuda, Launch};
 use crate::device::{Buffer, Device};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::kernels::params::{ParamsDims, params_norm};
 use crate::rng::{Stream, stream, to_unit};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -184,6 +186,33 @@ impl ParamGrads {
     /// The arena.
     pub fn buffer(&self) -> &Buffer {
         &self.buffer
+    }
+
+    /// The Euclidean norm of all gradients together.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    pub fn norm(&self) -> Result<f64> {
+        match self.buffer.device().clone() {
+            Device::Cpu(_) => {
+                let squares = self.buffer.host::<f32>()?.iter().map(|&g| f64::from(g) * f64::from(g));
+                Ok(squares.sum::<f64>().sqrt())
+            }
+            Device::Cuda(cuda) => self.norm_on(&cuda),
+        }
+    }
+
+    fn norm_on(&self, cuda: &Cuda) -> Result<f64> {
+        let n = self.buffer.len();
+        let first = Launch { grid: [n.div_ceil(BLOCK as usize).clamp(1, 512) as u32, 1, 1], ..Launch::each(n) };
+        let blocks = first.grid[0] as usize;
+        let mut partial = self.buffer.device().alloc(DType::F32, blocks)?;
+        let d = ParamsDims { n: n as i32, root: 0 };
+        params_norm::<f32>(cuda, first.flops(2 * n), self.buffer.input(0..n)?, partial.output(0..blocks)?, &d)?;
+        let mut norm = self.buffer.device().alloc(DType::F32, 1)?;
+        let d = ParamsDims { n: blocks as i32, root: 1 };
+        params_norm::<f32>(cuda, Launch::new(1, BLOCK), partial.input(0..blocks)?, norm.output(0..1)?, &d)?;
+        Ok(f64::from(norm.read::<f32>(0..1)?[0]))
     }
 
     /// A copy of the gradient of one parameter.

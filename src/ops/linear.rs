@@ -266,7 +266,7 @@ use crate::device::cuda::with_kernel_type;
         y: &mut Tensor,
         dims: [usize; 3],
     ) -> Result<()> {
-        let plan = Plan::new(dims[0], dims[2], dims[1]);
+        let plan = Plan::new(dims[0], dims[2], dims[1], cuda.options().tile);
         let bias = b.map(Tensor::input).transpose()?;
         let mut partial = plan.partial(x.device())?;
         let out = partial.as_mut().map(Tensor::output).transpose()?;
@@ -288,7 +288,7 @@ use crate::device::cuda::with_kernel_type;
         gx: &mut Tensor,
         dims: [usize; 3],
     ) -> Result<()> {
-        let plan = Plan::new(dims[0], dims[1], dims[2]);
+        let plan = Plan::new(dims[0], dims[1], dims[2], cuda.options().tile);
         let mut partial = plan.partial(gy.device())?;
         let out = partial.as_mut().map(Tensor::output).transpose()?;
         let kernel = match plan.tile {
@@ -309,7 +309,7 @@ use crate::device::cuda::with_kernel_type;
         gw: &mut Slot<'_>,
         dims: [usize; 3],
     ) -> Result<()> {
-        let plan = Plan::new(dims[2], dims[1], dims[0]);
+        let plan = Plan::new(dims[2], dims[1], dims[0], cuda.options().tile);
         let mut partial = plan.partial(gy.device())?;
         let out = partial.as_mut().map(Tensor::output).transpose()?;
         let kernel = match plan.tile {

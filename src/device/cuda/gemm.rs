@@ -66,8 +66,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The cheapest cut.
-    pub fn new(m: usize, n: usize, k: usize) -> Self {
+    /// The cheapest cut, or the cheapest with the tile that is asked for.
+    pub fn new(m: usize, n: usize, k: usize, asked: Option<Tile>) -> Self {
         let plan = |tile: Tile| {
             let side = tile.side();
             let blocks = m.div_ceil(side) * n.div_ceil(side);
@@ -79,6 +79,9 @@ impl Plan {
             let cost = (blocks * side * side * steps * tile.depth()) as f64 / tile.speed() / busy;
             (Plan { tile, splits, split_steps, m, n, k }, cost)
         };
+        if let Some(tile) = asked {
+            return plan(tile).0;
+        }
         let (mut best, mut least) = plan(Tile::Large);
         for tile in [Tile::Medium, Tile::Small] {
             let (plan, cost) = plan(tile);
@@ -141,14 +144,14 @@ mod tests {
     fn plans_cover_k_and_fill_the_device() {
         for (m, n, k) in [(1, 1, 1), (4, 120, 400), (3136, 6, 75), (16, 1024, 18_432), (6, 75, 3136), (4096, 4096, 4096)]
         {
-            let p = Plan::new(m, n, k);
+            let p = Plan::new(m, n, k, None);
             let steps = k.div_ceil(p.tile.depth());
             assert!(p.splits * p.split_steps >= steps && (p.splits - 1) * p.split_steps < steps, "{p:?}");
             assert!(p.splits * m * n <= MAX_PARTIAL || p.splits == 1, "{p:?}");
         }
-        assert_eq!(Plan::new(4096, 4096, 4096).tile, Tile::Large);
-        assert_eq!(Plan::new(4096, 4096, 4096).splits, 1);
-        assert_eq!(Plan::new(3136, 6, 75).tile, Tile::Small);
-        assert!(Plan::new(16, 1024, 18_432).splits > 1);
+        assert_eq!(Plan::new(4096, 4096, 4096, None).tile, Tile::Large);
+        assert_eq!(Plan::new(4096, 4096, 4096, None).splits, 1);
+        assert_eq!(Plan::new(3136, 6, 75, None).tile, Tile::Small);
+        assert!(Plan::new(16, 1024, 18_432, None).splits > 1);
     }
 }

@@ -43,6 +43,8 @@ pub struct Cuda {
 pub struct Options {
     /// Convolution with the patches laid out in memory, instead of found as they are needed.
     pub explicit_conv: bool,
+    /// The tile of all matrix products, instead of the one that suits their sizes: for tests.
+    pub tile: Option<Tile>,
     /// Wait after each launch, so that the kernel that fails is known.
     pub sync_launches: bool,
 }

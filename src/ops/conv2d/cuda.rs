@@ -69,7 +69,7 @@ pub(super) fn forward<T: KernelType>(
     if cuda.options().explicit_conv {
         return explicit::forward::<T>(cuda, x, w, b, y, d);
     }
-    let plan = Plan::new(d.n * d.pixels(), d.o, d.patch());
+    let plan = Plan::new(d.n * d.pixels(), d.o, d.patch(), cuda.options().tile);
     let bias = b.map(Tensor::input).transpose()?;
     let mut partial = plan.partial(x.device())?;
     let out = partial.as_mut().map(Tensor::output).transpose()?;
@@ -96,7 +96,7 @@ pub(super) fn backward_x<T: KernelType>(
         return explicit::backward_x::<T>(cuda, gy, w, gx, d);
     }
     let [kh, kw] = d.window.kernel;
-    let plan = Plan::new(gx.len() / d.c, d.c, kh * kw * d.o);
+    let plan = Plan::new(gx.len() / d.c, d.c, kh * kw * d.o, cuda.options().tile);
     let mut partial = plan.partial(gy.device())?;
     let out = partial.as_mut().map(Tensor::output).transpose()?;
     let kernel = match plan.tile {
@@ -121,7 +121,7 @@ pub(super) fn backward_w<T: KernelType>(
     if cuda.options().explicit_conv {
         return explicit::backward_w::<T>(cuda, gy, x, gw, d);
     }
-    let plan = Plan::new(d.o, d.patch(), d.n * d.pixels());
+    let plan = Plan::new(d.o, d.patch(), d.n * d.pixels(), cuda.options().tile);
     let mut partial = plan.partial(gy.device())?;
     let out = partial.as_mut().map(Tensor::output).transpose()?;
     let kernel = match plan.tile {

@@ -1,0 +1,24 @@
+// The arena of gradients: its norm.
+#include "reduce.cuh"
+
+struct ParamsDims {
+  int n;     // numbers to sum
+  int root;  // 1: y = sqrt(sum of x), 0: y[block] = sum of x²
+};
+
+// Sums over all numbers in two launches: first y[block] = sum of x² over the block's share, then with
+// one block y[0] = sqrt(sum of the first's results).
+// Threads: a block's threads stride over its share, neighbours side by side.
+// Traffic: one read a number.
+// Launch: grid 1 to 512 blocks of 256, then 1; 64 bytes of shared memory.
+// Numerics: summed in double, each block's sum rounded to f32.
+// Limits: n < 2^31.
+// Registers: at most 40.
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256)
+params_norm(const float* __restrict__ x, float* __restrict__ y, ParamsDims d) {
+  double sum = 0.0;
+  FOR_EACH(i, d.n) sum += d.root ? (double)x[i] : (double)x[i] * x[i];
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) y[blockIdx.x] = (float)(d.root ? sqrt(sum) : sum);
+}

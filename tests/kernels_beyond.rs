@@ -1,0 +1,291 @@
+//! The kernels that are no op's: optimizers, batches, metrics, norms; and what ops have beside their
+//! outputs. As in `kernels.rs`, on the emulated device in three orders and checked, or on the GPU.
+
+mod device;
+
+use device::Under;
+use std::sync::Arc;
+use tilework::autograd::StepState;
+use tilework::data::loader::{Augment, Border, Loader};
+use tilework::data::Dataset;
+use tilework::device::cuda::{Options, Tile};
+use tilework::nn::{LayerSpec, Model};
+use tilework::ops::batch_norm2d::Running;
+use tilework::ops::{Case, Draw, ROOMS, parity};
+use tilework::optim::{Adam, Optimizer, Sgd};
+use tilework::rng::Stream;
+use tilework::{Ctx, DType, Device, Tensor, Var};
+
+/// Pseudo-random numbers in [-1, 1).
+fn numbers(n: usize, id: u32) -> Vec<f32> {
+    let s = Stream { seed: 5, epoch: 0, step: 0, id };
+    (0..n).map(|i| 2.0 * s.uniform(i) - 1.0).collect()
+}
+
+fn close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let scale = want.iter().fold(0f32, |m, v| m.max(v.abs()));
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!(g == w || (g - w).abs() <= tolerance * scale, "{what}[{i}] is {g}, the CPU has {w}");
+    }
+}
+
+/// Every tile of the matrix product, and convolution with its patches in memory.
+#[test]
+fn products_in_every_form() {
+    let forms = [
+        Options { tile: Some(Tile::Large), ..Options::default() },
+        Options { tile: Some(Tile::Medium), ..Options::default() },
+        Options { tile: Some(Tile::Small), ..Options::default() },
+        Options { explicit_conv: true, ..Options::default() },
+    ];
+    for options in forms {
+        let Some(under) = Under::with(options) else { return };
+        for room in ROOMS.iter().filter(|r| ["conv2d", "linear"].contains(&r.name)) {
+            let random = (0..4).map(|seed| (room.random_case)(&mut Draw::new(seed)));
+            for case in (room.cases)().into_iter().filter(|c| !c.bench).chain(random) {
+                let want = parity::run(&case, &Device::cpu(), 2).unwrap();
+                for (name, device) in &under.devices {
+                    let got = parity::run(&case, device, 2).unwrap();
+                    let d = parity::compare(&got, &want);
+                    let ok = d.error <= parity::tolerance(room.name);
+                    assert!(ok, "{} {} ({name}, {options:?}): {d:?}", room.name, case.name);
+                }
+            }
+        }
+    }
+}
+
+/// A gradient that is added to an earlier one: weights used twice, for every tile and with splits.
+#[test]
+fn gradients_accumulate() {
+    let twice = |name: &str, wide: usize| {
+        Case::new(name.to_string(), move |v, cx| {
+            let a = v[0].conv2d(&v[1], Some(&v[2]), [1, 1], [1, 1], cx)?;
+            a.conv2d(&v[1], Some(&v[2]), [1, 1], [1, 1], cx)
+        })
+        .input("x", [3, wide, 9, 5], tilework::ops::case::Fill::Uniform)
+        .input("w", [5, 3, 3, 5], tilework::ops::case::Fill::Uniform)
+        .input("b", [5], tilework::ops::case::Fill::Uniform)
+    };
+    let fc = Case::new("fc", |v, cx| v[0].linear(&v[1], Some(&v[2]), cx)?.linear(&v[1], Some(&v[2]), cx))
+        .input("x", [70, 33], tilework::ops::case::Fill::Uniform)
+        .input("w", [33, 33], tilework::ops::case::Fill::Uniform)
+        .input("b", [33], tilework::ops::case::Fill::Uniform);
+    let cases = [twice("small", 7), twice("splits", 40), fc];
+    for tile in [None, Some(Tile::Large), Some(Tile::Medium), Some(Tile::Small)] {
+        let Some(under) = Under::with(Options { tile, ..Options::default() }) else { return };
+        for case in &cases {
+            let want = parity::run(case, &Device::cpu(), 4).unwrap();
+            for (name, device) in &under.devices {
+                let d = parity::compare(&parity::run(case, device, 4).unwrap(), &want);
+                assert!(d.error <= 4e-5, "{} {tile:?} ({name}): {d:?}", case.name);
+            }
+        }
+    }
+}
+
+/// A model with parameters of awkward sizes.
+fn model(device: &Device) -> Model {
+    let layers = ["conv 3x3, 5 channels", "batch_norm", "relu", "flatten", "fc 7"];
+    let layers: Vec<LayerSpec> = layers.iter().map(|l| l.parse().unwrap()).collect();
+    Model::build(&layers, [6, 5, 3], device, 1).unwrap()
+}
+
+/// Some steps with made-up gradients; the parameters after them.
+fn optimise(device: &Device, make: &dyn Fn(&Model) -> Box<dyn Optimizer>) -> Vec<f32> {
+    let mut model = model(device);
+    let mut optimizer = make(&model);
+    for step in 0..5 {
+        let state = StepState { step, lr: 0.05 / (step + 1) as f32, ..StepState::default() };
+        device.set_step(&state).unwrap();
+        let mut grads = model.params.grads().unwrap();
+        let mut cx = Ctx::train(device).with_params(&model.params).at(state);
+        let x = Tensor::from_slice(device, [2, 6, 5, 3], &numbers(180, step)).unwrap();
+        let y = model.net.forward(&Var::constant(x), &mut cx).unwrap();
+        let gy = Tensor::from_slice(device, y.shape(), &numbers(y.value().len(), 100 + step)).unwrap();
+        cx.backward(&y, gy, Some(&mut grads)).unwrap();
+        drop(y);
+        optimizer.step(&mut model.params, &grads, &state).unwrap();
+    }
+    let values = model.params.values();
+    values.read(0..values.len()).unwrap()
+}
+
+#[test]
+fn optimizers() {
+    let Some(under) = Under::new() else { return };
+    type Make = Box<dyn Fn(&Model) -> Box<dyn Optimizer>>;
+    let sgd = |momentum, nesterov, decay| -> Make {
+        Box::new(move |m| Box::new(Sgd::new(&m.params, momentum, nesterov, decay).unwrap()))
+    };
+    let adam = |betas, eps, decay, decoupled| -> Make {
+        Box::new(move |m| Box::new(Adam::new(&m.params, betas, eps, decay, decoupled).unwrap()))
+    };
+    let all = [
+        ("sgd", sgd(0.0, false, 0.0)),
+        ("sgd with decay", sgd(0.0, false, 0.1)),
+        ("momentum", sgd(0.9, false, 0.1)),
+        ("nesterov", sgd(0.8, true, 0.1)),
+        ("adam", adam([0.9, 0.999], 1e-8, 0.0, false)),
+        ("adam with decay", adam([0.7, 0.95], 1e-2, 0.1, false)),
+        ("adamw", adam([0.9, 0.99], 1e-3, 0.2, true)),
+    ];
+    for (what, make) in &all {
+        let want = optimise(&Device::cpu(), make);
+        for (name, device) in &under.devices {
+            close(&optimise(device, make), &want, 3e-5, &format!("{what} ({name})"));
+        }
+    }
+}
+
+#[test]
+fn running_statistics() {
+    let Some(under) = Under::new() else { return };
+    for (shape, momentum) in [([3, 5, 4, 7], 0.1), ([40, 9, 9, 33], 0.3), ([1, 1, 2, 1], 1.0), ([2, 40, 40, 70], 0.1)] {
+        let c = shape[3];
+        let run = |device: &Device| {
+            let mut running = Running::new(device, DType::F32, c).unwrap();
+            for step in 0..2 {
+                let x: Vec<f32> = numbers(shape.iter().product(), step).iter().map(|v| v + 100.0).collect();
+                let of = |v: &[f32]| Var::constant(Tensor::from_slice(device, [c], v).unwrap());
+                let x = Var::constant(Tensor::from_slice(device, shape, &x).unwrap());
+                let mut cx = Ctx::train(device);
+                let (gamma, beta) = (of(&numbers(c, 8)), of(&numbers(c, 9)));
+                x.batch_norm2d(&gamma, &beta, &mut running, momentum, 1e-5, &mut cx).unwrap();
+            }
+            (running.mean.to_vec::<f32>().unwrap(), running.var.to_vec::<f32>().unwrap())
+        };
+        let want = run(&Device::cpu());
+        for (name, device) in &under.devices {
+            let got = run(device);
+            close(&got.0, &want.0, 2e-6, &format!("running mean of {shape:?} ({name})"));
+            close(&got.1, &want.1, 2e-5, &format!("running variance of {shape:?} ({name})"));
+        }
+    }
+}
+
+/// A large mean and a small deviation, which a sum of squares in f32 would lose.
+#[test]
+fn batch_norm_keeps_the_variance_of_a_large_mean() {
+    let Some(under) = Under::new() else { return };
+    let values: Vec<f32> = (0..3000).map(|i| 10_000.0 + if i % 2 == 0 { 0.5 } else { -0.5 }).collect();
+    for (name, device) in &under.devices {
+        let of = |v| Var::constant(Tensor::from_slice(device, [1], &[v]).unwrap());
+        let x = Var::constant(Tensor::from_slice(device, [3, 100, 10, 1], &values).unwrap());
+        let mut running = Running::new(device, DType::F32, 1).unwrap();
+        let y = x.batch_norm2d(&of(1f32), &of(0f32), &mut running, 1.0, 0.0, &mut Ctx::train(device)).unwrap();
+        close(&y.value().to_vec::<f32>().unwrap()[..2], &[1.0, -1.0], 1e-5, name);
+        close(&running.mean.to_vec::<f32>().unwrap(), &[10_000.0], 1e-7, name);
+    }
+}
+
+/// A data set whose every byte tells where it is from.
+fn data(n: usize, h: usize, w: usize, c: usize) -> Arc<Dataset> {
+    Arc::new(Dataset {
+        name: "test".into(),
+        classes: (0..7).map(|i| i.to_string()).collect(),
+        height: h,
+        width: w,
+        channels: c,
+        images: (0..n * h * w * c).map(|i| (i * 7919 % 251) as u8).collect(),
+        labels: (0..n).map(|i| (i * 3 % 7) as u8).collect(),
+    })
+}
+
+/// All batches of an epoch: images and labels.
+fn epoch(device: &Device, data: &Arc<Dataset>, batch: usize, augment: Augment) -> Vec<(Vec<f32>, Vec<i32>)> {
+    let c = data.channels;
+    let (mean, std) = (&[0.1, 0.5, 0.3][..c], &[0.2, 0.25, 0.3][..c]);
+    let loader = Loader::augmented(data.clone(), batch, mean, std, augment, device).unwrap();
+    let state = StepState { seed: 77, epoch: 3, step: 11, ..StepState::default() };
+    let batches = loader.epoch(loader.order(true, &state), &state, 0).unwrap();
+    batches.map(|b| b.map(|b| (b.images.to_vec().unwrap(), b.labels.to_vec().unwrap())).unwrap()).collect()
+}
+
+#[test]
+fn batches_have_the_cpu_s_bits() {
+    let Some(under) = Under::new() else { return };
+    let augments = [
+        Augment::default(),
+        Augment { flip: 0.5, pad: 2, border: Border::Black },
+        Augment { flip: 0.3, pad: 3, border: Border::Reflect },
+        Augment { flip: 1.0, pad: 0, border: Border::Black },
+    ];
+    for (data, batch) in [(data(23, 5, 7, 3), 8), (data(9, 20, 19, 1), 4), (data(5, 4, 4, 2), 5)] {
+        for augment in augments {
+            let want = epoch(&Device::cpu(), &data, batch, augment);
+            for (name, device) in &under.devices {
+                let got = epoch(device, &data, batch, augment);
+                assert!(got == want, "batches of {batch} with {augment:?} ({name})");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_norm_of_the_gradients() {
+    let Some(under) = Under::new() else { return };
+    let norm = |device: &Device, features: usize| {
+        let layers: Vec<LayerSpec> = vec![LayerSpec::Flatten, LayerSpec::fc(features)];
+        let mut model = Model::build(&layers, [5, 5, 11], device, 0).unwrap();
+        let mut grads = model.params.grads().unwrap();
+        let mut cx = Ctx::train(device).with_params(&model.params);
+        let x = Tensor::from_slice(device, [3, 5, 5, 11], &numbers(825, 1)).unwrap();
+        let y = model.net.forward(&Var::constant(x), &mut cx).unwrap();
+        let gy = Tensor::from_slice(device, y.shape(), &numbers(3 * features, 2)).unwrap();
+        cx.backward(&y, gy, Some(&mut grads)).unwrap();
+        grads.norm().unwrap()
+    };
+    // Within a block, some blocks, and more than the grid has.
+    for features in [1, 20, 600] {
+        let want = norm(&Device::cpu(), features);
+        for (name, device) in &under.devices {
+            let got = norm(device, features);
+            assert!((got - want).abs() <= 1e-6 * want, "{features} ({name}): {got}, the CPU has {want}");
+        }
+    }
+}
+
+#[test]
+fn a_label_that_is_no_class_makes_the_loss_not_a_number() {
+    let Some(under) = Under::new() else { return };
+    for (name, device) in &under.devices {
+        for bad in [-1, 4, i32::MAX, i32::MIN] {
+            let labels = Tensor::from_slice(device, [3], &[0, bad, 3]).unwrap();
+            let x = Var::constant(Tensor::from_slice(device, [3, 4], &numbers(12, 0)).unwrap());
+            let mut cx = Ctx::eval(device);
+            let loss = x.cross_entropy(&labels, 0.1, &mut cx).unwrap();
+            assert!(loss.value().item().unwrap().is_nan(), "{name} {bad}");
+            let loss = x.log_softmax(&mut cx).unwrap().nll(&labels, &mut cx).unwrap();
+            assert!(loss.value().item().unwrap().is_nan(), "{name} {bad}");
+        }
+    }
+}
+
+#[test]
+fn fills_and_copies() {
+    let Some(under) = Under::new() else { return };
+    for (name, device) in &under.devices {
+        for n in [1, 255, 257, 5000] {
+            let mut t = Tensor::zeros(device, DType::F32, [n]).unwrap();
+            assert_eq!(t.to_vec::<f32>().unwrap(), vec![0.0; n], "{name}");
+            t.fill(-2.5).unwrap();
+            assert_eq!(t.to_vec::<f32>().unwrap(), vec![-2.5; n], "{name}");
+            let values = numbers(n, 3);
+            let source = Tensor::from_slice(device, [n], &values).unwrap();
+            t.copy_from(&source).unwrap();
+            assert_eq!(t.to_vec::<f32>().unwrap(), values, "{name}");
+            assert_eq!(t.to_device(&Device::cpu()).unwrap().to_vec::<f32>().unwrap(), values, "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_ceilings_are_measured() {
+    let Some(under) = Under::new() else { return };
+    let Device::Cuda(cuda) = under.first() else { panic!("a CUDA device") };
+    let ceiling = cuda.ceiling(1).unwrap();
+    assert!(ceiling.bandwidth > 1e6 && ceiling.flops > 1e6, "{ceiling:?}");
+}
+
