@@ -1,0 +1,225 @@
+//! The emulated CUDA device: runs the `.cu` files of `kernels/`, compiled by the host's C++ compiler, on the CPU.
+//!
+//! `README.md` beside this file explains how. In short: every CUDA thread is a fiber (`scheduler`), the blocks of a
+//! launch run in parallel, and a checked launch (`checker`) finds races, accesses out of bounds, reads of
+//! uninitialised shared memory and misaligned accesses.
+
+mod calls;
+mod checker;
+mod hooks;
+mod report;
+mod scheduler;
+mod shadow;
+mod shared;
+mod source;
+mod stacks;
+#[cfg(test)]
+mod tests;
+mod trace;
+mod warp;
+
+use std::ffi::c_void;
+use std::hint::black_box;
+use std::ptr::null_mut;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rayon::prelude::*;
+
+use checker::Checker;
+pub use report::{Action, Event, Fault, FaultKind, Finding, FindingKind, Line, Report};
+use scheduler::{Job, run_block};
+pub use trace::Follow;
+use trace::Trace;
+
+/// A kernel compiled for the CPU: takes an array of pointers to its arguments.
+pub type Thunk = unsafe extern "C" fn(*const *mut c_void);
+
+/// In which order the threads of a block, and the blocks of a grid, begin and go on.
+///
+/// A kernel that is right gives the same result in every order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// By index.
+    Forward,
+    /// By index, last first.
+    Reverse,
+    /// Shuffled, and again at every barrier; the same seed gives the same order.
+    Random(u64),
+}
+
+/// One launch of a kernel.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch<'a> {
+    /// The kernel's name, for reports.
+    pub kernel: &'a str,
+    /// It as compiled for speed.
+    pub plain: Thunk,
+    /// It as compiled for the checker.
+    pub checked: Thunk,
+    /// `gridDim`, in blocks.
+    pub grid: [u32; 3],
+    /// `blockDim`, in threads.
+    pub block: [u32; 3],
+    /// Dynamic shared memory per block, in bytes.
+    pub shared: u32,
+    /// `args[i]` points at the i-th argument.
+    pub args: &'a [*mut c_void],
+}
+
+/// Memory that a launch may use: one pointer argument of its kernel.
+#[derive(Debug, Clone, Copy)]
+pub struct Region {
+    /// The argument's name.
+    pub name: &'static str,
+    /// Address of its first byte.
+    pub start: usize,
+    /// Its size; 0 for a null pointer.
+    pub bytes: usize,
+    /// Whether the kernel may write it.
+    pub writable: bool,
+}
+
+impl Launch<'_> {
+    /// The number of blocks, if a GPU would take this launch.
+    fn blocks(&self) -> Result<u32, Fault> {
+        let invalid = |detail: String| Fault {
+            kernel: self.kernel.to_string(),
+            kind: FaultKind::InvalidLaunch,
+            block: None,
+            thread: None,
+            at: None,
+            detail,
+        };
+        let [x, y, z] = self.grid.map(u64::from);
+        if x == 0 || y == 0 || z == 0 || x >= 1 << 31 || y > 65535 || z > 65535 {
+            return Err(invalid(format!("grid {x} x {y} x {z}; each must be at least 1, and at most 2147483647, 65535, 65535")));
+        }
+        let [bx, by, bz] = self.block.map(u64::from);
+        let threads = bx.saturating_mul(by).saturating_mul(bz);
+        if threads == 0 || threads > 1024 || bz > 64 {
+            return Err(invalid(format!("block {bx} x {by} x {bz}; it must have 1 to 1024 threads, at most 64 in z")));
+        }
+        if self.shared > shared::DYNAMIC_LIMIT {
+            let most = shared::DYNAMIC_LIMIT;
+            return Err(invalid(format!("{} bytes of dynamic shared memory; at most {most}", self.shared)));
+        }
+        u32::try_from(x * y * z)
+            .ok()
+            .filter(|n| *n < u32::MAX)
+            .ok_or_else(|| invalid(format!("grid {x} x {y} x {z} has more blocks than are emulated")))
+    }
+
+    fn job(&self, thunk: Thunk, order: Order, checker: *mut Checker) -> Job<'_> {
+        let (grid, block, shared, args) = (self.grid, self.block, self.shared, self.args.as_ptr());
+        Job { kernel: self.kernel, thunk, args, grid, block, shared, order, checker }
+    }
+}
+
+/// Which block runs `i`-th of `n`.
+fn nth_block(order: Order, i: u32, n: u32) -> u32 {
+    match order {
+        Order::Forward => i,
+        Order::Reverse => n - 1 - i,
+        Order::Random(seed) => {
+            // A step that has no divisor in common with n visits every block once.
+            let coprime = |step: u64| std::iter::successors(Some((step, u64::from(n))), |(a, b)| (*b != 0).then(|| (*b, a % b))).last().is_some_and(|(g, _)| g == 1);
+            let step = (seed % u64::from(n)..).find(|s| coprime(*s)).unwrap_or(1);
+            ((u64::from(i) * step + seed / 7 % u64::from(n)) % u64::from(n)) as u32
+        }
+    }
+}
+
+/// Runs a kernel; blocks run in parallel on rayon's threads.
+///
+/// # Errors
+/// The fault that stopped it. Other blocks may or may not have run.
+///
+/// # Safety
+/// The thunks belong to a kernel whose arguments `args` are, of the right number and types, and the kernel stays within
+/// the memory that they point at.
+pub unsafe fn run(launch: &Launch<'_>, order: Order) -> Result<(), Fault> {
+    /// A job whose pointers may cross threads.
+    struct Everywhere<'a>(Job<'a>);
+    // SAFETY: the arguments are only read, and the kernel's own memory accesses are the caller's promise.
+    unsafe impl Sync for Everywhere<'_> {}
+
+    black_box((calls::exports(), hooks::exports()));
+    let blocks = launch.blocks()?;
+    let job = Everywhere(launch.job(launch.plain, order, null_mut()));
+    if blocks == 1 {
+        // SAFETY: as the caller promises; dimensions were checked.
+        return unsafe { run_block(&job.0, 0) }.map(|_| ());
+    }
+    let (failed, first) = (AtomicBool::new(false), Mutex::new(None));
+    (0..blocks).into_par_iter().for_each(|i| {
+        let job = &job;
+        if failed.load(Ordering::Relaxed) {
+            return;
+        }
+        // SAFETY: as above.
+        if let Err(fault) = unsafe { run_block(&job.0, nth_block(order, i, blocks)) } {
+            failed.store(true, Ordering::Relaxed);
+            first.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(fault);
+        }
+    });
+    first.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
+}
+
+/// Runs a kernel under the checker, one block after the other, on this thread.
+///
+/// `regions` are all pointer arguments; a finding names the one nearest to a bad address. An access out of bounds or
+/// misaligned ends the launch before it happens.
+///
+/// # Errors
+/// The fault that stopped it.
+///
+/// # Safety
+/// As [`run`], but the kernel may stray from its memory: the checker stops it.
+pub unsafe fn run_checked(launch: &Launch<'_>, order: Order, regions: &[Region]) -> Result<Report, Fault> {
+    // SAFETY: as the caller promises.
+    unsafe { checked(launch, order, regions, None).1 }
+}
+
+/// As [`run_checked`], and records what some threads of one block do, up to a fault if there is one.
+///
+/// # Safety
+/// As [`run_checked`].
+pub unsafe fn run_traced(
+    launch: &Launch<'_>,
+    order: Order,
+    regions: &[Region],
+    follow: &Follow,
+) -> (Vec<Event>, Result<Report, Fault>) {
+    // SAFETY: as the caller promises.
+    unsafe { checked(launch, order, regions, Some(Trace::new(follow.clone()))) }
+}
+
+unsafe fn checked(
+    launch: &Launch<'_>,
+    order: Order,
+    regions: &[Region],
+    trace: Option<Trace>,
+) -> (Vec<Event>, Result<Report, Fault>) {
+    black_box((calls::exports(), hooks::exports()));
+    let blocks = match launch.blocks() {
+        Ok(blocks) => blocks,
+        Err(fault) => return (vec![], Err(fault)),
+    };
+    let mut checker = Checker::new(launch.kernel, launch.grid, regions, trace);
+    let job = launch.job(launch.checked, order, &raw mut checker);
+    let mut outcome = Ok(());
+    for i in 0..blocks {
+        // SAFETY: as the caller promises; the checker lives to the end of this function.
+        match unsafe { run_block(&job, nth_block(order, i, blocks)) } {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(fault) => {
+                outcome = Err(fault);
+                break;
+            }
+        }
+    }
+    let (report, events) = checker.finish();
+    (events, outcome.map(|()| report))
+}
