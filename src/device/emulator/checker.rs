@@ -10,8 +10,8 @@
 use std::collections::HashSet;
 
 use super::Region;
+use super::block::{Block, Context};
 use super::report::{Action, Finding, FindingKind, Report, Site};
-use super::scheduler::Block;
 use super::shadow::{ATOMIC, Cell, IN_FLIGHT, MANY_BLOCKS, MANY_WARPS, Mark, Span};
 use super::source::Lines;
 use super::trace::Trace;
@@ -120,7 +120,7 @@ impl Checker {
         }
     }
 
-    pub(super) fn begin_block(&mut self, block: &mut Block, threads: u32) {
+    pub(super) fn begin_block(&mut self, block: &mut Block) {
         if self.shared.is_empty() {
             let arena = block.shared.arena();
             let dynamic = block.shared.dynamic_start();
@@ -130,9 +130,9 @@ impl Checker {
         self.tag = block.number + 1;
         self.epoch += 1;
         self.time.clear();
-        self.time.resize(threads.div_ceil(32) as usize, 1);
+        self.time.resize(block.threads.div_ceil(32) as usize, 1);
         self.views.clear();
-        self.views.resize(threads as usize, [0; 32]);
+        self.views.resize(block.threads as usize, [0; 32]);
     }
 
     pub(super) fn barrier(&mut self) {
@@ -173,7 +173,7 @@ impl Checker {
     fn access(&mut self, block: &Block, a: Access) -> bool {
         let own = |(start, end): (usize, usize)| a.address >= start && a.address < end;
         let context = block.context as usize;
-        if own(block.stack) || own((context, context + size_of_val(&block.context) + 128)) || a.bytes == 0 {
+        if own(block.stack) || own((context, context + size_of::<Context>())) || a.bytes == 0 {
             return true;
         }
         self.accesses += 1;

@@ -4,6 +4,7 @@
 //! launch run in parallel, and a checked launch (`checker`) finds races, accesses out of bounds, reads of
 //! uninitialised shared memory and misaligned accesses.
 
+mod block;
 mod calls;
 mod checker;
 mod hooks;
@@ -26,9 +27,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
+use block::Job;
 use checker::Checker;
 pub use report::{Action, Event, Fault, FaultKind, Finding, FindingKind, Line, Report};
-use scheduler::{Job, run_block};
+use scheduler::run_block;
 pub use trace::Follow;
 use trace::Trace;
 
@@ -93,7 +95,9 @@ impl Launch<'_> {
         };
         let [x, y, z] = self.grid.map(u64::from);
         if x == 0 || y == 0 || z == 0 || x >= 1 << 31 || y > 65535 || z > 65535 {
-            return Err(invalid(format!("grid {x} x {y} x {z}; each must be at least 1, and at most 2147483647, 65535, 65535")));
+            return Err(invalid(format!(
+                "grid {x} x {y} x {z}; each must be at least 1, and at most 2147483647, 65535, 65535"
+            )));
         }
         let [bx, by, bz] = self.block.map(u64::from);
         let threads = bx.saturating_mul(by).saturating_mul(bz);
@@ -123,7 +127,11 @@ fn nth_block(order: Order, i: u32, n: u32) -> u32 {
         Order::Reverse => n - 1 - i,
         Order::Random(seed) => {
             // A step that has no divisor in common with n visits every block once.
-            let coprime = |step: u64| std::iter::successors(Some((step, u64::from(n))), |(a, b)| (*b != 0).then(|| (*b, a % b))).last().is_some_and(|(g, _)| g == 1);
+            let coprime = |step: u64| {
+                std::iter::successors(Some((step, u64::from(n))), |(a, b)| (*b != 0).then(|| (*b, a % b)))
+                    .last()
+                    .is_some_and(|(g, _)| g == 1)
+            };
             let step = (seed % u64::from(n)..).find(|s| coprime(*s)).unwrap_or(1);
             ((u64::from(i) * step + seed / 7 % u64::from(n)) % u64::from(n)) as u32
         }

@@ -104,8 +104,11 @@ impl Shared {
 
     /// The name of the first variable that was written past its end.
     pub(super) fn overrun(&self) -> Option<String> {
-        // SAFETY: the guard written behind each variable, inside the arena.
-        let broken = |end: usize| unsafe { std::slice::from_raw_parts(end as *const u8, GUARD) }.iter().any(|b| *b != GUARD_BYTE);
+        let broken = |end: usize| {
+            // SAFETY: the guard written behind each variable, inside its allocation.
+            let guard = unsafe { std::slice::from_raw_parts(end as *const u8, GUARD) };
+            guard.iter().any(|b| *b != GUARD_BYTE)
+        };
         if let Some(v) = self.variables.iter().find(|v| broken(v.start + v.bytes)) {
             return Some(format!("`{}`, {} bytes", v.name(), v.bytes));
         }

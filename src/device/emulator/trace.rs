@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
+use super::block::Block;
 use super::checker::Access;
 use super::report::{Action, Event, Site};
-use super::scheduler::Block;
 use super::source::Lines;
 
 /// Whom to follow.
