@@ -212,3 +212,82 @@ extern "C" __global__ void __launch_bounds__(64) tickets(const float* x, int* y,
   __syncthreads();
   y[threadIdx.x] = atomicAdd(&next[0], 1);
 }
+
+// The line of an access through a function of the shim is the kernel's.
+extern "C" __global__ void __launch_bounds__(64) inlined_read(const float* x, float* y, PlantedDims d) {
+  int i = threadIdx.x;
+  float v = __ldg(&x[i + d.bug]);
+  y[i] = v;
+}
+
+extern "C" __global__ void __launch_bounds__(64) long_memset(const float* x, float* y, PlantedDims d) {
+  if (threadIdx.x == 0) memset(y, 0, (d.n + d.bug) * 4);
+}
+
+// An atomic and a plain access to one place.
+extern "C" __global__ void __launch_bounds__(64) half_atomic(const float* x, int* y, PlantedDims d) {
+  SHARED(int, most, [1]);
+  if (threadIdx.x == 0) most[0] = 0;
+  __syncthreads();
+  atomicMax(&most[0], (int)threadIdx.x);
+  if (!d.bug) __syncthreads();
+  if (threadIdx.x == 0) y[0] = most[0];
+}
+
+// A pointer that may be null, used without asking.
+extern "C" __global__ void __launch_bounds__(64) null_read(const float* x, float* y, PlantedDims d) {
+  const float* from = d.bug ? nullptr : x;
+  y[threadIdx.x] = from[threadIdx.x];
+}
+
+template <class V, int n> __device__ V turned(V v) {
+  SHARED(V, tile, [n]);
+  int t = threadIdx.x;
+  tile[t] = v;
+  __syncthreads();
+  v = tile[n - 1 - t];
+  __syncthreads();
+  return v;
+}
+
+__constant__ float WEIGHTS[4] = {1.0f, 2.0f, 3.0f, 4.0f};
+
+// Nothing wrong: a local array, constants, bytes of one word written by four threads, shared memory in a template.
+extern "C" __global__ void __launch_bounds__(64) innocent(const float* x, float* y, PlantedDims d) {
+  SHARED(unsigned char, bytes, [64]);
+  int t = threadIdx.x;
+  float part[4];
+  for (int i = 0; i < 4; ++i) part[(i + t) & 3] = x[(t + i) % d.n] * WEIGHTS[(t + i) & 3];
+  bytes[t] = (unsigned char)(t * 3);
+  __syncthreads();
+  float v = turned<float, 64>(part[t & 3]) + (float)turned<int, 64>(t);
+  y[t] = v + bytes[63 - t];
+}
+
+// Copies of four floats of which the last are cut off: zeros take their place.
+extern "C" __global__ void __launch_bounds__(16) cut_copy(const float* x, float* y, PlantedDims d) {
+  SHARED(float, tile, [2][64]);
+  int t = threadIdx.x;
+  for (int stage = 0; stage < 2; ++stage) {
+    int valid = min(16, max(0, (d.n - t * 4) * 4));
+    emu::cp_async(&tile[stage][t * 4], &x[t * 4], 16, valid);
+    emu::cp_async_commit();
+  }
+  emu::cp_async_wait<1>();
+  __syncthreads();
+  for (int i = t; i < 64; i += 16) y[i] = tile[d.bug][i];
+}
+
+extern "C" __global__ void __launch_bounds__(64) atomics(const float* x, int* y, PlantedDims d) {
+  int t = threadIdx.x;
+  atomicAdd(&y[0], t);
+  atomicMax(&y[1], t);
+  atomicMin(&y[2], -t);
+  atomicAdd((unsigned*)&y[3], 1u);
+  atomicCAS(&y[4], 0, 7);
+  int old = atomicExch(&y[5], t + 1);
+  atomicAdd(&y[6], old);
+  atomicAdd((float*)&y[7], 0.5f);
+  atomicOr((unsigned*)&y[8], 1u << (t & 31));
+  atomicSub(&y[9], 2);
+}
