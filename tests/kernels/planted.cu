@@ -24,6 +24,17 @@ extern "C" __global__ void __launch_bounds__(64) missing_wait(const float* x, fl
   y[t] = tile[63 - t];
 }
 
+extern "C" __global__ void __launch_bounds__(64) copy_elsewhere(const float* x, float* y, PlantedDims d) {
+  SHARED(float, tile, [64]);
+  float* to = d.bug ? y : tile;
+  emu::cp_async(&to[threadIdx.x], &x[threadIdx.x], 4);
+}
+
+extern "C" __global__ void __launch_bounds__(64) crooked_copy(const float* x, float* y, PlantedDims d) {
+  SHARED(float, tile, [128]);
+  if (threadIdx.x == 0) emu::cp_async(&tile[d.bug * 2], x, 16);
+}
+
 // A copy begins while other threads may still read its destination.
 extern "C" __global__ void __launch_bounds__(64) early_copy(const float* x, float* y, PlantedDims d) {
   SHARED(float, tile, [64]);

@@ -134,7 +134,7 @@ unsafe extern "C" fn tilework_emu_copy(
     // SAFETY: as in `tilework_emu_barrier`; the kernel gives addresses of `bytes` writable and `valid` readable bytes,
     // which a checked launch proves first.
     unsafe {
-        if let Some(problem) = copy.problem() {
+        if let Some(problem) = copy.problem(&(*block).shared) {
             Block::fail(block, FaultKind::BadCopy, problem, site);
         }
         if !(*block).checker.is_null() {

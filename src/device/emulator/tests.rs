@@ -127,10 +127,16 @@ fn a_missing_barrier_is_a_race() {
 
 #[test]
 fn a_missing_wait_leaves_shared_memory_empty() {
-    finds("missing_wait", Case::new, FindingKind::UninitialisedShared, "tile[");
+    finds("missing_wait", Case::new, FindingKind::UninitialisedShared, "an asynchronous copy is under way");
     let mut case = Case::new(true);
     case.run("missing_wait", Order::Forward).expect("no fault");
     assert!(case.y.iter().all(|y| y.is_nan()));
+}
+
+#[test]
+fn copies_go_to_shared_memory() {
+    faults("copy_elsewhere", FaultKind::BadCopy, "not in shared memory");
+    faults("crooked_copy", FaultKind::BadCopy, "8 bytes off its alignment");
 }
 
 #[test]
