@@ -164,6 +164,20 @@ extern "C" __global__ void __launch_bounds__(64) missing_syncwarp(const float* x
   y[t] = tile[t ^ 1];
 }
 
+// As above among half a warp; the bug takes the wrong half.
+extern "C" __global__ void __launch_bounds__(64) wrong_syncwarp(const float* x, float* y, PlantedDims d) {
+  SHARED(float, tile, [64]);
+  int t = threadIdx.x, lane = t & 31;
+  unsigned half = lane < 16 ? 0x0000ffffu : 0xffff0000u, comb = lane & 1 ? 0xaaaaaaaau : 0x55555555u;
+  tile[t] = x[t];
+  __syncwarp(d.bug ? comb : half);
+  float v = tile[t ^ 1];
+  __syncwarp(d.bug ? comb : half);
+  tile[t] = v + 1.0f;
+  __syncwarp();
+  y[t] = tile[t ^ 16];
+}
+
 // Writes past its static shared memory, or into its guard; the checker's own find, or the canary's.
 extern "C" __global__ void __launch_bounds__(64) shared_overrun(const float* x, float* y, PlantedDims d) {
   SHARED(float, tile, [64]);

@@ -196,6 +196,7 @@ fn blocks_race() {
 #[test]
 fn shuffles_do_not_order_memory() {
     races("missing_syncwarp");
+    races("wrong_syncwarp");
 }
 
 #[test]
@@ -350,7 +351,7 @@ fn a_seed_gives_one_order() {
 fn every_order_visits_every_block_once() {
     for n in [1, 2, 3, 64, 97, 1000] {
         for order in ORDERS.into_iter().chain((0..50).map(Order::Random)) {
-            let mut seen: Vec<u32> = (0..n).map(|i| nth_block(order, i, n)).collect();
+            let mut seen: Vec<u32> = (0..n).map(|i| Walk::new(order, n).nth(i)).collect();
             seen.sort_unstable();
             assert!(seen.iter().copied().eq(0..n), "{n} {order:?}");
         }
