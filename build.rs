@@ -147,39 +147,53 @@ fn parse(path: PathBuf, text: &str) -> Result<File, Fault> {
         let fields = fields(body).map_err(|e| format!("{}: struct {name}: {e}", at(start)))?;
         file.structs.push(Struct { name: name.into(), doc: comment_before(text, start), fields });
     }
-    const MARK: &str = "extern \"C\" __global__";
-    for (start, _) in code.match_indices(MARK) {
-        let fault = |what: String| format!("{}: {what}", at(start));
-        let mut rest = &code[start + MARK.len()..];
-        let mut threads = 1024;
-        if let Some(bounds) = rest.find("__launch_bounds__(").filter(|b| rest.find('{').is_none_or(|open| *b < open)) {
-            let from = bounds + "__launch_bounds__(".len();
-            let to = from + rest[from..].find(')').ok_or_else(|| fault("__launch_bounds__ does not end".into()))?;
-            let first = rest[from..to].split(',').next().unwrap_or_default().trim();
-            threads = first.parse().map_err(|_| fault(format!("__launch_bounds__({first}) is not a number")))?;
-            rest = &rest[to + 1..];
+    for head in heads(&code) {
+        let Head { start, name, threads, params } = head.map_err(|(start, what)| format!("{}: {what}", at(start)))?;
+        let fault = |what: String| format!("{}: kernel `{name}`{what}", at(start));
+        if !name.starts_with(&file.stem) {
+            return Err(fault(format!(" must be named after its file: `{}_…`", file.stem)));
         }
-        let signature =
-            || fault(format!("a kernel is written `{MARK} void [__launch_bounds__(N)] name(parameters) {{`"));
-        let open = rest.find('(').ok_or_else(signature)?;
-        let close = rest.find(')').ok_or_else(signature)?;
-        let head = rest[..open].replace("void", " ");
-        let name = head.split_whitespace().next_back().ok_or_else(signature)?.to_string();
-        if !name.starts_with(&file.stem) || close < open {
-            return Err(fault(format!("kernel `{name}` must be named after its file: `{}_…`", file.stem)));
-        }
-        let mut params = Vec::new();
-        for param in rest[open + 1..close].split(',') {
-            params.push(parse_param(param).map_err(|e| fault(format!("kernel `{name}`: {e}")))?);
-        }
+        let params: Result<Vec<Param>, Fault> =
+            params.split(',').map(|p| parse_param(p).map_err(|e| fault(format!(": {e}")))).collect();
         let doc = comment_before(text, start);
         let budget = doc.lines().find_map(|l| l.trim().strip_prefix("Registers: at most "));
         let registers = budget.and_then(|b| b.split([' ', '.', ',']).next()?.parse().ok());
-        let registers =
-            registers.ok_or_else(|| fault(format!("kernel `{name}`: its header lacks `// Registers: at most N.`")))?;
-        file.entries.push(Entry { name, doc, threads, registers, params });
+        let registers = registers.ok_or_else(|| fault(": its header lacks `// Registers: at most N.`".into()))?;
+        file.entries.push(Entry { name: name.to_string(), doc, threads, registers, params: params? });
     }
     Ok(file)
+}
+
+/// The first lines of a kernel.
+struct Head<'a> {
+    start: usize,
+    name: &'a str,
+    threads: u32,
+    params: &'a str,
+}
+
+/// The kernels of a file, or what is wrong with one, and where.
+fn heads(code: &str) -> impl Iterator<Item = Result<Head<'_>, (usize, String)>> {
+    const MARK: &str = "extern \"C\" __global__";
+    const BOUNDS: &str = "__launch_bounds__(";
+    code.match_indices(MARK).map(move |(start, _)| {
+        let signature =
+            || (start, format!("a kernel is written `{MARK} void [__launch_bounds__(N)] name(parameters) {{`"));
+        let mut rest = &code[start + MARK.len()..];
+        let mut threads = 1024;
+        if let Some(bounds) = rest.find(BOUNDS).filter(|b| rest.find('{').is_none_or(|open| *b < open)) {
+            let from = bounds + BOUNDS.len();
+            let to = from + rest[from..].find(')').ok_or_else(signature)?;
+            let first = rest[from..to].split(',').next().unwrap_or_default().trim();
+            threads = first.parse().map_err(|_| (start, format!("{BOUNDS}{first}) is not a number")))?;
+            rest = &rest[to + 1..];
+        }
+        let open = rest.find('(').ok_or_else(signature)?;
+        let params = &rest[open + 1..];
+        let params = &params[..params.find(')').ok_or_else(signature)?];
+        let name = rest[..open].split_whitespace().next_back().ok_or_else(signature)?;
+        Ok(Head { start, name, threads, params })
+    })
 }
 
 /// The comment lines right above a position.
@@ -301,15 +315,17 @@ fn generate_struct(out: &mut String, s: &Struct) {
     out.push_str("    }\n");
 }
 
+/// The declaration of a kernel compiled for the host, plain and checked.
+fn declaration(name: &str) -> String {
+    let one = |kind: &str| format!("    fn tilework_{kind}_{name}(args: *const *mut std::ffi::c_void);\n");
+    format!("unsafe extern \"C\" {{\n{}{}}}\n", one("plain"), one("checked"))
+}
+
 fn generate_launcher(out: &mut String, e: &Entry, index: usize, emulated: bool) {
     let Entry { name, threads, registers, .. } = e;
     let mut thunks = String::new();
     if emulated {
-        let _ = writeln!(
-            out,
-            "    unsafe extern \"C\" {{\n        fn tilework_plain_{name}(args: *const *mut std::ffi::c_void);\n        \
-             fn tilework_checked_{name}(args: *const *mut std::ffi::c_void);\n    }}"
-        );
+        out.push_str(&declaration(name));
         thunks = format!(", plain: tilework_plain_{name}, checked: tilework_checked_{name}");
     }
     let _ = writeln!(
@@ -363,8 +379,13 @@ mod emulator {
         let mut build = cc::Build::new();
         build.cpp(true).std("c++17").opt_level(2).warnings(false).debug(false).cargo_warnings(false);
         build.include(&shim).include(root.join("kernels")).define("TILEWORK_EMULATED", None).define("TILEWORK_T", "float");
-        for flag in ["-g1", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"] {
+        // A fiber's stack has no guard page: no frame may be larger than a part of it.
+        let limit = "-Werror=frame-larger-than=16384";
+        for flag in ["-g1", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", limit] {
             build.flag_if_supported(flag);
+        }
+        if !["x86_64", "aarch64"].contains(&env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default().as_str()) {
+            return no_compiler("this architecture is not supported");
         }
         let Ok(compiler) = build.try_get_compiler() else {
             return no_compiler("no C++ compiler was found");
@@ -382,10 +403,12 @@ mod emulator {
         }
         let mut jobs = Vec::new();
         for file in files.iter().filter(|f| !f.entries.is_empty()) {
+            let names: Vec<&str> = file.entries.iter().map(|e| e.name.as_str()).collect();
             for checked in [false, true] {
-                jobs.push(job(file, checked, common.clone(), out)?);
+                jobs.push(job(&file.path, &names, checked, common.clone(), out)?);
             }
         }
+        jobs.extend(planted(root, out, &common)?);
         let objects: Vec<PathBuf> = jobs.iter().map(|j| j.object.clone()).collect();
         run_all(jobs, &compiler)?;
         remove_stale(out, &objects);
@@ -405,29 +428,55 @@ mod emulator {
         name: String,
     }
 
+    /// The kernels with planted bugs, which the emulated device's own tests run; not part of a package.
+    fn planted(root: &Path, out: &Path, common: &DefaultHasher) -> Result<Vec<Job>, Fault> {
+        let path = root.join("tests/kernels/planted.cu");
+        println!("cargo::rerun-if-changed={}", path.display());
+        let code = without_comments(&fs::read_to_string(&path).unwrap_or_default());
+        let heads: Result<Vec<Head<'_>>, _> = heads(&code).collect();
+        let heads = heads.map_err(|(_, what)| format!("{}: {what}", path.display()))?;
+        let names: Vec<&str> = heads.iter().map(|h| h.name).collect();
+        let mut table = String::new();
+        for name in &names {
+            table += &declaration(name);
+        }
+        table += "pub(crate) static PLANTED: &[(&str, Thunk, Thunk)] = &[\n";
+        for name in &names {
+            let _ = writeln!(table, "    ({name:?}, tilework_plain_{name}, tilework_checked_{name}),");
+        }
+        table += "];\n";
+        let list = out.join("planted.rs");
+        fs::write(&list, table).map_err(|e| format!("{}: {e}", list.display()))?;
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        [false, true].into_iter().map(|checked| job(&path, &names, checked, common.clone(), out)).collect()
+    }
+
     /// The C++ file of a kernel file, and the object it becomes: named by all that goes into it, so
     /// that what is there already need not be made again.
-    fn job(file: &File, checked: bool, mut hash: DefaultHasher, out: &Path) -> Result<Job, Fault> {
+    fn job(path: &Path, names: &[&str], checked: bool, mut hash: DefaultHasher, out: &Path) -> Result<Job, Fault> {
         let kind = if checked { "checked" } else { "plain" };
-        let mut text = String::new();
+        let mut text = String::from("#include \"cuda.h\"\n");
         // The two builds of a kernel must not meet in the linker: the kernel itself gets another name,
         // its helpers a namespace without one.
-        for Entry { name, .. } in &file.entries {
+        for name in names {
             let _ = writeln!(text, "#define {name} {name}_{kind}");
         }
-        let _ = writeln!(text, "#include \"cuda.h\"\nnamespace {{\n#include {:?}\n}}", file.path);
-        for Entry { name, .. } in &file.entries {
+        let _ = writeln!(text, "namespace {{\n#include {path:?}\n}}");
+        for name in names {
             let thunk = format!("void tilework_{kind}_{name}(void* const* args) {{ emu::call({name}, args); }}");
             let _ = writeln!(text, "extern \"C\" EMU_NATIVE {thunk}");
         }
         text.hash(&mut hash);
-        fs::read(&file.path).map_err(|e| format!("{}: {e}", file.path.display()))?.hash(&mut hash);
-        let stem = format!("{}_{kind}_{:016x}", file.stem, hash.finish());
+        fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?.hash(&mut hash);
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let stem = format!("{name}_{kind}_{:016x}", hash.finish());
         let job = Job {
             source: out.join(format!("{stem}.cpp")),
             object: out.join(format!("{stem}.o")),
             checked,
-            name: file.name.clone(),
+            name: name.into_owned(),
         };
         fs::write(&job.source, text).map_err(|e| format!("{}: {e}", job.source.display()))?;
         Ok(job)
@@ -455,7 +504,8 @@ mod emulator {
         let partial = job.object.with_extension("partial");
         let mut command: Command = compiler.to_command();
         if job.checked {
-            // The accesses call our own hooks; the sanitizer's library is not linked.
+            // The accesses call our own hooks; the sanitizer's library is not linked. At a higher level
+            // the compiler merges accesses, and what the checker sees is not what was written.
             command.args(["-O1", "-fsanitize=thread,alignment"]);
             if compiler.is_like_clang() {
                 command.args(["-mllvm", "-tsan-instrument-func-entry-exit=0"]);
@@ -464,10 +514,10 @@ mod emulator {
             }
         }
         command.arg("-c").arg(&job.source).arg("-o").arg(&partial);
-        let output = command.output().map_err(|e| format!("kernels/{}: {e}", job.name))?;
+        let output = command.output().map_err(|e| format!("kernels/{}.cu: {e}", job.name))?;
         if !output.status.success() {
             let log = String::from_utf8_lossy(&output.stderr);
-            return Err(format!("kernels/{}: the C++ compiler says:\n{log}", job.name).replace('\n', " | "));
+            return Err(format!("kernels/{}.cu: the C++ compiler says:\n{log}", job.name).replace('\n', " | "));
         }
         fs::rename(&partial, &job.object).map_err(|e| format!("{}: {e}", job.object.display()))
     }

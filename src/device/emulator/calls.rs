@@ -5,9 +5,9 @@
 
 use std::ffi::{c_char, c_void};
 
+use super::block::{Block, Pause, current};
 use super::checker::Access;
 use super::report::{Action, FaultKind, Site, dim};
-use super::scheduler::{Block, Pause, current};
 use super::shared::{Copies, Copy, POISON, STATIC_LIMIT};
 use super::warp::{self, Problem, SYNCWARP};
 
@@ -80,9 +80,10 @@ unsafe extern "C" fn tilework_emu_collective(
             Err(problem) => {
                 let name = warp::name(op);
                 let (kind, detail) = match problem {
-                    Problem::NotNamed => {
-                        (FaultKind::BadMask, format!("{name} with mask {mask:#010x}, which leaves out its caller, lane {lane}"))
-                    }
+                    Problem::NotNamed => (
+                        FaultKind::BadMask,
+                        format!("{name} with mask {mask:#010x}, which leaves out its caller, lane {lane}"),
+                    ),
                     Problem::Exited(lanes) => (
                         FaultKind::BadMask,
                         format!("{name} with mask {mask:#010x}; lanes {lanes:#010x} of it have left the kernel"),
@@ -92,7 +93,9 @@ unsafe extern "C" fn tilework_emu_collective(
                         let other = warp::name(other);
                         (
                             FaultKind::DivergentCollective,
-                            format!("lane {lane} comes to {name}, lane {first} of the same mask {mask:#010x} to {other}{at}"),
+                            format!(
+                                "lane {lane} comes to {name}, lane {first} of the same mask {mask:#010x} to {other}{at}"
+                            ),
                         )
                     }
                 };
@@ -131,7 +134,7 @@ unsafe extern "C" fn tilework_emu_copy(
     // SAFETY: as in `tilework_emu_barrier`; the kernel gives addresses of `bytes` writable and `valid` readable bytes,
     // which a checked launch proves first.
     unsafe {
-        if let Some(problem) = copy.problem() {
+        if let Some(problem) = copy.problem(&(*block).shared) {
             Block::fail(block, FaultKind::BadCopy, problem, site);
         }
         if !(*block).checker.is_null() {

@@ -10,8 +10,8 @@
 use std::collections::HashSet;
 
 use super::Region;
+use super::block::{Block, Context};
 use super::report::{Action, Finding, FindingKind, Report, Site};
-use super::scheduler::Block;
 use super::shadow::{ATOMIC, Cell, IN_FLIGHT, MANY_BLOCKS, MANY_WARPS, Mark, Span};
 use super::source::Lines;
 use super::trace::Trace;
@@ -120,7 +120,7 @@ impl Checker {
         }
     }
 
-    pub(super) fn begin_block(&mut self, block: &mut Block, threads: u32) {
+    pub(super) fn begin_block(&mut self, block: &mut Block) {
         if self.shared.is_empty() {
             let arena = block.shared.arena();
             let dynamic = block.shared.dynamic_start();
@@ -130,9 +130,9 @@ impl Checker {
         self.tag = block.number + 1;
         self.epoch += 1;
         self.time.clear();
-        self.time.resize(threads.div_ceil(32) as usize, 1);
+        self.time.resize(block.threads.div_ceil(32) as usize, 1);
         self.views.clear();
-        self.views.resize(threads as usize, [0; 32]);
+        self.views.resize(block.threads as usize, [0; 32]);
     }
 
     pub(super) fn barrier(&mut self) {
@@ -173,7 +173,7 @@ impl Checker {
     fn access(&mut self, block: &Block, a: Access) -> bool {
         let own = |(start, end): (usize, usize)| a.address >= start && a.address < end;
         let context = block.context as usize;
-        if own(block.stack) || own((context, context + size_of_val(&block.context) + 128)) || a.bytes == 0 {
+        if own(block.stack) || own((context, context + size_of::<Context>())) || a.bytes == 0 {
             return true;
         }
         self.accesses += 1;
@@ -245,12 +245,16 @@ impl Checker {
             return;
         }
         let [x, y, _] = self.grid;
-        let other = other.map(|m| {
+        let in_flight = other.is_some_and(|m| m.flags & IN_FLIGHT != 0);
+        let other = other.filter(|m| m.tag != 0).map(|m| {
             let n = m.tag - 1;
             ([n % x, n / x % y, n / x / y], block.coordinates(m.thread.into()))
         });
         let thread = block.coordinates(block.linear());
-        let place = place(&self.regions, block, a, true);
+        let mut place = place(&self.regions, block, a, true);
+        if in_flight {
+            place.push_str(", to which an asynchronous copy is under way");
+        }
         self.raw.push(Raw { kind, block: block.index, thread, pc: a.pc, site: a.site, place, other });
     }
 
@@ -308,53 +312,58 @@ fn look(
     view: &[u32; 32],
     lane: u32,
 ) -> Option<(FindingKind, Option<Mark>)> {
-    if shared && matches!(kind, Access::READ | Access::ATOMIC) && cell.write.tag == 0 {
-        return Some((FindingKind::UninitialisedShared, None));
+    let empty = cell.write.tag == 0 || cell.write.flags & IN_FLIGHT != 0;
+    if shared && empty && matches!(kind, Access::READ | Access::ATOMIC) {
+        return Some((FindingKind::UninitialisedShared, Some(cell.write)));
     }
-    let both_atomic = cell.write.flags & me.flags & ATOMIC != 0;
-    if !both_atomic && !ordered(cell.write, me, view) {
+    let raced = match (cell.write.flags & ATOMIC != 0, kind == Access::ATOMIC) {
+        (true, true) => false,
+        (true, false) => !all_ordered(cell.write, cell.writers, me, view, lane),
+        _ => !ordered(cell.write, me, view),
+    };
+    if raced {
         let kind = if kind == Access::READ { FindingKind::ReadAfterWriteRace } else { FindingKind::WriteWriteRace };
         return Some((kind, Some(cell.write)));
     }
-    let read = cell.read;
-    if kind == Access::READ || read.tag == 0 {
-        return None;
+    let raced = kind != Access::READ && !all_ordered(cell.read, cell.readers, me, view, lane);
+    raced.then_some((FindingKind::WriteAfterReadRace, Some(cell.read)))
+}
+
+/// Whether all the accesses that a mark stands for happened before `me`.
+fn all_ordered(mark: Mark, lanes: u32, me: Mark, view: &[u32; 32], lane: u32) -> bool {
+    if mark.tag != me.tag || mark.flags & MANY_BLOCKS != 0 {
+        return mark.tag == 0;
     }
-    let race = if read.tag != me.tag || read.flags & MANY_BLOCKS != 0 {
-        true
-    } else if read.epoch != me.epoch {
-        false
-    } else if read.flags & MANY_WARPS != 0 || read.thread >> 5 != me.thread >> 5 {
-        true
+    if mark.epoch != me.epoch {
+        return true;
+    }
+    let others = lanes & !(1 << lane);
+    mark.flags & MANY_WARPS == 0
+        && mark.thread >> 5 == me.thread >> 5
+        && (0..32).all(|l| others >> l & 1 == 0 || mark.stamp < view[l])
+}
+
+/// Makes a mark stand for `me` as well.
+fn join(mark: &mut Mark, lanes: &mut u32, me: Mark, lane: u32) {
+    let foreign = if mark.tag != 0 && mark.tag != me.tag { MANY_BLOCKS } else { mark.flags & MANY_BLOCKS };
+    if mark.tag != me.tag || mark.epoch != me.epoch {
+        (*mark, *lanes) = (me, 1 << lane);
+    } else if mark.thread >> 5 == me.thread >> 5 {
+        mark.stamp = me.stamp;
+        *lanes |= 1 << lane;
     } else {
-        let others = cell.lanes & !(1 << lane);
-        (0..32).any(|l| others >> l & 1 == 1 && read.stamp >= view[l])
-    };
-    race.then_some((FindingKind::WriteAfterReadRace, Some(read)))
+        mark.flags |= MANY_WARPS;
+    }
+    mark.flags |= foreign;
 }
 
 fn note(cell: &mut Cell, me: Mark, kind: u32, lane: u32) {
-    if kind == Access::ISSUE {
-        *cell = Cell { write: Mark { flags: IN_FLIGHT, ..Mark::default() }, ..Cell::default() };
-        return;
+    match kind {
+        Access::READ => join(&mut cell.read, &mut cell.readers, me, lane),
+        Access::ATOMIC if cell.write.flags & ATOMIC != 0 => join(&mut cell.write, &mut cell.writers, me, lane),
+        Access::ISSUE => *cell = Cell { write: Mark { flags: IN_FLIGHT, ..me }, ..Cell::default() },
+        _ => *cell = Cell { write: me, writers: 1 << lane, ..Cell::default() },
     }
-    if kind != Access::READ {
-        (cell.write, cell.read, cell.lanes) = (me, Mark::default(), 0);
-        return;
-    }
-    let read = &mut cell.read;
-    let many_blocks = if read.tag != 0 && read.tag != me.tag { MANY_BLOCKS } else { read.flags & MANY_BLOCKS };
-    if read.tag == me.tag && read.epoch == me.epoch {
-        if read.thread >> 5 == me.thread >> 5 {
-            read.stamp = me.stamp;
-            cell.lanes |= 1 << lane;
-        } else {
-            read.flags |= MANY_WARPS;
-        }
-    } else {
-        (*read, cell.lanes) = (me, 1 << lane);
-    }
-    read.flags |= many_blocks;
 }
 
 /// `4 bytes at x[17]`, or only `x[17]`.

@@ -55,6 +55,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Alignment of memory, as CUDA's.
 const ALIGN: usize = 256;
 
+/// Bytes between two pieces of memory, so that the checker can tell a stray access from one to the
+/// next piece.
+const GAP: usize = 64;
+
 /// What was recorded.
 enum Node {
     Launch { entry: &'static Entry, launch: Launch, args: Vec<Owned> },
@@ -108,7 +112,7 @@ impl Emulated {
 }
 
 fn layout(bytes: usize) -> Option<Layout> {
-    Layout::from_size_align(bytes.max(1), ALIGN).ok()
+    Layout::from_size_align(bytes + GAP, ALIGN).ok()
 }
 
 fn failed(problem: String) -> Error {
@@ -179,7 +183,7 @@ impl Driver for Emulated {
         let Some(layout) = layout(bytes).filter(|_| self.options.memory.is_none_or(|m| *in_use + bytes <= m)) else {
             return Ok(None);
         };
-        // SAFETY: the layout's size is at least 1.
+        // SAFETY: the layout's size is not 0.
         let memory = unsafe { std::alloc::alloc_zeroed(layout) };
         *in_use += bytes;
         Ok((!memory.is_null()).then_some(memory as Address))

@@ -6,9 +6,9 @@
 use std::arch::naked_asm;
 use std::ffi::{c_char, c_void};
 
+use super::block::{Block, current};
 use super::checker::Access;
 use super::report::Site;
-use super::scheduler::{Block, current};
 
 unsafe extern "C" fn access(address: usize, bytes: usize, kind: u32, pc: usize) {
     let block = current();

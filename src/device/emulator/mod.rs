@@ -4,6 +4,7 @@
 //! launch run in parallel, and a checked launch (`checker`) finds races, accesses out of bounds, reads of
 //! uninitialised shared memory and misaligned accesses.
 
+mod block;
 mod calls;
 mod checker;
 mod driver;
@@ -27,15 +28,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
+use block::Job;
+pub use crate::device::cuda::Thunk;
 use checker::Checker;
 pub(crate) use driver::Emulated;
 pub use driver::{Options, TraceOptions};
 pub use report::{Action, Event, Fault, FaultKind, Finding, FindingKind, Line, Report};
-use scheduler::{Job, run_block};
+use scheduler::run_block;
 pub use trace::Follow;
 use trace::Trace;
-
-pub use crate::device::cuda::Thunk;
 
 /// In which order the threads of a block, and the blocks of a grid, begin and go on.
 ///
@@ -95,7 +96,9 @@ impl Launch<'_> {
         };
         let [x, y, z] = self.grid.map(u64::from);
         if x == 0 || y == 0 || z == 0 || x >= 1 << 31 || y > 65535 || z > 65535 {
-            return Err(invalid(format!("grid {x} x {y} x {z}; each must be at least 1, and at most 2147483647, 65535, 65535")));
+            return Err(invalid(format!(
+                "grid {x} x {y} x {z}; each must be at least 1, and at most 2147483647, 65535, 65535"
+            )));
         }
         let [bx, by, bz] = self.block.map(u64::from);
         let threads = bx.saturating_mul(by).saturating_mul(bz);
@@ -118,18 +121,37 @@ impl Launch<'_> {
     }
 }
 
-/// Which block runs `i`-th of `n`.
-fn nth_block(order: Order, i: u32, n: u32) -> u32 {
-    match order {
-        Order::Forward => i,
-        Order::Reverse => n - 1 - i,
-        Order::Random(seed) => {
-            // A step that has no divisor in common with n visits every block once.
-            let coprime = |step: u64| std::iter::successors(Some((step, u64::from(n))), |(a, b)| (*b != 0).then(|| (*b, a % b))).last().is_some_and(|(g, _)| g == 1);
-            let step = (seed % u64::from(n)..).find(|s| coprime(*s)).unwrap_or(1);
-            ((u64::from(i) * step + seed / 7 % u64::from(n)) % u64::from(n)) as u32
-        }
+/// The order in which the blocks of a grid run: block `(start + i * step) % blocks` is the i-th.
+#[derive(Clone, Copy)]
+struct Walk {
+    blocks: u64,
+    start: u64,
+    step: u64,
+}
+
+impl Walk {
+    fn new(order: Order, blocks: u32) -> Walk {
+        let blocks = u64::from(blocks);
+        let (start, step) = match order {
+            Order::Forward => (0, 1),
+            Order::Reverse => (blocks - 1, blocks - 1),
+            Order::Random(seed) => {
+                let mixed = seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+                // A step that has no divisor in common with the number of blocks visits each of them once.
+                let step = (mixed >> 33) % blocks..;
+                (mixed % blocks, step.into_iter().find(|step| gcd(*step, blocks) == 1).unwrap_or(1))
+            }
+        };
+        Walk { blocks, start, step }
     }
+
+    fn nth(self, i: u32) -> u32 {
+        ((self.start + u64::from(i) * self.step) % self.blocks) as u32
+    }
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// Runs a kernel; blocks run in parallel on rayon's threads.
@@ -148,6 +170,7 @@ pub unsafe fn run(launch: &Launch<'_>, order: Order) -> Result<(), Fault> {
 
     black_box((calls::exports(), hooks::exports()));
     let blocks = launch.blocks()?;
+    let walk = Walk::new(order, blocks);
     let job = Everywhere(launch.job(launch.plain, order, null_mut()));
     if blocks == 1 {
         // SAFETY: as the caller promises; dimensions were checked.
@@ -160,7 +183,7 @@ pub unsafe fn run(launch: &Launch<'_>, order: Order) -> Result<(), Fault> {
             return;
         }
         // SAFETY: as above.
-        if let Err(fault) = unsafe { run_block(&job.0, nth_block(order, i, blocks)) } {
+        if let Err(fault) = unsafe { run_block(&job.0, walk.nth(i)) } {
             failed.store(true, Ordering::Relaxed);
             first.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(fault);
         }
@@ -210,10 +233,11 @@ unsafe fn checked(
     };
     let mut checker = Checker::new(launch.kernel, launch.grid, regions, trace);
     let job = launch.job(launch.checked, order, &raw mut checker);
+    let walk = Walk::new(order, blocks);
     let mut outcome = Ok(());
     for i in 0..blocks {
         // SAFETY: as the caller promises; the checker lives to the end of this function.
-        match unsafe { run_block(&job, nth_block(order, i, blocks)) } {
+        match unsafe { run_block(&job, walk.nth(i)) } {
             Ok(true) => {}
             Ok(false) => break,
             Err(fault) => {

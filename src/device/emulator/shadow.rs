@@ -16,9 +16,9 @@ pub(super) struct Mark {
 
 /// Set in a write mark: it was atomic.
 pub(super) const ATOMIC: u16 = 1;
-/// Set in a read mark: several warps of the block have read since its last barrier.
+/// Set in the mark of reads or atomics: they come from several warps since the block's last barrier.
 pub(super) const MANY_WARPS: u16 = 2;
-/// Set in a read mark: several blocks have read.
+/// Set in the mark of reads or atomics: they come from several blocks.
 pub(super) const MANY_BLOCKS: u16 = 4;
 /// Set in a write mark: an asynchronous copy was begun and not waited for.
 pub(super) const IN_FLIGHT: u16 = 8;
@@ -28,8 +28,9 @@ pub(super) const IN_FLIGHT: u16 = 8;
 pub(super) struct Cell {
     pub(super) write: Mark,
     pub(super) read: Mark,
-    /// Lanes of the reading warp that have read since the last barrier.
-    pub(super) lanes: u32,
+    /// Lanes of the marked warp that have read since the last barrier, or written atomically.
+    pub(super) readers: u32,
+    pub(super) writers: u32,
 }
 
 /// Bytes of memory per page.

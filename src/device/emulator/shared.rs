@@ -91,6 +91,11 @@ impl Shared {
         Some(start.cast())
     }
 
+    /// Whether an address lies in the memory that blocks share, be it of a variable or not.
+    pub(super) fn holds(&self, at: *const u8) -> bool {
+        [&self.arena, &self.dynamic].iter().any(|m| m.as_ptr_range().contains(&at.cast::<u128>()))
+    }
+
     /// Address range in which static variables lie.
     pub(super) fn arena(&mut self) -> (usize, usize) {
         let start = aligned(&mut self.arena, ARENA) as usize;
@@ -104,8 +109,11 @@ impl Shared {
 
     /// The name of the first variable that was written past its end.
     pub(super) fn overrun(&self) -> Option<String> {
-        // SAFETY: the guard written behind each variable, inside the arena.
-        let broken = |end: usize| unsafe { std::slice::from_raw_parts(end as *const u8, GUARD) }.iter().any(|b| *b != GUARD_BYTE);
+        let broken = |end: usize| {
+            // SAFETY: the guard written behind each variable, inside its allocation.
+            let guard = unsafe { std::slice::from_raw_parts(end as *const u8, GUARD) };
+            guard.iter().any(|b| *b != GUARD_BYTE)
+        };
         if let Some(v) = self.variables.iter().find(|v| broken(v.start + v.bytes)) {
             return Some(format!("`{}`, {} bytes", v.name(), v.bytes));
         }
@@ -133,9 +141,12 @@ impl Copy {
     }
 
     /// What is wrong with it.
-    pub(super) fn problem(&self) -> Option<String> {
+    pub(super) fn problem(&self, shared: &Shared) -> Option<String> {
         if !matches!(self.bytes, 4 | 8 | 16) {
             return Some(format!("{} bytes; the hardware copies 4, 8 or 16", self.bytes));
+        }
+        if !shared.holds(self.to) {
+            return Some("the destination is not in shared memory".to_string());
         }
         let off = [("destination", self.to as usize), ("source", self.from as usize)];
         let (name, at) = off.into_iter().find(|(_, at)| at % self.bytes != 0)?;

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
+use super::block::Block;
 use super::checker::Access;
 use super::report::{Action, Event, Site};
-use super::scheduler::Block;
 use super::source::Lines;
 
 /// Whom to follow.
@@ -91,6 +91,9 @@ fn value(address: usize, bytes: usize) -> Option<String> {
             4 => {
                 let bits = (address as *const u32).read_unaligned();
                 let whole = bits as i32;
+                if bits == !0 {
+                    return Some("empty (or -1)".to_string()); // new shared memory holds this
+                }
                 Some(if whole.unsigned_abs() < 1 << 20 { whole.to_string() } else { f32::from_bits(bits).to_string() })
             }
             8 | 16 => {
