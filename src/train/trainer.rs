@@ -79,6 +79,8 @@ pub struct Trainer {
     /// Steps whose numbers are still on the device.
     pending: Vec<StepReport>,
     replay: Replay,
+    /// Bytes that are in use whatever the batch.
+    fixed: usize,
 }
 
 /// Recording a step on a CUDA device, to replay it from then on.
@@ -131,6 +133,7 @@ impl Trainer {
             device: device.clone(),
             position: Position::default(),
             metrics: Metrics::new(device)?,
+            fixed: device.memory().in_use,
             pending: Vec::new(),
             replay: Replay { enabled: can_replay(device), ..Replay::default() },
             model,
@@ -250,7 +253,7 @@ impl Trainer {
                 let images = self.train.images(self.position.batch);
                 let offset = self.position.batch * self.recipe.batch_size;
                 let state = StepState { step: self.position.step as u32, batch_offset: offset as u32, ..state };
-                self.step(&mut feed, images, &state, run)?;
+                self.step(&mut feed, images, &state, run).map_err(|e| self.advise(e, images))?;
                 let p = &mut self.position;
                 p.step += 1;
                 p.batch += 1;
@@ -332,6 +335,20 @@ impl Trainer {
         }
         self.save(run, false, observers)?;
         Ok(Outcome::Finished)
+    }
+
+    /// Adds to an out-of-memory error the batch size that would fit.
+    fn advise(&self, e: Error, images: usize) -> Error {
+        let Error::OutOfMemory { device, need, in_use, peak, free, total, remedy } = e else { return e };
+        // What an image takes: the activations and their gradients, or what this batch took so far.
+        let modelled = activation_bytes(&self.model);
+        let taken = (in_use + need).saturating_sub(self.fixed) / images.max(1);
+        let fits = (free + in_use).saturating_sub(self.fixed) / modelled.max(taken).max(1);
+        let remedy = match fits.min(images - 1) {
+            0 => remedy,
+            fits => format!("use a batch of about {fits} images (--batch-size {fits}), or fewer channels or features"),
+        };
+        Error::OutOfMemory { device, need, in_use, peak, free, total, remedy }
     }
 
     /// The batches from the position on.
@@ -523,12 +540,16 @@ fn check_last_batch(model: &Model, images: usize, batch_size: usize) -> Result<(
     }
 }
 
+/// Bytes of an image's activations and their gradients.
+fn activation_bytes(model: &Model) -> usize {
+    model.layers.iter().map(|l| l.output.len()).sum::<usize>().saturating_mul(2 * 4)
+}
+
 /// Refuses a network whose training cannot fit the memory that is free: parameters, gradients and
 /// optimizer state, and the activations of a batch with their gradients.
 fn check_memory(model: &Model, batch_size: usize) -> Result<()> {
     let arenas = model.params.count().saturating_mul(3 * 4);
-    let outputs: usize = model.layers.iter().map(|l| l.output.len()).sum();
-    let activations = outputs.saturating_mul(batch_size).saturating_mul(2 * 4);
+    let activations = activation_bytes(model).saturating_mul(batch_size);
     model.params.values().device().check_fits(arenas.saturating_add(activations), "training")
 }
 

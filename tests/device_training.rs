@@ -1,0 +1,174 @@
+//! Training on a CUDA device: the CPU's losses, with and without a recorded step; what is allocated;
+//! what goes wrong.
+
+mod device;
+
+use device::Under;
+use std::sync::atomic::AtomicBool;
+use tilework::autograd::StepState;
+use tilework::data::shapes;
+use tilework::device::cuda::Options;
+use tilework::recipes::Recipe;
+use tilework::train::{Event, Limits, Observer, Outcome, RunDir, StepReport, Trainer};
+use tilework::{Device, Error, Result};
+
+/// Keeps the steps' reports.
+#[derive(Default)]
+struct Steps(Vec<StepReport>);
+
+impl Observer for Steps {
+    fn notice(&mut self, event: &Event<'_>) -> Result<()> {
+        if let Event::Step(report) = event {
+            self.0.push(*report);
+        }
+        Ok(())
+    }
+}
+
+fn recipe(name: &str, set: &[&str]) -> Recipe {
+    Recipe::load(name, &set.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap()
+}
+
+/// Trains on few images for some steps: the steps' reports and the state dict.
+fn train(recipe: &Recipe, device: &Device, steps: u64, graph: bool) -> (Vec<StepReport>, tilework::nn::state::Entries) {
+    let mut trainer = Trainer::new(recipe.clone(), shapes::generate(0, 60, 20), device).unwrap();
+    if !graph {
+        trainer.without_graph();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = RunDir::create(folder.path(), "run").unwrap();
+    let mut seen = Steps::default();
+    let limits = Limits { max_steps: Some(steps) };
+    let outcome = trainer.run(&run, limits, &AtomicBool::new(false), &mut [&mut seen]).unwrap();
+    assert_eq!(outcome, Outcome::Finished);
+    (seen.0, trainer.model.state_dict().unwrap())
+}
+
+#[test]
+fn losses_are_the_cpu_s_and_a_recorded_step_s_are_the_same() {
+    let Some(under) = Under::new() else { return };
+    let augment = ["augment.flip=0.5", "augment.pad=4", "batch_size=7", "epochs=9"];
+    let dropout = ["batch_size=4", "epochs=9", "layers=[\"conv 5x5, 6 channels\", \"relu\", \"max_pool 2\", \"dropout 0.5\", \"flatten\", \"fc 10\"]"];
+    let cases = [
+        // 60 images: a smaller batch at the end of each epoch.
+        (recipe("quickstart", &["batch_size=8", "epochs=9"]), 20),
+        (recipe("a1-lenet", &augment), 20),
+        (recipe("a1-lenet", &dropout), 20),
+    ];
+    for (recipe, steps) in &cases {
+        let (want, _) = train(recipe, &Device::cpu(), *steps, true);
+        let device = under.first();
+        let (replayed, state) = train(recipe, device, *steps, true);
+        let (launched, other) = train(recipe, device, *steps, false);
+        assert_eq!(want.len(), *steps as usize);
+        for (got, want) in replayed.iter().zip(&want) {
+            assert!((got.loss - want.loss).abs() <= 1e-4, "step {}: {} and {}", want.step, got.loss, want.loss);
+            assert_eq!((got.step, got.images, got.batch), (want.step, want.images, want.batch));
+            assert!(got.correct.abs_diff(want.correct) <= 1, "step {}", want.step);
+        }
+        let bits = |reports: &[StepReport]| reports.iter().map(|r| r.loss.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&replayed), bits(&launched), "with and without a recorded step");
+        assert!(state == other, "the state after a recorded step, batch counts included");
+    }
+}
+
+#[test]
+fn nothing_is_allocated_after_the_second_step() {
+    let Some(under) = Under::new() else { return };
+    let device = under.first();
+    let mut trainer = Trainer::new(recipe("quickstart", &["batch_size=4"]), shapes::generate(0, 16, 4), device).unwrap();
+    let batch = trainer.first_batch().unwrap();
+    trainer.step_once(&batch).unwrap();
+    trainer.step_once(&batch).unwrap();
+    let before = device.memory();
+    for _ in 0..3 {
+        trainer.step_once(&batch).unwrap();
+    }
+    let after = device.memory();
+    assert_eq!((after.allocations, after.peak), (before.allocations, before.peak));
+}
+
+#[test]
+fn a_loss_that_is_not_a_number_is_reported_with_its_step() {
+    let Some(under) = Under::new() else { return };
+    let recipe = recipe("a1-lenet", &["optimizer.lr=1e30", "batch_size=8"]);
+    let mut trainer = Trainer::new(recipe, shapes::generate(0, 60, 20), under.first()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let run = RunDir::create(folder.path(), "run").unwrap();
+    let e = trainer.run(&run, Limits::default(), &AtomicBool::new(false), &mut []).unwrap_err();
+    let Error::NonFinite { step, .. } = e else { panic!("{e}") };
+    assert!((2..5).contains(&step), "{step}");
+}
+
+#[test]
+fn waiting_for_each_launch_changes_no_number() {
+    let Some(under) = Under::new() else { return };
+    let Some(waiting) = Under::with(Options { sync_launches: true, ..Options::default() }) else { return };
+    let recipe = recipe("a1-lenet", &["batch_size=8", "epochs=2"]);
+    let losses = |device: &Device| train(&recipe, device, 5, true).0.iter().map(|r| r.loss).collect::<Vec<_>>();
+    assert_eq!(losses(under.first()), losses(waiting.first()));
+}
+
+/// What was captured is replayed on the state of the day, and keeps its memory to itself.
+#[test]
+fn captured_work_is_replayed() {
+    let Some(under) = Under::new() else { return };
+    let device = under.first();
+    let Device::Cuda(cuda) = device else { panic!("a CUDA device") };
+    use tilework::{Ctx, DType, Tensor, Var};
+    let x = Var::constant(Tensor::from_slice(device, [64], &[1f32; 64]).unwrap());
+    let mut kept = Tensor::zeros(device, DType::F32, [64]).unwrap();
+    let dropped = |step: u32, kept: &mut Tensor| {
+        let state = StepState { step, ..StepState::default() };
+        let y = x.dropout(0.5, &mut Ctx::train(device).at(state))?;
+        kept.copy_from(y.value())
+    };
+    let state = |step| StepState { step, ..StepState::default() };
+    device.set_step(&state(1)).unwrap();
+    dropped(1, &mut kept).unwrap();
+    let first = kept.to_vec::<f32>().unwrap();
+    let recorded = cuda.capture(|| dropped(1, &mut kept)).unwrap();
+    assert_eq!(recorded.launches(), 2);
+    device.set_step(&state(2)).unwrap();
+    recorded.replay().unwrap();
+    let second = kept.to_vec::<f32>().unwrap();
+    assert_ne!(first, second);
+    // Its temporary is not handed out while it may be replayed.
+    let others: Vec<Tensor> = (0..4).map(|_| Tensor::from_slice(device, [64], &[7f32; 64]).unwrap()).collect();
+    recorded.replay().unwrap();
+    assert!(others.iter().all(|t| t.to_vec::<f32>().unwrap() == [7.0; 64]));
+    device.set_step(&state(1)).unwrap();
+    recorded.replay().unwrap();
+    assert_eq!(kept.to_vec::<f32>().unwrap(), first);
+    // A failure within leaves the device usable.
+    assert!(cuda.capture(|| Err(Error::Internal("planned".into()))).is_err());
+    recorded.replay().unwrap();
+    drop(recorded);
+    assert_eq!(kept.to_vec::<f32>().unwrap(), first);
+}
+
+#[cfg(tilework_emulator)]
+#[test]
+fn out_of_memory_says_what_would_fit() {
+    use tilework::device::emulator;
+    let memory = |mib: usize| {
+        let how = emulator::Options { memory: Some(mib << 20), ..emulator::Options::default() };
+        Device::emulated_with(Options::default(), how).unwrap()
+    };
+    let make = |device: &Device, batch: usize| {
+        let recipe = recipe("quickstart", &[&format!("batch_size={batch}")]);
+        Trainer::new(recipe, shapes::generate(0, 600, 20), device)
+    };
+    // Refused before the first step where the activations alone cannot fit ...
+    let e = make(&memory(16), 512).err().unwrap().to_string();
+    assert!(e.contains("memory") && e.contains("smaller batch"), "{e}");
+    // ... and else at the step that runs out, with the batch that fits.
+    let device = memory(24);
+    let mut trainer = make(&device, 20).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let run = RunDir::create(folder.path(), "run").unwrap();
+    let _ballast = device.alloc(tilework::DType::U8, 18 << 20).unwrap();
+    let e = trainer.run(&run, Limits::default(), &AtomicBool::new(false), &mut []).unwrap_err();
+    let Error::OutOfMemory { need, remedy, .. } = &e else { panic!("{e}") };
+    assert!(*need > 0 && remedy.contains("batch of about"), "{e}");
+}
