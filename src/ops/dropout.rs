@@ -146,7 +146,15 @@ fn case(n: usize, len: usize, p: f64) -> Case {
 
 /// Shapes that tests and benches share.
 pub fn cases() -> Vec<Case> {
-    vec![case(1, 1, 0.5), case(3, 77, 0.25), case(2, 40_001, 0.9), case(2, 9, 0.0), case(16, 18_432, 0.5).timed()]
+    let twice = Case::new("twice", |v, cx| v[0].dropout(0.5, cx)?.dropout(0.25, cx)).input("x", [5, 7], Fill::NonZero);
+    vec![
+        case(1, 1, 0.5),
+        case(3, 77, 0.25),
+        twice,
+        case(2, 40_001, 0.9),
+        case(2, 9, 0.0),
+        case(16, 18_432, 0.5).timed(),
+    ]
 }
 
 /// A small case drawn at random.
