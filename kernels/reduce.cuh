@@ -20,11 +20,20 @@ __device__ __forceinline__ float warp_max(float v) {
   return v;
 }
 
-// The sum over a block of 256 threads, in its first warp; all threads call it, once in a kernel.
+// The sum over the warp's lanes, in lane 0 alone; all lanes call it.
+template <class V>
+__device__ __forceinline__ V first_lane_sum(V v) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) v += __shfl_down_sync(ALL_LANES, v, step);
+  return v;
+}
+
+// The sum over a block of 256 threads, in thread 0 alone; all threads call it, once in a kernel.
 __device__ __forceinline__ double block_sum(double v) {
   SHARED(double, part, [8]);
-  v = warp_sum(v);
-  if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = v;
+  const int lane = threadIdx.x % 32;
+  v = first_lane_sum(v);
+  if (lane == 0) part[threadIdx.x / 32] = v;
   __syncthreads();
-  return threadIdx.x < 32 ? warp_sum(threadIdx.x < 8 ? part[threadIdx.x] : 0.0) : 0.0;
+  return first_lane_sum(lane < 8 ? part[lane] : 0.0);
 }

@@ -3,13 +3,13 @@
 
 struct SgdDims {
   int fours;       // elements / 4
-  float momentum;  // of the velocity
+  float momentum;  // 0 where there is no velocity
   float decay;     // L2 penalty
   int nesterov;    // whether the momentum is Nesterov's
 };
 
-// g' = g + decay * p; without v: p -= lr * g'; with it: v = momentum * v + g' and p -= lr * v, or for
-// Nesterov p -= lr * (g' + momentum * v). lr is the step's.
+// g' = g + decay * p; v = momentum * v + g'; p -= lr * v, or for Nesterov lr * (g' + momentum * v), with
+// the step's lr. Where v is null the momentum is 0.
 // Threads: one for four elements, neighbours side by side.
 // Traffic: p and g read, p written; v read and written where there is one.
 // Launch: grid up to 4096 blocks of 256, striding; no shared memory.
@@ -22,20 +22,16 @@ sgd_step(const float* __restrict__ g, OPTIONAL float* __restrict__ v, float* __r
          const StepState* __restrict__ s, SgdDims d) {
   float lr = s->lr;
   FOR_EACH(i, d.fours) {
-    Four<float> step = four(g + 4 * i), value = four(p + 4 * i);
+    Four<float> grad = four(g + 4 * i), value = four(p + 4 * i);
+    // Without momentum the velocity is the gradient.
+    Four<float> velocity = v ? four(v + 4 * i) : Four<float>{};
 #pragma unroll
-    for (int k = 0; k < 4; ++k) step.v[k] += d.decay * value.v[k];
-    if (v) {
-      Four<float> velocity = four(v + 4 * i);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        velocity.v[k] = d.momentum * velocity.v[k] + step.v[k];
-        step.v[k] = d.nesterov ? step.v[k] + d.momentum * velocity.v[k] : velocity.v[k];
-      }
-      four(v + 4 * i) = velocity;
+    for (int k = 0; k < 4; ++k) {
+      float gk = grad.v[k] + d.decay * value.v[k];
+      velocity.v[k] = d.momentum * velocity.v[k] + gk;
+      value.v[k] -= lr * (d.nesterov ? gk + d.momentum * velocity.v[k] : velocity.v[k]);
     }
-#pragma unroll
-    for (int k = 0; k < 4; ++k) value.v[k] -= lr * step.v[k];
+    if (v) four(v + 4 * i) = velocity;
     four(p + 4 * i) = value;
   }
 }

@@ -259,6 +259,7 @@ pub fn cases() -> Vec<Case> {
         all.push(case([3, 7, 5, 3], [3, 2], max));
         all.push(case([2, 2, 3, 4], [5, 4], max));
         all.push(case([2, 4, 4, 19], [1, 1], max));
+        all.push(case([2, 9, 7, 33], [4, 5], max));
         all.push(case([256, 4, 4, 80], [1, 1], max).timed());
     }
     all

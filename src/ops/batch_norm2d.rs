@@ -12,6 +12,7 @@
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Mode, Var, VarId};
 use crate::device::Device;
+use crate::device::cuda::with_kernel_type;
 use crate::dtype::{DType, with_real};
 use crate::error::{Error, Result};
 use crate::shape::Shape;
@@ -104,7 +105,10 @@ impl Var {
                 cpu::normalise(x.host::<T>()?, y.host_mut::<T>()?, mean, inv_std, gamma, beta);
                 Ok(())
             })?,
-            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+            Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => {
+                let (stats, params) = ([&mut mean, &mut inv_std], [gamma.value(), beta.value()]);
+                cuda::forward::<T>(cuda, x, params, &mut y, stats, running, [momentum, eps], train)
+            })?,
         }
         running.batches += i64::from(train);
         Ok(cx.record(y, &[self, gamma, beta], || BatchNorm2d {
@@ -138,7 +142,7 @@ impl Backward for BatchNorm2d {
         let mut gbeta = Tensor::empty(gy.device(), dtype, self.mean.shape())?;
         let in_place = gy.is_unique();
         let mut other = if in_place { None } else { Some(Tensor::empty(gy.device(), dtype, gy.shape())?) };
-        match gy.device() {
+        match gy.device().clone() {
             Device::Cpu(_) => with_real!(OP, dtype, T => {
                 let (x, mean, inv_std) = (self.x.host::<T>()?, self.mean.host::<T>()?, self.inv_std.host::<T>()?);
                 let (gg, gb) = (ggamma.host_mut::<T>()?, gbeta.host_mut::<T>()?);
@@ -157,7 +161,16 @@ impl Backward for BatchNorm2d {
                 }
                 Ok(())
             })?,
-            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => {
+                cuda::reduce::<T>(&cuda, &self, &gy, &mut ggamma, &mut gbeta)?;
+                if self.ids[0].is_some() {
+                    if let Some(other) = &mut other {
+                        other.copy_from(&gy)?;
+                    }
+                    cuda::backward::<T>(&cuda, &self, &ggamma, &gbeta, other.as_mut().unwrap_or(&mut gy))?;
+                }
+                Ok(())
+            })?,
         }
         grads.add(self.ids[0], other.unwrap_or(gy))?;
         grads.add(self.ids[1], ggamma)?;
@@ -288,6 +301,96 @@ mod cpu {
     }
 }
 
+mod cuda {
+    use super::{BatchNorm2d, Running};
+    use crate::device::cuda::{BLOCK, Cuda, KernelType, Launch};
+    use crate::dtype::DType;
+    use crate::error::Result;
+    use crate::kernels::batch_norm2d::*;
+    use crate::tensor::Tensor;
+
+    /// How x `[rows, c]` is cut into blocks, each with a tile of the channels for a range of the rows;
+    /// and the launch of a warp for each channel.
+    fn plan(x: &Tensor, momentum: f64, eps: f64) -> (BatchNorm2dDims, Launch, Launch) {
+        let c = x.shape().last();
+        let rows = x.len() / c;
+        // Four channels a thread where they come in fours, and up to a warp of threads side by side;
+        // the tiles as equal as can be.
+        let wide = if c.is_multiple_of(4) { 4 } else { 1 };
+        let tiles = c.div_ceil(32 * wide);
+        let tile = c.div_ceil(tiles).next_multiple_of(wide);
+        // Some rows for every thread, and no more blocks than keep a large GPU busy.
+        let most = rows.div_ceil(8 * (BLOCK as usize * wide / tile)).min((1024 / tiles).max(1));
+        let chunk = rows.div_ceil(most);
+        let ranges = rows.div_ceil(chunk);
+        let [rows_, c_, tile, chunk, ranges_] = [rows, c, tile, chunk, ranges].map(|d| d as i32);
+        let (keep, take, unbias) = (1.0 - momentum, momentum, rows as f64 / (rows as f64 - 1.0));
+        let [keep, take, unbias, eps, inv_rows] = [keep, take, unbias, eps, 1.0 / rows as f64].map(|v| v as f32);
+        let d = BatchNorm2dDims { rows: rows_, c: c_, tile, chunk, ranges: ranges_, keep, take, unbias, eps, inv_rows };
+        (d, Launch::new(0, BLOCK).grid(ranges, tiles, 1), Launch::new(c.div_ceil(8), BLOCK))
+    }
+
+    /// `stats` become the mean and 1/std that x was normalised with, `constants` are momentum and eps.
+    #[expect(clippy::too_many_arguments, reason = "what batch-norm takes")]
+    pub(super) fn forward<T: KernelType>(
+        cuda: &Cuda,
+        x: &Tensor,
+        [gamma, beta]: [&Tensor; 2],
+        y: &mut Tensor,
+        [mean, inv_std]: [&mut Tensor; 2],
+        running: &mut Running,
+        [momentum, eps]: [f64; 2],
+        train: bool,
+    ) -> Result<()> {
+        let (d, blocks, warps) = plan(x, momentum, eps);
+        let (m, s) = (mean.output()?, inv_std.output()?);
+        if train {
+            let mut part = Tensor::empty(x.device(), DType::F32, [d.c as usize, d.ranges as usize, 3])?;
+            batch_norm2d_fwd_part::<T>(cuda, blocks, x.input()?, part.output()?, &d)?;
+            let (rm, rv) = (running.mean.output()?, running.var.output()?);
+            batch_norm2d_fwd_merge::<T>(cuda, warps, part.input()?, m, s, rm, rv, &d)?;
+        } else {
+            let (rm, rv) = (running.mean.input()?, running.var.input()?);
+            batch_norm2d_fwd_eval::<T>(cuda, Launch::each(d.c as usize), rm, rv, m, s, &d)?;
+        }
+        let (m, s, g, b) = (mean.input()?, inv_std.input()?, gamma.input()?, beta.input()?);
+        batch_norm2d_fwd::<T>(cuda, blocks, x.input()?, m, s, g, b, y.output()?, &d)
+    }
+
+    /// `ggamma` and `gbeta`.
+    pub(super) fn reduce<T: KernelType>(
+        cuda: &Cuda,
+        node: &BatchNorm2d,
+        gy: &Tensor,
+        ggamma: &mut Tensor,
+        gbeta: &mut Tensor,
+    ) -> Result<()> {
+        let (d, blocks, warps) = plan(gy, 0.0, 0.0);
+        let mut part = Tensor::empty(gy.device(), DType::F32, [d.c as usize, d.ranges as usize, 2])?;
+        let (x, mean, inv_std) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?);
+        batch_norm2d_bwd_part::<T>(cuda, blocks, x, gy.input()?, mean, part.output()?, &d)?;
+        batch_norm2d_bwd_merge::<T>(cuda, warps, part.input()?, inv_std, ggamma.output()?, gbeta.output()?, &d)
+    }
+
+    /// Turns `g` from gy into gx.
+    pub(super) fn backward<T: KernelType>(
+        cuda: &Cuda,
+        node: &BatchNorm2d,
+        ggamma: &Tensor,
+        gbeta: &Tensor,
+        g: &mut Tensor,
+    ) -> Result<()> {
+        let (mut d, blocks, _) = plan(g, 0.0, 0.0);
+        if !node.train {
+            d.inv_rows = 0.0;
+        }
+        let (x, mean, inv_std, gamma) =
+            (node.x.input()?, node.mean.input()?, node.inv_std.input()?, node.gamma.input()?);
+        let (gg, gb) = (ggamma.input()?, gbeta.input()?);
+        batch_norm2d_bwd_input::<T>(cuda, blocks, x, mean, inv_std, gamma, gg, gb, g.output()?, &d)
+    }
+}
+
 fn case(x: [usize; 4], train: bool) -> Case {
     let c = x[3];
     let mode = if train { Mode::Train } else { Mode::Eval };
@@ -301,6 +404,34 @@ fn case(x: [usize; 4], train: bool) -> Case {
     .flops(x.iter().product::<usize>() * 7)
 }
 
+/// Values of 10000 ± 0.5, which must not cost the variance its digits; `x` is added afterwards.
+fn far_from_zero(x: [usize; 4]) -> Case {
+    let Case { inputs, apply, .. } = case(x, true);
+    let [n, h, w, c] = x;
+    let far = move |v: &[Var], cx: &mut Ctx<'_>| {
+        let of = |i: usize| 10_000.0 + if i / c % 2 == 0 { 0.5 } else { -0.5 };
+        let values = with_real!(OP, v[0].value().dtype(), T => {
+            Tensor::from_slice(cx.device(), x, &(0..n * h * w * c).map(|i| of(i) as T).collect::<Vec<_>>())
+        })?;
+        apply(&[Var::constant(values), v[1].clone(), v[2].clone()], cx)?.add(&v[0], cx)
+    };
+    Case { inputs, ..Case::new(format!("{x:?} far from zero"), far) }
+}
+
+/// Evaluation after two steps of training. The gradient takes the running statistics for constants,
+/// which a finite difference does not.
+fn after_training(x: [usize; 4]) -> Case {
+    let c = x[3];
+    let apply = move |v: &[Var], cx: &mut Ctx<'_>| {
+        let mut running = Running::new(cx.device(), v[0].value().dtype(), c)?;
+        for momentum in [0.3, 0.6] {
+            cx.with_mode_during(Mode::Train, |cx| v[0].batch_norm2d(&v[1], &v[2], &mut running, momentum, 1e-5, cx))?;
+        }
+        cx.with_mode_during(Mode::Eval, |cx| v[0].batch_norm2d(&v[1], &v[2], &mut running, 0.1, 1e-3, cx))
+    };
+    Case { inputs: case(x, false).inputs, smooth: false, ..Case::new(format!("{x:?} after training"), apply) }
+}
+
 /// Shapes that tests and benches share.
 pub fn cases() -> Vec<Case> {
     vec![
@@ -309,6 +440,15 @@ pub fn cases() -> Vec<Case> {
         case([1, 1, 1, 3], false),
         case([5, 4, 3, 33], true),
         case([5, 4, 3, 33], false),
+        case([2, 3, 5, 31], true),
+        case([3, 7, 5, 64], true),
+        case([1, 5, 2, 132], true),
+        case([2, 40, 41, 1], true),
+        case([9, 41, 41, 5], true),
+        far_from_zero([2, 8, 16, 2]),
+        far_from_zero([4, 8, 8, 8]),
+        after_training([2, 3, 5, 3]),
+        after_training([2, 3, 5, 8]),
         case([16, 28, 28, 32], true).timed(),
         case([16, 8, 8, 256], true).timed(),
     ]

@@ -112,7 +112,7 @@ impl Case {
     /// # Errors
     /// [`crate::Error::Device`] if the device fails.
     pub fn ctx<'p>(device: &Device) -> Result<Ctx<'p>> {
-        let step = StepState { seed: 1, epoch: 1, step: 7, ..StepState::default() };
+        let step = StepState { seed: 0x0123_4567_89AB_CDEF, epoch: 1, step: 7, ..StepState::default() };
         device.set_step(&step)?;
         Ok(Ctx::train(device).at(step))
     }

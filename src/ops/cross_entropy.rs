@@ -164,6 +164,8 @@ pub fn cases() -> Vec<Case> {
         case(d.labels(5, 10), 10, 0.0),
         case(d.labels(7, 33), 33, 0.1),
         case(d.labels(3, 4), 4, 1.0),
+        case(d.labels(17, 65), 65, 0.3),
+        case(d.labels(300, 3), 3, 0.0),
         case(d.labels(256, 10), 10, 0.0).timed(),
     ]
 }

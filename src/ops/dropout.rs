@@ -146,7 +146,20 @@ fn case(n: usize, len: usize, p: f64) -> Case {
 
 /// Shapes that tests and benches share.
 pub fn cases() -> Vec<Case> {
-    vec![case(1, 1, 0.5), case(3, 77, 0.25), case(2, 40_001, 0.9), case(2, 9, 0.0), case(16, 18_432, 0.5).timed()]
+    let twice = Case::new("twice", |v, cx| v[0].dropout(0.5, cx)?.dropout(0.25, cx)).input("x", [5, 7], Fill::NonZero);
+    // An element stays whose word is the threshold itself.
+    let stream = Case::ctx(&Device::cpu()).dropout_stream();
+    let at = |i| f64::from(stream.word(i)) / 4_294_967_296.0;
+    vec![
+        case(1, 1, 0.5),
+        case(1, 5, at(1)),
+        case(1, 6, at(4)),
+        case(3, 77, 0.25),
+        twice,
+        case(2, 40_001, 0.9),
+        case(2, 9, 0.0),
+        case(16, 18_432, 0.5).timed(),
+    ]
 }
 
 /// A small case drawn at random.

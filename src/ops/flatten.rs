@@ -134,6 +134,9 @@ pub fn cases() -> Vec<Case> {
         case(3, 1, 1, 7),
         case(3, 5, 4, 1),
         case(3, 5, 4, 7),
+        case(2, 3, 11, 33),
+        case(1, 8, 8, 32),
+        case(2, 5, 13, 70),
         case(4, 5, 5, 16).timed(),
         case(16, 6, 6, 512).timed(),
     ]

@@ -121,7 +121,15 @@ fn case(n: usize, c: usize) -> Case {
 
 /// Shapes that tests and benches share.
 pub fn cases() -> Vec<Case> {
-    vec![case(1, 1), case(1, 10), case(7, 33), case(256, 10).timed(), case(4096, 100).timed()]
+    vec![
+        case(1, 1),
+        case(1, 10),
+        case(7, 33),
+        case(9, 32),
+        case(17, 65),
+        case(256, 10).timed(),
+        case(4096, 100).timed(),
+    ]
 }
 
 /// A small case drawn at random.

@@ -183,6 +183,8 @@ pub fn cases() -> Vec<Case> {
         case([2, 7, 5, 3], Window::square(3, 1, 1), Fill::Ties),
         case([1, 6, 9, 5], rect, Fill::Ties),
         case([3, 6, 6, 17], Window::square(3, 2, 0), Fill::Distinct),
+        case([2, 5, 11, 33], Window { kernel: [2, 5], stride: [3, 2], pad: [1, 2] }, Fill::Distinct),
+        case([2, 10, 4, 2], Window { kernel: [4, 1], stride: [1, 2], pad: [2, 0] }, Fill::Ties),
         case([4, 28, 28, 6], Window::square(2, 2, 0), Fill::Distinct).timed(),
         case([16, 28, 28, 32], Window::square(2, 2, 0), Fill::Distinct).timed(),
     ]

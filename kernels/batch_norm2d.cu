@@ -1,0 +1,360 @@
+// Batch normalisation over (n, h, w), one mean and variance per channel.
+//
+// Seen as a matrix x [rows, c] with rows = n*h*w. Statistics over the rows take two kernels: blocks
+// reduce a range of rows each to one partial result a channel, then a warp a channel merges those.
+#include "four.cuh"
+#include "reduce.cuh"
+
+struct BatchNorm2dDims {
+  int rows, c;       // x [rows, c]
+  int tile;          // channels that a block treats, at most 128
+  int chunk;         // rows that a block treats
+  int ranges;        // ceil(rows / chunk)
+  float keep, take;  // 1 - momentum, momentum
+  float unbias;      // rows / (rows - 1)
+  float eps;         // added to the variance
+  float inv_rows;    // 1 / rows; 0 in evaluation, where the statistics are constants
+};
+
+// What a thread of a block does: V channels from `c` on, of the rows `first`, `first + step`, ... below
+// `last`. Neighbouring threads have neighbouring channels, and then neighbouring rows.
+template <int V>
+struct Share {
+  int lanes, group, step, c, first, last;
+  __device__ __forceinline__ explicit Share(const BatchNorm2dDims& d) {
+    lanes = d.tile / V;
+    step = blockDim.x / lanes;
+    group = threadIdx.x / lanes;
+    c = blockIdx.y * d.tile + threadIdx.x % lanes * V;
+    first = blockIdx.x * d.chunk + group;
+    last = min((int)(blockIdx.x + 1) * d.chunk, d.rows);
+    // Threads left over when the lanes do not divide the block, or the tile ends after the channels.
+    if (group >= step || c >= d.c) last = 0;
+  }
+};
+
+template <int V>
+struct Floats {
+  float v[V];
+};
+
+// V elements from p on.
+template <int V>
+__device__ __forceinline__ Floats<V> load(const T* p) {
+  Floats<V> out;
+  if constexpr (V == 4) {
+    Four<T> in = four(p);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) out.v[k] = to_float(in.v[k]);
+  } else {
+    out.v[0] = to_float(p[0]);
+  }
+  return out;
+}
+
+template <int V>
+__device__ __forceinline__ void store(T* p, Floats<V> in) {
+  if constexpr (V == 4) {
+    Four<T> out;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) out.v[k] = from_float<T>(in.v[k]);
+    four(p) = out;
+  } else {
+    p[0] = from_float<T>(in.v[0]);
+  }
+}
+
+// Count, mean and sum of squared deviations of some values.
+struct Moments {
+  float n, mean, m2;
+  // Of the values of both. Source: Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm
+  // for Computing Sample Variances", 1979.
+  __device__ __forceinline__ void add(Moments o) {
+    if (o.n == 0.0f) return;
+    float all = n + o.n, delta = o.mean - mean;
+    mean += delta * (o.n / all);
+    m2 += o.m2 + delta * delta * (n * o.n / all);
+    n = all;
+  }
+  __device__ __forceinline__ Moments down(int lanes) const {
+    return {__shfl_down_sync(ALL_LANES, n, lanes), __shfl_down_sync(ALL_LANES, mean, lanes),
+            __shfl_down_sync(ALL_LANES, m2, lanes)};
+  }
+};
+
+// Sums of gy and of gy * (x - mean).
+struct __align__(8) Sums {
+  float gy, gyx;
+  __device__ __forceinline__ void add(Sums o) {
+    gy += o.gy;
+    gyx += o.gyx;
+  }
+  __device__ __forceinline__ Sums down(int lanes) const {
+    return {__shfl_down_sync(ALL_LANES, gy, lanes), __shfl_down_sync(ALL_LANES, gyx, lanes)};
+  }
+};
+
+// Merges the results that the groups of a block have for their channels, in a tree, and writes them to
+// out [c, ranges].
+template <int V, class R>
+__device__ __forceinline__ void merge_groups(R (&mine)[V], const Share<V>& my, R* out, const BatchNorm2dDims& d) {
+  SHARED(R, part, [V][256]);
+#pragma unroll
+  for (int k = 0; k < V; ++k) part[k][threadIdx.x] = mine[k];
+  for (int half = 1; half < my.step; half *= 2) {
+    __syncthreads();
+    if (my.group % (2 * half) == 0 && my.group + half < my.step) {
+#pragma unroll
+      for (int k = 0; k < V; ++k) part[k][threadIdx.x].add(part[k][threadIdx.x + half * my.lanes]);
+    }
+  }
+  if (my.group == 0 && my.c < d.c) {
+#pragma unroll
+    for (int k = 0; k < V; ++k) out[(my.c + k) * d.ranges + blockIdx.x] = part[k][threadIdx.x];
+  }
+}
+
+// The merged partial results of a channel, in lane 0 of its warp; all lanes call it.
+template <class R>
+__device__ __forceinline__ R merge_ranges(const R* part, int ranges, int lane) {
+  R all = {};
+  for (int i = lane; i < ranges; i += 32) all.add(part[i]);
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) all.add(all.down(lanes));
+  return all;
+}
+
+template <int V>
+__device__ __forceinline__ void moments(const T* x, float* part, const BatchNorm2dDims& d) {
+  Share<V> my(d);
+  // Sums about the thread's first value. It is one of the values, so (shift - mean)^2 is at most n
+  // times their variance: a large mean costs no digits.
+  float shift[V] = {}, sum[V] = {}, squares[V] = {};
+  if (my.first < my.last) {
+    Floats<V> v = load<V>(x + my.first * d.c + my.c);
+#pragma unroll
+    for (int k = 0; k < V; ++k) shift[k] = v.v[k];
+  }
+  float n = 0.0f;
+#pragma unroll 4
+  for (int row = my.first; row < my.last; row += my.step) {
+    Floats<V> v = load<V>(x + row * d.c + my.c);
+    n += 1.0f;
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      float delta = v.v[k] - shift[k];
+      sum[k] += delta;
+      squares[k] += delta * delta;
+    }
+  }
+  Moments mine[V] = {};
+  if (n > 0.0f) {
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      float mean = sum[k] / n;
+      mine[k] = {n, shift[k] + mean, squares[k] - sum[k] * mean};
+    }
+  }
+  merge_groups<V>(mine, my, reinterpret_cast<Moments*>(part), d);
+}
+
+// part[c, ranges] = count, mean and sum of squared deviations of x over each range of rows.
+// Threads: a block has `tile` channels of `chunk` rows; a thread four channels (one where c is no
+// multiple of 4) of every so many rows. Neighbours along the channels, then along the rows.
+// Traffic: one read of x.
+// Launch: grid (ranges, ceil(c / tile)) of 256; 12288 + 3072 bytes of shared memory.
+// Numerics: sums about the thread's first value, merged by Chan's formula in a fixed order.
+// Limits: rows * c < 2^31.
+// Registers: at most 64.
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256, 4)
+batch_norm2d_fwd_part(const T* __restrict__ x, float* __restrict__ part, BatchNorm2dDims d) {
+  if (d.c % 4 == 0 && is_aligned(x)) {
+    moments<4>(x, part, d);
+  } else {
+    moments<1>(x, part, d);
+  }
+}
+
+// mean and inv_std = 1 / sqrt(var + eps) of the batch from the partial moments, and the step of the
+// running statistics: running = keep * running + take * batch, with the unbiased variance.
+// Threads: one warp for a channel, its lanes stride over the ranges.
+// Traffic: one read of the partial moments.
+// Launch: grid ceil(c / 8) of 256; no shared memory.
+// Numerics: Chan's formula in a fixed order.
+// Limits: ranges * c < 2^31.
+// Registers: at most 40.
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256)
+batch_norm2d_fwd_merge(const float* __restrict__ part, float* __restrict__ mean, float* __restrict__ inv_std,
+                       float* __restrict__ running_mean, float* __restrict__ running_var, BatchNorm2dDims d) {
+  int c = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (c >= d.c) return;
+  Moments all = merge_ranges(reinterpret_cast<const Moments*>(part) + c * d.ranges, d.ranges, lane);
+  if (lane == 0) {
+    float var = all.m2 / all.n;
+    mean[c] = all.mean;
+    inv_std[c] = 1.0f / sqrtf(var + d.eps);
+    running_mean[c] = d.keep * running_mean[c] + d.take * all.mean;
+    running_var[c] = d.keep * running_var[c] + d.take * var * d.unbias;
+  }
+}
+
+// mean and inv_std from the running statistics, for evaluation.
+// Threads: one for a channel, neighbours side by side.
+// Traffic: two reads and two writes a channel.
+// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
+// Numerics: two roundings.
+// Limits: c < 2^31.
+// Registers: at most 32.
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256)
+batch_norm2d_fwd_eval(const float* __restrict__ running_mean, const float* __restrict__ running_var,
+                      float* __restrict__ mean, float* __restrict__ inv_std, BatchNorm2dDims d) {
+  FOR_EACH(c, d.c) {
+    mean[c] = running_mean[c];
+    inv_std[c] = 1.0f / sqrtf(running_var[c] + d.eps);
+  }
+}
+
+template <int V>
+__device__ __forceinline__ void normalise(const T* x, const float* mean, const float* inv_std, const T* gamma,
+                                          const T* beta, T* y, const BatchNorm2dDims& d) {
+  Share<V> my(d);
+  if (my.first >= my.last) return;
+  float centre[V], scale[V], shift[V];
+#pragma unroll
+  for (int k = 0; k < V; ++k) {
+    int c = my.c + k;
+    centre[k] = mean[c];
+    scale[k] = to_float(gamma[c]) * inv_std[c];
+    shift[k] = to_float(beta[c]);
+  }
+#pragma unroll 4
+  for (int row = my.first; row < my.last; row += my.step) {
+    int at = row * d.c + my.c;
+    Floats<V> v = load<V>(x + at);
+#pragma unroll
+    for (int k = 0; k < V; ++k) v.v[k] = (v.v[k] - centre[k]) * scale[k] + shift[k];
+    store<V>(y + at, v);
+  }
+}
+
+// y = (x - mean) * (gamma * inv_std) + beta.
+// Threads: as in batch_norm2d_fwd_part; a thread keeps its channels' constants in registers.
+// Traffic: one read of x and one write of y.
+// Launch: grid (ranges, ceil(c / tile)) of 256; no shared memory.
+// Numerics: the mean is subtracted first, so that a large one costs no digits.
+// Limits: rows * c < 2^31.
+// Registers: at most 64.
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256)
+batch_norm2d_fwd(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
+                 const T* __restrict__ gamma, const T* __restrict__ beta, T* __restrict__ y, BatchNorm2dDims d) {
+  if (d.c % 4 == 0 && is_aligned(x) && is_aligned(y)) {
+    normalise<4>(x, mean, inv_std, gamma, beta, y, d);
+  } else {
+    normalise<1>(x, mean, inv_std, gamma, beta, y, d);
+  }
+}
+
+template <int V>
+__device__ __forceinline__ void sums(const T* x, const T* gy, const float* mean, float* part,
+                                     const BatchNorm2dDims& d) {
+  Share<V> my(d);
+  Sums mine[V] = {};
+  float centre[V];
+#pragma unroll
+  for (int k = 0; k < V; ++k) centre[k] = my.first < my.last ? mean[my.c + k] : 0.0f;
+#pragma unroll 4
+  for (int row = my.first; row < my.last; row += my.step) {
+    int at = row * d.c + my.c;
+    Floats<V> v = load<V>(x + at), g = load<V>(gy + at);
+#pragma unroll
+    for (int k = 0; k < V; ++k) mine[k].add({g.v[k], g.v[k] * (v.v[k] - centre[k])});
+  }
+  merge_groups<V>(mine, my, reinterpret_cast<Sums*>(part), d);
+}
+
+// part[c, ranges] = the sums of gy and of gy * (x - mean) over each range of rows.
+// Threads: as in batch_norm2d_fwd_part.
+// Traffic: one read of x and of gy.
+// Launch: grid (ranges, ceil(c / tile)) of 256; 8192 + 2048 bytes of shared memory.
+// Numerics: by rows of a thread, then over threads in a fixed order.
+// Limits: rows * c < 2^31.
+// Registers: at most 64.
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256, 4)
+batch_norm2d_bwd_part(const T* __restrict__ x, const T* __restrict__ gy, const float* __restrict__ mean,
+                      float* __restrict__ part, BatchNorm2dDims d) {
+  if (d.c % 4 == 0 && is_aligned(x) && is_aligned(gy)) {
+    sums<4>(x, gy, mean, part, d);
+  } else {
+    sums<1>(x, gy, mean, part, d);
+  }
+}
+
+// ggamma = sum of gy * (x - mean) * inv_std and gbeta = sum of gy, from the partial sums.
+// Threads: one warp for a channel, its lanes stride over the ranges.
+// Traffic: one read of the partial sums.
+// Launch: grid ceil(c / 8) of 256; no shared memory.
+// Numerics: in a fixed order.
+// Limits: ranges * c < 2^31.
+// Registers: at most 48.
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256)
+batch_norm2d_bwd_merge(const float* __restrict__ part, const float* __restrict__ inv_std, T* __restrict__ ggamma,
+                       T* __restrict__ gbeta, BatchNorm2dDims d) {
+  int c = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (c >= d.c) return;
+  Sums all = merge_ranges(reinterpret_cast<const Sums*>(part) + c * d.ranges, d.ranges, lane);
+  if (lane == 0) {
+    ggamma[c] = from_float<T>(all.gyx * inv_std[c]);
+    gbeta[c] = from_float<T>(all.gy);
+  }
+}
+
+template <int V>
+__device__ __forceinline__ void input_gradient(const T* x, const float* mean, const float* inv_std, const T* gamma,
+                                               const T* ggamma, const T* gbeta, T* g, const BatchNorm2dDims& d) {
+  Share<V> my(d);
+  if (my.first >= my.last) return;
+  // gx = a * gy + b * (x - mean) + e, per channel.
+  float centre[V], a[V], b[V], e[V];
+#pragma unroll
+  for (int k = 0; k < V; ++k) {
+    int c = my.c + k;
+    centre[k] = mean[c];
+    a[k] = to_float(gamma[c]) * inv_std[c];
+    b[k] = -a[k] * inv_std[c] * to_float(ggamma[c]) * d.inv_rows;
+    e[k] = -a[k] * to_float(gbeta[c]) * d.inv_rows;
+  }
+#pragma unroll 4
+  for (int row = my.first; row < my.last; row += my.step) {
+    int at = row * d.c + my.c;
+    Floats<V> v = load<V>(x + at), gy = load<V>(g + at);
+#pragma unroll
+    for (int k = 0; k < V; ++k) v.v[k] = a[k] * gy.v[k] + b[k] * (v.v[k] - centre[k]) + e[k];
+    store<V>(g + at, v);
+  }
+}
+
+// gx = gamma * inv_std * (gy - gbeta / rows - (x - mean) * inv_std * ggamma / rows), in place: g holds
+// gy and receives gx. In evaluation inv_rows is 0 and the last two terms with it.
+// Threads: as in batch_norm2d_fwd_part; a thread keeps its channels' constants in registers.
+// Traffic: one read of x and of gy and one write of gx.
+// Launch: grid (ranges, ceil(c / tile)) of 256; no shared memory.
+// Numerics: the mean is subtracted first, so that a large one costs no digits.
+// Limits: rows * c < 2^31.
+// Registers: at most 64.
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256) batch_norm2d_bwd_input(
+    const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
+    const T* __restrict__ gamma, const T* __restrict__ ggamma, const T* __restrict__ gbeta, T* __restrict__ g,
+    BatchNorm2dDims d) {
+  if (d.c % 4 == 0 && is_aligned(x) && is_aligned(g)) {
+    input_gradient<4>(x, mean, inv_std, gamma, ggamma, gbeta, g, d);
+  } else {
+    input_gradient<1>(x, mean, inv_std, gamma, ggamma, gbeta, g, d);
+  }
+}
