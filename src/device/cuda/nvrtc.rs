@@ -1,0 +1,331 @@
+//! From a kernel's source to machine code (CUBIN) for one architecture, with NVRTC.
+//!
+//! CUBIN, not PTX: `ptxas` runs inside NVRTC, so that a mistake in inline assembly is found here, on
+//! any machine, and not when a GPU loads the kernel; and the log has registers and spills.
+
+use super::cache::{Cache, Entry};
+use super::launch::Source;
+use super::libraries::{self, NvrtcLibrary};
+use super::resources::{self, Resources};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use cudarc::nvrtc::sys::{self, nvrtcProgram, nvrtcResult};
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::path::PathBuf;
+
+/// Machine code and what the compiler said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compiled {
+    /// The code, for the driver to load.
+    pub cubin: Vec<u8>,
+    /// The log of NVRTC and ptxas: warnings, and each entry's resources.
+    pub log: String,
+    /// Whether it came out of the cache.
+    pub cached: bool,
+}
+
+impl Compiled {
+    /// The resources of each entry, from the log.
+    pub fn resources(&self) -> Vec<Resources> {
+        resources::parse(&self.log)
+    }
+}
+
+/// Compiles kernels and keeps the results on disk.
+#[derive(Debug)]
+pub struct Compiler {
+    nvrtc: &'static NvrtcLibrary,
+    headers: &'static [(&'static str, &'static str)],
+    cache: Cache,
+}
+
+impl Compiler {
+    /// A compiler with the user's cache ([`Cache::folder`](super::cache::Cache::folder)).
+    /// `headers` are the files, by name and text, that kernels include.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when there is no NVRTC.
+    pub fn new(headers: &'static [(&'static str, &'static str)]) -> Result<Self> {
+        Self::with_cache(headers, Some(Cache::default_folder()))
+    }
+
+    /// A compiler with its cache in `folder`, or without one.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when there is no NVRTC.
+    pub fn with_cache(headers: &'static [(&'static str, &'static str)], folder: Option<PathBuf>) -> Result<Self> {
+        Ok(Compiler { nvrtc: libraries::nvrtc()?, headers, cache: Cache::new(folder) })
+    }
+
+    /// The NVRTC in use.
+    pub fn nvrtc(&self) -> &'static NvrtcLibrary {
+        self.nvrtc
+    }
+
+    /// The cache.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// The code of a kernel file for an architecture (90 for `sm_90`): from the cache, else compiled.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when it does not compile, with file, line and the compiler's own words.
+    pub fn module(&self, source: &Source, dtype: DType, arch: u32) -> Result<Compiled> {
+        self.build(source, dtype, arch, true)
+    }
+
+    /// Compiles, whatever the cache has, and replaces what it has.
+    ///
+    /// # Errors
+    /// As for [`module`](Self::module).
+    pub fn rebuild(&self, source: &Source, dtype: DType, arch: u32) -> Result<Compiled> {
+        self.build(source, dtype, arch, false)
+    }
+
+    fn build(&self, source: &Source, dtype: DType, arch: u32, look: bool) -> Result<Compiled> {
+        let options = options(dtype, arch)?;
+        let file = format!("kernels/{}.cu", source.stem);
+        let version = format!("nvrtc {}.{}", self.nvrtc.version.0, self.nvrtc.version.1);
+        let mut parts = vec![version.as_str(), &file, source.text];
+        parts.extend(options.iter().map(String::as_str));
+        parts.extend(self.headers.iter().flat_map(|(name, text)| [*name, *text]));
+        let key = Cache::key(&parts);
+        if look && let Some(Entry { cubin, log }) = self.cache.get(&key) {
+            return Ok(Compiled { cubin, log, cached: true });
+        }
+        let compiled = compile(&file, source.text, self.headers, &options)?;
+        self.cache.put(&key, &Entry { cubin: compiled.cubin.clone(), log: compiled.log.clone() });
+        Ok(compiled)
+    }
+}
+
+/// NVRTC's options for a storage type and an architecture (90 for `sm_90`).
+///
+/// # Errors
+/// [`Error::Device`] for a type that the kernels do not store activations in.
+pub fn options(dtype: DType, arch: u32) -> Result<Vec<String>> {
+    let storage = match dtype {
+        DType::F32 => "float",
+        other => {
+            return Err(Error::Device {
+                device: "cuda".into(),
+                problem: format!("there are no kernels for {other} activations"),
+                remedy: "train in f32, or use `--device cpu`".into(),
+            });
+        }
+    };
+    Ok(vec![
+        format!("--gpu-architecture=sm_{arch}"),
+        "--std=c++17".into(),
+        format!("-DT={storage}"),
+        "-lineinfo".into(),
+        // Two options: joined by a comma, ptxas takes neither.
+        "--ptxas-options=-v".into(),
+        "--ptxas-options=--warn-on-spills".into(),
+    ])
+}
+
+/// A program of NVRTC, destroyed when dropped.
+struct Program(nvrtcProgram);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // SAFETY: made by nvrtcCreateProgram, and destroyed once.
+        unsafe { sys::nvrtcDestroyProgram(&mut self.0) };
+    }
+}
+
+/// Compiles `text`, called `file` in messages, with headers that exist in memory only.
+///
+/// # Errors
+/// [`Error::Device`] when there is no NVRTC, or `text` does not compile: the first error's file and
+/// line, then the whole log.
+pub fn compile(file: &str, text: &str, headers: &[(&str, &str)], options: &[String]) -> Result<Compiled> {
+    libraries::nvrtc()?;
+    let c = |s: &str| CString::new(s).map_err(|_| Error::Internal(format!("{file} or a header of it has a NUL byte")));
+    let (c_text, c_file) = (c(text)?, c(file)?);
+    let texts = headers.iter().map(|h| c(h.1)).collect::<Result<Vec<_>>>()?;
+    let names = headers.iter().map(|h| c(h.0)).collect::<Result<Vec<_>>>()?;
+    let options = options.iter().map(|o| c(o)).collect::<Result<Vec<_>>>()?;
+    let pointers = |v: &[CString]| v.iter().map(|s| s.as_ptr()).collect::<Vec<*const c_char>>();
+    let (p_texts, p_names, p_options) = (pointers(&texts), pointers(&names), pointers(&options));
+
+    let mut program = Program(std::ptr::null_mut());
+    // SAFETY: `libraries::nvrtc` saw that every function is there; the strings end in NUL and outlive
+    // the call; the arrays have the lengths given.
+    let created = unsafe {
+        sys::nvrtcCreateProgram(
+            &mut program.0,
+            c_text.as_ptr(),
+            c_file.as_ptr(),
+            headers.len() as c_int,
+            p_texts.as_ptr(),
+            p_names.as_ptr(),
+        )
+    };
+    if created != nvrtcResult::NVRTC_SUCCESS {
+        // Nothing was made, so nothing is to be destroyed.
+        std::mem::forget(program);
+        return Err(failure(file, created, ""));
+    }
+    // SAFETY: the program was made above; strings and array as before.
+    let done = unsafe { sys::nvrtcCompileProgram(program.0, p_options.len() as c_int, p_options.as_ptr()) };
+    let log = log_of(&program);
+    if done != nvrtcResult::NVRTC_SUCCESS {
+        return Err(failure(file, done, &log));
+    }
+    let mut size = 0;
+    // SAFETY: the program was compiled above.
+    let sized = unsafe { sys::nvrtcGetCUBINSize(program.0, &mut size) };
+    let mut cubin = vec![0u8; size];
+    // SAFETY: the buffer has the size that NVRTC asked for.
+    let got = unsafe { sys::nvrtcGetCUBIN(program.0, cubin.as_mut_ptr().cast()) };
+    match [sized, got].into_iter().find(|&r| r != nvrtcResult::NVRTC_SUCCESS) {
+        None if !cubin.is_empty() => Ok(Compiled { cubin, log, cached: false }),
+        None => Err(failure(file, nvrtcResult::NVRTC_ERROR_INTERNAL_ERROR, &log)),
+        Some(code) => Err(failure(file, code, &log)),
+    }
+}
+
+fn log_of(program: &Program) -> String {
+    let mut size = 0;
+    // SAFETY: the program is alive, and the buffer has the size that NVRTC asks for.
+    unsafe {
+        if sys::nvrtcGetProgramLogSize(program.0, &mut size) != nvrtcResult::NVRTC_SUCCESS || size == 0 {
+            return String::new();
+        }
+        let mut log = vec![0u8; size];
+        sys::nvrtcGetProgramLog(program.0, log.as_mut_ptr().cast());
+        let end = log.iter().position(|&b| b == 0).unwrap_or(log.len());
+        String::from_utf8_lossy(&log[..end]).into_owned()
+    }
+}
+
+fn failure(file: &str, code: nvrtcResult, log: &str) -> Error {
+    if code == nvrtcResult::NVRTC_ERROR_BUILTIN_OPERATION_FAILURE
+        && let Ok(nvrtc) = libraries::nvrtc()
+    {
+        return libraries::no_builtins(nvrtc).into();
+    }
+    // SAFETY: NVRTC returns a constant text for every code.
+    let text = unsafe { sys::nvrtcGetErrorString(code) };
+    let name = if text.is_null() {
+        format!("NVRTC error {}", code as u32)
+    } else {
+        // SAFETY: as above: not null, and NUL-terminated.
+        unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    };
+    let (place, remedy) = match first_error(log) {
+        Some((at, line)) => (format!("{at}, line {line}"), format!("mend {at} and build again")),
+        None if code == nvrtcResult::NVRTC_ERROR_INVALID_OPTION => (
+            file.to_string(),
+            "this NVRTC is too old for the GPU: `pip install nvidia-cuda-nvrtc` brings a new one".to_string(),
+        ),
+        None => (file.to_string(), "see the compiler's message; `tilework doctor` shows which NVRTC this is".to_string()),
+    };
+    let log = if log.trim().is_empty() { String::new() } else { format!("\n{}", log.trim()) };
+    Error::Device { device: "cuda".into(), problem: format!("{place}: {name}{log}"), remedy }
+}
+
+/// File and line of the first `file(line): error` in a log.
+fn first_error(log: &str) -> Option<(String, u32)> {
+    log.lines().find_map(|line| {
+        let (at, rest) = line.split_once("): ")?;
+        let (file, number) = at.rsplit_once('(')?;
+        let kind = rest.trim_start();
+        let bad = ["error", "catastrophic error"].iter().any(|k| kind.starts_with(k));
+        let folder = if file.contains('/') { "" } else { "kernels/" };
+        bad.then(|| number.parse().ok().map(|n| (format!("{folder}{file}"), n)))?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::cuda::resources::Resources;
+
+    const RELU: Source = Source {
+        stem: "relu",
+        text: "#include \"common.cuh\"\nextern \"C\" __global__ void __launch_bounds__(256) relu_fwd(const T* x, T* y, int n) {\n\
+               __shared__ float pad[64];\nint i = blockIdx.x * 256 + threadIdx.x; pad[threadIdx.x % 64] = 1.f; __syncthreads();\n\
+               if (i < n) y[i] = mine(x[i]) * pad[0];\n}\n",
+    };
+    static HEADERS: &[(&str, &str)] = &[("common.cuh", "__device__ inline float mine(float x) { return x > 0.f ? x : 0.f; }\n")];
+
+    /// Says so and returns false without NVRTC, which is a failure where it is required.
+    fn nvrtc_is_here() -> bool {
+        let required = std::env::var("TILEWORK_REQUIRE").unwrap_or_default();
+        match libraries::nvrtc() {
+            Ok(_) => true,
+            Err(e) if required.split(',').any(|w| w == "nvrtc") => panic!("TILEWORK_REQUIRE has nvrtc: {e}"),
+            Err(_) => {
+                println!("skipped: no libnvrtc");
+                false
+            }
+        }
+    }
+
+    #[test]
+    fn options_name_type_and_architecture() {
+        let o = options(DType::F32, 90).unwrap();
+        assert!(o.contains(&"--gpu-architecture=sm_90".to_string()) && o.contains(&"-DT=float".to_string()));
+        let e = options(DType::F64, 90).unwrap_err().to_string();
+        assert!(e.contains("no kernels for f64") && e.contains("remedy"), "{e}");
+    }
+
+    #[test]
+    fn the_first_error_has_file_and_line() {
+        let log = "kernels/relu.cu(3): warning #177-D: variable\ncommon.cuh(12): error: identifier \"q\" is undefined\n";
+        assert_eq!(first_error(log), Some(("kernels/common.cuh".into(), 12)));
+        assert_eq!(first_error("kernels/a.cu(7): catastrophic error: no file"), Some(("kernels/a.cu".into(), 7)));
+        assert_eq!(first_error("ptxas fatal   : Unresolved extern function 'f'"), None);
+    }
+
+    #[test]
+    fn a_kernel_compiles_for_every_architecture_and_is_cached() {
+        if !nvrtc_is_here() {
+            return;
+        }
+        let tmp = tempfile::tempdir().unwrap();
+        let compiler = Compiler::with_cache(HEADERS, Some(tmp.path().to_path_buf())).unwrap();
+        for arch in [75, 80, 86, 89, 90, 100, 120] {
+            let made = compiler.module(&RELU, DType::F32, arch).unwrap();
+            assert!(!made.cached && made.cubin.starts_with(b"\x7fELF"), "sm_{arch}");
+            let [Resources { entry, registers, spill_bytes, shared_bytes, stack }] = &made.resources()[..] else {
+                panic!("{}", made.log)
+            };
+            assert_eq!((entry.as_str(), *spill_bytes, *stack), ("relu_fwd", 0, 0));
+            assert!((4..=32).contains(registers), "{registers}");
+            // From sm_90 on ptxas counts the 1 KiB that the system reserves, in some versions.
+            assert!(*shared_bytes >= 256, "{shared_bytes}");
+            let again = compiler.module(&RELU, DType::F32, arch).unwrap();
+            assert!(again.cached && again.cubin == made.cubin && again.log == made.log);
+        }
+        // Another text of a header, or of the kernel, is another entry.
+        static OTHER: &[(&str, &str)] = &[("common.cuh", "__device__ inline float mine(float x) { return x; }\n")];
+        let other = Compiler::with_cache(OTHER, Some(tmp.path().to_path_buf())).unwrap();
+        assert!(!other.module(&RELU, DType::F32, 80).unwrap().cached);
+        assert!(!compiler.rebuild(&RELU, DType::F32, 80).unwrap().cached);
+    }
+
+    #[test]
+    fn mistakes_are_named_with_file_and_line() {
+        if !nvrtc_is_here() {
+            return;
+        }
+        let compiler = Compiler::with_cache(HEADERS, None).unwrap();
+        let error = |text: &'static str| {
+            compiler.module(&Source { stem: "bad", text }, DType::F32, 80).unwrap_err().to_string()
+        };
+        let e = error("#include \"common.cuh\"\n\nextern \"C\" __global__ void k() { foo(); }\n");
+        assert!(e.contains("kernels/bad.cu, line 3: NVRTC_ERROR_COMPILATION") && e.contains("\"foo\" is undefined"), "{e}");
+        let e = error("#include \"missing.cuh\"\n");
+        assert!(e.contains("kernels/bad.cu, line 1") && e.contains("missing.cuh"), "{e}");
+        // Only ptxas sees this one.
+        let e = error("extern \"C\" __global__ void k() { asm volatile(\"mma.bogus.f32 %%r0;\"); }\n");
+        assert!(e.contains("kernels/bad.cu") && e.contains("ptxas"), "{e}");
+        let e = compiler.module(&RELU, DType::F32, 5).unwrap_err().to_string();
+        assert!(e.contains("invalid value") || e.contains("INVALID_OPTION"), "{e}");
+    }
+}

@@ -1,0 +1,183 @@
+//! What a kernel takes of a multiprocessor, and how many of its blocks fit there.
+
+/// The resources of one entry, as ptxas reports them (`--ptxas-options=-v`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resources {
+    /// The kernel's name.
+    pub entry: String,
+    /// 32-bit registers per thread.
+    pub registers: u32,
+    /// Bytes per thread that registers are spilled to, stores and loads together.
+    pub spill_bytes: u32,
+    /// Bytes of static shared memory per block.
+    pub shared_bytes: u32,
+    /// Bytes of stack per thread.
+    pub stack: u32,
+}
+
+/// Reads the resources of every entry out of a log.
+pub fn parse(log: &str) -> Vec<Resources> {
+    let mut out: Vec<Resources> = Vec::new();
+    for line in log.lines() {
+        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+            let entry = rest.split('\'').next().unwrap_or_default().to_string();
+            out.push(Resources { entry, registers: 0, spill_bytes: 0, shared_bytes: 0, stack: 0 });
+            continue;
+        }
+        // Functions that were not inlined are listed after their kernel and count with it.
+        let Some(last) = out.last_mut() else { continue };
+        for part in line.split(',') {
+            let part = part.rsplit(':').next().unwrap_or_default().trim();
+            let words: Vec<&str> = part.split_whitespace().collect();
+            match words[..] {
+                ["Used", n, "registers"] => last.registers = n.parse().unwrap_or(0),
+                [n, "bytes", "stack", "frame"] => last.stack = last.stack.max(n.parse().unwrap_or(0)),
+                [n, "bytes", "spill", _] => last.spill_bytes += n.parse().unwrap_or(0),
+                [n, "bytes", "smem"] => last.shared_bytes = n.parse().unwrap_or(0),
+                _ => {}
+            }
+        }
+    }
+    out
+}
+
+/// How much of a multiprocessor the blocks of a kernel fill.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Occupancy {
+    /// Blocks that are resident at once.
+    pub blocks: u32,
+    /// Their warps, as a share of the warps that the multiprocessor can hold (0 to 1).
+    pub warps: f64,
+    /// What stops one more block: `warps`, `blocks`, `registers` or `shared memory`.
+    pub limit: &'static str,
+}
+
+/// The limits of a multiprocessor of one architecture.
+///
+/// Source: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Resident blocks.
+    pub blocks: u32,
+    /// Resident warps.
+    pub warps: u32,
+    /// 32-bit registers.
+    pub registers: u32,
+    /// Bytes of shared memory.
+    pub shared: u32,
+    /// Bytes of shared memory that one block may have, beyond 48 KiB on request only.
+    pub shared_per_block: u32,
+    /// Bytes of each block's shared memory that the system takes.
+    pub reserved: u32,
+}
+
+/// The limits of an architecture (90 for `sm_90`); `None` for one that is not in the table.
+pub fn limits(arch: u32) -> Option<Limits> {
+    let (blocks, warps, kib) = match arch {
+        75 => (16, 32, 64),
+        80 => (32, 64, 164),
+        86 => (16, 48, 100),
+        87 => (16, 48, 164),
+        89 => (24, 48, 100),
+        90 | 100 | 103 => (32, 64, 228),
+        110 => (24, 48, 228),
+        120 | 121 => (24, 48, 100),
+        _ => return None,
+    };
+    // From 8.0 on the system keeps 1 KiB of each block's shared memory.
+    let reserved = if arch >= 80 { 1024 } else { 0 };
+    let shared = kib * 1024;
+    Some(Limits { blocks, warps, registers: 65536, shared, shared_per_block: shared - reserved, reserved })
+}
+
+/// How many blocks fit on one multiprocessor of `arch`, for a kernel of `registers` per thread,
+/// `shared` bytes per block (static and dynamic) and `threads` per block; `None` for an architecture
+/// that is not in the table, or a block that does not fit at all.
+///
+/// Rounding is that of NVIDIA's occupancy calculator: registers go to warps in units of 256, and to
+/// each of the multiprocessor's four quarters alike; shared memory goes to blocks in units of 256
+/// bytes on 7.5, of 128 after it.
+pub fn occupancy(arch: u32, registers: u32, shared: u32, threads: u32) -> Option<Occupancy> {
+    let l = limits(arch)?;
+    if threads == 0 || threads > 1024 || registers > 255 || shared > l.shared_per_block {
+        return None;
+    }
+    let warps = threads.div_ceil(32);
+    let by_warps = l.warps / warps;
+    let per_warp = (registers.max(1) * 32).next_multiple_of(256);
+    let by_registers = (l.registers / per_warp) / 4 * 4 / warps;
+    let unit = if arch >= 80 { 128 } else { 256 };
+    let block = (shared + l.reserved).next_multiple_of(unit);
+    let by_shared = l.shared.checked_div(block).unwrap_or(u32::MAX);
+    let all = [
+        (by_warps, "warps"),
+        (l.blocks, "blocks"),
+        (by_registers, "registers"),
+        (by_shared, "shared memory"),
+    ];
+    let (blocks, limit) = all.into_iter().min_by_key(|a| a.0)?;
+    (blocks > 0).then(|| Occupancy { blocks, warps: f64::from(blocks * warps) / f64::from(l.warps), limit })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_of_ptxas_is_read() {
+        let log = "kernels/a.cu(3): warning #177-D: variable \"q\" was declared but never referenced\n\
+            ptxas info    : 0 bytes gmem\n\
+            ptxas info    : Compiling entry function 'a_fwd' for 'sm_80'\n\
+            ptxas info    : Function properties for a_fwd\n\
+            \x20   16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads\n\
+            ptxas info    : Used 34 registers, used 1 barriers, 16 bytes cumulative stack size, 4224 bytes smem, 376 bytes cmem[0]\n\
+            ptxas info    : Compile time = 3.2 ms\n\
+            ptxas info    : Compiling entry function 'a_bwd' for 'sm_80'\n\
+            ptxas info    : Function properties for a_bwd\n\
+            \x20   0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
+            ptxas info    : Used 10 registers, 372 bytes cmem[0]\n";
+        let expected = |entry: &str, registers, spill_bytes, shared_bytes, stack| Resources {
+            entry: entry.into(),
+            registers,
+            spill_bytes,
+            shared_bytes,
+            stack,
+        };
+        assert_eq!(parse(log), [expected("a_fwd", 34, 20, 4224, 16), expected("a_bwd", 10, 0, 0, 0)]);
+        assert!(parse("").is_empty());
+    }
+
+    /// Worked by hand from the table, and as NVIDIA's occupancy calculator has them.
+    #[test]
+    fn occupancy_follows_each_limit() {
+        let check = |arch, registers, shared, threads, blocks, warps: f64, limit| {
+            let o = occupancy(arch, registers, shared, threads).unwrap();
+            assert_eq!((o.blocks, o.limit), (blocks, limit), "sm_{arch}");
+            assert!((o.warps - warps).abs() < 1e-9, "sm_{arch}: {o:?}");
+        };
+        check(80, 32, 0, 256, 8, 1.0, "warps");
+        check(75, 32, 0, 256, 4, 1.0, "warps");
+        check(86, 32, 0, 256, 6, 1.0, "warps");
+        check(80, 32, 0, 32, 32, 0.5, "blocks");
+        check(75, 16, 0, 32, 16, 0.5, "blocks");
+        // 128 registers × 32 = 4096 a warp: 16 warps, so two blocks of 8.
+        check(80, 128, 0, 256, 2, 0.25, "registers");
+        // 33 registers round up to 40: 1280 a warp, 51 warps, 48 after the quarters.
+        check(80, 33, 0, 256, 6, 0.75, "registers");
+        // 33 KiB + 1 KiB: four of them in 164 KiB.
+        check(80, 32, 33 * 1024, 256, 4, 0.5, "shared memory");
+        check(75, 32, 33 * 1024, 256, 1, 0.25, "shared memory");
+        check(90, 168, 227 * 1024, 384, 1, 0.1875, "registers");
+        assert_eq!(occupancy(80, 32, 164 * 1024, 256), None);
+        assert_eq!(occupancy(80, 255, 0, 1024), None);
+        assert_eq!(occupancy(80, 32, 0, 0), None);
+        assert_eq!(occupancy(20, 32, 0, 256), None);
+    }
+
+    #[test]
+    fn every_architecture_of_the_tests_is_in_the_table() {
+        for arch in [75, 80, 86, 89, 90, 100, 120] {
+            assert!(occupancy(arch, 64, 16 * 1024, 256).is_some());
+        }
+    }
+}
