@@ -1,1 +1,466 @@
-//! Later.
+//! The real GPU: [`Driver`] over NVIDIA's driver, through cudarc.
+
+use super::context::{Context, Module, kernel, lock};
+use super::driver::{Driver, Graph, Info};
+use super::launch::{Address, Arg, Entry, Launch, Source};
+use super::libraries;
+use super::nvrtc::Compiler;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction, CUgraphExec, CUmodule, CUresult};
+use std::ffi::{CString, c_void};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// How to open a GPU.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Which one, in the driver's order.
+    pub ordinal: usize,
+    /// Wait after every launch, so that an error names its kernel. Slow.
+    pub sync_each_launch: bool,
+}
+
+/// A GPU, its compiler and the kernels that it has loaded.
+pub struct Gpu {
+    info: Info,
+    details: Details,
+    compiler: Compiler,
+    /// What to compile for: the GPU's own architecture, or the next older of its family.
+    target: u32,
+    /// By `Entry::index`, then by storage type.
+    functions: Vec<[OnceLock<Function>; 3]>,
+    capturing: AtomicBool,
+    captured: AtomicUsize,
+    context: Arc<Context>,
+}
+
+/// What the driver tells of a GPU, beside [`Info`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Details {
+    /// The newest CUDA that the driver supports.
+    pub driver: (i32, i32),
+    /// The highest clock of the multiprocessors, in kHz; 0 where it is not told.
+    pub clock_khz: u32,
+    /// The highest clock of the memory, in kHz; 0 where it is not told.
+    pub memory_clock_khz: u32,
+    /// The width of the memory's bus, in bits.
+    pub bus_bits: u32,
+    /// Bytes of L2 cache.
+    pub l2_bytes: u32,
+    /// The most shared memory that a block may have, in bytes.
+    pub shared_per_block: u32,
+}
+
+impl Details {
+    /// The memory's highest rate in bytes per second: two transfers per clock. 0 where unknown.
+    pub fn peak_bytes_per_second(&self) -> f64 {
+        2e3 * f64::from(self.memory_clock_khz) * f64::from(self.bus_bits) / 8.0
+    }
+
+    /// The highest rate of f32 multiply-adds, in FLOP per second, two for each: on plain cores, not
+    /// tensor cores. 0 where unknown. Source of the cores per multiprocessor: CUDA C++ Programming
+    /// Guide, "Arithmetic Instructions".
+    pub fn peak_flops(&self, info: &Info) -> f64 {
+        let cores = match info.arch {
+            70..=80 => 64.0,
+            _ => 128.0,
+        };
+        2e3 * f64::from(self.clock_khz) * f64::from(info.multiprocessors) * cores
+    }
+}
+
+#[derive(Debug)]
+struct Function {
+    raw: CUfunction,
+    /// Bytes of static shared memory.
+    fixed: u32,
+    /// The dynamic shared memory that it was last allowed, in bytes.
+    allowed: AtomicU32,
+}
+
+// SAFETY: handles of the driver belong to the process, not to a thread.
+unsafe impl Send for Function {}
+// SAFETY: as above; the handle itself never changes.
+unsafe impl Sync for Function {}
+
+/// Shared memory, static and dynamic together, that a block may have without asking.
+const UNASKED: u32 = 48 << 10;
+/// More arguments than any kernel has.
+const MOST_ARGS: usize = 64;
+
+impl Gpu {
+    /// Opens a GPU. `entries` is the number of kernels (`Entry::index` is below it), `headers` the
+    /// files they include. Kernels are compiled, or taken from the cache, at their first launch.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when driver, GPU or NVRTC are missing or do not work.
+    pub fn new(options: Options, entries: usize, headers: &'static [(&'static str, &'static str)]) -> Result<Self> {
+        Self::with_compiler(options, entries, |_| Compiler::new(headers))
+    }
+
+    /// As [`new`](Self::new), with a compiler of the caller's.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new), and those of `compiler`.
+    pub fn with_compiler(
+        options: Options,
+        entries: usize,
+        compiler: impl FnOnce(&Info) -> Result<Compiler>,
+    ) -> Result<Self> {
+        let driver = libraries::driver()?;
+        let context = Context::open(driver, options.ordinal)?;
+        context.sync_each_launch.store(options.sync_each_launch, Relaxed);
+        let told = |what| -> Result<u32> {
+            let mut value = 0;
+            // SAFETY: the pointer is to a live integer, the device was opened above.
+            context.check("asking the GPU", unsafe { sys::cuDeviceGetAttribute(&mut value, what, context.device) })?;
+            Ok(value.max(0) as u32)
+        };
+        let mut memory = 0;
+        // SAFETY: as above.
+        context.check("asking the GPU", unsafe { sys::cuDeviceTotalMem_v2(&mut memory, context.device) })?;
+        let gpu = &driver.gpus[options.ordinal];
+        let info = Info {
+            name: gpu.name.clone(),
+            arch: gpu.arch,
+            multiprocessors: told(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            memory,
+        };
+        // Some drivers do not tell these.
+        let maybe = |what| told(what).unwrap_or(0);
+        let details = Details {
+            driver: driver.version,
+            clock_khz: maybe(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE),
+            memory_clock_khz: maybe(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE),
+            bus_bits: maybe(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH),
+            l2_bytes: maybe(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE),
+            shared_per_block: maybe(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
+        };
+        let compiler = compiler(&info)?;
+        let target = compiler.nvrtc().target(info.arch).ok_or_else(|| Error::Device {
+            device: "cuda".into(),
+            problem: format!("NVRTC cannot compile for {} (sm_{})", info.name, info.arch),
+            remedy: "`pip install nvidia-cuda-nvrtc` brings a version that knows more GPUs".into(),
+        })?;
+        Ok(Gpu {
+            info,
+            details,
+            compiler,
+            target,
+            functions: (0..entries).map(|_| Default::default()).collect(),
+            capturing: AtomicBool::new(false),
+            captured: AtomicUsize::new(0),
+            context: Arc::new(context),
+        })
+    }
+
+    /// What the driver tells beside [`Info`].
+    pub fn details(&self) -> &Details {
+        &self.details
+    }
+
+    /// The compiler, with its notes and its cache.
+    pub fn compiler(&self) -> &Compiler {
+        &self.compiler
+    }
+
+    /// Whether to wait after every launch, so that an error names its kernel.
+    pub fn set_sync_each_launch(&self, on: bool) {
+        self.context.sync_each_launch.store(on, Relaxed);
+    }
+
+    /// The loaded kernel of an entry.
+    fn function(&self, entry: &'static Entry, dtype: DType) -> Result<&Function> {
+        let column = match dtype {
+            DType::F32 => 0,
+            DType::F16 => 1,
+            DType::BF16 => 2,
+            other => return Err(Error::Internal(format!("{} was asked for in {other}", kernel(entry)))),
+        };
+        let cell = self.functions.get(entry.index).map(|row| &row[column]);
+        let cell = cell.ok_or_else(|| Error::Internal(format!("{} is not in the table of kernels", kernel(entry))))?;
+        if let Some(function) = cell.get() {
+            return Ok(function);
+        }
+        let mut modules = lock(&self.context.modules);
+        let module = match modules.get(&(entry.source.stem, dtype)) {
+            Some(module) => module.0,
+            None => {
+                let module = self.load(entry.source, dtype)?;
+                modules.entry((entry.source.stem, dtype)).or_insert(module).0
+            }
+        };
+        let function = self.find(module, entry)?;
+        Ok(cell.get_or_init(|| function))
+    }
+
+    fn find(&self, module: CUmodule, entry: &'static Entry) -> Result<Function> {
+        let name = CString::new(entry.name).map_err(|e| Error::Internal(e.to_string()))?;
+        let doing = format!("loading {}", kernel(entry));
+        let (mut raw, mut fixed) = (std::ptr::null_mut(), 0);
+        // SAFETY: the module is loaded, the name ends in NUL, the pointer is to a live handle.
+        self.context.check(&doing, unsafe { sys::cuModuleGetFunction(&mut raw, module, name.as_ptr()) })?;
+        let what = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+        // SAFETY: as above.
+        self.context.check(&doing, unsafe { sys::cuFuncGetAttribute(&mut fixed, what, raw) })?;
+        Ok(Function { raw, fixed: fixed.max(0) as u32, allowed: AtomicU32::new(0) })
+    }
+
+    /// Compiles a kernel file and loads it. Code out of the cache that the driver does not take is
+    /// compiled anew, once.
+    fn load(&self, source: &'static Source, dtype: DType) -> Result<Module> {
+        let mut code = self.compiler.module(source, dtype, self.target)?;
+        loop {
+            let mut module = Module(std::ptr::null_mut());
+            // SAFETY: the image is a whole CUBIN, which carries its own length.
+            match unsafe { sys::cuModuleLoadData(&mut module.0, code.cubin.as_ptr().cast()) } {
+                CUresult::CUDA_SUCCESS => return Ok(module),
+                // Invalid image, PTX or source; no binary for this GPU; unsupported version.
+                refused if code.cached && [200, 209, 218, 222, 300].contains(&(refused as u32)) => {
+                    code = self.compiler.rebuild(source, dtype, self.target)?;
+                }
+                refused => {
+                    return Err(self.context.failure(&format!("loading kernels/{}.cu", source.stem), refused as u32));
+                }
+            }
+        }
+    }
+
+    /// Lets a kernel have this much dynamic shared memory.
+    fn allow(&self, function: &Function, entry: &'static Entry, dynamic: u32) -> Result<()> {
+        if dynamic + function.fixed <= UNASKED || dynamic <= function.allowed.load(Relaxed) {
+            return Ok(());
+        }
+        // Under a lock, so that two threads cannot leave the smaller of two sizes behind.
+        let _one = lock(&self.context.modules);
+        let what = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let most = dynamic.max(function.allowed.load(Relaxed));
+        // SAFETY: the function is loaded.
+        let result = unsafe { sys::cuFuncSetAttribute(function.raw, what, most as i32) };
+        let doing = format!(
+            "giving {} {dynamic} bytes of dynamic shared memory beside {} static ones (a block of this GPU may have {})",
+            kernel(entry),
+            function.fixed,
+            self.details.shared_per_block,
+        );
+        self.context.check(&doing, result)?;
+        function.allowed.store(most, Relaxed);
+        Ok(())
+    }
+
+    /// Refuses what would be recorded into a graph with the host's addresses, or break the recording.
+    fn not_capturing(&self, what: &str) -> Result<()> {
+        if self.capturing.load(Relaxed) {
+            return Err(Error::Internal(format!("{what} while a graph is being captured")));
+        }
+        Ok(())
+    }
+}
+
+impl Driver for Gpu {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Option<Address>> {
+        self.context.enter()?;
+        let mut address = 0;
+        // SAFETY: the pointer is to a live integer. The driver refuses a size of zero.
+        match unsafe { sys::cuMemAlloc_v2(&mut address, bytes.max(1)) } {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Ok(None),
+            result => self.context.check("reserving memory", result).map(|()| Some(address)),
+        }
+    }
+
+    unsafe fn free(&self, address: Address, _bytes: usize) {
+        if self.context.enter().is_ok() {
+            // SAFETY: the caller vouches that the address came from `alloc` and is not used any more. An
+            // error can only be an older one, which is reported where it can be returned.
+            unsafe { sys::cuMemFree_v2(address) };
+        }
+    }
+
+    unsafe fn write(&self, to: Address, bytes: &[u8]) -> Result<()> {
+        self.not_capturing("a write from the host")?;
+        // SAFETY: the caller vouches for the address.
+        unsafe { self.context.write(to, bytes) }
+    }
+
+    unsafe fn read(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
+        self.not_capturing("a read by the host")?;
+        self.context.enter()?;
+        let (to, size, stream) = (bytes.as_mut_ptr().cast::<c_void>(), bytes.len(), self.context.stream);
+        if size == 0 {
+            return self.context.sync();
+        }
+        // SAFETY: the caller vouches for the device's side; the slice is alive until the stream has been
+        // waited for, below, whatever this call returned.
+        let queued = unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, size, stream) };
+        let done = self.context.sync();
+        self.context.check("copying from the GPU", queued).and(done)
+    }
+
+    unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+        self.context.enter()?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the caller vouches for both addresses.
+        let result = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.context.stream) };
+        self.context.check("copying on the GPU", result)
+    }
+
+    unsafe fn zero(&self, at: Address, bytes: usize) -> Result<()> {
+        self.context.enter()?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the caller vouches for the address.
+        let result = unsafe { sys::cuMemsetD8Async(at, 0, bytes, self.context.stream) };
+        self.context.check("zeroing memory", result)
+    }
+
+    unsafe fn launch(&self, entry: &'static Entry, dtype: DType, launch: &Launch, args: &[Arg<'_>]) -> Result<()> {
+        self.context.enter()?;
+        let function = self.function(entry, dtype)?;
+        self.allow(function, entry, launch.shared)?;
+        if args.len() > MOST_ARGS {
+            return Err(Error::Internal(format!("{} has {} arguments", kernel(entry), args.len())));
+        }
+        // The driver wants the address of each argument, and has copied them all when it returns.
+        let mut pointers = [std::ptr::null_mut::<c_void>(); MOST_ARGS];
+        for (pointer, arg) in pointers.iter_mut().zip(args) {
+            *pointer = match arg {
+                Arg::Memory { address, .. } => std::ptr::from_ref(address).cast_mut().cast(),
+                Arg::Value(bytes) => bytes.as_ptr().cast_mut().cast(),
+            };
+        }
+        let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+        // SAFETY: function and stream are alive; there are as many pointers as the kernel has parameters,
+        // of its types, which the generated launchers see to; the caller vouches for the memory.
+        let result = unsafe {
+            sys::cuLaunchKernel(
+                function.raw,
+                gx,
+                gy,
+                gz,
+                bx,
+                by,
+                bz,
+                launch.shared,
+                self.context.stream,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        if result != CUresult::CUDA_SUCCESS {
+            let shape = format!("grid {:?}, block {:?}, {} bytes shared", launch.grid, launch.block, launch.shared);
+            return Err(self.context.failure(&format!("launching {} ({shape})", kernel(entry)), result as u32));
+        }
+        self.context.launched(entry);
+        if self.capturing.load(Relaxed) {
+            self.captured.fetch_add(1, Relaxed);
+        } else if self.context.sync_each_launch.load(Relaxed) {
+            self.context.sync()?;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.not_capturing("a wait")?;
+        self.context.sync()
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        self.not_capturing("a second capture was begun")?;
+        self.context.enter()?;
+        // Relaxed: a kernel's first launch loads its module and the pool may reserve memory; both are
+        // done at once and not recorded, and in the other modes would end the capture.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is alive and not being captured.
+        let result = unsafe { sys::cuStreamBeginCapture_v2(self.context.stream, mode) };
+        self.context.check("beginning a graph", result)?;
+        self.captured.store(0, Relaxed);
+        self.capturing.store(true, Relaxed);
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<Box<dyn Graph>> {
+        if !self.capturing.swap(false, Relaxed) {
+            return Err(Error::Internal("a capture was ended that was not begun".into()));
+        }
+        self.context.enter()?;
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: the stream is being captured; the pointer is to a live handle.
+        let ended = unsafe { sys::cuStreamEndCapture(self.context.stream, &mut graph) };
+        self.context.check("ending a graph", ended)?;
+        let launches = self.captured.load(Relaxed);
+        let mut captured = CapturedGraph { context: self.context.clone(), exec: std::ptr::null_mut(), launches };
+        // SAFETY: the graph was just made; it may be destroyed once it is instantiated, and is, once.
+        let made = unsafe {
+            let made = sys::cuGraphInstantiateWithFlags(&mut captured.exec, graph, 0);
+            sys::cuGraphDestroy(graph);
+            made
+        };
+        self.context.check("making a graph", made)?;
+        Ok(Box::new(captured))
+    }
+
+    fn memory(&self) -> Result<(usize, usize)> {
+        self.context.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the pointers are to live integers.
+        self.context.check("asking the GPU", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok((free, total))
+    }
+
+    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
+        self.not_capturing("a measurement")?;
+        self.context.enter()?;
+        let flags = sys::CUevent_flags_enum::CU_EVENT_DEFAULT;
+        let (start, stop) = (self.context.event(flags)?, self.context.event(flags)?);
+        self.context.record(&start)?;
+        work()?;
+        self.context.enter()?;
+        self.context.record(&stop)?;
+        self.context.wait(&stop)?;
+        self.context.elapsed(&start, &stop)
+    }
+}
+
+/// A recorded run of launches.
+struct CapturedGraph {
+    context: Arc<Context>,
+    exec: CUgraphExec,
+    launches: usize,
+}
+
+// SAFETY: handles of the driver belong to the process, not to a thread.
+unsafe impl Send for CapturedGraph {}
+
+impl Graph for CapturedGraph {
+    fn replay(&self) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: graph and stream are alive.
+        let result = unsafe { sys::cuGraphLaunch(self.exec, self.context.stream) };
+        self.context.check("replaying a graph", result)?;
+        self.context.launched_graph(self.launches);
+        if self.context.sync_each_launch.load(Relaxed) { self.context.sync() } else { Ok(()) }
+    }
+
+    fn launches(&self) -> usize {
+        self.launches
+    }
+}
+
+impl Drop for CapturedGraph {
+    fn drop(&mut self) {
+        if !self.exec.is_null() && self.context.enter().is_ok() {
+            // SAFETY: made by cuGraphInstantiateWithFlags and destroyed once; the driver waits for a
+            // replay that is under way.
+            unsafe { sys::cuGraphExecDestroy(self.exec) };
+        }
+    }
+}

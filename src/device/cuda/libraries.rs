@@ -228,7 +228,10 @@ fn load_driver(at: &Surroundings<'_>) -> Result<DriverLibrary, Fault> {
         }
     }
     let Some(library) = opened else {
-        return Err(Fault::new(format!("libcuda, NVIDIA's driver, was not found{}", broken_note(&broken)), INSTALL_DRIVER));
+        return Err(Fault::new(
+            format!("libcuda, NVIDIA's driver, was not found{}", broken_note(&broken)),
+            INSTALL_DRIVER,
+        ));
     };
     // Never closed: cudarc finds it by its name, and drivers are not made to be unloaded.
     std::mem::forget(library);
@@ -241,7 +244,8 @@ fn load_driver(at: &Surroundings<'_>) -> Result<DriverLibrary, Fault> {
     let path = file_of(library, "cuInit");
     let shown = path.as_ref().map_or_else(|| "libcuda".to_string(), |p| p.display().to_string());
     if let Some(name) = lacks(library, DRIVER_FUNCTIONS) {
-        let text = format!("{shown} has no function `{name}`: it is too old (CUDA 12.0 is needed), or no driver at all");
+        let text =
+            format!("{shown} has no function `{name}`: it is too old (CUDA 12.0 is needed), or no driver at all");
         return Err(Fault::new(text, INSTALL_DRIVER));
     }
     initialise(library, path, &shown)
@@ -405,7 +409,10 @@ fn unfit(found: &NvrtcLibrary, driver: &DriverLibrary) -> Option<Fault> {
     let ((major, minor), (newest, _)) = (found.version, driver.version);
     if major > newest {
         return Some(Fault::new(
-            format!("NVRTC {major}.{minor} is newer than the driver, which supports CUDA {newest}.{}", driver.version.1),
+            format!(
+                "NVRTC {major}.{minor} is newer than the driver, which supports CUDA {newest}.{}",
+                driver.version.1
+            ),
             format!("`pip install nvidia-cuda-nvrtc-cu{newest}`, or install a newer driver"),
         ));
     }
@@ -452,7 +459,8 @@ fn load_nvrtc(at: &Surroundings<'_>, driver: Option<&DriverLibrary>) -> Result<N
     }
     Err(misfit.unwrap_or_else(|| {
         let looked = looked_in(&places);
-        let text = format!("libnvrtc, NVIDIA's run-time compiler, was not found{}; looked in {looked}", broken_note(&broken));
+        let text =
+            format!("libnvrtc, NVIDIA's run-time compiler, was not found{}; looked in {looked}", broken_note(&broken));
         Fault::new(text, INSTALL_NVRTC)
     }))
 }

@@ -13,6 +13,9 @@ use cudarc::nvrtc::sys::{self, nvrtcProgram, nvrtcResult};
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::PathBuf;
 
+/// Lines of the compiler's log that an error shows.
+const MOST_LINES: usize = 60;
+
 /// Machine code and what the compiler said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiled {
@@ -118,7 +121,9 @@ pub fn options(dtype: DType, arch: u32) -> Result<Vec<String>> {
     Ok(vec![
         format!("--gpu-architecture=sm_{arch}"),
         "--std=c++17".into(),
-        format!("-DT={storage}"),
+        // Not `T` itself: NVRTC's own headers have template parameters of that name, and a macro
+        // would break them. common.cuh makes `T` a typedef of it.
+        format!("-DTILEWORK_T={storage}"),
         "-lineinfo".into(),
         // Two options: joined by a comma, ptxas takes neither.
         "--ptxas-options=-v".into(),
@@ -222,9 +227,13 @@ fn failure(file: &str, code: nvrtcResult, log: &str) -> Error {
             file.to_string(),
             "this NVRTC is too old for the GPU: `pip install nvidia-cuda-nvrtc` brings a new one".to_string(),
         ),
-        None => (file.to_string(), "see the compiler's message; `tilework doctor` shows which NVRTC this is".to_string()),
+        None => {
+            (file.to_string(), "see the compiler's message; `tilework doctor` shows which NVRTC this is".to_string())
+        }
     };
-    let log = if log.trim().is_empty() { String::new() } else { format!("\n{}", log.trim()) };
+    // A mistake in a header can make hundreds of lines; the first ones have the cause.
+    let lines: Vec<&str> = log.trim().lines().take(MOST_LINES).collect();
+    let log = if lines.is_empty() { String::new() } else { format!("\n{}", lines.join("\n")) };
     Error::Device { device: "cuda".into(), problem: format!("{place}: {name}{log}"), remedy }
 }
 
@@ -235,7 +244,8 @@ fn first_error(log: &str) -> Option<(String, u32)> {
         let (file, number) = at.rsplit_once('(')?;
         let kind = rest.trim_start();
         let bad = ["error", "catastrophic error"].iter().any(|k| kind.starts_with(k));
-        let folder = if file.contains('/') { "" } else { "kernels/" };
+        // Headers are given by their bare names.
+        let folder = if file.ends_with(".cuh") { "kernels/" } else { "" };
         bad.then(|| number.parse().ok().map(|n| (format!("{folder}{file}"), n)))?
     })
 }
@@ -251,7 +261,8 @@ mod tests {
                __shared__ float pad[64];\nint i = blockIdx.x * 256 + threadIdx.x; pad[threadIdx.x % 64] = 1.f; __syncthreads();\n\
                if (i < n) y[i] = mine(x[i]) * pad[0];\n}\n",
     };
-    static HEADERS: &[(&str, &str)] = &[("common.cuh", "__device__ inline float mine(float x) { return x > 0.f ? x : 0.f; }\n")];
+    static HEADERS: &[(&str, &str)] =
+        &[("common.cuh", "typedef TILEWORK_T T;\n__device__ inline T mine(T x) { return x > 0.f ? x : 0.f; }\n")];
 
     /// Says so and returns false without NVRTC, which is a failure where it is required.
     fn nvrtc_is_here() -> bool {
@@ -269,14 +280,15 @@ mod tests {
     #[test]
     fn options_name_type_and_architecture() {
         let o = options(DType::F32, 90).unwrap();
-        assert!(o.contains(&"--gpu-architecture=sm_90".to_string()) && o.contains(&"-DT=float".to_string()));
+        assert!(o.contains(&"--gpu-architecture=sm_90".to_string()) && o.contains(&"-DTILEWORK_T=float".to_string()));
         let e = options(DType::F64, 90).unwrap_err().to_string();
         assert!(e.contains("no kernels for f64") && e.contains("remedy"), "{e}");
     }
 
     #[test]
     fn the_first_error_has_file_and_line() {
-        let log = "kernels/relu.cu(3): warning #177-D: variable\ncommon.cuh(12): error: identifier \"q\" is undefined\n";
+        let log =
+            "kernels/relu.cu(3): warning #177-D: variable\ncommon.cuh(12): error: identifier \"q\" is undefined\n";
         assert_eq!(first_error(log), Some(("kernels/common.cuh".into(), 12)));
         assert_eq!(first_error("kernels/a.cu(7): catastrophic error: no file"), Some(("kernels/a.cu".into(), 7)));
         assert_eq!(first_error("ptxas fatal   : Unresolved extern function 'f'"), None);
@@ -303,7 +315,8 @@ mod tests {
             assert!(again.cached && again.cubin == made.cubin && again.log == made.log);
         }
         // Another text of a header, or of the kernel, is another entry.
-        static OTHER: &[(&str, &str)] = &[("common.cuh", "__device__ inline float mine(float x) { return x; }\n")];
+        static OTHER: &[(&str, &str)] =
+            &[("common.cuh", "typedef TILEWORK_T T;\n__device__ inline T mine(T x) { return x; }\n")];
         let other = Compiler::with_cache(OTHER, Some(tmp.path().to_path_buf())).unwrap();
         assert!(!other.module(&RELU, DType::F32, 80).unwrap().cached);
         assert!(!compiler.rebuild(&RELU, DType::F32, 80).unwrap().cached);
@@ -319,7 +332,10 @@ mod tests {
             compiler.module(&Source { stem: "bad", text }, DType::F32, 80).unwrap_err().to_string()
         };
         let e = error("#include \"common.cuh\"\n\nextern \"C\" __global__ void k() { foo(); }\n");
-        assert!(e.contains("kernels/bad.cu, line 3: NVRTC_ERROR_COMPILATION") && e.contains("\"foo\" is undefined"), "{e}");
+        assert!(
+            e.contains("kernels/bad.cu, line 3: NVRTC_ERROR_COMPILATION") && e.contains("\"foo\" is undefined"),
+            "{e}"
+        );
         let e = error("#include \"missing.cuh\"\n");
         assert!(e.contains("kernels/bad.cu, line 1") && e.contains("missing.cuh"), "{e}");
         // Only ptxas sees this one.

@@ -102,10 +102,8 @@ pub(super) fn driver(at: &Surroundings<'_>) -> Vec<Place> {
 /// The files `libnvrtc.so.N` in a folder, the newest version first.
 pub(super) fn nvrtc_files(folder: &Path) -> Vec<PathBuf> {
     let version = |name: &str| name.strip_prefix("libnvrtc.so.").and_then(|v| v.parse::<u32>().ok());
-    let mut files: Vec<(u32, PathBuf)> = names(folder)
-        .into_iter()
-        .filter_map(|name| version(&name).map(|v| (v, folder.join(&name))))
-        .collect();
+    let mut files: Vec<(u32, PathBuf)> =
+        names(folder).into_iter().filter_map(|name| version(&name).map(|v| (v, folder.join(&name)))).collect();
     files.sort_by(|a, b| b.cmp(a));
     files.into_iter().map(|(_, path)| path).collect()
 }
@@ -194,8 +192,12 @@ mod tests {
             "PATH" => std::env::join_paths([root.join("usr/bin"), root.join("python/bin")]).ok(),
             _ => None,
         };
-        let at =
-            Surroundings { env: &env, home: Some(root.join("home")), here: root.join("work"), root: root.to_path_buf() };
+        let at = Surroundings {
+            env: &env,
+            home: Some(root.join("home")),
+            here: root.join("work"),
+            root: root.to_path_buf(),
+        };
         let places = nvrtc(&at);
         let found: Vec<PathBuf> = places.iter().flat_map(|p| &p.folders).flat_map(|f| nvrtc_files(f)).collect();
         assert_eq!(found, sorted_like(root, &files), "{places:#?}");
@@ -214,7 +216,8 @@ mod tests {
     #[test]
     fn the_newest_library_of_a_folder_comes_first_and_others_are_left_alone() {
         let tmp = tempfile::tempdir().unwrap();
-        let names = ["libnvrtc.so.9", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.alt.so.12", "libnvrtc-builtins.so.12.9"];
+        let names =
+            ["libnvrtc.so.9", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.alt.so.12", "libnvrtc-builtins.so.12.9"];
         for name in names.iter().chain(&["libnvrtc.so", "libnvrtc.so.12.9.86"]) {
             put(tmp.path(), name);
         }

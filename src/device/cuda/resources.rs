@@ -109,12 +109,7 @@ pub fn occupancy(arch: u32, registers: u32, shared: u32, threads: u32) -> Option
     let unit = if arch >= 80 { 128 } else { 256 };
     let block = (shared + l.reserved).next_multiple_of(unit);
     let by_shared = l.shared.checked_div(block).unwrap_or(u32::MAX);
-    let all = [
-        (by_warps, "warps"),
-        (l.blocks, "blocks"),
-        (by_registers, "registers"),
-        (by_shared, "shared memory"),
-    ];
+    let all = [(by_warps, "warps"), (l.blocks, "blocks"), (by_registers, "registers"), (by_shared, "shared memory")];
     let (blocks, limit) = all.into_iter().min_by_key(|a| a.0)?;
     (blocks > 0).then(|| Occupancy { blocks, warps: f64::from(blocks * warps) / f64::from(l.warps), limit })
 }
