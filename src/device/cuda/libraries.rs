@@ -201,11 +201,12 @@ fn lacks(library: &Library, functions: &[&'static str]) -> Option<&'static str> 
     functions.iter().copied().find(|name| unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_err())
 }
 
-/// The file that a function was loaded from.
-fn file_of(library: &Library, function: &str) -> Option<PathBuf> {
+/// The file of a library that has one of these functions.
+fn file_of(library: &Library, functions: &[&str]) -> Option<PathBuf> {
     // SAFETY: the symbol is only looked up, not called.
-    let symbol = unsafe { library.get::<unsafe extern "C" fn()>(function.as_bytes()) }.ok()?;
-    let address = *symbol as usize;
+    let address =
+        |name: &&str| unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) }.ok().map(|f| *f as usize);
+    let address = functions.iter().find_map(address)?;
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     maps.lines().find_map(|line| {
         let (from, to) = line.split_once(' ')?.0.split_once('-')?;
@@ -241,7 +242,7 @@ fn load_driver(at: &Surroundings<'_>) -> Result<DriverLibrary, Fault> {
     }
     // SAFETY: a library of this name was just seen to be there.
     let library = unsafe { driver::sys::culib() };
-    let path = file_of(library, "cuInit");
+    let path = file_of(library, DRIVER_FUNCTIONS);
     let shown = path.as_ref().map_or_else(|| "libcuda".to_string(), |p| p.display().to_string());
     if let Some(name) = lacks(library, DRIVER_FUNCTIONS) {
         let text =
@@ -364,7 +365,7 @@ struct Candidate {
 }
 
 fn candidate(library: Library, place: &'static str) -> Result<Candidate, String> {
-    let path = file_of(&library, "nvrtcVersion");
+    let path = file_of(&library, NVRTC_FUNCTIONS);
     let shown = path.as_ref().map_or_else(|| "libnvrtc".to_string(), |p| p.display().to_string());
     if let Some(name) = lacks(&library, NVRTC_FUNCTIONS) {
         return Err(format!("{shown} has no function `{name}`"));
@@ -479,7 +480,7 @@ fn taken_by_cudarc(found: NvrtcLibrary) -> Result<NvrtcLibrary, Fault> {
     }
     // SAFETY: a library of this name was just seen to be there.
     let library = unsafe { rtc::sys::culib() };
-    let path = file_of(library, "nvrtcVersion");
+    let path = file_of(library, NVRTC_FUNCTIONS);
     if path == found.path {
         return Ok(found);
     }

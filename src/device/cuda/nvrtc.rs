@@ -57,7 +57,13 @@ impl Compiler {
     /// # Errors
     /// [`Error::Device`] when there is no NVRTC.
     pub fn with_cache(headers: &'static [(&'static str, &'static str)], folder: Option<PathBuf>) -> Result<Self> {
-        Ok(Compiler { nvrtc: libraries::nvrtc()?, headers, cache: Cache::new(folder) })
+        let nvrtc = libraries::nvrtc()?;
+        // Without its second file NVRTC compiles nothing. Better said now than at the first launch.
+        if nvrtc.builtins.is_none() {
+            let arch = nvrtc.archs.iter().copied().max().unwrap_or(80);
+            compile("probe.cu", "extern \"C\" __global__ void probe() {}", &[], &options(DType::F32, arch)?)?;
+        }
+        Ok(Compiler { nvrtc, headers, cache: Cache::new(folder) })
     }
 
     /// The NVRTC in use.
