@@ -35,8 +35,11 @@ impl Fakes {
         make("cuda", "cuda.c", "libcuda.so", "libcuda.so.1", &[]);
         make("cuda-cut", "cuda.c", "libcuda.so", "libcuda.so.1", &["-DTRUNCATED"]);
         make("nvrtc", "nvrtc.c", "libnvrtc.so", "libnvrtc.so.12", &[]);
-        make("nvrtc", "nvrtc.c", "builtins", "libnvrtc-builtins.so.12.9", &[]);
-        make("nvrtc-alone", "nvrtc.c", "libnvrtc.so", "libnvrtc.so.12", &[]);
+        fs::create_dir(fakes.path("nvrtc-alone")).unwrap();
+        // Only that it is there counts for the builtins, not what is in it.
+        for copy in ["nvrtc/libnvrtc-builtins.so.12.9", "nvrtc-alone/libnvrtc.so.12", "nvrtc-alone/libnvrtc.so"] {
+            fs::copy(fakes.path("nvrtc/libnvrtc.so.12"), fakes.path(copy)).unwrap();
+        }
         make("nvrtc-cut", "nvrtc.c", "libnvrtc.so", "libnvrtc.so.12", &["-DTRUNCATED"]);
         for (folder, name) in [("cuda-bad", "libcuda.so"), ("nvrtc-bad", "libnvrtc.so")] {
             fs::create_dir_all(fakes.path(folder)).unwrap();

@@ -6,7 +6,7 @@
 //! way of capturing a graph.
 
 use super::launch::{Address, Entry};
-use super::libraries::{self, DriverLibrary};
+use super::libcuda::{self, DriverLibrary};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUevent, CUmodule, CUresult, CUstream};
@@ -107,7 +107,7 @@ impl Context {
 
     /// The error for a result of the driver.
     pub(super) fn failure(&self, doing: &str, code: u32) -> Error {
-        let text = libraries::error_text(code);
+        let text = libcuda::error_text(code);
         let error = |problem, remedy: &str| Error::Device { device: "cuda".into(), problem, remedy: remedy.into() };
         if let Some(fault) = self.fault.get() {
             return error(format!("the GPU failed earlier: {fault}"), OLD_ERROR);

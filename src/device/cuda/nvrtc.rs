@@ -5,6 +5,7 @@
 
 use super::cache::{Cache, Entry};
 use super::launch::Source;
+use super::libnvrtc;
 use super::libraries::{self, NvrtcLibrary};
 use super::resources::{self, Resources};
 use crate::dtype::DType;
@@ -217,7 +218,7 @@ fn failure(file: &str, code: nvrtcResult, log: &str) -> Error {
     if code == nvrtcResult::NVRTC_ERROR_BUILTIN_OPERATION_FAILURE
         && let Ok(nvrtc) = libraries::nvrtc()
     {
-        return libraries::no_builtins(nvrtc).into();
+        return libnvrtc::no_builtins(nvrtc).into();
     }
     // SAFETY: NVRTC returns a constant text for every code.
     let text = unsafe { sys::nvrtcGetErrorString(code) };
