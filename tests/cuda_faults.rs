@@ -76,7 +76,7 @@ const FAULTS: &[Fault] = &[
         &["cuda", "nvrtc-alone"],
         &[("FAKE_NVRTC_RESULT", "7")],
         &["libnvrtc-builtins.so.12.9", "install NVRTC anew"],
-        "",
+        "libnvrtc",
     ),
     fault(
         BOTH,

@@ -140,14 +140,11 @@ fn unfit(found: &NvrtcLibrary, driver: &DriverLibrary) -> Option<Fault> {
 
 fn load_nvrtc(at: &Surroundings<'_>, driver: Option<&DriverLibrary>) -> Result<NvrtcLibrary, Fault> {
     let mut broken = Vec::new();
-    let mut misfit = None;
+    let (mut misfit, mut half) = (None, None);
     let by_name = open_by_name(&["nvrtc"], &mut broken).map(|library| (library, "the loader's path"));
     let places = places::nvrtc(at);
     let files = places.iter().flat_map(|p| p.folders.iter().flat_map(|f| places::nvrtc_files(f)).map(|f| (f, p.kind)));
-    let opened = files.filter_map(|(file, kind)| match open(&file) {
-        Ok(library) => Some(Ok((library, kind))),
-        Err(e) => Some(Err(e)),
-    });
+    let opened = files.map(|(file, kind)| open(&file).map(|library| (library, kind)));
     for opened in by_name.into_iter().map(Ok).chain(opened) {
         let Candidate { library, mut found } = match opened.and_then(|(library, kind)| candidate(library, kind)) {
             Ok(candidate) => candidate,
@@ -161,13 +158,20 @@ fn load_nvrtc(at: &Surroundings<'_>, driver: Option<&DriverLibrary>) -> Result<N
             continue;
         }
         found.builtins = load_builtins(&found);
-        std::mem::forget(library);
-        return taken_by_cudarc(found);
+        if found.builtins.is_none() {
+            // Taken only if there is no whole one.
+            half.get_or_insert(Candidate { library, found });
+            continue;
+        }
+        drop(half);
+        return taken_by_cudarc(Candidate { library, found });
+    }
+    if let Some(candidate) = half {
+        return taken_by_cudarc(candidate);
     }
     Err(misfit.unwrap_or_else(|| {
-        let looked = looked_in(&places);
-        let text =
-            format!("libnvrtc, NVIDIA's run-time compiler, was not found{}; looked in {looked}", broken_note(&broken));
+        let (note, looked) = (broken_note(&broken), looked_in(&places));
+        let text = format!("libnvrtc, NVIDIA's run-time compiler, was not found{note}; looked in {looked}");
         Fault::new(text, INSTALL_NVRTC)
     }))
 }
@@ -178,8 +182,11 @@ fn looked_in(places: &[Place]) -> String {
     kinds.join(", ")
 }
 
-/// Makes sure that cudarc has taken the library that was chosen.
-fn taken_by_cudarc(found: NvrtcLibrary) -> Result<NvrtcLibrary, Fault> {
+/// Keeps the library that was chosen, and makes sure that it is the one that cudarc takes.
+fn taken_by_cudarc(chosen: Candidate) -> Result<NvrtcLibrary, Fault> {
+    let Candidate { library, found } = chosen;
+    // Never closed: cudarc finds it by its name, and its code is run until the process ends.
+    std::mem::forget(library);
     // SAFETY: as in `open`.
     if !unsafe { sys::is_culib_present() } {
         return Err(Fault::new("libnvrtc was loaded, but under a name that is not its own", INSTALL_NVRTC));
