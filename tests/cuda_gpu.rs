@@ -189,6 +189,40 @@ fn memory_goes_to_the_gpu_and_back() {
 }
 
 #[test]
+fn every_call_works_from_a_new_thread() {
+    if inside("every_call_works_from_a_new_thread", &[]).is_none() {
+        return;
+    }
+    fn anew<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|s| s.spawn(work).join().unwrap())
+    }
+    let gpu = anew(open);
+    let at = anew(|| alloc(&gpu, 64));
+    anew(|| write(&gpu, at, &[1; 64]));
+    // SAFETY: `at` has 64 bytes.
+    anew(|| unsafe { gpu.zero(at, 8) }).unwrap();
+    // SAFETY: as above.
+    anew(|| unsafe { gpu.copy(at + 8, at, 8) }).unwrap();
+    assert_eq!(anew(|| read(&gpu, at, 64)), [vec![0; 16], vec![1; 48]].concat());
+    anew(|| gpu.prepare(&[&TOY, &OTHER], DType::F32)).unwrap();
+    anew(|| launch(&gpu, &PLAIN, 0, &[])).unwrap();
+    anew(|| gpu.sync()).unwrap();
+    anew(|| gpu.memory()).unwrap();
+    anew(|| gpu.time(&mut || Ok(()))).unwrap();
+    anew(|| gpu.begin_capture()).unwrap();
+    anew(|| launch(&gpu, &LATE, 0, &[])).unwrap();
+    // A graph is not shared between threads, but can be handed over.
+    let graph = anew(|| gpu.end_capture()).unwrap();
+    let graph = anew(move || graph.replay().map(|()| graph)).unwrap();
+    // SAFETY: from `alloc`, and not used any more.
+    anew(|| unsafe { gpu.free(at, 64) });
+    assert_eq!(gpu.memory().unwrap().0, 64 << 20);
+    anew(move || drop(graph));
+    anew(move || drop(gpu));
+    assert_eq!((count("contexts"), count("live"), count("launches")), (0, 0, 2));
+}
+
+#[test]
 fn kernels_are_compiled_once_and_launched() {
     let Some(dir) = inside("kernels_are_compiled_once_and_launched", &[]) else { return };
     let compiled = || std::fs::read_to_string(dir.join("compiled")).unwrap_or_default().lines().count();
@@ -236,9 +270,11 @@ fn kernels_are_compiled_once_and_launched() {
     drop(gpu);
     assert_eq!((count("contexts"), count("live")), (0, 2), "all but the two buffers is given back");
 
-    // A second start compiles nothing; code that the driver refuses is compiled anew, once.
+    // A second start compiles nothing, prepared or not; code that the driver refuses is compiled anew, once.
     assert_eq!(compiled(), 2);
     let gpu = open();
+    gpu.prepare(&[&TOY, &OTHER, &TOY], DType::F32).unwrap();
+    gpu.prepare(&[&TOY], DType::F32).unwrap();
     launch(&gpu, &PLAIN, 0, &[]).unwrap();
     assert_eq!(compiled(), 2);
     let cache = gpu.compiler().cache().folder().unwrap().to_path_buf();
@@ -296,6 +332,10 @@ fn a_graph_records_and_replays() {
     assert_eq!(floats(&read(&gpu, x, 40)), [8.0; 10]);
     assert_eq!(floats(&read(&gpu, z, 40)), [vec![8.0f32; 5], vec![0.0; 5]].concat());
     assert_eq!((count("launches"), count("graphs")), (6, 3));
+    // A second graph counts for itself.
+    gpu.begin_capture().unwrap();
+    launch(&gpu, &PLAIN, 0, &[]).unwrap();
+    assert_eq!(gpu.end_capture().unwrap().launches(), 1);
     // Between replays the host writes what changes, without waiting.
     let waits = count("waits");
     for i in 0..5 {
