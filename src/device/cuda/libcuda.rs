@@ -80,7 +80,7 @@ pub struct DriverLibrary {
 /// Loads the driver and asks it for its GPUs; the answer is kept.
 ///
 /// # Errors
-/// [`Error::Device`] when there is no driver, or none that works, or no GPU.
+/// [`Error::Device`](crate::Error::Device) when there is no driver, or none that works, or no GPU.
 pub fn driver() -> Result<&'static DriverLibrary> {
     driver_or_fault().map_err(|fault| fault.clone().into())
 }

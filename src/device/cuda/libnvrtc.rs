@@ -54,7 +54,7 @@ impl NvrtcLibrary {
 /// Loads NVRTC, the first that fits the driver and its GPUs where there are any; the answer is kept.
 ///
 /// # Errors
-/// [`Error::Device`] when there is none, or none that fits.
+/// [`Error::Device`](crate::Error::Device) when there is none, or none that fits.
 pub fn nvrtc() -> Result<&'static NvrtcLibrary> {
     nvrtc_or_fault().map_err(|fault| fault.clone().into())
 }

@@ -44,7 +44,7 @@ pub struct Compiler {
 }
 
 impl Compiler {
-    /// A compiler with the user's cache ([`Cache::folder`](super::cache::Cache::folder)).
+    /// A compiler with the user's cache ([`Cache::default_folder`]).
     /// `headers` are the files, by name and text, that kernels include.
     ///
     /// # Errors
