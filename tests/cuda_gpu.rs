@@ -13,9 +13,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 use tilework::device::cuda::cache::{Cache, Entry as Cached};
-use tilework::device::cuda::driver::Driver;
 use tilework::device::cuda::gpu::{Gpu, Options};
-use tilework::device::cuda::launch::{Arg, Entry, Launch, Source};
+use tilework::device::cuda::{Arg, Driver, Entry, Launch, Source};
 use tilework::dtype::DType;
 
 static TOY: Source = Source { stem: "toy", text: "scale_fwd wide_fwd heavy_fwd fault_fwd plain_fwd" };
