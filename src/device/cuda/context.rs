@@ -6,7 +6,7 @@
 //! way of capturing a graph.
 
 use super::launch::{Address, Entry};
-use super::libraries::{self, DriverLibrary};
+use super::libcuda::{self, DriverLibrary};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUevent, CUmodule, CUresult, CUstream};
@@ -35,6 +35,8 @@ pub(super) struct Context {
     pub(super) sync_each_launch: AtomicBool,
     /// Loaded code, by kernel file and storage type. It is here so that a graph keeps it alive.
     pub(super) modules: Mutex<HashMap<(&'static str, DType), Module>>,
+    /// Modules that were loaded a second time, by two threads at once.
+    spare: Mutex<Vec<Module>>,
     last: Mutex<Last>,
     fault: OnceLock<String>,
     ring: Mutex<Option<Ring>>,
@@ -74,6 +76,7 @@ impl Context {
             stream: std::ptr::null_mut(),
             sync_each_launch: AtomicBool::new(false),
             modules: Mutex::default(),
+            spare: Mutex::default(),
             last: Mutex::new(Last::Nothing),
             fault: OnceLock::new(),
             ring: Mutex::new(None),
@@ -107,7 +110,7 @@ impl Context {
 
     /// The error for a result of the driver.
     pub(super) fn failure(&self, doing: &str, code: u32) -> Error {
-        let text = libraries::error_text(code);
+        let text = libcuda::error_text(code);
         let error = |problem, remedy: &str| Error::Device { device: "cuda".into(), problem, remedy: remedy.into() };
         if let Some(fault) = self.fault.get() {
             return error(format!("the GPU failed earlier: {fault}"), OLD_ERROR);
@@ -133,6 +136,11 @@ impl Context {
         };
         let _ = self.fault.set(problem.clone());
         error(problem, remedy)
+    }
+
+    /// Keeps a module until the context is closed.
+    pub(super) fn keep(&self, module: Module) {
+        lock(&self.spare).push(module);
     }
 
     /// Notes what was launched last, for the message when it fails.
@@ -240,7 +248,8 @@ impl Drop for Context {
             unsafe {
                 sys::cuStreamSynchronize(self.stream);
                 *lock(&self.ring) = None;
-                for (_, module) in lock(&self.modules).drain() {
+                let modules = lock(&self.modules).drain().map(|(_, module)| module).collect::<Vec<_>>();
+                for module in modules.into_iter().chain(lock(&self.spare).drain(..)) {
                     sys::cuModuleUnload(module.0);
                 }
                 sys::cuStreamDestroy_v2(self.stream);

@@ -8,6 +8,7 @@ use super::nvrtc::Compiler;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction, CUgraphExec, CUmodule, CUresult};
+use rayon::prelude::*;
 use std::ffi::{CString, c_void};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -169,6 +170,26 @@ impl Gpu {
     /// Whether to wait after every launch, so that an error names its kernel.
     pub fn set_sync_each_launch(&self, on: bool) {
         self.context.sync_each_launch.store(on, Relaxed);
+    }
+
+    /// Compiles and loads these kernel files now, in parallel, instead of each at its first launch.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when one does not compile or load.
+    pub fn prepare(&self, sources: &[&'static Source], dtype: DType) -> Result<()> {
+        sources.par_iter().try_for_each(|source| {
+            self.context.enter()?;
+            if lock(&self.context.modules).contains_key(&(source.stem, dtype)) {
+                return Ok(());
+            }
+            // Not under the lock, which would let only one compile at a time.
+            let module = self.load(source, dtype)?;
+            if let Some(older) = lock(&self.context.modules).insert((source.stem, dtype), module) {
+                // Loaded twice at once: kernels of the first may be in use, so it stays until the end.
+                self.context.keep(older);
+            }
+            Ok(())
+        })
     }
 
     /// The loaded kernel of an entry.

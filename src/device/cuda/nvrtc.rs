@@ -5,6 +5,7 @@
 
 use super::cache::{Cache, Entry};
 use super::launch::Source;
+use super::libnvrtc;
 use super::libraries::{self, NvrtcLibrary};
 use super::resources::{self, Resources};
 use crate::dtype::DType;
@@ -43,7 +44,7 @@ pub struct Compiler {
 }
 
 impl Compiler {
-    /// A compiler with the user's cache ([`Cache::folder`](super::cache::Cache::folder)).
+    /// A compiler with the user's cache ([`Cache::default_folder`]).
     /// `headers` are the files, by name and text, that kernels include.
     ///
     /// # Errors
@@ -217,7 +218,7 @@ fn failure(file: &str, code: nvrtcResult, log: &str) -> Error {
     if code == nvrtcResult::NVRTC_ERROR_BUILTIN_OPERATION_FAILURE
         && let Ok(nvrtc) = libraries::nvrtc()
     {
-        return libraries::no_builtins(nvrtc).into();
+        return libnvrtc::no_builtins(nvrtc).into();
     }
     // SAFETY: NVRTC returns a constant text for every code.
     let text = unsafe { sys::nvrtcGetErrorString(code) };
@@ -260,6 +261,7 @@ fn first_error(log: &str) -> Option<(String, u32)> {
 mod tests {
     use super::*;
     use crate::device::cuda::resources::Resources;
+    use rayon::prelude::*;
 
     const RELU: Source = Source {
         stem: "relu",
@@ -307,7 +309,7 @@ mod tests {
         }
         let tmp = tempfile::tempdir().unwrap();
         let compiler = Compiler::with_cache(HEADERS, Some(tmp.path().to_path_buf())).unwrap();
-        for arch in [75, 80, 86, 89, 90, 100, 120] {
+        [75, 80, 86, 89, 90, 100, 120].into_par_iter().for_each(|arch| {
             let made = compiler.module(&RELU, DType::F32, arch).unwrap();
             assert!(!made.cached && made.cubin.starts_with(b"\x7fELF"), "sm_{arch}");
             let [Resources { entry, registers, spill_bytes, shared_bytes, stack }] = &made.resources()[..] else {
@@ -319,7 +321,7 @@ mod tests {
             assert!(*shared_bytes >= 256, "{shared_bytes}");
             let again = compiler.module(&RELU, DType::F32, arch).unwrap();
             assert!(again.cached && again.cubin == made.cubin && again.log == made.log);
-        }
+        });
         // Another text of a header, or of the kernel, is another entry.
         static OTHER: &[(&str, &str)] =
             &[("common.cuh", "typedef TILEWORK_T T;\n__device__ inline T mine(T x) { return x; }\n")];
