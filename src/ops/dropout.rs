@@ -148,7 +148,7 @@ fn case(n: usize, len: usize, p: f64) -> Case {
 pub fn cases() -> Vec<Case> {
     let twice = Case::new("twice", |v, cx| v[0].dropout(0.5, cx)?.dropout(0.25, cx)).input("x", [5, 7], Fill::NonZero);
     // An element stays whose word is the threshold itself.
-    let stream = Case::ctx(&Device::cpu()).dropout_stream();
+    let stream = Ctx::train(&Device::cpu()).at(Case::STEP).dropout_stream();
     let at = |i| f64::from(stream.word(i)) / 4_294_967_296.0;
     vec![
         case(1, 1, 0.5),

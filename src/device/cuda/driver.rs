@@ -122,6 +122,6 @@ pub trait Graph: Send {
     /// [`crate::Error::Device`] if the device fails.
     fn replay(&self) -> Result<()>;
 
-    /// How many kernels, copies and zeroes it holds.
+    /// How many kernels it launches.
     fn launches(&self) -> usize;
 }

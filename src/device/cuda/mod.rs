@@ -4,13 +4,15 @@
 //! read. Everything above it is the same for both drivers; the only difference between a GPU and
 //! the emulated device is who runs the kernels.
 
-mod cache;
+pub mod cache;
 mod ceiling;
 mod context;
 mod driver;
 mod gemm;
-mod gpu;
+pub mod gpu;
 mod launch;
+mod libcuda;
+mod libnvrtc;
 pub mod libraries;
 pub mod nvrtc;
 mod places;
@@ -110,7 +112,8 @@ impl Cuda {
     /// # Errors
     /// [`Error::Device`] saying what is missing and what to do about it.
     pub fn gpu(options: Options) -> Result<Self> {
-        let gpu = gpu::Gpu::new(gpu::Options::default(), crate::kernels::ENTRIES.len(), crate::kernels::HEADERS)?;
+        let how = gpu::Options { sync_each_launch: options.sync_launches, ..gpu::Options::default() };
+        let gpu = gpu::Gpu::new(how, crate::kernels::ENTRIES.len(), crate::kernels::HEADERS)?;
         Cuda::new(Box::new(gpu), false, options)
     }
 
@@ -339,7 +342,7 @@ impl Captured {
         self.graph.as_ref().map_or(Ok(()), |g| g.replay())
     }
 
-    /// How many kernels, copies and zeroes it holds.
+    /// How many kernels it launches.
     pub fn launches(&self) -> usize {
         self.graph.as_ref().map_or(0, |g| g.launches())
     }

@@ -298,6 +298,6 @@ impl Graph for Recorded {
     }
 
     fn launches(&self) -> usize {
-        self.nodes.len()
+        self.nodes.iter().filter(|n| matches!(n, Node::Launch { .. })).count()
     }
 }
