@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 fn build() -> Result<(), Fault> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=kernels");
-    println!("cargo::rustc-check-cfg=cfg(tilework_emulator)");
+    println!("cargo::rustc-check-cfg=cfg(tilework_emulator, tilework_emulator_fma)");
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(|e| e.to_string())?);
     let out = PathBuf::from(env::var("OUT_DIR").map_err(|e| e.to_string())?);
     let files = read_kernels(&root.join("kernels"))?;
@@ -384,6 +384,11 @@ mod emulator {
         for flag in ["-g1", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", limit] {
             build.flag_if_supported(flag);
         }
+        // As on a GPU, a multiply-add rounds once. The program checks that its processor has it too.
+        if has_fma() {
+            build.flag("-mavx2").flag("-mfma");
+            println!("cargo::rustc-cfg=tilework_emulator_fma");
+        }
         if !["x86_64", "aarch64"].contains(&env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default().as_str()) {
             return no_compiler("this architecture is not supported");
         }
@@ -414,6 +419,18 @@ mod emulator {
         remove_stale(out, &objects);
         build.objects(objects).compile("tilework_kernels");
         Ok(true)
+    }
+
+    /// Whether this processor, for which the program is built, has fused multiply-add on vectors.
+    fn has_fma() -> bool {
+        let native = env::var("TARGET").is_ok_and(|target| env::var("HOST").is_ok_and(|host| host == target));
+        #[cfg(target_arch = "x86_64")]
+        return native && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            let _ = native;
+            false
+        }
     }
 
     fn no_compiler(why: &str) -> Result<bool, Fault> {

@@ -56,6 +56,14 @@ impl Device {
     /// [`Error::OutOfMemory`].
     #[cfg(tilework_emulator)]
     pub fn emulated_with(options: cuda::Options, how: emulator::Options) -> Result<Self> {
+        #[cfg(all(tilework_emulator_fma, target_arch = "x86_64"))]
+        if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
+            return Err(Error::Device {
+                device: "emulated".into(),
+                problem: "this program's kernels were built for a processor with AVX2 and FMA, and this one has not".into(),
+                remedy: "build the program on this machine".into(),
+            });
+        }
         Ok(Device::Cuda(Cuda::new(Box::new(emulator::Emulated::new(how)), true, options)?))
     }
 
