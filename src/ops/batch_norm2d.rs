@@ -409,7 +409,7 @@ fn far_from_zero(x: [usize; 4]) -> Case {
     let Case { inputs, apply, .. } = case(x, true);
     let [n, h, w, c] = x;
     let far = move |v: &[Var], cx: &mut Ctx<'_>| {
-        let of = |i: usize| 10_000.0 + if i / c % 2 == 0 { 0.5 } else { -0.5 };
+        let of = |i: usize| 10_000.0 + if i < n * h * w * c / 2 { 0.5 } else { -0.5 };
         let values = with_real!(OP, v[0].value().dtype(), T => {
             Tensor::from_slice(cx.device(), x, &(0..n * h * w * c).map(|i| of(i) as T).collect::<Vec<_>>())
         })?;

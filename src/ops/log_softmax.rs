@@ -119,6 +119,18 @@ fn case(n: usize, c: usize) -> Case {
     Case::new(format!("[{n}, {c}]"), |v, cx| v[0].log_softmax(cx)).input("x", [n, c], Fill::Uniform).flops(n * c * 4)
 }
 
+/// In row i the element i + 31 is so far above the others that any other shift would overflow.
+fn one_far_above(n: usize, c: usize) -> Case {
+    let far = move |v: &[Var], cx: &mut Ctx<'_>| {
+        let offset = with_real!(OP, v[0].value().dtype(), T => {
+            let at = |i: usize| if i % c == i / c + 31 { 200.0 as T } else { 0.0 };
+            Tensor::from_slice(cx.device(), [n, c], &(0..n * c).map(at).collect::<Vec<_>>())
+        })?;
+        v[0].add(&Var::constant(offset), cx)?.log_softmax(cx)
+    };
+    Case::new(format!("[{n}, {c}] one far above"), far).input("x", [n, c], Fill::Uniform)
+}
+
 /// Shapes that tests and benches share.
 pub fn cases() -> Vec<Case> {
     vec![
@@ -127,6 +139,7 @@ pub fn cases() -> Vec<Case> {
         case(7, 33),
         case(9, 32),
         case(17, 65),
+        one_far_above(34, 65),
         case(256, 10).timed(),
         case(4096, 100).timed(),
     ]

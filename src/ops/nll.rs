@@ -5,6 +5,7 @@
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
 use crate::device::Device;
+use crate::device::cuda::with_kernel_type;
 use crate::dtype::{DType, with_real};
 use crate::error::{Error, Result};
 use crate::shape::Shape;
@@ -26,7 +27,9 @@ impl Var {
                 loss.host_mut::<T>()?[0] = cpu::forward(x.host::<T>()?, labels.host()?, x.shape().last());
                 Ok(())
             })?,
-            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+            Device::Cuda(cuda) => {
+                with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, labels, &mut loss))?
+            }
         }
         Ok(cx.record(loss, &[self], || Nll { x: self.id(), shape: self.shape(), labels: labels.clone() }))
     }
@@ -79,7 +82,9 @@ impl Backward for Nll {
                 cpu::backward(gy.host::<T>()?[0], self.labels.host()?, gx.host_mut::<T>()?, self.shape.last());
                 Ok(())
             })?,
-            Device::Cuda(_) => return Err(crate::Error::Internal("no CUDA kernel yet".into())),
+            Device::Cuda(cuda) => {
+                with_kernel_type!(OP, gy.dtype(), T => cuda::backward::<T>(cuda, &gy, &self.labels, &mut gx))?
+            }
         }
         grads.add(self.x, gx)
     }
@@ -98,6 +103,27 @@ mod cpu {
         gx.fill(T::zero());
         let g = -gloss / T::of(labels.len() as f64);
         gx.chunks_mut(c).zip(labels).for_each(|(gx, &l)| gx[l as usize] = g);
+    }
+}
+
+mod cuda {
+    use crate::device::cuda::{BLOCK, Cuda, KernelType, Launch};
+    use crate::error::Result;
+    use crate::kernels::nll::{NllDims, nll_bwd, nll_fwd};
+    use crate::tensor::Tensor;
+
+    fn dims(x: &Tensor) -> NllDims {
+        let c = x.shape().last();
+        NllDims { n: (x.len() / c) as i32, c: c as i32 }
+    }
+
+    pub(super) fn forward<T: KernelType>(cuda: &Cuda, x: &Tensor, labels: &Tensor, loss: &mut Tensor) -> Result<()> {
+        nll_fwd::<T>(cuda, Launch::new(1, BLOCK), x.input()?, labels.input()?, loss.output()?, &dims(x))
+    }
+
+    pub(super) fn backward<T: KernelType>(cuda: &Cuda, gloss: &Tensor, labels: &Tensor, gx: &mut Tensor) -> Result<()> {
+        let (d, launch) = (dims(gx), Launch::each(gx.len()));
+        nll_bwd::<T>(cuda, launch, gloss.input()?, labels.input()?, gx.output()?, &d)
     }
 }
 

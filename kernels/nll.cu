@@ -1,0 +1,43 @@
+// Negative log-likelihood: the mean over the rows of -x[n, label].
+#include "reduce.cuh"
+
+struct NllDims {
+  int n, c;  // rows, classes
+};
+
+// loss = -(sum over n of x[n, label[n]]) / n, NaN where a label is no class.
+// Threads: one block, which strides over the rows.
+// Traffic: one label and one element a row, each with the sector around it.
+// Launch: one block of 256; 64 bytes of shared memory.
+// Numerics: summed in double: a batch may be a whole data set.
+// Limits: n * c < 2^31.
+// Registers: at most 40.
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256)
+nll_fwd(const T* __restrict__ x, const int* __restrict__ labels, T* __restrict__ loss, NllDims d) {
+  double sum = 0.0;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < d.n; i += 256) {
+    int label = labels[i];
+    sum += label >= 0 && label < d.c ? to_float(x[i * d.c + label]) : nanf("");
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) loss[0] = from_float<T>((float)(-sum / d.n));
+}
+
+// gx[n, k] = k == label[n] ? -gloss / n : 0, NaN where the label is no class.
+// Threads: one for an element, neighbours along the row.
+// Traffic: one write an element; labels from the cache.
+// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
+// Numerics: one rounding.
+// Limits: n * c < 2^31.
+// Registers: at most 32.
+// Measured: not yet.
+extern "C" __global__ void __launch_bounds__(256)
+nll_bwd(const T* __restrict__ gloss, const int* __restrict__ labels, T* __restrict__ gx, NllDims d) {
+  float g = -to_float(gloss[0]) / (float)d.n;
+  FOR_EACH(i, d.n * d.c) {
+    int label = labels[i / d.c];
+    gx[i] = from_float<T>(i % d.c == label ? g : label < 0 || label >= d.c ? nanf("") : 0.0f);
+  }
+}
