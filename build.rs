@@ -378,10 +378,15 @@ mod emulator {
         }
         let mut build = cc::Build::new();
         build.cpp(true).std("c++17").opt_level(2).warnings(false).debug(false).cargo_warnings(false);
-        build.include(&shim).include(root.join("kernels")).define("TILEWORK_EMULATED", None).define("TILEWORK_T", "float");
+        build
+            .include(&shim)
+            .include(root.join("kernels"))
+            .define("TILEWORK_EMULATED", None)
+            .define("TILEWORK_T", "float");
         // A fiber's stack has no guard page: no frame may be larger than a part of it.
         let limit = "-Werror=frame-larger-than=16384";
-        for flag in ["-g1", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", limit] {
+        for flag in ["-g1", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", limit]
+        {
             build.flag_if_supported(flag);
         }
         // As on a GPU, a multiply-add rounds once. The program checks that its processor has it too.

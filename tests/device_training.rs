@@ -48,10 +48,14 @@ fn train(recipe: &Recipe, device: &Device, steps: u64, graph: bool) -> (Vec<Step
 fn losses_are_the_cpu_s_and_a_recorded_step_s_are_the_same() {
     let Some(under) = Under::new() else { return };
     let augment = ["augment.flip=0.5", "augment.pad=4", "batch_size=7", "epochs=9"];
-    let dropout = ["batch_size=4", "epochs=9", "layers=[\"conv 5x5, 6 channels\", \"relu\", \"max_pool 2\", \"dropout 0.5\", \"flatten\", \"fc 10\"]"];
+    let dropout = [
+        "batch_size=4",
+        "epochs=9",
+        "layers=[\"conv 5x5, 6 channels\", \"relu\", \"max_pool 2\", \"dropout 0.5\", \"flatten\", \"fc 10\"]",
+    ];
     let cases = [
         // 60 images: a smaller batch at the end of each epoch.
-        (recipe("quickstart", &["batch_size=8", "epochs=9"]), 20),
+        (recipe("quickstart", &["batch_size=8", "epochs=9", "optimizer.lr=3e-4"]), 20),
         (recipe("a1-lenet", &augment), 20),
         (recipe("a1-lenet", &dropout), 20),
     ];
@@ -76,7 +80,8 @@ fn losses_are_the_cpu_s_and_a_recorded_step_s_are_the_same() {
 fn nothing_is_allocated_after_the_second_step() {
     let Some(under) = Under::new() else { return };
     let device = under.first();
-    let mut trainer = Trainer::new(recipe("quickstart", &["batch_size=4"]), shapes::generate(0, 16, 4), device).unwrap();
+    let mut trainer =
+        Trainer::new(recipe("quickstart", &["batch_size=4"]), shapes::generate(0, 16, 4), device).unwrap();
     let batch = trainer.first_batch().unwrap();
     trainer.step_once(&batch).unwrap();
     trainer.step_once(&batch).unwrap();

@@ -64,5 +64,16 @@ macro_rules! rooms {
     };
 }
 rooms!(
-    adaptive_pool2d, add, batch_norm2d, conv2d, cross_entropy, dropout, flatten, linear, log_softmax, max_pool2d, nll, relu
+    adaptive_pool2d,
+    add,
+    batch_norm2d,
+    conv2d,
+    cross_entropy,
+    dropout,
+    flatten,
+    linear,
+    log_softmax,
+    max_pool2d,
+    nll,
+    relu
 );

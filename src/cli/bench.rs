@@ -106,7 +106,11 @@ fn report(kernels: &BTreeMap<&str, Kernel>, op: &Option<String>, ceiling: Ceilin
     if rows.is_empty() {
         let names = kernels.keys().copied().collect::<Vec<_>>().join(", ");
         let op = op.as_deref().unwrap_or_default();
-        return Err(Error::config(format!("op `{op}`"), "the step launches no such kernel", format!("it launches {names}")));
+        return Err(Error::config(
+            format!("op `{op}`"),
+            "the step launches no such kernel",
+            format!("it launches {names}"),
+        ));
     }
     rows.sort_by(|a, b| b.0.total_cmp(&a.0));
     let head = ["kernel", "launches", "µs", "MB", "GB/s", "GFLOP/s", "of the ceiling"];

@@ -43,7 +43,10 @@ pub(super) fn run(args: &CheckArgs, out: &mut Out) -> Result<()> {
             row.case,
         ]);
     }
-    out.print(table(&["op", "cases", "largest difference", "allowed", "", "in case"], "<>>><<", rows).trim_start_matches('\n'))?;
+    out.print(
+        table(&["op", "cases", "largest difference", "allowed", "", "in case"], "<>>><<", rows)
+            .trim_start_matches('\n'),
+    )?;
     if bad.is_empty() {
         return out.print("differences are relative to the largest magnitude of their tensor\n");
     }

@@ -97,7 +97,8 @@ impl Maker {
             return self.normalise(bytes, out);
         }
         let (h, w, c) = (data.height, data.width, data.channels);
-        let draws = Stream { seed: state.seed, epoch: state.epoch, step: 0, id: stream::AUGMENT }.block(position as u32);
+        let draws =
+            Stream { seed: state.seed, epoch: state.epoch, step: 0, id: stream::AUGMENT }.block(position as u32);
         let pad = self.augment.pad;
         let places = 2 * pad as u64 + 1;
         let shift = |word: u32| ((u64::from(word) * places) >> 32) as isize - pad as isize;
@@ -106,7 +107,8 @@ impl Maker {
         for (i, pixel) in out.chunks_exact_mut(c).enumerate() {
             let (row, col) = (i / w, i % w);
             let col = if mirrored { w - 1 - col } else { col };
-            let at = self.augment.border.place(row as isize + top, h).zip(self.augment.border.place(col as isize + left, w));
+            let at =
+                self.augment.border.place(row as isize + top, h).zip(self.augment.border.place(col as isize + left, w));
             for (channel, (value, table)) in pixel.iter_mut().zip(&self.table).enumerate() {
                 *value = table[at.map_or(0, |(row, col)| usize::from(bytes[(row * w + col) * c + channel]))];
             }

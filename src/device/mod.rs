@@ -60,7 +60,8 @@ impl Device {
         if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
             return Err(Error::Device {
                 device: "emulated".into(),
-                problem: "this program's kernels were built for a processor with AVX2 and FMA, and this one has not".into(),
+                problem: "this program's kernels were built for a processor with AVX2 and FMA, and this one has not"
+                    .into(),
                 remedy: "build the program on this machine".into(),
             });
         }

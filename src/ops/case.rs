@@ -62,8 +62,7 @@ pub struct Case {
 
 impl Case {
     /// The step that cases run at: not the first, and with a seed that fills its 64 bits.
-    pub const STEP: StepState =
-        StepState { seed: 0x0123_4567_89AB_CDEF, epoch: 1, step: 7, lr: 0.0, batch_offset: 0 };
+    pub const STEP: StepState = StepState { seed: 0x0123_4567_89AB_CDEF, epoch: 1, step: 7, lr: 0.0, batch_offset: 0 };
 
     /// A case for checks.
     pub fn new(

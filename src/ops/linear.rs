@@ -50,7 +50,9 @@ fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
             cpu::forward(x.host::<T>()?, w.host::<T>()?, b, y.host_mut::<T>()?, [n, inputs, outputs], cpu);
             Ok(())
         })?,
-        Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, w, b, &mut y, [n, inputs, outputs]))?,
+        Device::Cuda(cuda) => {
+            with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, w, b, &mut y, [n, inputs, outputs]))?
+        }
     }
     Ok(y)
 }
@@ -240,9 +242,9 @@ pub(super) mod cpu {
 
 pub(super) mod cuda {
     use crate::autograd::Slot;
-    use crate::device::cuda::{Cuda, KernelType, Launch, Plan, Tile};
     use crate::device::Device;
-use crate::device::cuda::with_kernel_type;
+    use crate::device::cuda::with_kernel_type;
+    use crate::device::cuda::{Cuda, KernelType, Launch, Plan, Tile};
     use crate::dtype::DType;
     use crate::error::Result;
     use crate::kernels::linear::*;
@@ -325,7 +327,12 @@ use crate::device::cuda::with_kernel_type;
     }
 
     /// The launch that adds the partial results of a product up.
-    pub(in crate::ops) fn split_sum(size: usize, columns: usize, plan: &Plan, accumulate: bool) -> (Launch, SplitSumDims) {
+    pub(in crate::ops) fn split_sum(
+        size: usize,
+        columns: usize,
+        plan: &Plan,
+        accumulate: bool,
+    ) -> (Launch, SplitSumDims) {
         let d = SplitSumDims {
             size: size as i32,
             columns: columns as i32,

@@ -6,8 +6,8 @@
 pub mod checkpoint;
 mod csv_log;
 mod evaluate;
-mod metrics;
 mod events;
+mod metrics;
 pub mod run;
 mod trainer;
 

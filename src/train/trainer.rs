@@ -123,8 +123,7 @@ impl Trainer {
         check_last_batch(&model, train.len(), recipe.batch_size)?;
         check_memory(&model, recipe.batch_size.min(train.len()))?;
         let (mean, std) = (&recipe.data.mean, &recipe.data.std);
-        let loader =
-            |data, batch, augment| Loader::augmented(Arc::new(data), batch, mean, std, augment, device);
+        let loader = |data, batch, augment| Loader::augmented(Arc::new(data), batch, mean, std, augment, device);
         Ok(Trainer {
             train: loader(train, recipe.batch_size, recipe.augment)?,
             test: loader(test, EVAL_BATCH, Augment::default())?,
@@ -258,7 +257,16 @@ impl Trainer {
                 p.step += 1;
                 p.batch += 1;
                 let (step, batch) = (p.step, p.batch);
-                self.pending.push(StepReport { step, epoch: epoch + 1, batch, batches, images, lr, loss: 0.0, correct: 0 });
+                self.pending.push(StepReport {
+                    step,
+                    epoch: epoch + 1,
+                    batch,
+                    batches,
+                    images,
+                    lr,
+                    loss: 0.0,
+                    correct: 0,
+                });
                 let stopped = stop.load(Ordering::Relaxed);
                 if step >= limit || stopped || batch == batches || self.pending.len() == self.patience() {
                     self.report(run, observers)?;
@@ -459,7 +467,10 @@ impl Trainer {
     /// As [`Loader::epoch`].
     pub fn first_batch(&self) -> Result<Batch> {
         let order = self.train.order(false, &StepState::default());
-        self.train.epoch(order, &StepState::default(), 0)?.next().unwrap_or_else(|| Err(Error::Internal("a data set without a batch".into())))
+        self.train
+            .epoch(order, &StepState::default(), 0)?
+            .next()
+            .unwrap_or_else(|| Err(Error::Internal("a data set without a batch".into())))
     }
 
     /// The test set's loss and accuracy.

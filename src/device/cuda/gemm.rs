@@ -142,7 +142,8 @@ mod tests {
 
     #[test]
     fn plans_cover_k_and_fill_the_device() {
-        for (m, n, k) in [(1, 1, 1), (4, 120, 400), (3136, 6, 75), (16, 1024, 18_432), (6, 75, 3136), (4096, 4096, 4096)]
+        for (m, n, k) in
+            [(1, 1, 1), (4, 120, 400), (3136, 6, 75), (16, 1024, 18_432), (6, 75, 3136), (4096, 4096, 4096)]
         {
             let p = Plan::new(m, n, k, None);
             let steps = k.div_ceil(p.tile.depth());

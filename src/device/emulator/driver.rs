@@ -69,7 +69,12 @@ enum Node {
 /// An argument that outlives its caller.
 #[derive(Clone)]
 enum Owned {
-    Memory { name: &'static str, address: Address, bytes: usize, writable: bool },
+    Memory {
+        name: &'static str,
+        address: Address,
+        bytes: usize,
+        writable: bool,
+    },
     /// In units that are aligned for any of a kernel's structs.
     Value(Vec<u64>),
 }

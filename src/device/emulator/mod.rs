@@ -28,8 +28,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
-use block::Job;
 pub use crate::device::cuda::Thunk;
+use block::Job;
 use checker::Checker;
 pub(crate) use driver::Emulated;
 pub use driver::{Options, TraceOptions};

@@ -85,13 +85,7 @@ pub(super) fn forward<T: KernelType>(
     conv2d_split_sum::<T>(cuda, launch, partial.input()?, bias, y.output()?, &sum)
 }
 
-pub(super) fn backward_x<T: KernelType>(
-    cuda: &Cuda,
-    gy: &Tensor,
-    w: &Tensor,
-    gx: &mut Tensor,
-    d: &Dims,
-) -> Result<()> {
+pub(super) fn backward_x<T: KernelType>(cuda: &Cuda, gy: &Tensor, w: &Tensor, gx: &mut Tensor, d: &Dims) -> Result<()> {
     if cuda.options().explicit_conv {
         return explicit::backward_x::<T>(cuda, gy, w, gx, d);
     }
