@@ -9,6 +9,7 @@ mod completions;
 mod data;
 mod doctor;
 mod eval;
+mod kernels;
 mod output;
 mod progress;
 mod recipes;
@@ -31,7 +32,7 @@ use std::process::ExitCode;
 #[command(
     version,
     arg_required_else_help = true,
-    after_help = "Start with:\n  tilework train                 train a small network on embedded data, under a minute\n  tilework recipes               what else there is to train\n  tilework data fetch cifar10    download CIFAR-10\n\nEnvironment:\n  TILEWORK_DATA                  where data sets are kept, instead of the user's cache folder\n  NO_COLOR                       no colours"
+    after_help = "Start with:\n  tilework train                 train a small network on embedded data, under a minute\n  tilework recipes               what else there is to train\n  tilework data fetch cifar10    download CIFAR-10\n\nEnvironment:\n  TILEWORK_DATA                  where data sets are kept, instead of the user's cache folder\n  TILEWORK_CACHE                 where compiled CUDA kernels are kept, likewise\n  NO_COLOR                       no colours"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -55,6 +56,7 @@ enum Command {
     Doctor,
     Check(CheckArgs),
     Bench(BenchArgs),
+    Kernels(KernelsArgs),
     /// Print the completion script of a shell, e.g. `tilework completions bash`
     Completions {
         /// The shell
@@ -180,6 +182,19 @@ struct BenchArgs {
     set: Set,
 }
 
+/// Compile the CUDA kernels and show what each takes of a GPU; needs no GPU
+///
+/// Registers per thread and what its header allows, bytes spilled to memory, shared memory and threads per block, blocks
+/// that fit on a multiprocessor, the share of its warps that they fill, and what stops one more block.
+#[derive(Debug, Args)]
+struct KernelsArgs {
+    /// Only the kernels of this op, e.g. conv2d [default: all]
+    op: Option<String>,
+    /// The architecture to compile for, e.g. sm_80 [default: the GPU's, or sm_90 without one]
+    #[arg(long, value_name = "ARCH", value_parser = architecture)]
+    arch: Option<u32>,
+}
+
 #[derive(Debug, Subcommand)]
 enum DataCommand {
     /// Download a data set; a download that was cut goes on where it stopped
@@ -247,6 +262,11 @@ fn rate(text: &str) -> Result<f64, String> {
     if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("a learning rate is finite and not negative".into()) }
 }
 
+fn architecture(text: &str) -> Result<u32, String> {
+    let number = text.strip_prefix("sm_").unwrap_or(text).parse();
+    number.map_err(|_| "an architecture is written sm_90, for compute capability 9.0".into())
+}
+
 fn assignment(text: &str) -> Result<String, String> {
     match text.split_once('=') {
         Some((key, _)) if !key.trim().is_empty() => Ok(text.to_string()),
@@ -270,6 +290,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Doctor => doctor::run(&mut out)?,
         Command::Check(args) => args.machine.install(|| check::run(args, &mut out))?,
         Command::Bench(args) => args.machine.install(|| bench::run(args, &mut out))?,
+        Command::Kernels(args) => kernels::run(args, &mut out)?,
         Command::Completions { shell } => completions::run(*shell, &mut out)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -310,13 +331,39 @@ impl Machine {
             DeviceChoice::Emulated => {
                 (Device::emulated(options)?, format!("emulated CUDA device, {threads} thread{plural}"))
             }
-            DeviceChoice::Cuda => named(Device::cuda(options)?),
-            DeviceChoice::Auto => match Device::cuda(options) {
+            DeviceChoice::Cuda => named(gpu(options).map_err(or_without_gpu)?),
+            DeviceChoice::Auto => match gpu(options) {
                 Ok(device) => named(device),
-                Err(Error::Device { problem, .. }) => cpu(&format!(" (auto: {problem})")),
+                Err(Error::Device { problem, .. }) => {
+                    let problem = problem.lines().next().unwrap_or_default();
+                    cpu(&format!(" (auto: {problem}; see `tilework doctor`)"))
+                }
                 Err(e) => return Err(e),
             },
         })
+    }
+}
+
+/// The GPU, its kernels compiled.
+fn gpu(options: Options) -> Result<Device> {
+    let device = Device::cuda(options)?;
+    if let Device::Cuda(cuda) = &device {
+        cuda.prepare(&mut |text| note(text))?;
+    }
+    Ok(device)
+}
+
+/// The error with what can be used instead of a GPU.
+fn or_without_gpu(error: Error) -> Error {
+    match error {
+        Error::Device { device, problem, remedy } => {
+            let emulated = if cfg!(tilework_emulator) { "" } else { " (in a build with `--features emulator`)" };
+            let else_use = format!(
+                "without a GPU use `--device cpu`, or `--device emulated`{emulated} to run the CUDA kernels on the processor"
+            );
+            Error::Device { device, problem, remedy: format!("{remedy}\n  or: {else_use}") }
+        }
+        other => other,
     }
 }
 
@@ -422,5 +469,7 @@ mod tests {
         );
         let e = parse(&["--device", "gpu"]).unwrap_err();
         assert!(e.contains("auto") && e.contains("cpu"), "{e}");
+        assert_eq!((architecture("sm_90"), architecture("75")), (Ok(90), Ok(75)));
+        assert!(architecture("sm_90a").is_err() && architecture("hopper").is_err());
     }
 }
