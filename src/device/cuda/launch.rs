@@ -3,7 +3,7 @@
 //! `build.rs` reads `kernels/*.cu` and writes one function for each entry into [`crate::kernels`]. A
 //! `const T*` becomes an [`In`], a `T*` an [`Out`], so that an input cannot be passed for an output.
 
-pub use super::driver::Address;
+use super::driver::Address;
 use crate::dtype::Element;
 use std::marker::PhantomData;
 
@@ -172,16 +172,6 @@ impl<T: bytemuck::Pod> Out<'_, T> {
 
     pub(crate) fn arg(&self, name: &'static str) -> Arg<'static> {
         Arg::Memory { name, address: self.address, bytes: self.len * size_of::<T>(), writable: true }
-    }
-
-    /// The same memory, for one launch of several.
-    pub(crate) fn again(&mut self) -> Out<'_, T> {
-        Out::new(self.address, self.len)
-    }
-
-    /// The same memory, to be read by a later launch.
-    pub(crate) fn written(&self) -> In<'_, T> {
-        In::new(self.address, self.len)
     }
 }
 
