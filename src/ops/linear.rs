@@ -243,7 +243,6 @@ pub(super) mod cpu {
 pub(super) mod cuda {
     use crate::autograd::Slot;
     use crate::device::Device;
-    use crate::device::cuda::with_kernel_type;
     use crate::device::cuda::{Cuda, KernelType, Launch, Plan, Tile};
     use crate::dtype::DType;
     use crate::error::Result;
