@@ -14,16 +14,18 @@ mod output;
 mod progress;
 mod recipes;
 mod summary;
+mod trace;
 mod train;
 
 use crate::data::Source;
 use crate::device::Device;
-use crate::device::cuda::Options;
+use crate::device::cuda::{Options, Order};
 use crate::error::{Error, Result};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use output::Out;
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -56,7 +58,11 @@ enum Command {
     Doctor,
     Check(CheckArgs),
     Bench(BenchArgs),
+<<<<<<< HEAD
     Kernels(KernelsArgs),
+=======
+    Trace(TraceArgs),
+>>>>>>> main
     /// Print the completion script of a shell, e.g. `tilework completions bash`
     Completions {
         /// The shell
@@ -182,6 +188,7 @@ struct BenchArgs {
     set: Set,
 }
 
+<<<<<<< HEAD
 /// Compile the CUDA kernels and show what each takes of a GPU; needs no GPU
 ///
 /// Registers per thread and what its header allows, bytes spilled to memory, shared memory and threads per block, blocks
@@ -193,6 +200,34 @@ struct KernelsArgs {
     /// The architecture to compile for, e.g. sm_80 [default: the GPU's, or sm_90 without one]
     #[arg(long, value_name = "ARCH", value_parser = architecture)]
     arch: Option<u32>,
+=======
+/// Show what the threads of a block do, step by step, on the emulated device
+///
+/// Every read and write with its place and value, every barrier and exchange with its source line. The kernel is the
+/// op's first (forward) unless --kernel says otherwise.
+#[derive(Debug, Args)]
+struct TraceArgs {
+    /// The op
+    op: String,
+    /// Which of the op's cases
+    #[arg(long, value_name = "N", default_value = "0")]
+    case: usize,
+    /// List the op's cases
+    #[arg(long)]
+    list: bool,
+    /// The kernel, e.g. relu_bwd [default: the op's first]
+    #[arg(long)]
+    kernel: Option<String>,
+    /// blockIdx, as X, X,Y or X,Y,Z
+    #[arg(long, value_name = "X,Y,Z", default_value = "0", value_parser = block_index)]
+    block: [u32; 3],
+    /// Indices of the block's threads
+    #[arg(long, value_name = "A..B", default_value = "0..1", value_parser = thread_range)]
+    threads: Range<u32>,
+    /// The order in which threads run: forward, reverse or random:SEED
+    #[arg(long, default_value = "forward", value_parser = thread_order)]
+    order: Order,
+>>>>>>> main
 }
 
 #[derive(Debug, Subcommand)]
@@ -262,9 +297,40 @@ fn rate(text: &str) -> Result<f64, String> {
     if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("a learning rate is finite and not negative".into()) }
 }
 
+<<<<<<< HEAD
 fn architecture(text: &str) -> Result<u32, String> {
     let number = text.strip_prefix("sm_").unwrap_or(text).parse();
     number.map_err(|_| "an architecture is written sm_90, for compute capability 9.0".into())
+=======
+fn block_index(text: &str) -> Result<[u32; 3], String> {
+    let mut at = [0; 3];
+    let parts: Vec<&str> = text.split(',').collect();
+    if parts.len() > 3 {
+        return Err("write it as X, X,Y or X,Y,Z".into());
+    }
+    for (at, part) in at.iter_mut().zip(parts) {
+        *at = part.trim().parse().map_err(|_| format!("`{part}` is not a number"))?;
+    }
+    Ok(at)
+}
+
+fn thread_range(text: &str) -> Result<Range<u32>, String> {
+    let number = |t: &str| t.trim().parse::<u32>().map_err(|_| "write it as A..B, e.g. 0..4".to_string());
+    let (first, end) = match text.split_once("..") {
+        Some((first, end)) => (number(first)?, number(end)?),
+        None => (number(text)?, number(text)?.saturating_add(1)),
+    };
+    if first < end { Ok(first..end) } else { Err("the range is empty".into()) }
+}
+
+fn thread_order(text: &str) -> Result<Order, String> {
+    match (text, text.strip_prefix("random:").map(str::parse)) {
+        ("forward", _) => Ok(Order::Forward),
+        ("reverse", _) => Ok(Order::Reverse),
+        (_, Some(Ok(seed))) => Ok(Order::Random(seed)),
+        _ => Err("it is forward, reverse or random:SEED".into()),
+    }
+>>>>>>> main
 }
 
 fn assignment(text: &str) -> Result<String, String> {
@@ -289,6 +355,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Data(DataCommand::Info { what }) => data::info(what.as_deref(), &mut out)?,
         Command::Doctor => doctor::run(&mut out)?,
         Command::Check(args) => args.machine.install(|| check::run(args, &mut out))?,
+        Command::Trace(args) => trace::run(args, &mut out)?,
         Command::Bench(args) => args.machine.install(|| bench::run(args, &mut out))?,
         Command::Kernels(args) => kernels::run(args, &mut out)?,
         Command::Completions { shell } => completions::run(*shell, &mut out)?,

@@ -3,7 +3,7 @@
 //! `build.rs` reads `kernels/*.cu` and writes one function for each entry into [`crate::kernels`]. A
 //! `const T*` becomes an [`In`], a `T*` an [`Out`], so that an input cannot be passed for an output.
 
-use super::driver::Address;
+pub(super) use super::driver::Address;
 use crate::dtype::Element;
 use std::marker::PhantomData;
 
@@ -39,6 +39,19 @@ pub struct Entry {
 
 /// A kernel compiled for the host; `args[i]` points to its argument `i`.
 pub type Thunk = unsafe extern "C" fn(*const *mut std::ffi::c_void);
+
+/// In which order the threads of a block, and the blocks of a grid, begin and go on.
+///
+/// It can be chosen on the emulated device. A kernel that is right gives the same result in every order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// By index.
+    Forward,
+    /// By index, last first.
+    Reverse,
+    /// Shuffled, and again at every barrier; the same seed gives the same order.
+    Random(u64),
+}
 
 /// A type that kernels are compiled for: the `T` of their sources.
 pub trait KernelType: Element {

@@ -22,7 +22,7 @@ pub mod resources;
 pub use ceiling::Ceiling;
 pub use driver::{Address, Driver, Graph, Info};
 pub use gemm::{Plan, Tile, magic};
-pub use launch::{Arg, BLOCK, Entry, In, KernelType, Launch, Out, Source, Thunk};
+pub use launch::{Arg, BLOCK, Entry, In, KernelType, Launch, Order, Out, Source, Thunk};
 pub(crate) use launch::{null, with_kernel_type};
 
 use super::MemoryStats;
