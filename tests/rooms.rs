@@ -83,7 +83,9 @@ fn every_room_has_its_kernels() {
             }
             if line.starts_with("extern \"C\"") {
                 let mut at = 0;
-                for part in ["Threads: ", "Traffic: ", "Launch: ", "Numerics: ", "Limits: ", "Registers: ", "Measured: "] {
+                for part in
+                    ["Threads: ", "Traffic: ", "Launch: ", "Numerics: ", "Limits: ", "Registers: ", "Measured: "]
+                {
                     let mark = format!("// {part}");
                     match header[at..].iter().position(|l| l.starts_with(&mark)) {
                         Some(found) => at += found,

@@ -10,6 +10,7 @@ mod data;
 mod doctor;
 mod eval;
 mod kernels;
+mod machine;
 mod output;
 mod progress;
 mod recipes;
@@ -18,11 +19,11 @@ mod trace;
 mod train;
 
 use crate::data::Source;
-use crate::device::Device;
-use crate::device::cuda::{Options, Order};
+use crate::device::cuda::Order;
 use crate::error::{Error, Result};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use machine::Machine;
 use output::Out;
 use std::io::Write;
 use std::ops::Range;
@@ -58,11 +59,8 @@ enum Command {
     Doctor,
     Check(CheckArgs),
     Bench(BenchArgs),
-<<<<<<< HEAD
     Kernels(KernelsArgs),
-=======
     Trace(TraceArgs),
->>>>>>> main
     /// Print the completion script of a shell, e.g. `tilework completions bash`
     Completions {
         /// The shell
@@ -188,7 +186,6 @@ struct BenchArgs {
     set: Set,
 }
 
-<<<<<<< HEAD
 /// Compile the CUDA kernels and show what each takes of a GPU; needs no GPU
 ///
 /// Registers per thread and what its header allows, bytes spilled to memory, shared memory and threads per block, blocks
@@ -200,7 +197,8 @@ struct KernelsArgs {
     /// The architecture to compile for, e.g. sm_80 [default: the GPU's, or sm_90 without one]
     #[arg(long, value_name = "ARCH", value_parser = architecture)]
     arch: Option<u32>,
-=======
+}
+
 /// Show what the threads of a block do, step by step, on the emulated device
 ///
 /// Every read and write with its place and value, every barrier and exchange with its source line. The kernel is the
@@ -227,7 +225,6 @@ struct TraceArgs {
     /// The order in which threads run: forward, reverse or random:SEED
     #[arg(long, default_value = "forward", value_parser = thread_order)]
     order: Order,
->>>>>>> main
 }
 
 #[derive(Debug, Subcommand)]
@@ -250,38 +247,10 @@ enum DataCommand {
 }
 
 #[derive(Debug, Args)]
-struct Machine {
-    /// Where to compute
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
-    /// CPU threads; the results do not depend on it [default: the available cores]
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
-    threads: Option<usize>,
-    /// On a CUDA device: wait after each kernel and name the one that fails; slow
-    #[arg(long)]
-    sync_launches: bool,
-    /// On a CUDA device: lay the patches of convolutions out in memory (im2col); slower
-    #[arg(long)]
-    explicit_conv: bool,
-}
-
-#[derive(Debug, Args)]
 struct Set {
     /// Replace a value of the recipe, e.g. --set optimizer.momentum=0.95; may be repeated
     #[arg(id = "set", long = "set", value_name = "KEY=VALUE", value_parser = assignment)]
     values: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum DeviceChoice {
-    /// The GPU if there is one, else the CPU
-    Auto,
-    /// The processor
-    Cpu,
-    /// An NVIDIA GPU
-    Cuda,
-    /// The CUDA kernels, run by the processor: slow, for tests and for study
-    Emulated,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -297,11 +266,11 @@ fn rate(text: &str) -> Result<f64, String> {
     if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("a learning rate is finite and not negative".into()) }
 }
 
-<<<<<<< HEAD
 fn architecture(text: &str) -> Result<u32, String> {
     let number = text.strip_prefix("sm_").unwrap_or(text).parse();
     number.map_err(|_| "an architecture is written sm_90, for compute capability 9.0".into())
-=======
+}
+
 fn block_index(text: &str) -> Result<[u32; 3], String> {
     let mut at = [0; 3];
     let parts: Vec<&str> = text.split(',').collect();
@@ -330,7 +299,6 @@ fn thread_order(text: &str) -> Result<Order, String> {
         (_, Some(Ok(seed))) => Ok(Order::Random(seed)),
         _ => Err("it is forward, reverse or random:SEED".into()),
     }
->>>>>>> main
 }
 
 fn assignment(text: &str) -> Result<String, String> {
@@ -372,78 +340,6 @@ pub fn report(error: &Error) -> ExitCode {
 /// A line on standard error, for people. Nobody may be there to read it.
 fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
-}
-
-impl Machine {
-    fn threads(&self) -> usize {
-        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
-    }
-
-    /// Runs `f` on a pool of as many threads as were asked for.
-    fn install<R: Send>(&self, f: impl FnOnce() -> Result<R> + Send) -> Result<R> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads()).thread_name(|i| format!("worker {i}"));
-        let failed =
-            |e: rayon::ThreadPoolBuildError| Error::config("--threads", e.to_string(), "ask for fewer threads");
-        pool.build().map_err(failed)?.install(f)
-    }
-
-    /// The device, and its name with the reason for the choice.
-    fn device(&self) -> Result<(Device, String)> {
-        let options = Options { explicit_conv: self.explicit_conv, sync_launches: self.sync_launches, tile: None };
-        let threads = self.threads();
-        let plural = if threads == 1 { "" } else { "s" };
-        let cpu = |why: &str| (Device::cpu(), format!("cpu{why}, {threads} thread{plural}"));
-        Ok(match self.device {
-            DeviceChoice::Cpu => cpu(""),
-            DeviceChoice::Emulated => {
-                (Device::emulated(options)?, format!("emulated CUDA device, {threads} thread{plural}"))
-            }
-            DeviceChoice::Cuda => named(gpu(options).map_err(or_without_gpu)?),
-            DeviceChoice::Auto => match gpu(options) {
-                Ok(device) => named(device),
-                Err(Error::Device { problem, .. }) => {
-                    let problem = problem.lines().next().unwrap_or_default();
-                    cpu(&format!(" (auto: {problem}; see `tilework doctor`)"))
-                }
-                Err(e) => return Err(e),
-            },
-        })
-    }
-}
-
-/// The GPU, its kernels compiled.
-fn gpu(options: Options) -> Result<Device> {
-    let device = Device::cuda(options)?;
-    if let Device::Cuda(cuda) = &device {
-        cuda.prepare(&mut |text| note(text))?;
-    }
-    Ok(device)
-}
-
-/// The error with what can be used instead of a GPU.
-fn or_without_gpu(error: Error) -> Error {
-    match error {
-        Error::Device { device, problem, remedy } => {
-            let emulated = if cfg!(tilework_emulator) { "" } else { " (in a build with `--features emulator`)" };
-            let else_use = format!(
-                "without a GPU use `--device cpu`, or `--device emulated`{emulated} to run the CUDA kernels on the processor"
-            );
-            Error::Device { device, problem, remedy: format!("{remedy}\n  or: {else_use}") }
-        }
-        other => other,
-    }
-}
-
-/// A GPU and its name.
-fn named(device: Device) -> (Device, String) {
-    let name = match &device {
-        Device::Cuda(cuda) => {
-            let info = cuda.info();
-            format!("cuda, {} (sm_{}, {:.0} GiB)", info.name, info.arch, info.memory as f64 / f64::from(1 << 30))
-        }
-        Device::Cpu(_) => device.name().to_string(),
-    };
-    (device, name)
 }
 
 /// A data set in memory and where it was.
