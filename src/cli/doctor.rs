@@ -110,7 +110,8 @@ fn kernel_cache(folder: &Path) -> std::result::Result<String, String> {
     let there = folder.ancestors().find(|f| f.exists()).unwrap_or(folder);
     if let Err(e) = try_write(there) {
         return Err(format!(
-            "{shown} cannot be written ({e}), so kernels are compiled at every start: set TILEWORK_CACHE to another folder"
+            "{shown} cannot be written ({}), so kernels are compiled at every start: set TILEWORK_CACHE to another folder",
+            e.kind()
         ));
     }
     let files: Vec<PathBuf> = fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect();
