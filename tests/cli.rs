@@ -243,7 +243,7 @@ fn mistakes_are_told_and_leave_nothing() {
         (&["train", "--lr", "nan"], "--lr"),
         (&["train", "--epochs", "0"], "--epochs"),
         (&["train", "--set", "epochs"], "KEY=VALUE"),
-        (&["train", "--device", "cuda"], "auto, cpu"),
+        (&["train", "--device", "gpu"], "auto, cpu"),
         (&["train", "--bogus"], "--bogus"),
         (&["train", "--resume", "runs/x-001", "--lr", "1"], "cannot be used with"),
         (&["tarin"], "train"),
@@ -354,7 +354,8 @@ fn the_small_commands_print_what_they_should() {
         assert!(p.ok(&["completions", shell]).out.contains("resume"), "{shell}");
     }
     assert!(p.ok(&["--version"]).out.starts_with("tilework "));
-    for command in ["train", "eval", "summary", "recipes", "data", "doctor", "completions"] {
+    for command in ["train", "eval", "summary", "recipes", "data", "doctor", "check", "bench", "kernels", "completions"]
+    {
         assert!(p.ok(&["--help"]).out.contains(command));
         p.ok(&[command, "--help"]);
     }
