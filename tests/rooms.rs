@@ -83,7 +83,9 @@ fn every_room_has_its_kernels() {
             }
             if line.starts_with("extern \"C\"") {
                 let mut at = 0;
-                for part in ["Threads: ", "Traffic: ", "Launch: ", "Numerics: ", "Limits: ", "Registers: ", "Measured: "] {
+                for part in
+                    ["Threads: ", "Traffic: ", "Launch: ", "Numerics: ", "Limits: ", "Registers: ", "Measured: "]
+                {
                     let mark = format!("// {part}");
                     match header[at..].iter().position(|l| l.starts_with(&mark)) {
                         Some(found) => at += found,
@@ -125,7 +127,7 @@ fn every_room_has_cases_to_check_and_to_time() {
 #[test]
 fn checks_and_benches_cover_all_rooms() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for file in ["tests/gradients.rs", "benches/ops.rs"] {
+    for file in ["tests/gradients.rs", "tests/kernels.rs", "benches/ops.rs"] {
         let text = std::fs::read_to_string(root.join(file)).unwrap();
         assert!(text.contains("for room in ROOMS"), "{file} must go through ROOMS");
     }
