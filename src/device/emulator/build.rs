@@ -1,7 +1,7 @@
 //! Part of `build.rs`: compiles the kernels for the host, twice: plain, and with every memory access
 //! reported to the checker.
 
-use super::{Entry, Fault, File, Head, declaration, heads, without_comments};
+use super::{Fault, File, Head, declaration, heads, without_comments};
 use std::collections::hash_map::DefaultHasher;
 use std::fmt::Write;
 use std::hash::{Hash, Hasher};
