@@ -217,7 +217,7 @@ fn optimizers_agree_with_pytorch() {
         let start: Vec<f32> = start.iter().map(|&v| v as f32).collect();
         model.params.values_mut().unwrap().host_mut::<f32>().unwrap()[range.clone()].copy_from_slice(&start);
         let mut grads = model.params.grads().unwrap();
-        let mut optimizer = spec.build(&model.params);
+        let mut optimizer = spec.build(&model.params).unwrap();
         let steps =
             case["grads"].as_array().unwrap().iter().zip(case["after"].as_array().unwrap()).zip(f64s(&case["lr"]));
         for (step, ((g, after), lr)) in steps.enumerate() {
@@ -294,7 +294,7 @@ fn trajectories_agree_with_pytorch() {
             nesterov: false,
             weight_decay: 0.0,
         };
-        let mut optimizer = spec.build(&model.params);
+        let mut optimizer = spec.build(&model.params).unwrap();
         let mut grads = model.params.grads().unwrap();
         let loss_kind = if golden["loss"] == "nll" { Loss::Nll } else { Loss::CrossEntropy };
         let losses = f64s(&golden["losses"]["f64"]);

@@ -117,6 +117,15 @@ impl Cuda {
         Cuda::new(Box::new(gpu), false, options)
     }
 
+    /// Makes every kernel ready, so that no step has to wait for one to be compiled. `say` is told,
+    /// in a line each, what will take a while and what the user should know.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when one does not compile.
+    pub fn prepare(&self, say: &mut dyn FnMut(&str)) -> Result<()> {
+        self.driver().prepare(&crate::kernels::sources(), DType::F32, say)
+    }
+
     /// Whether it is the emulated device.
     pub fn is_emulated(&self) -> bool {
         self.inner.emulated
