@@ -39,8 +39,8 @@ MARKS = {"quickstart": 0.90, "a1-lenet": 0.48}
 def doctor(report, args):
     done = report.command("doctor", [TILEWORK, "doctor"])
     if done:
-        missing = [line for line in done.text.splitlines() if line.startswith("missing")]
-        report.row("doctor", done.status, done.seconds, f"{len(missing)} missing" if done.code == 0 else done.short())
+        missing = [" ".join(line.split()[1:]) for line in done.text.splitlines() if line.startswith("missing")]
+        report.row("doctor", done.status, done.seconds, ("missing: " + "; ".join(missing) if missing else "all there") if done.code == 0 else done.short())
     smi = which("nvidia-smi")
     if smi:
         fields = "name,driver_version,compute_cap,memory.total,clocks.max.sm,power.limit"
@@ -241,13 +241,13 @@ def profile(report, args):
     if not slow:
         return report.row("ncu", "skipped", result="stage bench has measured no kernels of b1-bn-cnn")
     sections = [word for name in ("SpeedOfLight", "LaunchStats", "Occupancy", "MemoryWorkloadAnalysis", "WarpStateStats") for word in ("--section", name)]
-    # Not the first step, in which kernels are compiled; the counters of a few launches are enough.
-    command = [tool, *sections, "--kernel-name", f"regex:{'|'.join(slow)}", "--launch-skip", "60", "--launch-count", "24", TILEWORK, "bench", "--recipe", "b1-bn-cnn", "--device", "cuda", "--steps", "1"]
+    # Not the first step, in which the GPU warms up; the counters of a few launches are enough.
+    command = [tool, *sections, "--kernel-name", f"regex:{'|'.join(slow)}", "--launch-skip", "40", "--launch-count", "24", TILEWORK, "bench", "--recipe", "b1-bn-cnn", "--device", "cuda", "--steps", "5"]
     done = report.command("ncu", command)
     if done:
         # ncu ends well even where the driver forbids counters to ordinary users.
         denied = "ERR_NVGPUCTRPERM" in done.text
-        status = "skipped" if denied else done.status
+        status = "skipped" if denied else "FAILED" if "No kernels were profiled" in done.text else done.status
         report.row("ncu", status, done.seconds, "the driver gives counters to root alone (ERR_NVGPUCTRPERM)" if denied else f"{', '.join(slow)}: see {done.log.name}" if done.code == 0 else done.short())
     return None
 
