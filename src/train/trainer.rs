@@ -1,5 +1,7 @@
 //! The training loop.
 
+mod bench;
+
 use super::checkpoint::{self, Checkpoint};
 use super::evaluate::{Evaluation, evaluate};
 use super::events::{EpochReport, Event, Observer, StepReport};
@@ -446,31 +448,6 @@ impl Trainer {
         drop(scores);
         cx.backward_loss(&loss, Some(&mut self.grads))?;
         self.optimizer.step(&mut self.model.params, &self.grads, state)
-    }
-
-    /// One step on a batch outside of any run; for benches. The mini-batch's loss.
-    ///
-    /// # Errors
-    /// As [`Trainer::run`].
-    pub fn step_once(&mut self, batch: &Batch) -> Result<f64> {
-        let lr = self.recipe.optimizer.lr() as f32;
-        let state = StepState { seed: self.recipe.seed, step: self.position.step as u32, lr, ..StepState::default() };
-        self.device.set_step(&state)?;
-        self.compute_on(batch, &state, &RunDir::nowhere())?;
-        self.position.step += 1;
-        Ok(self.metrics.take(self.position.step - 1, 1)?[0].0)
-    }
-
-    /// The first batch of the training data in the files' order.
-    ///
-    /// # Errors
-    /// As [`Loader::epoch`].
-    pub fn first_batch(&self) -> Result<Batch> {
-        let order = self.train.order(false, &StepState::default());
-        self.train
-            .epoch(order, &StepState::default(), 0)?
-            .next()
-            .unwrap_or_else(|| Err(Error::Internal("a data set without a batch".into())))
     }
 
     /// The test set's loss and accuracy.

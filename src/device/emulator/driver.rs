@@ -109,6 +109,7 @@ impl Emulated {
             arch: 0,
             multiprocessors: rayon::current_num_threads() as u32,
             memory: options.memory.or_else(free_memory).unwrap_or(0),
+            l2_bytes: 0,
         };
         Emulated { info, options, in_use: Mutex::new(0), recording: Mutex::new(None) }
     }
