@@ -93,6 +93,31 @@ fn nothing_is_allocated_after_the_second_step() {
     assert_eq!((after.allocations, after.peak), (before.allocations, before.peak));
 }
 
+/// Steps for benches are a run's steps, over the whole batches of the data again and again.
+#[test]
+fn steps_for_benches_train() {
+    let Some(under) = Under::new() else { return };
+    let state = |device: &Device, graph: bool| {
+        let recipe = recipe("a1-lenet", &["batch_size=8", "shuffle=false"]);
+        let mut trainer = Trainer::new(recipe, shapes::generate(0, 20, 10), device).unwrap();
+        if !graph {
+            trainer.without_graph();
+        }
+        trainer.bench_steps(3).unwrap();
+        trainer.bench_steps(4).unwrap();
+        assert_eq!(trainer.position().step, 7);
+        trainer.model.params.values().read::<f32>(0..trainer.model.params.count()).unwrap()
+    };
+    let (replayed, launched) = (state(under.first(), true), state(under.first(), false));
+    assert!(replayed == launched, "with and without a recorded step");
+    let cpu = state(&Device::cpu(), true);
+    for (got, want) in replayed.iter().zip(&cpu) {
+        assert!((got - want).abs() <= 1e-5, "{got} and {want}");
+    }
+    let few = Trainer::new(recipe("a1-lenet", &["batch_size=30"]), shapes::generate(0, 20, 10), under.first());
+    assert!(few.unwrap().bench_steps(1).unwrap_err().to_string().contains("batch"));
+}
+
 #[test]
 fn a_loss_that_is_not_a_number_is_reported_with_its_step() {
     let Some(under) = Under::new() else { return };

@@ -202,7 +202,7 @@ struct KernelsArgs {
 /// Show what the threads of a block do, step by step, on the emulated device
 ///
 /// Every read and write with its place and value, every barrier and exchange with its source line. The kernel is the
-/// op's first (forward) unless --kernel says otherwise.
+/// first that the case launches unless --kernel says otherwise.
 #[derive(Debug, Args)]
 struct TraceArgs {
     /// The op
@@ -213,7 +213,7 @@ struct TraceArgs {
     /// List the op's cases
     #[arg(long)]
     list: bool,
-    /// The kernel, e.g. relu_bwd [default: the op's first]
+    /// The kernel, or how its name begins, e.g. relu_bwd [default: the first that the case launches]
     #[arg(long)]
     kernel: Option<String>,
     /// blockIdx, as X, X,Y or X,Y,Z

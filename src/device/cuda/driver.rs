@@ -19,6 +19,8 @@ pub struct Info {
     pub multiprocessors: u32,
     /// Bytes of memory.
     pub memory: usize,
+    /// Bytes of L2 cache; 0 where there is none, or it is not told.
+    pub l2_bytes: usize,
 }
 
 /// A device's driver: memory, one stream of work, capture. All work goes to one stream, in order.

@@ -122,15 +122,16 @@ impl Gpu {
         let mut memory = 0;
         // SAFETY: as above.
         context.check("asking the GPU", unsafe { sys::cuDeviceTotalMem_v2(&mut memory, context.device) })?;
+        // Some drivers do not tell these.
+        let maybe = |what| told(what).unwrap_or(0);
         let gpu = &driver.gpus[options.ordinal];
         let info = Info {
             name: gpu.name.clone(),
             arch: gpu.arch,
             multiprocessors: told(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             memory,
+            l2_bytes: maybe(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE) as usize,
         };
-        // Some drivers do not tell these.
-        let maybe = |what| told(what).unwrap_or(0);
         let details = Details {
             driver: driver.version,
             clock_khz: maybe(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE),

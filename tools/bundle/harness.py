@@ -1,0 +1,144 @@
+"""What the stages of run.py share: commands with a time limit and a log, and the one table."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HEAD = ["stage", "what", "", "seconds", "result"]
+
+
+class Done:
+    """A command that has ended, or was ended."""
+
+    def __init__(self, code, seconds, log, cut):
+        self.code, self.seconds, self.log, self.cut = code, seconds, log, cut
+        self.text = log.read_text(errors="replace")
+
+    @property
+    def status(self):
+        return "CUT" if self.cut else "ok" if self.code == 0 else "FAILED"
+
+    def last_line(self):
+        lines = [line.strip() for line in self.text.splitlines() if line.strip()]
+        # An error is more telling than what came after it.
+        return next((line for line in lines if line.startswith("error")), lines[-1] if lines else "no output")
+
+    def short(self):
+        """Why it is not ok, for the table."""
+        if self.cut:
+            return f"cut after {self.seconds:.0f} s, see {self.log.name}"
+        return f"exit status {self.code}: {self.last_line()[:160]} (see {self.log.name})"
+
+
+class Report:
+    """Runs commands, keeps their results and writes them."""
+
+    def __init__(self, out, about, total):
+        self.out, self.about, self.total = out, about, total
+        self.start = time.monotonic()
+        self.rows, self.more = [], {}
+        self.stage, self.until = "", None
+        (out / "logs").mkdir(parents=True, exist_ok=True)
+
+    def seconds(self):
+        return time.monotonic() - self.start
+
+    def begin(self, stage, limit):
+        """A stage, all of whose commands together may take so many seconds."""
+        self.stage, self.until = stage, self.seconds() + limit
+        print(f"\n== [{clock(self.seconds())}] {stage} (at most {limit:.0f} s)", flush=True)
+
+    def left(self):
+        """Seconds that the stage, and the whole, have left."""
+        return min(self.until, self.total) - self.seconds()
+
+    def command(self, what, argv, limit=None, env=None, cwd=None):
+        """Runs a command with its output in a log; `None` if there is no time left for it."""
+        limit = min(limit or self.left(), self.left())
+        if limit < 1:
+            self.row(what, "skipped", result="the time is used up")
+            return None
+        name = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{self.stage}-{what}")
+        log = self.out / "logs" / f"{name}.log"
+        print(f"   [{clock(self.seconds())}] {what} > {log.name}", flush=True)
+        start, cut = time.monotonic(), False
+        with log.open("w") as file:
+            print("$", *argv, file=file, flush=True)
+            try:
+                # A session of its own, so that a limit ends what the command has started too.
+                child = subprocess.Popen([*map(str, argv)], stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})}, cwd=cwd or self.out, start_new_session=True)
+            except OSError as e:
+                print(f"error: {e}", file=file)
+                code = 127
+            else:
+                try:
+                    code = child.wait(timeout=limit)
+                except subprocess.TimeoutExpired:
+                    cut, code = True, end(child)
+                except KeyboardInterrupt:
+                    end(child)
+                    raise
+        return Done(code, time.monotonic() - start, log, cut)
+
+    def row(self, what, status, seconds=None, result="", **numbers):
+        self.rows.append({"stage": self.stage, "what": what, "status": status, "seconds": seconds, "result": result, **numbers})
+        print(f"   {status}: {what}{f': {result}' if result else ''}", flush=True)
+
+    def failures(self):
+        return sum(row["status"] in ("FAILED", "CUT") for row in self.rows)
+
+    def table(self):
+        """The rows as Markdown, aligned, so that it is a table on a terminal too."""
+        cells = [HEAD] + [[r["stage"], r["what"], r["status"], "" if r["seconds"] is None else f"{r['seconds']:.1f}", r["result"]] for r in self.rows]
+        cells = [[cell.replace("|", "/").replace("\n", " ") for cell in row] for row in cells]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(HEAD))]
+        line = lambda row: "| " + " | ".join(c.rjust(w) if i == 3 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() + " |"
+        rule = "|" + "|".join("-" * (w + 1) + (":" if i == 3 else "-") for i, w in enumerate(widths)) + "|"
+        return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
+
+    def write(self):
+        """results.json and results.md; after each stage, so that what ends early leaves what it has."""
+        whole = {**self.about, "run_seconds": round(self.seconds(), 1), "failures": self.failures(), "rows": self.rows, **self.more}
+        (self.out / "results.json").write_text(json.dumps(whole, indent=1) + "\n")
+        about = "\n".join(f"- {key}: {value}" for key, value in self.about.items())
+        text = f"# Tilework on this machine\n\n{about}\n\n{self.table()}\n\n{self.verdict()}\n"
+        (self.out / "results.md").write_text(text)
+
+    def verdict(self):
+        bad = self.failures()
+        return f"{len(self.rows)} results in {clock(self.seconds())}: " + (f"{bad} FAILED or CUT" if bad else "nothing failed")
+
+
+def end(child):
+    """Ends a command and what it has started; gives its exit status."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(child.pid, sign)
+        except ProcessLookupError:
+            pass
+        try:
+            return child.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            continue
+    return child.wait()
+
+
+def clock(seconds):
+    return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
+
+
+def which(name, *places):
+    """A program of the CUDA toolkit, in the path or where toolkits usually are; `None` if it is nowhere."""
+    for folder in os.environ.get("PATH", "").split(os.pathsep):
+        if folder and os.access(Path(folder, name), os.X_OK):
+            return Path(folder, name)
+    found = [path for place in places for path in sorted(Path("/").glob(place.lstrip("/"))) if os.access(path, os.X_OK)]
+    return found[-1] if found else None
+
+
+def stop(problem):
+    sys.exit(f"error: {problem}")

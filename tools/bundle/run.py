@@ -1,0 +1,331 @@
+#!/usr/bin/env python3
+"""Tests and measures Tilework on a machine with an NVIDIA GPU, its driver and NVRTC; no Rust is needed.
+
+    python3 run.py                                  # everything, into the folder results
+    python3 run.py --data path/to/cifar             # training on CIFAR-10 too
+    python3 run.py --stages doctor,check,tests      # some stages
+    python3 run.py --device emulated                # a rehearsal without a GPU: all stages, cut short
+
+Every command's output goes to a log in the output folder; at the end there is one table, printed and
+in results.md, and everything measured in results.json. A stage that fails does not stop the others;
+the exit status is 1 if anything failed.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import re
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+sys.dont_write_bytecode = True
+
+from harness import Report, stop, which
+
+HERE = Path(__file__).resolve().parent
+BIN = HERE / "bin"
+TILEWORK = BIN / "tilework"
+# Seconds of each stage, on a GPU and in a rehearsal.
+LIMITS = {"doctor": (60, 60), "check": (300, 120), "tests": (600, 300), "sanitize": (1200, 10), "train": (900, 300), "bench": (120, 120), "criterion": (400, 120), "pytorch": (600, 120), "profile": (200, 10)}
+SANITIZERS = ["memcheck", "racecheck", "initcheck", "synccheck"]
+# What a network must reach, of all its epochs, for its training to count as right.
+MARKS = {"quickstart": 0.90, "a1-lenet": 0.48}
+
+
+def doctor(report, args):
+    done = report.command("doctor", [TILEWORK, "doctor"])
+    if done:
+        missing = [" ".join(line.split()[1:]) for line in done.text.splitlines() if line.startswith("missing")]
+        report.row("doctor", done.status, done.seconds, ("missing: " + "; ".join(missing) if missing else "all there") if done.code == 0 else done.short())
+    smi = which("nvidia-smi")
+    if smi:
+        fields = "name,driver_version,compute_cap,memory.total,clocks.max.sm,power.limit"
+        done = report.command("nvidia-smi", [smi, f"--query-gpu={fields}", "--format=csv,noheader"])
+        if done:
+            report.row("nvidia-smi", done.status, done.seconds, done.last_line())
+
+
+def check(report, args):
+    forms = [("ops", [])] if args.short else [("ops", ["--large"]), ("explicit convolution", ["conv2d", "--large", "--explicit-conv"])]
+    for what, options in forms:
+        done = report.command(what, [TILEWORK, "check", "--device", args.device, *options])
+        if not done:
+            continue
+        found = re.findall(r"^(\w+) +(\d+) +([\d.e+-]+|inf) +([\d.e+-]+) +(ok|DIFFERS)", done.text, re.M)
+        ops = [{"op": op, "cases": int(n), "difference": float(d), "allowed": float(a), "ok": ok == "ok"} for op, n, d, a, ok in found]
+        bad = [op["op"] for op in ops if not op["ok"]]
+        text = f"{len(ops)} ops, {sum(op['cases'] for op in ops)} cases, largest difference {max((op['difference'] for op in ops), default=0):.1e}"
+        report.row(what, done.status, done.seconds, f"{', '.join(bad)} differ: see {done.log.name}" if bad else text if done.code == 0 else done.short(), ops=ops)
+
+
+def test_result(done):
+    """What a test binary said: a line for the table, and the names of what failed."""
+    failed = re.findall(r"^test (\S+) \.\.\. FAILED", done.text, re.M)
+    passed = len(re.findall(r"^test .*\.\.\. ok$", done.text, re.M))
+    text = f"{passed} passed" + (f", {len(failed)} FAILED: {', '.join(failed)}" if failed else "")
+    return (text if done.status == "ok" or failed else f"{text}; {done.short()}"), failed
+
+
+def tests(report, args):
+    # In a rehearsal the quick ones: all of them are what `cargo test` is for.
+    short = {"kernels": ["add", "relu", "linear", "cross_entropy", "dropout", "flatten"], "kernels_beyond": ["norm", "loss"]}
+    for path in sorted(BIN.glob("test-*")):
+        name = path.name.removeprefix("test-")
+        chosen = short.get(name, []) if args.short else []
+        env = {"TILEWORK_DEVICE": args.device}
+        if args.device == "emulated":
+            env = {"TILEWORK_REQUIRE": "emulator"}
+        done = report.command(name, [path, *chosen], env=env)
+        if done:
+            text, failed = test_result(done)
+            report.row(name, done.status, done.seconds, text, failed=failed)
+
+
+def sanitize(report, args):
+    tool = which("compute-sanitizer", "/usr/local/cuda*/bin/compute-sanitizer", "/opt/cuda*/bin/compute-sanitizer")
+    if args.device != "cuda" or not tool:
+        why = "there is no compute-sanitizer: it comes with the CUDA toolkit" if args.device == "cuda" else "needs a GPU"
+        return report.row("compute-sanitizer", "skipped", result=why)
+    for number, kind in enumerate(SANITIZERS):
+        # What is left is shared among those that are to come. Tests run one at a time: a log that
+        # was cut says how far it came.
+        share = report.left() / (len(SANITIZERS) - number)
+        command = [tool, "--tool", kind, "--error-exitcode", "99", BIN / "test-kernels", "--test-threads", "1"]
+        done = report.command(kind, command, limit=share, env={"TILEWORK_DEVICE": "cuda"})
+        if not done:
+            continue
+        text, failed = test_result(done)
+        summaries = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", done.text)
+        status = "FAILED" if any(not s.startswith("0 ") for s in summaries) else done.status
+        # Findings are printed as they come, the summary at the end: a cut run may have some.
+        finding = re.search(r"^=+ (?:Invalid|Error:|Warning:|Uninitialized|Barrier error|Race).*", done.text, re.M)
+        found = "; ".join(summaries) or (finding.group(0).strip("= ") if finding else "nothing found so far" if done.cut else "")
+        report.row(kind, "FAILED" if finding and not summaries else status, done.seconds, f"{found}; {text}", failed=failed)
+    return None
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def train(report, args):
+    """Trains with and without the recorded step, whose losses must be equal."""
+    data = ["--data", args.data] if args.data else []
+    have = args.data or report_data(report)
+    short = ["--max-steps", "4", "--batch-size", "8"] if args.short else []
+    jobs = [("quickstart", short, True, True)]
+    if have:
+        jobs += [("a1-lenet", [*data, *short], True, True), ("b1-bn-cnn", [*data, "--epochs", str(args.epochs)], False, False)]
+    for recipe, options, both, marked in jobs:
+        if args.short and recipe == "b1-bn-cnn":
+            report.row(recipe, "skipped", result="takes the emulated device too long")
+            continue
+        losses = []
+        for graph in ([True, False] if both else [True]):
+            what = recipe if graph else f"{recipe} --no-graph"
+            out = report.out / "runs" / what.replace(" --", "-")
+            command = [TILEWORK, "train", recipe, "--device", args.device, "--out", out, *options, *([] if graph else ["--no-graph"])]
+            done = report.command(what, command)
+            if not done:
+                continue
+            try:
+                run = next(out.iterdir())
+                metrics = read_csv(run / "metrics.csv")[-1]
+                losses.append([row["loss"] for row in read_csv(run / "steps.csv")])
+            except (OSError, StopIteration, IndexError):
+                report.row(what, "FAILED" if done.code == 0 else done.status, done.seconds, done.short())
+                continue
+            accuracy, rate = float(metrics["test_accuracy"]), float(metrics["images_per_second"])
+            wrong = marked and not args.short and accuracy < MARKS[recipe]
+            text = f"{len(losses[-1])} steps, test accuracy {100 * accuracy:.2f} %, {rate:.0f} images/s"
+            text += f"; must reach {100 * MARKS[recipe]:.0f} %" if wrong else ""
+            report.row(what, "FAILED" if wrong else done.status, done.seconds, text if done.code == 0 else done.short(), accuracy=accuracy, images_per_second=rate)
+        if len(losses) == 2:
+            same = losses[0] == losses[1]
+            report.row(f"{recipe}, both ways", "ok" if same else "FAILED", result="equal losses" if same else f"losses differ from step {1 + next((i for i, (a, b) in enumerate(zip(*losses)) if a != b), min(map(len, losses)))} on")
+    if not have:
+        report.row("a1-lenet, b1-bn-cnn", "skipped", result="CIFAR-10 is not there: give its folder or .tar.gz with --data")
+
+
+def report_data(report):
+    """Whether CIFAR-10 is where Tilework looks for it."""
+    done = report.command("data info", [TILEWORK, "data", "info", "cifar10"])
+    return done is not None and done.code == 0
+
+
+def bench(report, args):
+    """`tilework bench`: the kernels of a step, and the ceilings."""
+    jobs = [("quickstart", []), ("a1-lenet", []), ("b1-bn-cnn", []), ("b1-bn-cnn", ["--batch-size", "256"])]
+    if args.short:
+        jobs = [(recipe, ["--batch-size", "2", "--steps", "2"]) for recipe in ("quickstart", "a1-lenet")]
+    for recipe, options in jobs:
+        what = " ".join([recipe, *options[:2]])
+        done = report.command(what, [TILEWORK, "bench", "--recipe", recipe, "--device", args.device, *options])
+        if not done:
+            continue
+        row = re.compile(r"^(\w+) +(\d+) +([\d.]+) +([\d.]+) +([\d.]+) +(?:([\d.]+) +)?(\d+) %", re.M)
+        names = ("kernel", "launches", "us", "mb", "gb_per_s", "gflop_per_s", "percent_of_ceiling")
+        kernels = [dict(zip(names, [m[0], *(float(v) if v else None for v in m[1:])])) for m in row.findall(done.text)]
+        times = re.search(r"all kernels ([\d.]+) µs.*as it runs ([\d.]+) µs", done.text)
+        ceilings = re.search(r"ceilings, measured now: ([\d.]+) GB/s.*?([\d.]+) GFLOP/s", done.text)
+        if done.code or not (times and ceilings and kernels):
+            report.row(what, "FAILED" if done.code == 0 else done.status, done.seconds, done.short())
+            continue
+        slow = max(kernels, key=lambda k: k["us"])
+        report.more.setdefault("ceilings", {"gb_per_s": float(ceilings[1]), "gflop_per_s": float(ceilings[2])})
+        report.more.setdefault("kernels", {})[what] = kernels
+        text = f"step {float(times[2]):.0f} µs, kernels {float(times[1]):.0f} µs; slowest {slow['kernel']} {slow['us']:.0f} µs, {slow['percent_of_ceiling']:.0f} % of the ceiling"
+        report.row(what, "ok", done.seconds, text)
+    if "ceilings" in report.more:
+        c = report.more["ceilings"]
+        report.row("ceilings", "ok", result=f"{c['gb_per_s']:.1f} GB/s copied, {c['gflop_per_s']:.1f} GFLOP/s of f32 multiply-adds")
+
+
+def criterion(report, args):
+    """The criterion benches; each prints a line with its numbers."""
+    quick = [] if args.short else ["--warm-up-time", "0.3", "--measurement-time", "1", "--sample-size", "20"]
+    jobs = [("train_step", {}), ("ops", {})] if args.short else [("train_step", {}), ("train_step", {"TILEWORK_BATCH_SIZE": "256"}), ("ops", {})]
+    for name, env in jobs:
+        what = name + "".join(f" at batch {v}" for v in env.values())
+        env |= {"TILEWORK_DEVICE": args.device, "CRITERION_HOME": str(report.out / "criterion")}
+        done = report.command(what, [BIN / f"bench-{name}", "--bench", "--noplot", *quick], env=env)
+        if not done:
+            continue
+        lines = re.findall(r"^    = (.+?): ([\d.]+) µs, (.*)$", done.text, re.M)
+        report.row(what, done.status if lines else "FAILED", done.seconds, f"{len(lines)} benches" if done.code == 0 else done.short())
+        for id, us, numbers in lines:
+            report.row(id, "ok", result=f"{us} µs, {numbers}", us=float(us))
+
+
+def pytorch(report, args):
+    done = report.command("torch", [args.python, "-c", "import torch; print(torch.__version__, torch.cuda.is_available())"])
+    if not done:
+        return
+    if done.code != 0:
+        report.row("PyTorch", "skipped", result=f"there is no torch for {args.python}: give a Python that has it with --python")
+        return
+    if args.device == "cuda" and not done.last_line().endswith("True"):
+        report.row("PyTorch", "skipped", result=f"torch {done.last_line().split()[0]} finds no GPU")
+        return
+    jobs = [("a1-lenet", ["--rounds", "1", "--batch", "2", "--seconds", "0.3", "--warm-up", "0.1"])] if args.short else [("a1-lenet,b1-bn-cnn", ["--rounds", "3"]), ("a1-lenet,b1-bn-cnn", ["--rounds", "3", "--batch", "256"])]
+    for networks, options in jobs:
+        what = "side by side" + (f" at batch {options[3]}" if "--batch" in options else "")
+        file = report.out / f"{what.replace(' ', '-')}.json"
+        command = [args.python, HERE / "tools/compare_pytorch.py", "--device", args.device, "--bench", BIN / "bench-train_step", "--networks", networks, "--json", file, *options]
+        done = report.command(what, command)
+        if not done:
+            continue
+        if done.code != 0:
+            report.row(what, done.status, done.seconds, done.short())
+            continue
+        result = json.loads(file.read_text())
+        report.more.setdefault("pytorch", {})[what] = result
+        for name, entry in result["networks"].items():
+            ms = ", ".join(f"{side} {seconds * 1e3:.3f}" for side, seconds in entry["median"].items())
+            ratio = f"PyTorch's fastest in f32 / ours: {entry['ratio']:.2f}" if entry["ratio"] else "no ratio"
+            report.row(f"{name}, {what}", "ok", done.seconds, f"{ratio}; ms: {ms}")
+
+
+def profile(report, args):
+    """Nsight Compute's counters of the slowest kernels of a step."""
+    tool = which("ncu", "/usr/local/cuda*/bin/ncu", "/opt/nvidia/nsight-compute/*/ncu")
+    if args.device != "cuda" or not tool:
+        return report.row("ncu", "skipped", result="there is no ncu: it comes with the CUDA toolkit" if args.device == "cuda" else "needs a GPU")
+    kernels = report.more.get("kernels", {}).get("b1-bn-cnn", [])
+    slow = [k["kernel"] for k in sorted(kernels, key=lambda k: -k["us"])[:6]]
+    if not slow:
+        return report.row("ncu", "skipped", result="stage bench has measured no kernels of b1-bn-cnn")
+    sections = [word for name in ("SpeedOfLight", "LaunchStats", "Occupancy", "MemoryWorkloadAnalysis", "WarpStateStats") for word in ("--section", name)]
+    # Not the first step, in which the GPU warms up; the counters of a few launches are enough.
+    command = [tool, *sections, "--kernel-name", f"regex:{'|'.join(slow)}", "--launch-skip", "40", "--launch-count", "24", TILEWORK, "bench", "--recipe", "b1-bn-cnn", "--device", "cuda", "--steps", "5"]
+    done = report.command("ncu", command)
+    if done:
+        # ncu ends well even where the driver forbids counters to ordinary users.
+        denied = "ERR_NVGPUCTRPERM" in done.text
+        status = "skipped" if denied else "FAILED" if "No kernels were profiled" in done.text else done.status
+        report.row("ncu", status, done.seconds, "the driver gives counters to root alone (ERR_NVGPUCTRPERM)" if denied else f"{', '.join(slow)}: see {done.log.name}" if done.code == 0 else done.short())
+    return None
+
+
+STAGES = {f.__name__: f for f in (doctor, check, tests, sanitize, train, bench, criterion, pytorch, profile)}
+
+
+def starts(about):
+    """Checks that the programs run on this machine at all."""
+    if platform.system() != "Linux" or platform.machine() != about["machine"]:
+        stop(f"this bundle was built for Linux on {about['machine']}, and this is {platform.system()} on {platform.machine()}: build one there with tools/bundle.py")
+    number = lambda text: tuple(int(n) for n in text.split("."))
+    libc, version = platform.libc_ver()
+    if libc == "glibc" and version and number(version) < number(about["glibc"]):
+        stop(f"the programs need glibc {about['glibc']}, and this machine has {version}: build the bundle on an older system with tools/bundle.py")
+    code = os.spawnv(os.P_WAIT, str(TILEWORK), [str(TILEWORK), "--version"])
+    if code != 0:
+        stop(f"{TILEWORK} does not start (status {code}): was the bundle unpacked on a file system that runs programs?")
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cuda", "emulated"], default="cuda", help="emulated: a rehearsal without a GPU, everything cut short")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="the output folder (default: results)")
+    parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated (default: all): " + ", ".join(STAGES))
+    parser.add_argument("--data", type=Path, metavar="PATH", help="CIFAR-10: a folder or .tar.gz, as `tilework train --data` takes it")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs of b1-bn-cnn (default 5)")
+    parser.add_argument("--limit", action="append", default=[], metavar="STAGE=SECONDS", help="another time limit of a stage; may be repeated")
+    parser.add_argument("--total", type=float, default=1e9, metavar="SECONDS", help="a limit of the whole; what does not fit is skipped or cut")
+    parser.add_argument("--python", default=sys.executable, help="the Python whose torch is compared with (default: this one)")
+    args = parser.parse_args()
+    args.stages = [s for s in args.stages.split(",") if s]
+    args.short = args.device == "emulated"
+    if unknown := [s for s in args.stages if s not in STAGES]:
+        parser.error(f"unknown stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
+    limits = {stage: limit[args.short] for stage, limit in LIMITS.items()}
+    for text in args.limit:
+        stage, _, seconds = text.partition("=")
+        if stage not in limits or not seconds.isdigit():
+            parser.error(f"--limit {text}: write it as STAGE=SECONDS, e.g. tests=900")
+        limits[stage] = int(seconds)
+    args.limit = limits
+    if args.data:
+        args.data = args.data.resolve()
+        if not args.data.exists():
+            parser.error(f"--data: {args.data} is not there")
+    return args
+
+
+def main():
+    args = arguments()
+    about = json.loads((HERE / "bundle.json").read_text())
+    starts(about)
+    out = args.out.resolve()
+    if out.exists() and any(out.iterdir()):
+        stop(f"{out} is not empty: give another folder with --out")
+    # The goldens are found through the first, as under cargo; compiled kernels stay with the results.
+    os.environ |= {"CARGO_MANIFEST_DIR": str(HERE), "TILEWORK_CACHE": str(out / "kernels"), "NO_COLOR": "1"}
+    about |= {"device": args.device, "on": platform.node(), "system": platform.platform(), "glibc here": platform.libc_ver()[1], "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+    report = Report(out, about, args.total)
+    interrupted = False
+    for name in args.stages:
+        report.begin(name, args.limit[name])
+        try:
+            STAGES[name](report, args)
+        except KeyboardInterrupt:
+            report.row("interrupted", "CUT", result="by Ctrl-C: the stages after it did not run")
+            interrupted = True
+        except Exception as e:  # A fault of a stage, whatever it is, must not cost the others' results.
+            report.row("the stage itself", "FAILED", result=f"{type(e).__name__}: {e}")
+        report.write()
+        if interrupted:
+            break
+    with tarfile.open(out / "logs.tar.gz", "w:gz") as archive:
+        archive.add(out / "logs", "logs")
+    print(f"\n{report.table()}\n\n{report.verdict()}\nin {out}: results.md, results.json, logs/ (and all of them as logs.tar.gz)")
+    sys.exit(130 if interrupted else 1 if report.failures() else 0)
+
+
+if __name__ == "__main__":
+    main()
