@@ -10,3 +10,10 @@ use crate::device::cuda::{Arg, Cuda, Entry, In, KernelType, Launch, Out, Source,
 use crate::error::Result;
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// The kernel files, each once.
+pub fn sources() -> Vec<&'static Source> {
+    let mut sources: Vec<&Source> = ENTRIES.iter().map(|entry| entry.source).collect();
+    sources.dedup_by_key(|source| source.stem);
+    sources
+}

@@ -77,6 +77,14 @@
 //! compiles a loop again for the vector instructions that are found at run time;
 //! [`gemm`](device::cpu::gemm) (`gemm.rs`) is the matrix product.
 //!
+//! On a CUDA device the same match leads to the room's module `cuda` and from there to a kernel of
+//! the file with the room's name in `kernels/`, through a function of [`kernels`] that `build.rs` made
+//! from the kernel's signature: [`In`](device::cuda::In) for what it reads,
+//! [`Out`](device::cuda::Out) for what it writes, a struct for its sizes. [`device::cuda::Cuda`]
+//! (`src/device/cuda/mod.rs`) hands the launch to a [`Driver`](device::cuda::Driver): a GPU
+//! (`gpu.rs`, with kernels compiled by `nvrtc.rs`), or the emulated device (`src/device/emulator/`),
+//! which runs the same kernel on the processor.
+//!
 //! # 4. What is remembered
 //!
 //! The method ends in `Ctx::record`. If an input is tracked, a node goes onto the tape: a struct that
@@ -105,6 +113,15 @@
 //! (`src/device/mod.rs`, `src/device/cpu/mod.rs`), which serves requests of exactly that size. A step
 //! asks for the same sizes each time, so nothing is allocated after the second one. In debug builds
 //! a buffer comes filled with NaN, so that an element that an operation forgets shows.
+//!
+//! # The whole step at once
+//!
+//! On a CUDA device the loop does not go through all this every time. Nothing in a step depends on
+//! the step but the [`StepState`](autograd::StepState), and kernels read that from the device's
+//! memory; the data set is there too, and one kernel makes the batch. So after two steps the trainer
+//! lets [`Cuda::capture`](device::cuda::Cuda::capture) record one, and from then on replays it: one
+//! call instead of a hundred launches. Loss and accuracy stay in a ring on the device
+//! (`src/train/metrics.rs`) until 64 steps of them are fetched at once.
 //!
 //! # Around the step
 //!

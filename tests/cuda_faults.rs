@@ -109,7 +109,7 @@ fn every_fault_is_named_with_its_remedy_and_auto_takes_the_cpu() {
     let Some(fakes) = Fakes::build() else { return };
     let (_, doctor) = run(&fakes, &fault(&[], &[], &[], ""), &["doctor"]);
     fs::write(fakes.path("home/tiny.toml"), TINY).unwrap();
-    for fault in FAULTS {
+    for (i, fault) in FAULTS.iter().enumerate() {
         let missing = ["libcuda, NVIDIA's driver, was not", "libnvrtc, NVIDIA's run-time compiler, was not"];
         if !fault.without.is_empty() && !missing.iter().any(|m| m.starts_with(fault.without) && doctor.contains(m)) {
             println!("skipped: {:?} {:?}: this machine has a {} of its own", fault.folders, fault.env, fault.without);
@@ -119,11 +119,21 @@ fn every_fault_is_named_with_its_remedy_and_auto_takes_the_cpu() {
         let at = format!("{:?} {:?}", fault.folders, fault.env);
         let (code, text) = run(&fakes, fault, &["doctor"]);
         assert!(code == Some(0) && told(&text), "{at}: {text}");
+        let (code, text) = run(&fakes, fault, &["check", "add", "--device", "cuda"]);
+        assert!(code == Some(1) && told(&text) && text.contains("remedy: "), "{at}: {text}");
+        assert!(text.contains("`--device cpu`") && text.contains("`--device emulated`"), "{at}: {text}");
+        let (code, text) = run(&fakes, fault, &["check", "add", "--device", "auto"]);
+        assert!(code == Some(1) && text.contains("nothing to compare the CPU with"), "{at}: {text}");
+        // All the way takes longer, and is the same behind the choice of the device.
+        if i % 6 > 0 {
+            continue;
+        }
         let train = |device| run(&fakes, fault, &["train", "tiny.toml", "--device", device, "--max-steps", "1"]);
         let (code, text) = train("cuda");
         assert!(code == Some(1) && told(&text) && text.contains("remedy: "), "{at}: {text}");
         let (code, text) = train("auto");
-        assert!(code == Some(0) && text.contains("cpu"), "{at}: {text}");
+        let reasons = text.lines().filter(|line| line.contains("cpu (auto: ") && line.contains(fault.words[0]));
+        assert!(code == Some(0) && reasons.count() == 1 && text.contains("test accuracy"), "{at}: {text}");
     }
 }
 
@@ -135,5 +145,45 @@ fn a_machine_that_is_right_is_shown_whole() {
     assert_eq!(code, Some(0));
     for word in ["supports CUDA 12.9", "Fake GPU 0 (sm_90)", "12.9", "libnvrtc.so.12", "libcuda.so.1"] {
         assert!(text.contains(word), "{word}: {text}");
+    }
+}
+
+/// The fake GPU computes nothing, so what `check` finds is no matter here.
+#[test]
+fn kernels_are_compiled_when_a_gpu_is_opened_and_kept() {
+    let Some(fakes) = Fakes::build() else { return };
+    let log = fakes.path("compiled");
+    let check = |env: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tilework"));
+        fakes.hide_others(&mut command, BOTH);
+        command.args(["check", "add", "--device", "cuda"]).env("FAKE_NVRTC_LOG", &log).envs(env.iter().copied());
+        let text = String::from_utf8_lossy(&command.output().unwrap().stderr).into_owned();
+        assert!(!text.contains("panicked") && text.contains("Fake GPU 0 (sm_90"), "{text}");
+        let compiled = fs::read_to_string(&log).unwrap_or_default().lines().count();
+        let _ = fs::remove_file(&log);
+        (text, compiled)
+    };
+    let count = |text: &str, what: &str| text.lines().filter(|line| line.contains(what)).count();
+    let compiling = "compiling kernels for sm_90 (first time on this machine)";
+    let files = tilework::kernels::sources().len();
+    let (text, compiled) = check(&[]);
+    assert_eq!((count(&text, compiling), count(&text, "note: "), compiled), (1, 0, files), "{text}");
+    let (text, compiled) = check(&[]);
+    assert_eq!((count(&text, "compiling"), count(&text, "note: "), compiled), (0, 0, 0), "{text}");
+    let (_, doctor) = run(&fakes, &fault(BOTH, &[], &[], ""), &["doctor"]);
+    assert!(doctor.contains(&format!("tilework/kernels, {files} files")), "{doctor}");
+    // A broken entry is compiled anew, and said.
+    let entry = fs::read_dir(fakes.path("home/cache/tilework/kernels")).unwrap().next().unwrap().unwrap().path();
+    fs::write(&entry, "broken").unwrap();
+    let (text, compiled) = check(&[]);
+    assert_eq!((count(&text, "note: "), count(&text, "was damaged"), compiled), (1, 1, 1), "{text}");
+    let (text, compiled) = check(&[]);
+    assert_eq!((count(&text, "note: "), compiled), (0, 0), "{text}");
+    // A folder that cannot be written, not even by root.
+    fs::write(fakes.path("file"), "").unwrap();
+    let folder = fakes.path("file/kernels");
+    for _ in 0..2 {
+        let (text, compiled) = check(&[("TILEWORK_CACHE", folder.to_str().unwrap())]);
+        assert_eq!((count(&text, "note: "), count(&text, "cannot write"), compiled), (1, 1, files), "{text}");
     }
 }

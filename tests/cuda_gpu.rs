@@ -203,7 +203,7 @@ fn every_call_works_from_a_new_thread() {
     // SAFETY: as above.
     anew(|| unsafe { gpu.copy(at + 8, at, 8) }).unwrap();
     assert_eq!(anew(|| read(&gpu, at, 64)), [vec![0; 16], vec![1; 48]].concat());
-    anew(|| gpu.prepare(&[&TOY, &OTHER], DType::F32)).unwrap();
+    anew(|| gpu.prepare(&[&TOY, &OTHER], DType::F32, &mut |_| {})).unwrap();
     anew(|| launch(&gpu, &PLAIN, 0, &[])).unwrap();
     anew(|| gpu.sync()).unwrap();
     anew(|| gpu.memory()).unwrap();
@@ -272,8 +272,10 @@ fn kernels_are_compiled_once_and_launched() {
     // A second start compiles nothing, prepared or not; code that the driver refuses is compiled anew, once.
     assert_eq!(compiled(), 2);
     let gpu = open();
-    gpu.prepare(&[&TOY, &OTHER, &TOY], DType::F32).unwrap();
-    gpu.prepare(&[&TOY], DType::F32).unwrap();
+    let mut said = Vec::new();
+    gpu.prepare(&[&TOY, &OTHER, &TOY], DType::F32, &mut |text| said.push(text.to_string())).unwrap();
+    gpu.prepare(&[&TOY], DType::F32, &mut |text| said.push(text.to_string())).unwrap();
+    assert!(said.is_empty(), "{said:?}");
     launch(&gpu, &PLAIN, 0, &[]).unwrap();
     assert_eq!(compiled(), 2);
     let cache = gpu.compiler().cache().folder().unwrap().to_path_buf();

@@ -1,5 +1,5 @@
-//! Guards the room rule: every op has its file, in the agreed order of sections, its cases, its
-//! gradient check and its bench; and every file of `src/ops` is a room or a named helper.
+//! Guards the room rule: every op has its file, in the agreed order of sections, its kernels, its
+//! cases, its gradient check, its test on a device and its bench; and every file of `src/ops` is a room or a named helper.
 
 use std::path::{Path, PathBuf};
 use tilework::ops::{Draw, ROOMS};
@@ -42,6 +42,7 @@ fn every_room_has_its_sections_in_order() {
             ("the method on Var", "impl Var {"),
             ("the Backward struct", "impl Backward for "),
             ("the CPU side", "cpu"),
+            ("the CUDA side", "cuda"),
             ("the constructor of its cases", "\nfn case("),
             ("its cases", "\npub fn cases()"),
             ("its random case", "\npub fn random_case("),
@@ -55,7 +56,46 @@ fn every_room_has_its_sections_in_order() {
             }
         }
         assert!(text.contains("with_real!"), "room {} must run in f32 and f64", room.name);
+        assert!(text.contains("with_kernel_type!"), "room {} must run on a CUDA device", room.name);
         assert!(text.lines().count() <= 500, "room {} cannot be read in one sitting", room.name);
+    }
+}
+
+/// A room's kernels are in one file of its name, each under a header with the agreed parts.
+#[test]
+fn every_room_has_its_kernels() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    for room in ROOMS {
+        assert!(root.join(format!("{}.cu", room.name)).exists(), "room {} lacks kernels/{}.cu", room.name, room.name);
+    }
+    for entry in std::fs::read_dir(root).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "cu") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.lines().count() <= 500, "{} cannot be read in one sitting", path.display());
+        let mut header: Vec<&str> = Vec::new();
+        for line in text.lines() {
+            if line.starts_with("//") {
+                header.push(line);
+                continue;
+            }
+            if line.starts_with("extern \"C\"") {
+                let mut at = 0;
+                for part in
+                    ["Threads: ", "Traffic: ", "Launch: ", "Numerics: ", "Limits: ", "Registers: ", "Measured: "]
+                {
+                    let mark = format!("// {part}");
+                    match header[at..].iter().position(|l| l.starts_with(&mark)) {
+                        Some(found) => at += found,
+                        None => panic!("{}: a kernel's header lacks `{part}` in its place: {line}", path.display()),
+                    }
+                }
+                assert!(at > 0, "{}: a kernel's header begins with what it computes: {line}", path.display());
+            }
+            header.clear();
+        }
     }
 }
 
@@ -87,7 +127,7 @@ fn every_room_has_cases_to_check_and_to_time() {
 #[test]
 fn checks_and_benches_cover_all_rooms() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for file in ["tests/gradients.rs", "benches/ops.rs"] {
+    for file in ["tests/gradients.rs", "tests/kernels.rs", "benches/ops.rs"] {
         let text = std::fs::read_to_string(root.join(file)).unwrap();
         assert!(text.contains("for room in ROOMS"), "{file} must go through ROOMS");
     }

@@ -2,8 +2,11 @@
 
 use super::output::{Out, table};
 use crate::data::{Source, find};
+use crate::device::cuda::cache::Cache;
+use crate::device::cuda::libraries;
 use crate::error::Result;
 use std::fs;
+use std::path::{Path, PathBuf};
 
 pub(super) fn run(out: &mut Out) -> Result<()> {
     let mut rows = Vec::new();
@@ -20,7 +23,27 @@ pub(super) fn run(out: &mut Out) -> Result<()> {
     if let Some(memory) = memory() {
         row(true, "memory", memory);
     }
-    row(true, "device", "cpu; this version trains on the CPU alone, a CUDA device is not used".into());
+    let links = libraries::report();
+    for link in &links {
+        let remedy = link.remedy.as_ref().map_or_else(String::new, |remedy| format!("; remedy: {remedy}"));
+        row(link.ok, link.what, link.found.clone() + &remedy);
+    }
+    match kernel_cache(&Cache::default_folder()) {
+        Ok(text) => row(true, "kernel cache", text),
+        Err(text) => row(false, "kernel cache", text),
+    }
+    if cfg!(tilework_emulator) {
+        row(true, "emulator", "built in: `--device emulated` runs the CUDA kernels on the processor, slowly".into());
+    } else {
+        let how = "install a C++ compiler, then `cargo build --release --features emulator`";
+        row(
+            false,
+            "emulator",
+            format!("not built in, and not needed for training; to run the CUDA kernels without a GPU: {how}"),
+        );
+    }
+    let auto = if links.iter().all(|link| link.ok) { "cuda" } else { "cpu" };
+    row(true, "device", format!("{auto}, unless --device says otherwise"));
     row(true, "data", format!("{}: generated, always there", Source::Shapes));
     for source in [Source::Cifar10, Source::Cifar100] {
         match find(source, None) {
@@ -80,7 +103,30 @@ fn memory() -> Option<String> {
     Some(format!("{:.1} GiB, {:.1} GiB of it available", gib("MemTotal")?, gib("MemAvailable")?))
 }
 
+/// Where compiled kernels are kept and how many there are, or what is wrong with the place.
+fn kernel_cache(folder: &Path) -> std::result::Result<String, String> {
+    let shown = folder.display();
+    // What will be made is made in the nearest folder that is there.
+    let there = folder.ancestors().find(|f| f.exists()).unwrap_or(folder);
+    if let Err(e) = try_write(there) {
+        return Err(format!(
+            "{shown} cannot be written ({}), so kernels are compiled at every start: set TILEWORK_CACHE to another folder",
+            e.kind()
+        ));
+    }
+    let files: Vec<PathBuf> = fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect();
+    let files = files.iter().filter(|f| f.extension().is_some_and(|e| e == "cubin"));
+    let sizes: Vec<u64> = files.filter_map(|f| Some(fs::metadata(f).ok()?.len())).collect();
+    Ok(match sizes.len() {
+        0 => format!("{shown}, empty: the first run on a GPU fills it"),
+        n => format!("{shown}, {n} files, {:.1} MiB", sizes.iter().sum::<u64>() as f64 / f64::from(1 << 20)),
+    })
+}
+
 fn writable() -> std::io::Result<()> {
-    let place = if std::path::Path::new("runs").is_dir() { "runs" } else { "." };
-    tempfile::Builder::new().prefix(".tilework-").tempfile_in(place).map(drop)
+    try_write(Path::new(if Path::new("runs").is_dir() { "runs" } else { "." }))
+}
+
+fn try_write(folder: &Path) -> std::io::Result<()> {
+    tempfile::Builder::new().prefix(".tilework-").tempfile_in(folder).map(drop)
 }

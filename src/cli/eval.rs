@@ -35,7 +35,7 @@ pub(super) fn run(args: &EvalArgs, out: &mut Out) -> Result<()> {
     };
     let source = config.recipe.data.source;
     let data = Data::reopen(source, args.data.as_deref(), config.run.data.as_deref())?;
-    let (device, _) = args.machine.device()?;
+    let (device, device_name) = args.machine.device()?;
     let mut trainer = Trainer::new(config.recipe, data.splits, &device)?;
     trainer.model.load_state_dict(&checkpoint.model, &path)?;
     let Evaluation { loss, accuracy, count: n, per_class: classes } = trainer.evaluate(&mut |_| Ok(()))?;
@@ -47,6 +47,7 @@ pub(super) fn run(args: &EvalArgs, out: &mut Out) -> Result<()> {
     out.print(&format!(
         "run       {}, checkpoint {name} (step {})\n\
          data      {source}, {} test images\n\
+         device    {device_name}\n\
          accuracy  {:.2} %\n\
          loss      {loss:.4}\n\n{}",
         run.path().display(),

@@ -9,20 +9,24 @@ mod completions;
 mod data;
 mod doctor;
 mod eval;
+mod kernels;
+mod machine;
 mod output;
 mod progress;
 mod recipes;
 mod summary;
+mod trace;
 mod train;
 
 use crate::data::Source;
-use crate::device::Device;
-use crate::device::cuda::Options;
+use crate::device::cuda::Order;
 use crate::error::{Error, Result};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use machine::Machine;
 use output::Out;
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -31,7 +35,7 @@ use std::process::ExitCode;
 #[command(
     version,
     arg_required_else_help = true,
-    after_help = "Start with:\n  tilework train                 train a small network on embedded data, under a minute\n  tilework recipes               what else there is to train\n  tilework data fetch cifar10    download CIFAR-10\n\nEnvironment:\n  TILEWORK_DATA                  where data sets are kept, instead of the user's cache folder\n  NO_COLOR                       no colours"
+    after_help = "Start with:\n  tilework train                 train a small network on embedded data, under a minute\n  tilework recipes               what else there is to train\n  tilework data fetch cifar10    download CIFAR-10\n\nEnvironment:\n  TILEWORK_DATA                  where data sets are kept, instead of the user's cache folder\n  TILEWORK_CACHE                 where compiled CUDA kernels are kept, likewise\n  NO_COLOR                       no colours"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -55,6 +59,8 @@ enum Command {
     Doctor,
     Check(CheckArgs),
     Bench(BenchArgs),
+    Kernels(KernelsArgs),
+    Trace(TraceArgs),
     /// Print the completion script of a shell, e.g. `tilework completions bash`
     Completions {
         /// The shell
@@ -180,6 +186,47 @@ struct BenchArgs {
     set: Set,
 }
 
+/// Compile the CUDA kernels and show what each takes of a GPU; needs no GPU
+///
+/// Registers per thread and what its header allows, bytes spilled to memory, shared memory and threads per block, blocks
+/// that fit on a multiprocessor, the share of its warps that they fill, and what stops one more block.
+#[derive(Debug, Args)]
+struct KernelsArgs {
+    /// Only the kernels of this op, e.g. conv2d [default: all]
+    op: Option<String>,
+    /// The architecture to compile for, e.g. sm_80 [default: the GPU's, or sm_90 without one]
+    #[arg(long, value_name = "ARCH", value_parser = architecture)]
+    arch: Option<u32>,
+}
+
+/// Show what the threads of a block do, step by step, on the emulated device
+///
+/// Every read and write with its place and value, every barrier and exchange with its source line. The kernel is the
+/// first that the case launches unless --kernel says otherwise.
+#[derive(Debug, Args)]
+struct TraceArgs {
+    /// The op
+    op: String,
+    /// Which of the op's cases
+    #[arg(long, value_name = "N", default_value = "0")]
+    case: usize,
+    /// List the op's cases
+    #[arg(long)]
+    list: bool,
+    /// The kernel, or how its name begins, e.g. relu_bwd [default: the first that the case launches]
+    #[arg(long)]
+    kernel: Option<String>,
+    /// blockIdx, as X, X,Y or X,Y,Z
+    #[arg(long, value_name = "X,Y,Z", default_value = "0", value_parser = block_index)]
+    block: [u32; 3],
+    /// Indices of the block's threads
+    #[arg(long, value_name = "A..B", default_value = "0..1", value_parser = thread_range)]
+    threads: Range<u32>,
+    /// The order in which threads run: forward, reverse or random:SEED
+    #[arg(long, default_value = "forward", value_parser = thread_order)]
+    order: Order,
+}
+
 #[derive(Debug, Subcommand)]
 enum DataCommand {
     /// Download a data set; a download that was cut goes on where it stopped
@@ -200,38 +247,10 @@ enum DataCommand {
 }
 
 #[derive(Debug, Args)]
-struct Machine {
-    /// Where to compute
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
-    /// CPU threads; the results do not depend on it [default: the available cores]
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
-    threads: Option<usize>,
-    /// On a CUDA device: wait after each kernel and name the one that fails; slow
-    #[arg(long)]
-    sync_launches: bool,
-    /// On a CUDA device: lay the patches of convolutions out in memory (im2col); slower
-    #[arg(long)]
-    explicit_conv: bool,
-}
-
-#[derive(Debug, Args)]
 struct Set {
     /// Replace a value of the recipe, e.g. --set optimizer.momentum=0.95; may be repeated
     #[arg(id = "set", long = "set", value_name = "KEY=VALUE", value_parser = assignment)]
     values: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum DeviceChoice {
-    /// The GPU if there is one, else the CPU
-    Auto,
-    /// The processor
-    Cpu,
-    /// An NVIDIA GPU
-    Cuda,
-    /// The CUDA kernels, run by the processor: slow, for tests and for study
-    Emulated,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -245,6 +264,41 @@ enum Which {
 fn rate(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| "not a number".to_string())?;
     if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("a learning rate is finite and not negative".into()) }
+}
+
+fn architecture(text: &str) -> Result<u32, String> {
+    let number = text.strip_prefix("sm_").unwrap_or(text).parse();
+    number.map_err(|_| "an architecture is written sm_90, for compute capability 9.0".into())
+}
+
+fn block_index(text: &str) -> Result<[u32; 3], String> {
+    let mut at = [0; 3];
+    let parts: Vec<&str> = text.split(',').collect();
+    if parts.len() > 3 {
+        return Err("write it as X, X,Y or X,Y,Z".into());
+    }
+    for (at, part) in at.iter_mut().zip(parts) {
+        *at = part.trim().parse().map_err(|_| format!("`{part}` is not a number"))?;
+    }
+    Ok(at)
+}
+
+fn thread_range(text: &str) -> Result<Range<u32>, String> {
+    let number = |t: &str| t.trim().parse::<u32>().map_err(|_| "write it as A..B, e.g. 0..4".to_string());
+    let (first, end) = match text.split_once("..") {
+        Some((first, end)) => (number(first)?, number(end)?),
+        None => (number(text)?, number(text)?.saturating_add(1)),
+    };
+    if first < end { Ok(first..end) } else { Err("the range is empty".into()) }
+}
+
+fn thread_order(text: &str) -> Result<Order, String> {
+    match (text, text.strip_prefix("random:").map(str::parse)) {
+        ("forward", _) => Ok(Order::Forward),
+        ("reverse", _) => Ok(Order::Reverse),
+        (_, Some(Ok(seed))) => Ok(Order::Random(seed)),
+        _ => Err("it is forward, reverse or random:SEED".into()),
+    }
 }
 
 fn assignment(text: &str) -> Result<String, String> {
@@ -269,7 +323,9 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Data(DataCommand::Info { what }) => data::info(what.as_deref(), &mut out)?,
         Command::Doctor => doctor::run(&mut out)?,
         Command::Check(args) => args.machine.install(|| check::run(args, &mut out))?,
+        Command::Trace(args) => trace::run(args, &mut out)?,
         Command::Bench(args) => args.machine.install(|| bench::run(args, &mut out))?,
+        Command::Kernels(args) => kernels::run(args, &mut out)?,
         Command::Completions { shell } => completions::run(*shell, &mut out)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -284,52 +340,6 @@ pub fn report(error: &Error) -> ExitCode {
 /// A line on standard error, for people. Nobody may be there to read it.
 fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
-}
-
-impl Machine {
-    fn threads(&self) -> usize {
-        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
-    }
-
-    /// Runs `f` on a pool of as many threads as were asked for.
-    fn install<R: Send>(&self, f: impl FnOnce() -> Result<R> + Send) -> Result<R> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads()).thread_name(|i| format!("worker {i}"));
-        let failed =
-            |e: rayon::ThreadPoolBuildError| Error::config("--threads", e.to_string(), "ask for fewer threads");
-        pool.build().map_err(failed)?.install(f)
-    }
-
-    /// The device, and its name with the reason for the choice.
-    fn device(&self) -> Result<(Device, String)> {
-        let options = Options { explicit_conv: self.explicit_conv, sync_launches: self.sync_launches, tile: None };
-        let threads = self.threads();
-        let plural = if threads == 1 { "" } else { "s" };
-        let cpu = |why: &str| (Device::cpu(), format!("cpu{why}, {threads} thread{plural}"));
-        Ok(match self.device {
-            DeviceChoice::Cpu => cpu(""),
-            DeviceChoice::Emulated => {
-                (Device::emulated(options)?, format!("emulated CUDA device, {threads} thread{plural}"))
-            }
-            DeviceChoice::Cuda => named(Device::cuda(options)?),
-            DeviceChoice::Auto => match Device::cuda(options) {
-                Ok(device) => named(device),
-                Err(Error::Device { problem, .. }) => cpu(&format!(" (auto: {problem})")),
-                Err(e) => return Err(e),
-            },
-        })
-    }
-}
-
-/// A GPU and its name.
-fn named(device: Device) -> (Device, String) {
-    let name = match &device {
-        Device::Cuda(cuda) => {
-            let info = cuda.info();
-            format!("cuda, {} (sm_{}, {:.0} GiB)", info.name, info.arch, info.memory as f64 / f64::from(1 << 30))
-        }
-        Device::Cpu(_) => device.name().to_string(),
-    };
-    (device, name)
 }
 
 /// A data set in memory and where it was.
@@ -422,5 +432,7 @@ mod tests {
         );
         let e = parse(&["--device", "gpu"]).unwrap_err();
         assert!(e.contains("auto") && e.contains("cpu"), "{e}");
+        assert_eq!((architecture("sm_90"), architecture("75")), (Ok(90), Ok(75)));
+        assert!(architecture("sm_90a").is_err() && architecture("hopper").is_err());
     }
 }

@@ -223,7 +223,7 @@ impl Iterator for Batches {
                 Some(self.device.set_step(&here).and_then(|()| make()))
             }
             Feed::Worker { receive, group, at } => {
-                if at.is_empty() {
+                if at.start >= at.end {
                     // Given back before the next is taken, so that the pool has it for the worker.
                     *group = None;
                     match receive.recv() {

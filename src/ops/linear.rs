@@ -243,7 +243,6 @@ pub(super) mod cpu {
 pub(super) mod cuda {
     use crate::autograd::Slot;
     use crate::device::Device;
-    use crate::device::cuda::with_kernel_type;
     use crate::device::cuda::{Cuda, KernelType, Launch, Plan, Tile};
     use crate::dtype::DType;
     use crate::error::Result;
@@ -411,9 +410,8 @@ mod tests {
     #[test]
     fn sizes_are_checked() {
         let device = Device::cpu();
-        let zeros = |shape: &[usize]| {
-            Tensor::zeros(&device, crate::DType::F32, crate::Shape::from_slice(shape).unwrap()).unwrap()
-        };
+        let zeros =
+            |shape: &[usize]| Tensor::zeros(&device, DType::F32, crate::Shape::from_slice(shape).unwrap()).unwrap();
         for (x, w, b) in [(vec![2, 3], [4, 5], 4), (vec![2, 1, 1, 5], [4, 5], 4), (vec![2, 5], [4, 5], 5)] {
             let e = forward(&zeros(&x), &zeros(&w), Some(&zeros(&[b]))).unwrap_err().to_string();
             assert!(e.contains("linear"), "{e}");

@@ -2,11 +2,12 @@
 //!
 //! A room is a file of this folder, or for convolution a folder. In each, in this order: the maths;
 //! the method on [`Var`](crate::Var); forward; the [`Backward`](crate::autograd::Backward) struct;
-//! the CPU side, which sees slices alone; the cases that tests and benches share; tests.
+//! the CPU side, which sees slices alone; the CUDA side, which launches the kernels of
+//! `kernels/<name>.cu`; the cases that tests and benches share; tests.
 //!
-//! [`ROOMS`] lists them. The gradient check, the thread check and the benches go through that list,
-//! and `tests/rooms.rs` fails when a room lacks a part. [`case`] and [`window`] are what rooms share,
-//! [`parity`] compares them on two devices.
+//! [`ROOMS`] lists them. The gradient check, the thread check, the check of the kernels and the
+//! benches go through that list, and `tests/rooms.rs` fails when a room lacks a part. [`case`] and
+//! [`window`] are what rooms share, [`parity`] compares them on two devices.
 //! The README adds an op as an example. To read one, begin with [`relu`].
 
 pub mod adaptive_pool2d;

@@ -5,6 +5,7 @@
 
 pub mod checkpoint;
 mod csv_log;
+mod diagnose;
 mod evaluate;
 mod events;
 mod metrics;

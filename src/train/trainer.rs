@@ -3,6 +3,7 @@
 mod bench;
 
 use super::checkpoint::{self, Checkpoint};
+use super::diagnose::{check_last_batch, check_memory};
 use super::evaluate::{Evaluation, evaluate};
 use super::events::{EpochReport, Event, Observer, StepReport};
 use super::metrics::{Metrics, RING};
@@ -14,7 +15,6 @@ use crate::device::Device;
 use crate::device::cuda::Captured;
 use crate::error::{Error, Result};
 use crate::nn::Model;
-use crate::nn::model::LayerInfo;
 use crate::nn::params::ParamGrads;
 use crate::nn::state::{Entries, Entry};
 use crate::optim::Optimizer;
@@ -75,14 +75,14 @@ pub struct Trainer {
     grads: ParamGrads,
     train: Loader,
     test: Loader,
-    device: Device,
-    position: Position,
+    pub(super) device: Device,
+    pub(super) position: Position,
     metrics: Metrics,
     /// Steps whose numbers are still on the device.
     pending: Vec<StepReport>,
     replay: Replay,
     /// Bytes that are in use whatever the batch.
-    fixed: usize,
+    pub(super) fixed: usize,
 }
 
 /// Recording a step on a CUDA device, to replay it from then on.
@@ -347,20 +347,6 @@ impl Trainer {
         Ok(Outcome::Finished)
     }
 
-    /// Adds to an out-of-memory error the batch size that would fit.
-    fn advise(&self, e: Error, images: usize) -> Error {
-        let Error::OutOfMemory { device, need, in_use, peak, free, total, remedy } = e else { return e };
-        // What an image takes: the activations and their gradients, or what this batch took so far.
-        let modelled = activation_bytes(&self.model);
-        let taken = (in_use + need).saturating_sub(self.fixed) / images.max(1);
-        let fits = (free + in_use).saturating_sub(self.fixed) / modelled.max(taken).max(1);
-        let remedy = match fits.min(images - 1) {
-            0 => remedy,
-            fits => format!("use a batch of about {fits} images (--batch-size {fits}), or fewer channels or features"),
-        };
-        Error::OutOfMemory { device, need, in_use, peak, free, total, remedy }
-    }
-
     /// The batches from the position on.
     fn feed(&self, order: Vec<u32>, state: &StepState) -> Result<Feed> {
         if self.train.is_resident() {
@@ -457,88 +443,11 @@ impl Trainer {
     pub fn evaluate(&mut self, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Evaluation> {
         evaluate(&mut self.model, &self.test, self.recipe.loss, progress)
     }
-
-    /// The first parameter that holds a number that is not finite.
-    fn non_finite_parameter(&self) -> Result<Option<String>> {
-        let values = self.model.params.values();
-        let values = values.read::<f32>(0..values.len())?;
-        let bad = |range: std::ops::Range<usize>| values[range].iter().any(|v| !v.is_finite());
-        Ok(self.model.params.list().iter().find(|p| bad(p.range())).map(|p| p.key.clone()))
-    }
-
-    /// Where a batch's forward pass first stops being finite.
-    fn find_non_finite(&mut self, batch: &Batch, state: &StepState) -> Result<String> {
-        if let Some(key) = self.non_finite_parameter()? {
-            let layer = key.rsplit_once('.').map_or(key.as_str(), |(l, _)| l);
-            return Ok(format!("the parameter {key} of layer {} is not finite any more", self.model.describe(layer)));
-        }
-        if !batch.images.is_finite()? {
-            return Ok("the images themselves are not finite".into());
-        }
-        let mut cx = Ctx::train(&self.device).with_params(&self.model.params).at(*state);
-        let mut first = None;
-        self.model.net.forward_observed(&Var::constant(batch.images.clone()), &mut cx, &mut |key, spec, y| {
-            if first.is_none() && !y.value().is_finite()? {
-                first = Some(format!("{key} ({spec})"));
-            }
-            Ok(())
-        })?;
-        Ok(match first {
-            Some(layer) => format!("the first layer whose output is not finite is {layer}"),
-            None => "every layer's output is finite, so it is the loss itself that overflowed".into(),
-        })
-    }
-
-    fn non_finite(&self, loss: f64, step: u64, origin: String, run: &RunDir) -> Error {
-        let last = run.path().join("last");
-        let saved = match last.exists() {
-            true => format!("the last good checkpoint is {}", last.display()),
-            false => "there is no checkpoint yet".into(),
-        };
-        Error::NonFinite {
-            loss,
-            step,
-            epoch: self.position.epoch + 1,
-            origin,
-            saved,
-            remedy: "lower the learning rate (--lr), or check the data's normalisation".into(),
-        }
-    }
 }
 
 /// Whether steps can be recorded: on a CUDA device, unless each launch is to be waited for.
 fn can_replay(device: &Device) -> bool {
     matches!(device, Device::Cuda(cuda) if !cuda.options().sync_launches)
-}
-
-/// Batch normalisation has no variance to work with if the last batch of an epoch is one image of
-/// one pixel: better said now than after an epoch.
-fn check_last_batch(model: &Model, images: usize, batch_size: usize) -> Result<()> {
-    let pointwise = |l: &&LayerInfo| l.spec.starts_with("batch_norm") && l.output.dims()[..2] == [1, 1];
-    match model.layers.iter().find(pointwise) {
-        Some(l) if images % batch_size == 1 || batch_size == 1 => Err(Error::config(
-            "batch_size",
-            format!(
-                "of {images} images the last batch has one, and layer {} ({}) gets one value per channel from it",
-                l.key, l.spec
-            ),
-            "choose a batch size that leaves another rest",
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Bytes of an image's activations and their gradients.
-fn activation_bytes(model: &Model) -> usize {
-    model.layers.iter().map(|l| l.output.len()).sum::<usize>().saturating_mul(2 * 4)
-}
-
-/// Refuses a network whose training cannot fit the memory that is free: parameters, gradients and
-/// optimizer state, and the activations of a batch with their gradients.
-fn check_memory(model: &Model, batch_size: usize) -> Result<()> {
-    let arenas = model.params.count().saturating_mul(3 * 4);
-    let activations = activation_bytes(model).saturating_mul(batch_size);
-    model.params.values().device().check_fits(arenas.saturating_add(activations), "training")
 }
 
 fn tell(observers: &mut [&mut dyn Observer], event: &Event<'_>) -> Result<()> {

@@ -78,6 +78,11 @@ impl Cache {
         entry
     }
 
+    /// Whether there is an entry of this name. It may turn out to be damaged.
+    pub fn has(&self, key: &str) -> bool {
+        self.path(key).is_some_and(|path| path.is_file())
+    }
+
     /// Keeps an entry; where that fails there is a note, and the program goes on.
     pub fn put(&self, key: &str, entry: &Entry) {
         let (Some(path), Some(folder)) = (self.path(key), &self.folder) else { return };
@@ -185,9 +190,9 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let cache = Cache::new(Some(tmp.path().join("new/kernels")));
         let key = Cache::key(&["k"]);
-        assert_eq!(cache.get(&key), None);
+        assert!(cache.get(&key).is_none() && !cache.has(&key));
         cache.put(&key, &entry());
-        assert_eq!(cache.get(&key), Some(entry()));
+        assert!(cache.get(&key) == Some(entry()) && cache.has(&key));
         assert!(cache.take_notes().is_empty());
         let path = cache.path(&key).unwrap();
         let whole = fs::read(&path).unwrap();

@@ -1,6 +1,6 @@
 //! What a CUDA device must be able to do, whether it is a GPU or the emulated one.
 
-use super::launch::{Arg, Entry, Launch};
+use super::launch::{Arg, Entry, Launch, Source};
 use crate::dtype::DType;
 use crate::error::Result;
 use std::time::Duration;
@@ -102,6 +102,16 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// [`crate::Error::Device`] if what was recorded cannot be replayed.
     fn end_capture(&self) -> Result<Box<dyn Graph>>;
+
+    /// Makes the kernels of these files ready, so that no launch has to. `say` is told, in a line
+    /// each, what will take a while and what the user should know.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when one does not compile or load.
+    fn prepare(&self, sources: &[&'static Source], dtype: DType, say: &mut dyn FnMut(&str)) -> Result<()> {
+        let _ = (sources, dtype, say);
+        Ok(())
+    }
 
     /// Free and total bytes of memory.
     ///

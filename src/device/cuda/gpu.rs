@@ -173,26 +173,6 @@ impl Gpu {
         self.context.sync_each_launch.store(on, Relaxed);
     }
 
-    /// Compiles and loads these kernel files now, in parallel, instead of each at its first launch.
-    ///
-    /// # Errors
-    /// [`Error::Device`] when one does not compile or load.
-    pub fn prepare(&self, sources: &[&'static Source], dtype: DType) -> Result<()> {
-        sources.par_iter().try_for_each(|source| {
-            self.context.enter()?;
-            if lock(&self.context.modules).contains_key(&(source.stem, dtype)) {
-                return Ok(());
-            }
-            // Not under the lock, which would let only one compile at a time.
-            let module = self.load(source, dtype)?;
-            if let Some(older) = lock(&self.context.modules).insert((source.stem, dtype), module) {
-                // Loaded twice at once: kernels of the first may be in use, so it stays until the end.
-                self.context.keep(older);
-            }
-            Ok(())
-        })
-    }
-
     /// The loaded kernel of an entry.
     fn function(&self, entry: &'static Entry, dtype: DType) -> Result<&Function> {
         let column = match dtype {
@@ -428,6 +408,29 @@ impl Driver for Gpu {
         };
         self.context.check("making a graph", made)?;
         Ok(Box::new(captured))
+    }
+
+    /// Compiles and loads in parallel; what is loaded already stays.
+    fn prepare(&self, sources: &[&'static Source], dtype: DType, say: &mut dyn FnMut(&str)) -> Result<()> {
+        let cached = sources.iter().map(|source| self.compiler.is_cached(source, dtype, self.target));
+        if cached.collect::<Result<Vec<_>>>()?.contains(&false) {
+            say(&format!("compiling kernels for sm_{} (first time on this machine)", self.target));
+        }
+        let done = sources.par_iter().try_for_each(|source| {
+            self.context.enter()?;
+            if lock(&self.context.modules).contains_key(&(source.stem, dtype)) {
+                return Ok(());
+            }
+            // Not under the lock, which would let only one compile at a time.
+            let module = self.load(source, dtype)?;
+            if let Some(older) = lock(&self.context.modules).insert((source.stem, dtype), module) {
+                // Loaded twice at once: kernels of the first may be in use, so it stays until the end.
+                self.context.keep(older);
+            }
+            Ok(())
+        });
+        self.compiler.cache().take_notes().iter().for_each(|text| say(&format!("note: {text}")));
+        done
     }
 
     fn memory(&self) -> Result<(usize, usize)> {

@@ -3,7 +3,7 @@
 //! `build.rs` reads `kernels/*.cu` and writes one function for each entry into [`crate::kernels`]. A
 //! `const T*` becomes an [`In`], a `T*` an [`Out`], so that an input cannot be passed for an output.
 
-pub use super::driver::Address;
+pub(super) use super::driver::Address;
 use crate::dtype::Element;
 use std::marker::PhantomData;
 
@@ -39,6 +39,19 @@ pub struct Entry {
 
 /// A kernel compiled for the host; `args[i]` points to its argument `i`.
 pub type Thunk = unsafe extern "C" fn(*const *mut std::ffi::c_void);
+
+/// In which order the threads of a block, and the blocks of a grid, begin and go on.
+///
+/// It can be chosen on the emulated device. A kernel that is right gives the same result in every order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// By index.
+    Forward,
+    /// By index, last first.
+    Reverse,
+    /// Shuffled, and again at every barrier; the same seed gives the same order.
+    Random(u64),
+}
 
 /// A type that kernels are compiled for: the `T` of their sources.
 pub trait KernelType: Element {
@@ -172,16 +185,6 @@ impl<T: bytemuck::Pod> Out<'_, T> {
 
     pub(crate) fn arg(&self, name: &'static str) -> Arg<'static> {
         Arg::Memory { name, address: self.address, bytes: self.len * size_of::<T>(), writable: true }
-    }
-
-    /// The same memory, for one launch of several.
-    pub(crate) fn again(&mut self) -> Out<'_, T> {
-        Out::new(self.address, self.len)
-    }
-
-    /// The same memory, to be read by a later launch.
-    pub(crate) fn written(&self) -> In<'_, T> {
-        In::new(self.address, self.len)
     }
 }
 

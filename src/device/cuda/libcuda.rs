@@ -54,8 +54,7 @@ pub(super) const DRIVER_FUNCTIONS: &[&str] = &[
     "cuStreamSynchronize",
 ];
 
-const INSTALL_DRIVER: &str = "install NVIDIA's driver (https://www.nvidia.com/drivers; it brings libcuda.so.1), \
-     or train with `--device cpu`";
+const INSTALL_DRIVER: &str = "install NVIDIA's driver (https://www.nvidia.com/drivers), which brings libcuda.so.1";
 
 /// A GPU that the driver reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +100,10 @@ fn load_driver(at: &Surroundings<'_>) -> Result<DriverLibrary, Fault> {
     }
     let Some(library) = opened else {
         return Err(Fault::new(
-            format!("libcuda, NVIDIA's driver, was not found{}", broken_note(&broken)),
+            format!(
+                "libcuda, NVIDIA's driver, was not found in the loader's path or where drivers are installed{}",
+                broken_note(&broken)
+            ),
             INSTALL_DRIVER,
         ));
     };

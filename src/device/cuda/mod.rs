@@ -22,7 +22,7 @@ pub mod resources;
 pub use ceiling::Ceiling;
 pub use driver::{Address, Driver, Graph, Info};
 pub use gemm::{Plan, Tile, magic};
-pub use launch::{Arg, BLOCK, Entry, In, KernelType, Launch, Out, Source, Thunk};
+pub use launch::{Arg, BLOCK, Entry, In, KernelType, Launch, Order, Out, Source, Thunk};
 pub(crate) use launch::{null, with_kernel_type};
 
 use super::MemoryStats;
@@ -115,6 +115,15 @@ impl Cuda {
         let how = gpu::Options { sync_each_launch: options.sync_launches, ..gpu::Options::default() };
         let gpu = gpu::Gpu::new(how, crate::kernels::ENTRIES.len(), crate::kernels::HEADERS)?;
         Cuda::new(Box::new(gpu), false, options)
+    }
+
+    /// Makes every kernel ready, so that no step has to wait for one to be compiled. `say` is told,
+    /// in a line each, what will take a while and what the user should know.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when one does not compile.
+    pub fn prepare(&self, say: &mut dyn FnMut(&str)) -> Result<()> {
+        self.driver().prepare(&crate::kernels::sources(), DType::F32, say)
     }
 
     /// Whether it is the emulated device.

@@ -93,18 +93,30 @@ impl Compiler {
         self.build(source, dtype, arch, false)
     }
 
-    fn build(&self, source: &Source, dtype: DType, arch: u32, look: bool) -> Result<Compiled> {
-        let options = options(dtype, arch)?;
-        let file = format!("kernels/{}.cu", source.stem);
+    /// Whether the cache has the code of a kernel file.
+    ///
+    /// # Errors
+    /// As for [`options`].
+    pub fn is_cached(&self, source: &Source, dtype: DType, arch: u32) -> Result<bool> {
+        Ok(self.cache.has(&self.key(source, &options(dtype, arch)?)))
+    }
+
+    /// The cache's name for a kernel file compiled with these options.
+    fn key(&self, source: &Source, options: &[String]) -> String {
         let version = format!("nvrtc {}.{}", self.nvrtc.version.0, self.nvrtc.version.1);
-        let mut parts = vec![version.as_str(), &file, source.text];
+        let mut parts = vec![version.as_str(), source.stem, source.text];
         parts.extend(options.iter().map(String::as_str));
         parts.extend(self.headers.iter().flat_map(|(name, text)| [*name, *text]));
-        let key = Cache::key(&parts);
+        Cache::key(&parts)
+    }
+
+    fn build(&self, source: &Source, dtype: DType, arch: u32, look: bool) -> Result<Compiled> {
+        let options = options(dtype, arch)?;
+        let key = self.key(source, &options);
         if look && let Some(Entry { cubin, log }) = self.cache.get(&key) {
             return Ok(Compiled { cubin, log, cached: true });
         }
-        let compiled = compile(&file, source.text, self.headers, &options)?;
+        let compiled = compile(&format!("kernels/{}.cu", source.stem), source.text, self.headers, &options)?;
         self.cache.put(&key, &Entry { cubin: compiled.cubin.clone(), log: compiled.log.clone() });
         Ok(compiled)
     }
@@ -310,7 +322,9 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let compiler = Compiler::with_cache(HEADERS, Some(tmp.path().to_path_buf())).unwrap();
         [75, 80, 86, 89, 90, 100, 120].into_par_iter().for_each(|arch| {
+            assert!(!compiler.is_cached(&RELU, DType::F32, arch).unwrap());
             let made = compiler.module(&RELU, DType::F32, arch).unwrap();
+            assert!(compiler.is_cached(&RELU, DType::F32, arch).unwrap());
             assert!(!made.cached && made.cubin.starts_with(b"\x7fELF"), "sm_{arch}");
             let [Resources { entry, registers, spill_bytes, shared_bytes, stack }] = &made.resources()[..] else {
                 panic!("{}", made.log)

@@ -31,7 +31,8 @@ pub fn parse(log: &str) -> Vec<Resources> {
             let words: Vec<&str> = part.split_whitespace().collect();
             match words[..] {
                 ["Used", n, "registers"] => last.registers = n.parse().unwrap_or(0),
-                [n, "bytes", "stack", "frame"] => last.stack = last.stack.max(n.parse().unwrap_or(0)),
+                // Some versions put `ptxas . ` before it.
+                [.., n, "bytes", "stack", "frame"] => last.stack = last.stack.max(n.parse().unwrap_or(0)),
                 [n, "bytes", "spill", _] => last.spill_bytes += n.parse().unwrap_or(0),
                 [n, "bytes", "smem"] => last.shared_bytes = n.parse().unwrap_or(0),
                 _ => {}
@@ -129,7 +130,7 @@ mod tests {
             ptxas info    : Compile time = 3.2 ms\n\
             ptxas info    : Compiling entry function 'a_bwd' for 'sm_80'\n\
             ptxas info    : Function properties for a_bwd\n\
-            \x20   0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
+            ptxas         .     8 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
             ptxas info    : Used 10 registers, 372 bytes cmem[0]\n";
         let expected = |entry: &str, registers, spill_bytes, shared_bytes, stack| Resources {
             entry: entry.into(),
@@ -138,7 +139,7 @@ mod tests {
             shared_bytes,
             stack,
         };
-        assert_eq!(parse(log), [expected("a_fwd", 34, 20, 4224, 16), expected("a_bwd", 10, 0, 0, 0)]);
+        assert_eq!(parse(log), [expected("a_fwd", 34, 20, 4224, 16), expected("a_bwd", 10, 0, 0, 8)]);
         assert!(parse("").is_empty());
     }
 

@@ -32,12 +32,21 @@ impl Default for Options {
 /// What to trace.
 #[derive(Clone, Debug)]
 pub struct TraceOptions {
-    /// The kernel's name; its first launch is traced.
+    /// How the kernel's name begins; its first launch is traced.
     pub kernel: String,
     /// A block and some of its threads.
     pub follow: Follow,
-    /// Where the events go.
-    pub events: Arc<Mutex<Vec<Event>>>,
+    /// Where the trace goes.
+    pub traced: Arc<Mutex<Traced>>,
+}
+
+/// The trace of a launch.
+#[derive(Clone, Debug, Default)]
+pub struct Traced {
+    /// The kernel's name; empty before its launch.
+    pub kernel: &'static str,
+    /// What the threads did, in the order in which they did it.
+    pub events: Vec<Event>,
 }
 
 /// The emulated device.
@@ -158,11 +167,12 @@ unsafe fn execute(options: &Options, entry: &'static Entry, launch: &Launch, arg
         args: &pointers,
     };
     let order = options.order;
-    let traced = options.trace.as_ref().filter(|t| t.kernel == entry.name && lock(&t.events).is_empty());
+    let wanted = |t: &&TraceOptions| entry.name.starts_with(&t.kernel) && lock(&t.traced).kernel.is_empty();
+    let traced = options.trace.as_ref().filter(wanted);
     let report = if let Some(trace) = traced {
         // SAFETY: the caller's promise.
         let (events, report) = unsafe { run_traced(&launch, order, &regions, &trace.follow) };
-        *lock(&trace.events) = events;
+        *lock(&trace.traced) = Traced { kernel: entry.name, events };
         report
     } else if options.checked || options.trace.is_some() {
         // SAFETY: the caller's promise.

@@ -28,28 +28,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
-pub use crate::device::cuda::Thunk;
+pub use crate::device::cuda::{Order, Thunk};
 use block::Job;
 use checker::Checker;
 pub(crate) use driver::Emulated;
-pub use driver::{Options, TraceOptions};
+pub use driver::{Options, TraceOptions, Traced};
 pub use report::{Action, Event, Fault, FaultKind, Finding, FindingKind, Line, Report};
 use scheduler::run_block;
 pub use trace::Follow;
 use trace::Trace;
-
-/// In which order the threads of a block, and the blocks of a grid, begin and go on.
-///
-/// A kernel that is right gives the same result in every order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Order {
-    /// By index.
-    Forward,
-    /// By index, last first.
-    Reverse,
-    /// Shuffled, and again at every barrier; the same seed gives the same order.
-    Random(u64),
-}
 
 /// One launch of a kernel.
 #[derive(Debug, Clone, Copy)]

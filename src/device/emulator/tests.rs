@@ -2,8 +2,13 @@
 
 use super::*;
 
-// `PLANTED`: name, plain and checked thunk of every kernel in planted.cu.
-include!(concat!(env!("OUT_DIR"), "/planted.rs"));
+/// Name, plain and checked thunk of every kernel in planted.cu.
+#[allow(unused_qualifications, reason = "written by build.rs")]
+mod planted {
+    use super::Thunk;
+    include!(concat!(env!("OUT_DIR"), "/planted.rs"));
+}
+use planted::PLANTED;
 
 /// Arguments as a kernel of planted.cu takes them.
 struct Case {

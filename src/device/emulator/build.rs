@@ -1,0 +1,191 @@
+//! Part of `build.rs`: compiles the kernels for the host, twice: plain, and with every memory access
+//! reported to the checker.
+
+use super::{Fault, File, Head, declaration, heads, without_comments};
+use std::collections::hash_map::DefaultHasher;
+use std::fmt::Write;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+/// Compiles every kernel file twice. False, with a warning, where there is no C++ compiler.
+pub(super) fn compile(root: &Path, out: &Path, files: &[File]) -> Result<bool, Fault> {
+    let shim = root.join("src/device/emulator");
+    println!("cargo::rerun-if-changed={}", shim.display());
+    for variable in ["CXX", "CXXFLAGS", "NUM_JOBS"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(2).warnings(false).debug(false).cargo_warnings(false);
+    build.include(&shim).include(root.join("kernels")).define("TILEWORK_EMULATED", None).define("TILEWORK_T", "float");
+    // A fiber's stack has no guard page: no frame may be larger than a part of it.
+    let limit = "-Werror=frame-larger-than=16384";
+    for flag in ["-g1", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", limit] {
+        build.flag_if_supported(flag);
+    }
+    // As on a GPU, a multiply-add rounds once. The program checks that its processor has it too.
+    if has_fma() {
+        build.flag("-mavx2").flag("-mfma");
+        println!("cargo::rustc-cfg=tilework_emulator_fma");
+    }
+    if !["x86_64", "aarch64"].contains(&env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default().as_str()) {
+        return no_compiler("this architecture is not supported");
+    }
+    let Ok(compiler) = build.try_get_compiler() else {
+        return no_compiler("no C++ compiler was found");
+    };
+    if let Err(e) = compiler.to_command().arg("--version").output() {
+        return no_compiler(&format!("{} does not run ({e})", compiler.path().display()));
+    }
+    let mut common = DefaultHasher::new();
+    format!("{:?}", compiler.to_command()).hash(&mut common);
+    let mut texts: Vec<PathBuf> = files.iter().filter(|f| f.name.ends_with(".cuh")).map(|f| f.path.clone()).collect();
+    texts.push(shim.join("cuda.h"));
+    for path in texts {
+        fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?.hash(&mut common);
+    }
+    let mut jobs = Vec::new();
+    for file in files.iter().filter(|f| !f.entries.is_empty()) {
+        let names: Vec<&str> = file.entries.iter().map(|e| e.name.as_str()).collect();
+        for checked in [false, true] {
+            jobs.push(job(&file.path, &names, checked, common.clone(), out)?);
+        }
+    }
+    jobs.extend(planted(root, out, &common)?);
+    let objects: Vec<PathBuf> = jobs.iter().map(|j| j.object.clone()).collect();
+    run_all(jobs, &compiler)?;
+    remove_stale(out, &objects);
+    build.objects(objects).compile("tilework_kernels");
+    Ok(true)
+}
+
+/// Whether this processor, for which the program is built, has fused multiply-add on vectors.
+fn has_fma() -> bool {
+    let native = env::var("TARGET").is_ok_and(|target| env::var("HOST").is_ok_and(|host| host == target));
+    #[cfg(target_arch = "x86_64")]
+    return native && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = native;
+        false
+    }
+}
+
+fn no_compiler(why: &str) -> Result<bool, Fault> {
+    println!("cargo::warning=the emulated device is left out: {why}; install g++ or clang++, or set CXX");
+    Ok(false)
+}
+
+struct Job {
+    source: PathBuf,
+    object: PathBuf,
+    checked: bool,
+    name: String,
+}
+
+/// The kernels with planted bugs, which the emulated device's own tests run; not part of a package.
+fn planted(root: &Path, out: &Path, common: &DefaultHasher) -> Result<Vec<Job>, Fault> {
+    let path = root.join("tests/kernels/planted.cu");
+    println!("cargo::rerun-if-changed={}", path.display());
+    let code = without_comments(&fs::read_to_string(&path).unwrap_or_default());
+    let heads: Result<Vec<Head<'_>>, _> = heads(&code).collect();
+    let heads = heads.map_err(|(_, what)| format!("{}: {what}", path.display()))?;
+    let names: Vec<&str> = heads.iter().map(|h| h.name).collect();
+    let mut table = String::new();
+    for name in &names {
+        table += &declaration(name);
+    }
+    table += "pub(crate) static PLANTED: &[(&str, Thunk, Thunk)] = &[\n";
+    for name in &names {
+        let _ = writeln!(table, "    ({name:?}, tilework_plain_{name}, tilework_checked_{name}),");
+    }
+    table += "];\n";
+    let list = out.join("planted.rs");
+    fs::write(&list, table).map_err(|e| format!("{}: {e}", list.display()))?;
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    [false, true].into_iter().map(|checked| job(&path, &names, checked, common.clone(), out)).collect()
+}
+
+/// The C++ file of a kernel file, and the object it becomes: named by all that goes into it, so
+/// that what is there already need not be made again.
+fn job(path: &Path, names: &[&str], checked: bool, mut hash: DefaultHasher, out: &Path) -> Result<Job, Fault> {
+    let kind = if checked { "checked" } else { "plain" };
+    let mut text = String::from("#include \"cuda.h\"\n");
+    // The two builds of a kernel must not meet in the linker: the kernel itself gets another name,
+    // its helpers a namespace without one.
+    for name in names {
+        let _ = writeln!(text, "#define {name} {name}_{kind}");
+    }
+    let _ = writeln!(text, "namespace {{\n#include {path:?}\n}}");
+    for name in names {
+        let thunk = format!("void tilework_{kind}_{name}(void* const* args) {{ emu::call({name}, args); }}");
+        let _ = writeln!(text, "extern \"C\" EMU_NATIVE {thunk}");
+    }
+    text.hash(&mut hash);
+    fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?.hash(&mut hash);
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let stem = format!("{name}_{kind}_{:016x}", hash.finish());
+    let job = Job {
+        source: out.join(format!("{stem}.cpp")),
+        object: out.join(format!("{stem}.o")),
+        checked,
+        name: name.into_owned(),
+    };
+    fs::write(&job.source, text).map_err(|e| format!("{}: {e}", job.source.display()))?;
+    Ok(job)
+}
+
+/// Runs the jobs whose objects are missing, as many at a time as cargo allows.
+fn run_all(jobs: Vec<Job>, compiler: &cc::Tool) -> Result<(), Fault> {
+    let lanes = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize).max(1);
+    let todo: Vec<Job> = jobs.into_iter().filter(|j| !j.object.exists()).collect();
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let work = || -> Result<(), Fault> {
+        while let Some(job) = todo.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
+            run(job, compiler)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|s| {
+        let threads: Vec<_> = (0..lanes).map(|_| s.spawn(work)).collect();
+        threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(|_| Err("a compiler's thread failed".into())))
+    })
+}
+
+fn run(job: &Job, compiler: &cc::Tool) -> Result<(), Fault> {
+    // Renamed when complete: an interrupted build leaves no half object under the final name.
+    let partial = job.object.with_extension("partial");
+    let mut command: Command = compiler.to_command();
+    if job.checked {
+        // The accesses call our own hooks; the sanitizer's library is not linked. At a higher level
+        // the compiler merges accesses, and what the checker sees is not what was written.
+        command.args(["-O1", "-fsanitize=thread,alignment"]);
+        if compiler.is_like_clang() {
+            command.args(["-mllvm", "-tsan-instrument-func-entry-exit=0"]);
+        } else {
+            command.arg("--param=tsan-instrument-func-entry-exit=0");
+        }
+    }
+    command.arg("-c").arg(&job.source).arg("-o").arg(&partial);
+    let output = command.output().map_err(|e| format!("kernels/{}.cu: {e}", job.name))?;
+    if !output.status.success() {
+        let log = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("kernels/{}.cu: the C++ compiler says:\n{log}", job.name).replace('\n', " | "));
+    }
+    fs::rename(&partial, &job.object).map_err(|e| format!("{}: {e}", job.object.display()))
+}
+
+/// Removes objects of earlier versions.
+fn remove_stale(out: &Path, keep: &[PathBuf]) {
+    let Ok(entries) = fs::read_dir(out) else { return };
+    for path in entries.flatten().map(|e| e.path()) {
+        let kept = keep.iter().any(|k| k.file_stem() == path.file_stem());
+        if !kept && path.extension().is_some_and(|e| e == "o" || e == "cpp" || e == "partial") {
+            // What cannot be removed does no harm.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
