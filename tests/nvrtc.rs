@@ -93,7 +93,10 @@ fn the_table_of_kernels_is_whole() {
     let files = sources();
     assert!(ENTRIES.iter().enumerate().all(|(i, e)| e.index == i && files.iter().any(|f| f.stem == e.source.stem)));
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels");
-    let texts = std::fs::read_dir(folder).unwrap().map(|f| std::fs::read_to_string(f.unwrap().path()).unwrap());
+    // Not the page about kernels, which has examples.
+    let files =
+        std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).filter(|p| p.extension().unwrap() != "md");
+    let texts = files.map(|p| std::fs::read_to_string(p).unwrap());
     let written: usize = texts.map(|t| t.matches("extern \"C\" __global__").count()).sum();
     assert_eq!(ENTRIES.len(), written);
     assert!(ARCHS.iter().all(|&arch| limits(arch).is_some()));

@@ -94,7 +94,9 @@ class Report:
     def table(self):
         """The rows as Markdown, aligned, so that it is a table on a terminal too."""
         cells = [HEAD] + [[r["stage"], r["what"], r["status"], "" if r["seconds"] is None else f"{r['seconds']:.1f}", r["result"]] for r in self.rows]
-        cells = [[cell.replace("|", "/").replace("\n", " ") for cell in row] for row in cells]
+        # results.json has what is cut here.
+        cut = lambda text: text if len(text) <= 200 else text[:199] + "…"
+        cells = [[cut(cell.replace("|", "/").replace("\n", " ")) for cell in row] for row in cells]
         widths = [max(len(row[i]) for row in cells) for i in range(len(HEAD))]
         line = lambda row: "| " + " | ".join(c.rjust(w) if i == 3 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() + " |"
         rule = "|" + "|".join("-" * (w + 1) + (":" if i == 3 else "-") for i, w in enumerate(widths)) + "|"
