@@ -113,7 +113,7 @@ fn memory(address: u64, bytes: usize) -> Arg<'static> {
 }
 
 fn launch(gpu: &Gpu, entry: &'static Entry, shared: u32, args: &[Arg<'_>]) -> Result<(), String> {
-    let shape = Launch { grid: [2, 1, 1], block: [256, 1, 1], shared, flops: 0.0 };
+    let shape = Launch { shared, ..Launch::new(2, 256) };
     // SAFETY: the fake's kernels touch nothing but what `scale` gives them.
     unsafe { gpu.launch(entry, DType::F32, &shape, args) }.map_err(|e| e.to_string())
 }
@@ -256,7 +256,7 @@ fn kernels_are_compiled_once_and_launched() {
     let e = launch(&gpu, &ABSENT, 0, &[]).unwrap_err();
     assert!(e.contains("absent_fwd") && e.contains("CUDA_ERROR_NOT_FOUND"), "{e}");
     assert!(launch(&gpu, &FOREIGN, 0, &[]).unwrap_err().contains("not in the table"));
-    let shape = Launch { grid: [1; 3], block: [1; 3], shared: 0, flops: 0.0 };
+    let shape = Launch::new(1, 1);
     // SAFETY: refused before anything is launched.
     let e = unsafe { gpu.launch(&SCALE, DType::U8, &shape, &[]) }.unwrap_err().to_string();
     assert!(e.contains("u8"), "{e}");

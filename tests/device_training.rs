@@ -31,7 +31,17 @@ fn recipe(name: &str, set: &[&str]) -> Recipe {
 
 /// Trains on few images for some steps: the steps' reports and the state dict.
 fn train(recipe: &Recipe, device: &Device, steps: u64, graph: bool) -> (Vec<StepReport>, tilework::nn::state::Entries) {
-    let mut trainer = Trainer::new(recipe.clone(), shapes::generate(0, 60, 20), device).unwrap();
+    train_on(60, recipe, device, steps, graph)
+}
+
+fn train_on(
+    images: usize,
+    recipe: &Recipe,
+    device: &Device,
+    steps: u64,
+    graph: bool,
+) -> (Vec<StepReport>, tilework::nn::state::Entries) {
+    let mut trainer = Trainer::new(recipe.clone(), shapes::generate(0, images, 20), device).unwrap();
     if !graph {
         trainer.without_graph();
     }
@@ -73,6 +83,22 @@ fn losses_are_the_cpu_s_and_a_recorded_step_s_are_the_same() {
         let bits = |reports: &[StepReport]| reports.iter().map(|r| r.loss.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&replayed), bits(&launched), "with and without a recorded step");
         assert!(state == other, "the state after a recorded step, batch counts included");
+    }
+}
+
+/// More steps than a device keeps the numbers of, more images than a block has threads, and scores
+/// that are equal: dropout makes most of them 0.
+#[test]
+fn correct_answers_are_counted() {
+    let Some(under) = Under::new() else { return };
+    let layers = "layers=[\"max_pool 8\", \"flatten\", \"fc 10\", \"dropout 0.9\"]";
+    for (batch, images, steps) in [(2, 60, 70), (270, 270, 2)] {
+        let recipe = recipe("a1-lenet", &[layers, &format!("batch_size={batch}"), "epochs=9"]);
+        let counts = |device: &Device| {
+            let (reports, _) = train_on(images, &recipe, device, steps, true);
+            reports.iter().map(|r| (r.step, r.correct)).collect::<Vec<_>>()
+        };
+        assert_eq!(counts(under.first()), counts(&Device::cpu()), "batches of {batch}");
     }
 }
 

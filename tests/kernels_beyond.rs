@@ -11,9 +11,10 @@ use tilework::data::loader::{Augment, Border, Loader};
 use tilework::device::cuda::{Options, Tile};
 use tilework::nn::{LayerSpec, Model};
 use tilework::ops::batch_norm2d::Running;
+use tilework::ops::case::Fill;
 use tilework::ops::{Case, Draw, ROOMS, parity};
 use tilework::optim::{Adam, Optimizer, Sgd};
-use tilework::rng::Stream;
+use tilework::rng::{Stream, stream};
 use tilework::{Ctx, DType, Device, Tensor, Var};
 
 /// Pseudo-random numbers in [-1, 1).
@@ -29,6 +30,9 @@ fn close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
         assert!(g == w || (g - w).abs() <= tolerance * scale, "{what}[{i}] is {g}, the CPU has {w}");
     }
 }
+
+/// Grids of two blocks where a kernel strides over its elements.
+const STRIDING: Options = Options { explicit_conv: false, tile: None, sync_launches: false, max_blocks: Some(2) };
 
 /// Every tile of the matrix product, and convolution with its patches in memory.
 #[test]
@@ -59,20 +63,22 @@ fn products_in_every_form() {
 /// A gradient that is added to an earlier one: weights used twice, for every tile and with splits.
 #[test]
 fn gradients_accumulate() {
-    let twice = |name: &str, wide: usize| {
+    let twice = |name: &str, wide: usize, c: usize| {
         Case::new(name.to_string(), move |v, cx| {
             let a = v[0].conv2d(&v[1], Some(&v[2]), [1, 1], [1, 1], cx)?;
             a.conv2d(&v[1], Some(&v[2]), [1, 1], [1, 1], cx)
         })
-        .input("x", [3, wide, 9, 5], tilework::ops::case::Fill::Uniform)
-        .input("w", [5, 3, 3, 5], tilework::ops::case::Fill::Uniform)
-        .input("b", [5], tilework::ops::case::Fill::Uniform)
+        .input("x", [3, wide, 9, c], Fill::Uniform)
+        .input("w", [c, 3, 3, c], Fill::Uniform)
+        .input("b", [c], Fill::Uniform)
     };
-    let fc = Case::new("fc", |v, cx| v[0].linear(&v[1], Some(&v[2]), cx)?.linear(&v[1], Some(&v[2]), cx))
-        .input("x", [70, 33], tilework::ops::case::Fill::Uniform)
-        .input("w", [33, 33], tilework::ops::case::Fill::Uniform)
-        .input("b", [33], tilework::ops::case::Fill::Uniform);
-    let cases = [twice("small", 7), twice("splits", 40), fc];
+    let fc = |n: usize, size: usize| {
+        Case::new("fc", |v, cx| v[0].linear(&v[1], Some(&v[2]), cx)?.linear(&v[1], Some(&v[2]), cx))
+            .input("x", [n, size], Fill::Uniform)
+            .input("w", [size, size], Fill::Uniform)
+            .input("b", [size], Fill::Uniform)
+    };
+    let cases = [twice("small", 7, 5), twice("splits", 40, 5), twice("fours", 7, 4), fc(70, 33), fc(10, 36)];
     for tile in [None, Some(Tile::Large), Some(Tile::Medium), Some(Tile::Small)] {
         let Some(under) = Under::with(Options { tile, ..Options::default() }) else { return };
         for case in &cases {
@@ -85,9 +91,55 @@ fn gradients_accumulate() {
     }
 }
 
+/// Tensors that start within another's memory, where loads of four elements are not possible: each
+/// input alone, and the output's gradient.
+#[test]
+fn views_that_are_not_aligned() {
+    let Some(under) = Under::new() else { return };
+    for room in ROOMS {
+        for case in (room.cases)().into_iter().filter(|c| !c.bench) {
+            let want = parity::run(&case, &Device::cpu(), 3).unwrap();
+            for (name, device) in &under.devices {
+                for which in 0..=case.inputs.len() {
+                    let got = parity::run_with(&case, device, 3, &|i, tensor| {
+                        if i != which {
+                            return Ok(tensor);
+                        }
+                        let values = [vec![f32::NAN], tensor.to_vec()?].concat();
+                        Tensor::from_slice(device, [values.len()], &values)?
+                            .narrow(1, tensor.len())?
+                            .reshape(tensor.shape())
+                    });
+                    let got = got.unwrap_or_else(|e| panic!("{} {} ({name}, {which}): {e}", room.name, case.name));
+                    let d = parity::compare(&got, &want);
+                    let ok = d.error <= parity::tolerance(room.name);
+                    assert!(ok, "{} {} ({name}, {which}): {d:?}", room.name, case.name);
+                }
+            }
+        }
+    }
+}
+
+/// Kernels that stride over their elements, with a grid too small for them.
+#[test]
+fn grids_stride() {
+    let Some(under) = Under::with(STRIDING) else { return };
+    for room in ROOMS.iter().filter(|r| !["conv2d", "linear"].contains(&r.name)) {
+        for case in (room.cases)().into_iter().filter(|c| !c.bench) {
+            let want = parity::run(&case, &Device::cpu(), 6).unwrap();
+            for (name, device) in &under.devices {
+                let got = parity::run(&case, device, 6)
+                    .unwrap_or_else(|e| panic!("{} {} ({name}): {e}", room.name, case.name));
+                let d = parity::compare(&got, &want);
+                assert!(d.error <= parity::tolerance(room.name), "{} {} ({name}): {d:?}", room.name, case.name);
+            }
+        }
+    }
+}
+
 /// A model with parameters of awkward sizes.
 fn model(device: &Device) -> Model {
-    let layers = ["conv 3x3, 5 channels", "relu", "flatten", "fc 7"];
+    let layers = ["conv 3x3, 5 channels", "relu", "flatten", "fc 70"];
     let layers: Vec<LayerSpec> = layers.iter().map(|l| l.parse().unwrap()).collect();
     Model::build(&layers, [6, 5, 3], device, 1).unwrap()
 }
@@ -114,7 +166,7 @@ fn optimise(device: &Device, make: &dyn Fn(&Model) -> Box<dyn Optimizer>) -> Vec
 
 #[test]
 fn optimizers() {
-    let Some(under) = Under::new() else { return };
+    let Some(under) = Under::with(STRIDING) else { return };
     type Make = Box<dyn Fn(&Model) -> Box<dyn Optimizer>>;
     let sgd = |momentum, nesterov, decay| -> Make {
         Box::new(move |m| Box::new(Sgd::new(&m.params, momentum, nesterov, decay).unwrap()))
@@ -206,8 +258,12 @@ fn epoch(device: &Device, data: &Arc<Dataset>, batch: usize, augment: Augment) -
 #[test]
 fn batches_have_the_cpu_s_bits() {
     let Some(under) = Under::new() else { return };
+    // An image is mirrored whose number is below the probability, and not at it.
+    let numbers = Stream { seed: 77, epoch: 3, step: 0, id: stream::AUGMENT };
+    let edge = f64::from(numbers.word(4) >> 8) / f64::from(1 << 24);
     let augments = [
         Augment::default(),
+        Augment { flip: edge, pad: 0, border: Border::Black },
         Augment { flip: 0.5, pad: 2, border: Border::Black },
         Augment { flip: 0.3, pad: 3, border: Border::Reflect },
         Augment { flip: 1.0, pad: 0, border: Border::Black },
@@ -253,19 +309,25 @@ fn a_label_that_is_no_class_makes_the_loss_not_a_number() {
     for (name, device) in &under.devices {
         for bad in [-1, 4, i32::MAX, i32::MIN] {
             let labels = Tensor::from_slice(device, [3], &[0, bad, 3]).unwrap();
-            let x = Var::constant(Tensor::from_slice(device, [3, 4], &numbers(12, 0)).unwrap());
-            let mut cx = Ctx::eval(device);
-            let loss = x.cross_entropy(&labels, 0.1, &mut cx).unwrap();
-            assert!(loss.value().item().unwrap().is_nan(), "{name} {bad}");
-            let loss = x.log_softmax(&mut cx).unwrap().nll(&labels, &mut cx).unwrap();
-            assert!(loss.value().item().unwrap().is_nan(), "{name} {bad}");
+            let x = Tensor::from_slice(device, [3, 4], &numbers(12, 0)).unwrap();
+            for fused in [true, false] {
+                let mut cx = Ctx::train(device);
+                let x = cx.leaf(x.clone());
+                let loss = if fused { x.cross_entropy(&labels, 0.1, &mut cx) } else { x.nll(&labels, &mut cx) };
+                let loss = loss.unwrap();
+                assert!(loss.value().item().unwrap().is_nan(), "{name} {bad}");
+                // The gradient tells which row it was.
+                let grads = cx.backward_loss(&loss, None).unwrap();
+                let gx = grads.of(&x).unwrap().to_vec::<f32>().unwrap();
+                assert!(gx.iter().enumerate().all(|(i, g)| g.is_nan() == (i / 4 == 1)), "{name} {bad}: {gx:?}");
+            }
         }
     }
 }
 
 #[test]
 fn fills_and_copies() {
-    let Some(under) = Under::new() else { return };
+    let Some(under) = Under::with(STRIDING) else { return };
     for (name, device) in &under.devices {
         for n in [1, 255, 257, 5000] {
             let mut t = Tensor::zeros(device, DType::F32, [n]).unwrap();
@@ -287,4 +349,51 @@ fn the_ceilings_are_measured() {
     let Device::Cuda(cuda) = under.first() else { panic!("a CUDA device") };
     let ceiling = cuda.ceiling(1).unwrap();
     assert!(ceiling.bandwidth > 1e6 && ceiling.flops > 1e6, "{ceiling:?}");
+}
+
+/// Kernels that move four numbers with one access do so wherever memory and sizes allow. (The products
+/// do too, but the host's compiler takes their float4 apart.)
+#[cfg(tilework_emulator)]
+#[test]
+fn accesses_are_wide() {
+    use std::sync::Mutex;
+    use tilework::device::emulator::{self, Action, Follow, TraceOptions};
+    let room = |name: &str| ROOMS.iter().find(|r| r.name == name).unwrap();
+    // A room, the start of its case's name, a kernel, and what it reads or writes by fours.
+    let all: [(&str, &str, &str, &[&str]); 8] = [
+        ("add", "[3, 15", "add_fwd", &["a", "b", "y"]),
+        ("relu", "[3, 15", "relu_fwd", &["x", "y"]),
+        ("relu", "[3, 15", "relu_bwd", &["y", "g"]),
+        ("dropout", "[3, 77]", "dropout_apply", &["x", "y"]),
+        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_fwd_part", &["x"]),
+        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_fwd", &["x", "y"]),
+        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_bwd_part", &["x", "gy"]),
+        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_bwd_input", &["x", "g"]),
+    ];
+    for (of, start, kernel, places) in all {
+        let case = (room(of).cases)().into_iter().find(|c| c.name.starts_with(start)).unwrap();
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let follow = Follow { block: [0; 3], threads: 0..256 };
+        let trace = TraceOptions { kernel: kernel.into(), follow, events: events.clone() };
+        let how = emulator::Options { trace: Some(trace), ..emulator::Options::default() };
+        parity::run(&case, &Device::emulated_with(Options::default(), how).unwrap(), 0).unwrap();
+        let events = events.lock().unwrap();
+        for wanted in places {
+            let of_size = |words: usize| {
+                let is = |e: &&emulator::Event| match &e.action {
+                    Action::Read(place, Some(v)) | Action::Write(place, Some(v)) => {
+                        place.starts_with(&format!("{wanted}[")) && v.split(' ').count() == words
+                    }
+                    _ => false,
+                };
+                events.iter().filter(is).count()
+            };
+            let (one, four) = (of_size(1), of_size(4));
+            // What is left over is three elements at most, read and written.
+            assert!(
+                four > 0 && one <= 6,
+                "{kernel} of {start}: {wanted} moves {four} times by fours, {one} times alone"
+            );
+        }
+    }
 }

@@ -204,7 +204,7 @@ impl ParamGrads {
 
     fn norm_on(&self, cuda: &Cuda) -> Result<f64> {
         let n = self.buffer.len();
-        let first = Launch { grid: [n.div_ceil(BLOCK as usize).clamp(1, 512) as u32, 1, 1], ..Launch::each(n) };
+        let first = Launch::new(n.div_ceil(BLOCK as usize).clamp(1, 512), BLOCK);
         let blocks = first.grid[0] as usize;
         let mut partial = self.buffer.device().alloc(DType::F32, blocks)?;
         let d = ParamsDims { n: n as i32, root: 0 };

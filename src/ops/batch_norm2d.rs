@@ -440,6 +440,7 @@ pub fn cases() -> Vec<Case> {
         case([1, 1, 1, 3], false),
         case([5, 4, 3, 33], true),
         case([5, 4, 3, 33], false),
+        case([1, 1, 1, 515], false),
         case([2, 3, 5, 31], true),
         case([3, 7, 5, 64], true),
         case([1, 5, 2, 132], true),

@@ -393,6 +393,8 @@ pub fn cases() -> Vec<Case> {
         case(3, 17, 5, true),
         case(9, 33, 70, false),
         case(4, 130, 260, true),
+        case(5, 24, 36, true),
+        case(36, 8, 20, true),
         case(4, 400, 120, true).timed(),
         case(16, 18_432, 1024, true).timed(),
     ]

@@ -139,7 +139,7 @@ fn case(labels: Vec<i32>, c: usize) -> Case {
 /// Shapes that tests and benches share.
 pub fn cases() -> Vec<Case> {
     let mut d = Draw::new(1);
-    vec![case(vec![0], 1), case(d.labels(5, 10), 10), case(d.labels(256, 10), 10).timed()]
+    vec![case(vec![0], 1), case(d.labels(5, 10), 10), case(d.labels(300, 3), 3), case(d.labels(256, 10), 10).timed()]
 }
 
 /// A small case drawn at random.

@@ -48,14 +48,31 @@ pub struct Difference {
 /// # Errors
 /// Whatever the op reports.
 pub fn run(case: &Case, device: &Device, seed: u64) -> Result<Vec<(String, Vec<f32>)>> {
+    run_with(case, device, seed, &|_, tensor| Ok(tensor))
+}
+
+/// The same with each tensor that is handed to the op replaced by what `change` makes of it and its
+/// number: the inputs', or after them that of the output's gradient. It has the same numbers, but may
+/// lie elsewhere.
+///
+/// # Errors
+/// Whatever the op or `change` reports.
+pub fn run_with(
+    case: &Case,
+    device: &Device,
+    seed: u64,
+    change: &dyn Fn(usize, Tensor) -> Result<Tensor>,
+) -> Result<Vec<(String, Vec<f32>)>> {
     let inputs = case.tensors(device, DType::F32, seed)?;
     let mut cx = Case::ctx(device)?;
-    let vars: Vec<Var> = inputs.into_iter().map(|t| cx.leaf(t)).collect();
+    let vars: Result<Vec<Var>> = inputs.into_iter().enumerate().map(|(i, t)| Ok(cx.leaf(change(i, t)?))).collect();
+    let vars = vars?;
     let y = (case.apply)(&vars, &mut cx)?;
     // No two neighbouring gradients alike, so that a swapped index shows.
     let gy: Vec<f32> = (0..y.value().len()).map(|i| (i * 7919 % 1009) as f32 / 504.5 - 0.9).collect();
     let mut all = vec![("y".to_string(), y.value().to_vec::<f32>()?)];
-    let grads = cx.backward(&y, Tensor::from_slice(device, y.shape(), &gy)?, None)?;
+    let gy = change(vars.len(), Tensor::from_slice(device, y.shape(), &gy)?)?;
+    let grads = cx.backward(&y, gy, None)?;
     for (var, input) in vars.iter().zip(&case.inputs) {
         if let Some(g) = grads.of(var) {
             all.push((format!("g{}", input.name), g.to_vec::<f32>()?));

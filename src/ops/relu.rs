@@ -107,7 +107,7 @@ fn case(shape: Shape, fill: Fill) -> Case {
 pub fn cases() -> Vec<Case> {
     vec![
         case([1].into(), Fill::NonZero),
-        case([3, 5, 7, 11].into(), Fill::NonZero),
+        case([3, 15, 17, 11].into(), Fill::NonZero),
         case([2, 33].into(), Fill::Ties),
         case([4, 28, 28, 6].into(), Fill::NonZero).timed(),
         case([16, 28, 28, 32].into(), Fill::NonZero).timed(),

@@ -97,18 +97,20 @@ pub struct Launch {
     pub shared: u32,
     /// Floating-point operations, for reports.
     pub flops: f64,
+    /// Whether the kernel strides over what its grid does not cover, so that any grid will do.
+    pub strides: bool,
 }
 
 impl Launch {
     /// `blocks` blocks of `threads` threads in a row.
     pub fn new(blocks: usize, threads: u32) -> Self {
-        Launch { grid: [blocks as u32, 1, 1], block: [threads, 1, 1], shared: 0, flops: 0.0 }
+        Launch { grid: [blocks as u32, 1, 1], block: [threads, 1, 1], shared: 0, flops: 0.0, strides: false }
     }
 
     /// At least one thread of a block of [`BLOCK`] for each of `n` elements, up to as many blocks as
     /// keep a large GPU busy: the kernel strides over the rest.
     pub fn each(n: usize) -> Self {
-        Launch::new(n.div_ceil(BLOCK as usize).min(4096), BLOCK)
+        Launch { strides: true, ..Launch::new(n.div_ceil(BLOCK as usize).min(4096), BLOCK) }
     }
 
     /// Blocks of `width` by `height` threads; the grid is yet to be given.

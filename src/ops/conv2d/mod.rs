@@ -191,6 +191,7 @@ pub fn cases() -> Vec<Case> {
         case([3, 7, 5, 2], 5, Window::square(3, 2, 1), false),
         case([2, 6, 8, 3], 4, odd, true),
         case([5, 4, 4, 9], 17, plain(1), true),
+        case([2, 5, 6, 4], 8, Window::square(3, 2, 1), true),
         case([2, 3, 3, 4], 3, Window::square(1, 2, 1), true),
         case([17, 6, 6, 5], 20, plain(5), true),
         case([3, 5, 20, 3], 7, Window { kernel: [3, 4], stride: [2, 1], pad: [1, 1] }, true),

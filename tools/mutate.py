@@ -1,0 +1,289 @@
+#!/usr/bin/env python3
+"""Makes random mutants of the CUDA kernels and counts those that the tests kill.
+
+    tools/mutate.py --seed 1 --count 100             a campaign
+    tools/mutate.py --seed 1 --count 100 --only 7,12 some of its mutants again
+
+A mutant is one small change in kernels/*.cu or *.cuh: a barrier removed, a bound moved by one, an
+index swapped, an accumulator not cleared, a wrong stride. The tests' executables are built once; for
+each mutant the kernel files that contain the change are compiled as build.rs does, plain and checked,
+and linked in front of the crate, so that their symbols win. A test that fails, crashes or hangs kills
+the mutant; one that no compiler accepts is not counted. Needs g++ or clang++ ($CXX) and Python alone.
+"""
+import argparse, json, os, random, re, shutil, signal, subprocess, sys, time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "kernels"
+# In the order in which a mutant meets them: the quickest first.
+TESTS = ["kernels", "kernels_beyond", "device_training"]
+# Where nothing looks at the output: a chain of multiply-adds that only takes time.
+BLIND = {"ceiling.cu": "extern \"C\" __global__ void __launch_bounds__(256) ceiling_multiply_add"}
+# What is easily mistaken for each other.
+PAIRS = """h w,ho wo,kh kw,sh sw,ph pw,r s,row col,row column,rows cols,rows columns,rows c,p q,x y,m n,i k,i j,
+    TM TN,BM BN,m0 n0,a b,p0 p1,q0 q1,r0 s0,row0 col0,first last,lane row,inputs outputs,n c,k kk,line k,av bv,
+    a_k b_k,a_line b_line,as bs,mean inv_std,gamma beta,gy gyx,b1 b2,c1 c2,c2 c3,p0 p1,k0 k1,step splits,c o,
+    at bt,image h,strip width,size splits,keep take,n m2,lanes step,tile chunk,group lanes"""
+PARTNERS = {}
+for pair in PAIRS.split(","):
+    one, other = pair.split()
+    PARTNERS.setdefault(one, set()).add(other)
+    PARTNERS.setdefault(other, set()).add(one)
+
+
+def code_of(name, text):
+    """The text with all that is no code of a kernel blanked out, positions kept."""
+    blank = lambda m: re.sub(r"[^\n]", " ", m.group())
+    code = re.sub(r"//[^\n]*|/\*.*?\*/|\"[^\"\n]*\"", blank, text, flags=re.S)
+    # The real CUDA branch of common.cuh, which the emulated device does not compile.
+    code = re.sub(r"#else.*?#endif", blank, code, flags=re.S)
+    code = re.sub(r"^[ \t]*#(?!define FOR_EACH)[^\n]*", blank, code, flags=re.M)
+    # What the host and the driver read, not the kernel.
+    code = re.sub(r"struct \w+Dims \{.*?\};|struct StepState \{.*?\};", blank, code, flags=re.S)
+    code = re.sub(r"__launch_bounds__\([^)]*\)|static_assert\([^;]*;|template <[^>]*>|typedef [^;]*;", blank, code)
+    if name in BLIND:
+        start = text.index(BLIND[name])
+        code = code[:start] + blank(re.match(r".*", code[start:], re.S))
+    return code
+
+
+def matching(code, start):
+    """The position after the bracket that closes the one at `start`."""
+    depth = 0
+    for i in range(start, len(code)):
+        depth += (code[i] == "(") - (code[i] == ")")
+        if depth == 0:
+            return i + 1
+    return None
+
+
+def sites(code, text):
+    """All mutations of a file, by operator: (start, end, replacement)."""
+    out = {}
+
+    def add(operator, start, end, new):
+        if text[start:end] != new:
+            out.setdefault(operator, []).append((start, end, new))
+
+    def each(operator, pattern, *news):
+        for m in re.finditer(pattern, code):
+            for new in news:
+                new = new(m) if callable(new) else new
+                for one in new if isinstance(new, (list, tuple)) else [new]:
+                    add(operator, *m.span(), one)
+
+    each("barrier removed", r"__syncthreads\(\);", ";")
+    moved = {"<": "<=", ">": ">=", "<=": "<", ">=": ">", "==": "!=", "!=": "=="}
+    each("comparison", r"(?<= )(<=|>=|<|>|==|!=)(?= )", lambda m: moved[m.group()])
+    for m in re.finditer(r"(?<= )(?:<|<=|>=|>) ([^;,&|?{}]+?)(?=;| &&| \|\||\)+ |\) *$| \?)", code, re.M):
+        start, end = m.span(1)
+        if code[start:end].count("(") == code[start:end].count(")"):
+            add("bound moved by one", start, end, f"({m.group(1)} - 1)")
+            add("bound moved by one", start, end, f"({m.group(1)} + 1)")
+    each("number off by one", r"(?<![\w.])\d+(?![\w.])", lambda m: [str(int(m.group()) + 1), str(int(m.group()) - 1)])
+    each("name swapped", r"\b[A-Za-z_]\w*\b(?! \w|\()", lambda m: sorted(PARTNERS.get(m.group(), ())))
+    start_value = r"(?<=[\w\])]) = (0\.0f|0\.0|0|\{\})(?=[;,])"
+    each("start value", start_value, lambda m: [""] if m[1] == "{}" else [" = 1" + m[1][1:]] + ["", ' = nanf("")'] * ("." in m[1]))
+    each("operator", r"(?<= )[*/%+-](?= )", lambda m: {"*": "+", "/": "*", "%": "/", "+": "-", "-": "+"}[m.group()])
+    fields = sorted({f for m in re.finditer(r"\bd\.(\w+)", code) for f in [m[1]]})
+    each("other size", r"(?<=\bd\.)\w+\b(?!\()", lambda m: [f for f in fields if f != m.group()])
+    each("stride", r"\b(blockDim|gridDim)\.[xyz]", lambda m: [f"({m.group()} - 1)", f"({m.group()} + 1)"])
+    each("assignment", r"(?<= )[+*/-]=(?= )", lambda m: {"+=": ["=", "-="]}.get(m.group(), ["="]))
+    each("and for or", r"&&|\|\|", lambda m: {"&&": "||", "||": "&&"}[m.group()])
+    each("min for max", r"\b(f?)(min|max)(f?)(?=\()", lambda m: m[1] + {"min": "max", "max": "min"}[m[2]] + m[3])
+    for m in re.finditer(r"\bif (?:constexpr )?(?=\()", code):
+        end = matching(code, m.end())
+        if end:
+            add("condition negated", m.end(), end, f"(!{text[m.end():end]})")
+            guard = re.match(r" (return|continue)\b[^;]*;", code[end:])
+            if guard:
+                add("guard removed", m.start(), end + guard.end(), ";")
+    return out
+
+
+def draw(seed, count):
+    """The mutants of a campaign: (file, operator, start, end, replacement). A file's share is that of its code."""
+    rng = random.Random(seed)
+    texts = {p.name: p.read_text() for p in sorted(KERNELS.glob("*.cu*"))}
+    codes = {n: code_of(n, t) for n, t in texts.items()}
+    table = {n: sites(codes[n], texts[n]) for n in texts}
+    names = [n for n in texts if table[n]]
+    weights = [len(re.sub(r"\s", "", codes[n])) for n in names]
+    seen, drawn = set(), []
+    while len(drawn) < count:
+        name = rng.choices(names, weights)[0]
+        operators = sorted(table[name])
+        # Barriers and the like are few, and matter: the operator is drawn before the place.
+        operator = rng.choices(operators, [min(len(table[name][o]), 12) for o in operators])[0]
+        mutant = (name, operator, *rng.choice(table[name][operator]))
+        if mutant not in seen:
+            seen.add(mutant)
+            drawn.append(mutant)
+    return texts, drawn
+
+
+LINKER = """#!/usr/bin/env python3
+import json, os, shutil, sys
+folder = os.environ["MUTATE_LINK"]
+kept = []
+for i, arg in enumerate(sys.argv[1:]):
+    # The test's own objects are gone after the link.
+    if os.path.isfile(arg) and not arg.endswith((".rlib", ".so")):
+        arg = shutil.copy(arg, os.path.join(folder, f"{i}_" + os.path.basename(arg)))
+    kept.append(arg)
+json.dump(kept, open(os.path.join(folder, "args.json"), "w"))
+os.execvp("cc", ["cc"] + sys.argv[1:])
+"""
+
+
+def build(work):
+    """Builds the tests, keeping how each is linked: their link lines, and where build.rs left its files."""
+    linker = work / "cc"
+    linker.write_text(LINKER)
+    linker.chmod(0o755)
+    lines, out = {}, None
+    for test in TESTS:
+        folder = work / f"link_{test}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        command = ["cargo", "rustc", "--quiet", "--profile", "dev", "--test", test, "--message-format=json", "--"]
+        # The extra number makes cargo link again although nothing has changed.
+        command += ["-C", f"linker={linker}", "-C", f"metadata=mutate{os.getpid()}"]
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "MUTATE_LINK": str(folder)}, stdout=subprocess.PIPE)
+        if done.returncode != 0:
+            sys.exit("the tests do not build")
+        lines[test] = json.loads((folder / "args.json").read_text())
+        for line in done.stdout.decode().splitlines():
+            message = json.loads(line)
+            folder_out = Path(message.get("out_dir") or "/")
+            if message["reason"] == "build-script-executed" and list(folder_out.glob("conv2d_checked_*.cpp")):
+                out = folder_out
+    return lines, out
+
+
+class Bench:
+    """Compiles, links and runs mutants."""
+
+    def __init__(self, work, timeout):
+        self.work, self.timeout = work, timeout
+        self.lines, self.out = build(work)
+        self.copy = work / "kernels"
+        cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+        # As in build.rs.
+        shim = ROOT / "src/device/emulator"
+        self.flags = ["-O2", "-ffunction-sections", "-fdata-sections", "-fPIC", "-m64", "-std=c++17", "-w", "-g1"]
+        self.flags += ["-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+        self.flags += ["-Werror=frame-larger-than=16384", "-DTILEWORK_EMULATED", "-DTILEWORK_T=float"]
+        self.flags += [f"-I{shim}", f"-I{self.copy}"] + (["-mavx2", "-mfma"] if " fma" in cpu else [])
+        self.checked = ["-O1", "-fsanitize=thread,alignment", "--param=tsan-instrument-func-entry-exit=0"]
+        self.compiler = os.environ.get("CXX", "g++")
+        if "clang" in self.compiler:
+            self.checked[2:] = ["-mllvm", "-tsan-instrument-func-entry-exit=0"]
+
+    def affected(self, name, texts):
+        """The kernel files that a file is part of."""
+        includes = {n: set(re.findall(r'#include "(\w+\.cuh)"', t)) for n, t in texts.items()}
+        users = {name}
+        while True:
+            more = {n for n, i in includes.items() if i & users} | users
+            if more == users:
+                return sorted(n for n in users if n.endswith(".cu"))
+            users = more
+
+    def objects(self, files):
+        """Compiles kernel files of the copy, plain and checked; None if the compiler refuses."""
+        made = []
+        for name in files:
+            stem = name[:-3]
+            for kind in ["plain", "checked"]:
+                cpp, obj = self.work / f"{stem}_{kind}.cpp", self.work / f"{stem}_{kind}.o"
+                source = next(p for p in self.out.glob(f"{stem}_{kind}_*.cpp") if len(p.stem) == len(stem) + len(kind) + 18)
+                cpp.write_text(source.read_text().replace(str(KERNELS), str(self.copy)))
+                flags = self.flags + (self.checked if kind == "checked" else [])
+                done = subprocess.run([self.compiler, *flags, "-c", str(cpp), "-o", str(obj)], capture_output=True)
+                if done.returncode != 0:
+                    return None
+                made.append(str(obj))
+        return made
+
+    def run(self, test, objects):
+        """Links a test with some objects in front and runs it; what went wrong, or None."""
+        program, args = self.work / f"run_{test}", list(self.lines[test])
+        args[args.index("-o") + 1] = str(program)
+        subprocess.run(["cc", *objects, *args], check=True, capture_output=True)
+        child = subprocess.Popen([program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                 start_new_session=True, env={**os.environ, "TILEWORK_REQUIRE": "emulator"})
+        try:
+            said = child.communicate(timeout=self.timeout)[0].decode(errors="replace")
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+            return f"{test}: hangs"
+        failed = re.findall(r"^test (\S+) \.\.\. FAILED", said, re.M)
+        return None if child.returncode == 0 else f"{test}: {', '.join(failed) or 'crashes'}"
+
+    def judge(self, texts, mutant):
+        """What becomes of a mutant: 'refused', 'survived', or which test kills it."""
+        name, _, start, end, new = mutant
+        shutil.rmtree(self.copy, ignore_errors=True)
+        self.copy.mkdir()
+        for other, text in texts.items():
+            (self.copy / other).write_text(text[:start] + new + text[end:] if other == name else text)
+        objects = self.objects(self.affected(name, texts))
+        if objects is None:
+            return "refused"
+        return next(filter(None, (self.run(test, objects) for test in TESTS)), "survived")
+
+
+def show(texts, mutant):
+    """The mutant as a difference of lines."""
+    name, operator, start, end, new = mutant
+    text = texts[name]
+    a, z = text.rfind("\n", 0, start) + 1, text.find("\n", end)
+    place = f"kernels/{name}:{1 + text[:start].count(chr(10))}: {operator}"
+    return f"{place}\n      - {text[a:z].strip()}\n      + {(text[a:start] + new + text[end:z]).strip()}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--count", type=int, default=100, help="mutants to draw")
+    parser.add_argument("--only", help="the numbers of those to run, with commas")
+    parser.add_argument("--timeout", type=float, default=60, help="seconds after which a test hangs")
+    parser.add_argument("--list", action="store_true", help="only print the mutants")
+    parser.add_argument("--work", type=Path, default=ROOT / "target/mutate", help="folder for what is built")
+    options = parser.parse_args()
+    texts, drawn = draw(options.seed, options.count)
+    chosen = [int(n) for n in options.only.split(",")] if options.only else range(options.count)
+    if options.list:
+        for number in chosen:
+            print(f"{number:4} {show(texts, drawn[number])}")
+        return
+    options.work.mkdir(parents=True, exist_ok=True)
+    bench = Bench(options.work, options.timeout)
+    # The sources as they are must pass, and a kernel that is plainly wrong must not.
+    text = texts["add.cu"]
+    at = text.index("a + b; }")
+    for what, mutant, good in [("unchanged", ("add.cu", "", 0, 0, ""), True), ("wrong", ("add.cu", "", at, at + 5, "a - b"), False)]:
+        fate = bench.judge(texts, mutant)
+        if (fate == "survived") != good:
+            sys.exit(f"the {what} kernels: {fate}")
+    counts = {}
+    for number in chosen:
+        mutant, begun = drawn[number], time.time()
+        fate = bench.judge(texts, mutant)
+        made, killed = counts.get(mutant[0], (0, 0))
+        if fate != "refused":
+            counts[mutant[0]] = (made + 1, killed + (fate != "survived"))
+        print(f"{number:4} {time.time() - begun:3.0f} s {fate.upper() if fate == 'survived' else fate}: "
+              f"{show(texts, mutant)}", flush=True)
+    print(f"\nseed {options.seed}\n{'file':24} {'made':>5} {'killed':>7} {'survived':>9}")
+    counts["together"] = tuple(map(sum, zip(*counts.values()))) if counts else (0, 0)
+    for name, (made, killed) in counts.items():
+        print(f"{name:24} {made:5} {killed:7} {made - killed:9}")
+    made, killed = counts["together"]
+    print(f"{100 * killed / max(made, 1):.1f} % of {made} mutants killed")
+
+
+if __name__ == "__main__":
+    main()
