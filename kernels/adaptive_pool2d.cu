@@ -1,5 +1,5 @@
 // Adaptive pools: the largest value, or the mean, under windows that follow from the output's size.
-#include "common.cuh"
+#include "pool.cuh"
 
 struct AdaptivePool2dDims {
   int n, h, w, c;  // x [n, h, w, c]
@@ -30,21 +30,9 @@ adaptive_pool2d_fwd_max(const T* __restrict__ x, T* __restrict__ y, int* __restr
     int c = i % d.c, q = i / d.c % d.wo, p = i / d.c / d.wo % d.ho, n = i / d.c / d.wo / d.ho;
     Span rows(p, d.ho, d.h), cols(q, d.wo, d.w);
     const T* image = x + (size_t)n * d.h * d.w * d.c + c;  // [h, w] of stride c
-    int who = rows.first * d.w + cols.first;
-    float best = to_float(image[(size_t)who * d.c]);
-    for (int r = rows.first; r < rows.last; ++r) {
-      for (int s = cols.first; s < cols.last; ++s) {
-        int pixel = r * d.w + s;
-        float v = to_float(image[(size_t)pixel * d.c]);
-        // Neither <= nor == holds for NaN.
-        if (!(v <= best) && best == best) {
-          best = v;
-          who = pixel;
-        }
-      }
-    }
-    y[i] = from_float<T>(best);
-    arg[i] = who;
+    Largest found = largest_pixel(image, d.w, d.c, rows.first, rows.last, cols.first, cols.last);
+    y[i] = from_float<T>(found.value);
+    arg[i] = found.pixel;
   }
 }
 

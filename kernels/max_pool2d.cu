@@ -1,5 +1,5 @@
 // Max-pool: the largest value under each window; the gradient goes to its place.
-#include "common.cuh"
+#include "pool.cuh"
 
 struct MaxPool2dDims {
   int n, h, w, c;  // x [n, h, w, c]
@@ -24,21 +24,10 @@ max_pool2d_fwd(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ arg
     int c = i % d.c, q = i / d.c % d.wo, p = i / d.c / d.wo % d.ho, n = i / d.c / d.wo / d.ho;
     int r0 = p * d.sh - d.ph, s0 = q * d.sw - d.pw;
     const T* image = x + (size_t)n * d.h * d.w * d.c + c;  // [h, w] of stride c
-    int who = max(r0, 0) * d.w + max(s0, 0);
-    float best = to_float(image[(size_t)who * d.c]);
-    for (int r = max(r0, 0); r < min(r0 + d.kh, d.h); ++r) {
-      for (int s = max(s0, 0); s < min(s0 + d.kw, d.w); ++s) {
-        int pixel = r * d.w + s;
-        float v = to_float(image[(size_t)pixel * d.c]);
-        // Neither <= nor == holds for NaN.
-        if (!(v <= best) && best == best) {
-          best = v;
-          who = pixel;
-        }
-      }
-    }
-    y[i] = from_float<T>(best);
-    arg[i] = who;
+    Largest found = largest_pixel(image, d.w, d.c, max(r0, 0), min(r0 + d.kh, d.h), max(s0, 0),
+                                    min(s0 + d.kw, d.w));
+    y[i] = from_float<T>(found.value);
+    arg[i] = found.pixel;
   }
 }
 

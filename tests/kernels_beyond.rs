@@ -357,7 +357,7 @@ fn the_ceilings_are_measured() {
 #[test]
 fn accesses_are_wide() {
     use std::sync::Mutex;
-    use tilework::device::emulator::{self, Action, Follow, TraceOptions};
+    use tilework::device::emulator::{self, Action, Follow, TraceOptions, Traced};
     let room = |name: &str| ROOMS.iter().find(|r| r.name == name).unwrap();
     // A room, the start of its case's name, a kernel, and what it reads or writes by fours.
     let all: [(&str, &str, &str, &[&str]); 8] = [
@@ -372,12 +372,12 @@ fn accesses_are_wide() {
     ];
     for (of, start, kernel, places) in all {
         let case = (room(of).cases)().into_iter().find(|c| c.name.starts_with(start)).unwrap();
-        let events = Arc::new(Mutex::new(Vec::new()));
+        let traced = Arc::new(Mutex::new(Traced::default()));
         let follow = Follow { block: [0; 3], threads: 0..256 };
-        let trace = TraceOptions { kernel: kernel.into(), follow, events: events.clone() };
+        let trace = TraceOptions { kernel: kernel.into(), follow, traced: traced.clone() };
         let how = emulator::Options { trace: Some(trace), ..emulator::Options::default() };
         parity::run(&case, &Device::emulated_with(Options::default(), how).unwrap(), 0).unwrap();
-        let events = events.lock().unwrap();
+        let events = &traced.lock().unwrap().events;
         for wanted in places {
             let of_size = |words: usize| {
                 let is = |e: &&emulator::Event| match &e.action {

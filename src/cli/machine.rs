@@ -50,7 +50,8 @@ impl Machine {
 
     /// The device, and its name with the reason for the choice.
     pub(super) fn device(&self) -> Result<(Device, String)> {
-        let options = Options { explicit_conv: self.explicit_conv, sync_launches: self.sync_launches, ..Options::default() };
+        let options =
+            Options { explicit_conv: self.explicit_conv, sync_launches: self.sync_launches, ..Options::default() };
         let threads = self.threads();
         let plural = if threads == 1 { "" } else { "s" };
         let cpu = |why: &str| (Device::cpu(), format!("cpu{why}, {threads} thread{plural}"));
