@@ -5,6 +5,7 @@ use crate::device::cpu::free_memory;
 use crate::device::cuda::{Address, Arg, Driver, Entry, Graph, Info, Launch};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::kernels::ENTRIES;
 use std::alloc::Layout;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,12 +33,21 @@ impl Default for Options {
 /// What to trace.
 #[derive(Clone, Debug)]
 pub struct TraceOptions {
-    /// How the kernel's name begins; its first launch is traced.
+    /// The kernel's name, or how it begins if no kernel has it; its first launch is traced.
     pub kernel: String,
     /// A block and some of its threads.
     pub follow: Follow,
     /// Where the trace goes.
     pub traced: Arc<Mutex<Traced>>,
+}
+
+impl TraceOptions {
+    fn means(&self, entry: &Entry) -> bool {
+        match ENTRIES.iter().any(|e| e.name == self.kernel) {
+            true => entry.name == self.kernel,
+            false => entry.name.starts_with(&self.kernel),
+        }
+    }
 }
 
 /// The trace of a launch.
@@ -167,7 +177,7 @@ unsafe fn execute(options: &Options, entry: &'static Entry, launch: &Launch, arg
         args: &pointers,
     };
     let order = options.order;
-    let wanted = |t: &&TraceOptions| entry.name.starts_with(&t.kernel) && lock(&t.traced).kernel.is_empty();
+    let wanted = |t: &&TraceOptions| t.means(entry) && lock(&t.traced).kernel.is_empty();
     let traced = options.trace.as_ref().filter(wanted);
     let report = if let Some(trace) = traced {
         // SAFETY: the caller's promise.
