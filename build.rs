@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     match build() {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
-            println!("cargo::error={fault}");
+            fault.lines().for_each(|line| println!("cargo::error={line}"));
             ExitCode::FAILURE
         }
     }

@@ -173,7 +173,7 @@ fn run(job: &Job, compiler: &cc::Tool) -> Result<(), Fault> {
     let output = command.output().map_err(|e| format!("kernels/{}.cu: {e}", job.name))?;
     if !output.status.success() {
         let log = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("kernels/{}.cu: the C++ compiler says:\n{log}", job.name).replace('\n', " | "));
+        return Err(format!("kernels/{}.cu: the C++ compiler says:\n{log}", job.name));
     }
     fs::rename(&partial, &job.object).map_err(|e| format!("{}: {e}", job.object.display()))
 }
