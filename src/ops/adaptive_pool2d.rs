@@ -262,6 +262,11 @@ pub fn cases() -> Vec<Case> {
         all.push(case([2, 9, 7, 33], [4, 5], max));
         all.push(case([256, 4, 4, 80], [1, 1], max).timed());
     }
+    // The first of equal values wins.
+    let mut ties = case([2, 7, 5, 3], [3, 2], true);
+    ties.name += " with ties";
+    ties.inputs.clear();
+    all.push(ties.input("x", [2, 7, 5, 3], Fill::Ties));
     all
 }
 
