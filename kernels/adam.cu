@@ -2,13 +2,13 @@
 #include "four.cuh"
 
 struct AdamDims {
-  int fours;            // elements / 4
-  float b1, c1;         // decay of the mean, and 1 - b1
-  float b2, c2;         // decay of the mean square, and 1 - b2
-  float log_b1, log_b2; // their logarithms
-  float eps;            // added to the denominator
-  float decay;          // Adam's weight decay: an L2 penalty
-  float shrink;         // AdamW's, decoupled
+  int fours;             // elements / 4
+  float b1, c1;          // decay of the mean, and 1 - b1
+  float b2, c2;          // decay of the mean square, and 1 - b2
+  float log_b1, log_b2;  // their logarithms
+  float eps;             // added to the denominator
+  float decay;           // Adam's weight decay: an L2 penalty
+  float shrink;          // AdamW's, decoupled
 };
 
 // g' = g + decay * p; m = b1 * m + c1 * g'; v = b2 * v + c2 * g'^2;
@@ -21,8 +21,8 @@ struct AdamDims {
 // Registers: at most 48.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-adam_step(const float* __restrict__ g, float* __restrict__ m, float* __restrict__ v, float* __restrict__ p,
-          const StepState* __restrict__ s, AdamDims d) {
+    adam_step(const float* __restrict__ g, float* __restrict__ m, float* __restrict__ v, float* __restrict__ p,
+              const StepState* __restrict__ s, AdamDims d) {
   float t = (float)s->step + 1.0f;
   // Folded so that the loop has one square root and one division.
   float rate = s->lr / -expm1f(t * d.log_b1), unbias = 1.0f / sqrtf(-expm1f(t * d.log_b2));

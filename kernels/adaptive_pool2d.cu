@@ -25,7 +25,7 @@ struct Span {
 // Registers: at most 64.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-adaptive_pool2d_fwd_max(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ arg, AdaptivePool2dDims d) {
+    adaptive_pool2d_fwd_max(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ arg, AdaptivePool2dDims d) {
   FOR_EACH(i, d.n * d.ho * d.wo * d.c) {
     int c = i % d.c, q = i / d.c % d.wo, p = i / d.c / d.wo % d.ho, n = i / d.c / d.wo / d.ho;
     Span rows(p, d.ho, d.h), cols(q, d.wo, d.w);
@@ -44,8 +44,9 @@ adaptive_pool2d_fwd_max(const T* __restrict__ x, T* __restrict__ y, int* __restr
 // Limits: inputs < 2^31, (h + 1) * ho and (w + 1) * wo < 2^31.
 // Registers: at most 64.
 // Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256) adaptive_pool2d_bwd_max(
-    const T* __restrict__ gy, const int* __restrict__ arg, T* __restrict__ gx, AdaptivePool2dDims d) {
+extern "C" __global__ void __launch_bounds__(256)
+    adaptive_pool2d_bwd_max(const T* __restrict__ gy, const int* __restrict__ arg, T* __restrict__ gx,
+                            AdaptivePool2dDims d) {
   FOR_EACH(i, d.n * d.h * d.w * d.c) {
     int c = i % d.c, n = i / d.c / (d.h * d.w), pixel = i / d.c - n * d.h * d.w;
     Span rows(pixel / d.w, d.h, d.ho), cols(pixel % d.w, d.w, d.wo);
@@ -69,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(256) adaptive_pool2d_bwd_max(
 // Registers: at most 64.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-adaptive_pool2d_fwd_avg(const T* __restrict__ x, T* __restrict__ y, AdaptivePool2dDims d) {
+    adaptive_pool2d_fwd_avg(const T* __restrict__ x, T* __restrict__ y, AdaptivePool2dDims d) {
   FOR_EACH(i, d.n * d.ho * d.wo * d.c) {
     int c = i % d.c, q = i / d.c % d.wo, p = i / d.c / d.wo % d.ho, n = i / d.c / d.wo / d.ho;
     Span rows(p, d.ho, d.h), cols(q, d.wo, d.w);
@@ -91,7 +92,7 @@ adaptive_pool2d_fwd_avg(const T* __restrict__ x, T* __restrict__ y, AdaptivePool
 // Registers: at most 64.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-adaptive_pool2d_bwd_avg(const T* __restrict__ gy, T* __restrict__ gx, AdaptivePool2dDims d) {
+    adaptive_pool2d_bwd_avg(const T* __restrict__ gy, T* __restrict__ gx, AdaptivePool2dDims d) {
   FOR_EACH(i, d.n * d.h * d.w * d.c) {
     int c = i % d.c, n = i / d.c / (d.h * d.w), pixel = i / d.c - n * d.h * d.w;
     Span rows(pixel / d.w, d.h, d.ho), cols(pixel % d.w, d.w, d.wo);

@@ -28,9 +28,9 @@ __device__ __forceinline__ int place(int at, int size, int reflect) {
 // Registers: at most 40.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-batch_make(const unsigned char* __restrict__ images, const unsigned char* __restrict__ labels,
-           const int* __restrict__ order, const float* __restrict__ table, const StepState* __restrict__ s,
-           T* __restrict__ x, int* __restrict__ y, BatchDims d) {
+    batch_make(const unsigned char* __restrict__ images, const unsigned char* __restrict__ labels,
+               const int* __restrict__ order, const float* __restrict__ table, const StepState* __restrict__ s,
+               T* __restrict__ x, int* __restrict__ y, BatchDims d) {
   SHARED(int, draw, [4]);  // index, mirrored, top, left
   if (threadIdx.x == 0) {
     unsigned position = s->batch_offset + blockIdx.x;

@@ -168,7 +168,7 @@ __device__ __forceinline__ void moments(const T* x, float* part, const BatchNorm
 // Registers: at most 64.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256, 4)
-batch_norm2d_fwd_part(const T* __restrict__ x, float* __restrict__ part, BatchNorm2dDims d) {
+    batch_norm2d_fwd_part(const T* __restrict__ x, float* __restrict__ part, BatchNorm2dDims d) {
   if (d.c % 4 == 0 && is_aligned(x)) {
     moments<4>(x, part, d);
   } else {
@@ -186,8 +186,8 @@ batch_norm2d_fwd_part(const T* __restrict__ x, float* __restrict__ part, BatchNo
 // Registers: at most 40.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-batch_norm2d_fwd_merge(const float* __restrict__ part, float* __restrict__ mean, float* __restrict__ inv_std,
-                       float* __restrict__ running_mean, float* __restrict__ running_var, BatchNorm2dDims d) {
+    batch_norm2d_fwd_merge(const float* __restrict__ part, float* __restrict__ mean, float* __restrict__ inv_std,
+                           float* __restrict__ running_mean, float* __restrict__ running_var, BatchNorm2dDims d) {
   int c = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (c >= d.c) return;
   Moments all = merge_ranges(reinterpret_cast<const Moments*>(part) + c * d.ranges, d.ranges, lane);
@@ -209,8 +209,8 @@ batch_norm2d_fwd_merge(const float* __restrict__ part, float* __restrict__ mean,
 // Registers: at most 32.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-batch_norm2d_fwd_eval(const float* __restrict__ running_mean, const float* __restrict__ running_var,
-                      float* __restrict__ mean, float* __restrict__ inv_std, BatchNorm2dDims d) {
+    batch_norm2d_fwd_eval(const float* __restrict__ running_mean, const float* __restrict__ running_var,
+                          float* __restrict__ mean, float* __restrict__ inv_std, BatchNorm2dDims d) {
   FOR_EACH(c, d.c) {
     mean[c] = running_mean[c];
     inv_std[c] = 1.0f / sqrtf(running_var[c] + d.eps);
@@ -249,8 +249,8 @@ __device__ __forceinline__ void normalise(const T* x, const float* mean, const f
 // Registers: at most 64.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-batch_norm2d_fwd(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
-                 const T* __restrict__ gamma, const T* __restrict__ beta, T* __restrict__ y, BatchNorm2dDims d) {
+    batch_norm2d_fwd(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
+                     const T* __restrict__ gamma, const T* __restrict__ beta, T* __restrict__ y, BatchNorm2dDims d) {
   if (d.c % 4 == 0 && is_aligned(x) && is_aligned(y)) {
     normalise<4>(x, mean, inv_std, gamma, beta, y, d);
   } else {
@@ -285,8 +285,8 @@ __device__ __forceinline__ void sums(const T* x, const T* gy, const float* mean,
 // Registers: at most 64.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256, 4)
-batch_norm2d_bwd_part(const T* __restrict__ x, const T* __restrict__ gy, const float* __restrict__ mean,
-                      float* __restrict__ part, BatchNorm2dDims d) {
+    batch_norm2d_bwd_part(const T* __restrict__ x, const T* __restrict__ gy, const float* __restrict__ mean,
+                          float* __restrict__ part, BatchNorm2dDims d) {
   if (d.c % 4 == 0 && is_aligned(x) && is_aligned(gy)) {
     sums<4>(x, gy, mean, part, d);
   } else {
@@ -303,8 +303,8 @@ batch_norm2d_bwd_part(const T* __restrict__ x, const T* __restrict__ gy, const f
 // Registers: at most 48.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-batch_norm2d_bwd_merge(const float* __restrict__ part, const float* __restrict__ inv_std, T* __restrict__ ggamma,
-                       T* __restrict__ gbeta, BatchNorm2dDims d) {
+    batch_norm2d_bwd_merge(const float* __restrict__ part, const float* __restrict__ inv_std, T* __restrict__ ggamma,
+                           T* __restrict__ gbeta, BatchNorm2dDims d) {
   int c = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (c >= d.c) return;
   Sums all = merge_ranges(reinterpret_cast<const Sums*>(part) + c * d.ranges, d.ranges, lane);
@@ -348,10 +348,10 @@ __device__ __forceinline__ void input_gradient(const T* x, const float* mean, co
 // Limits: rows * c < 2^31.
 // Registers: at most 64.
 // Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256) batch_norm2d_bwd_input(
-    const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
-    const T* __restrict__ gamma, const T* __restrict__ ggamma, const T* __restrict__ gbeta, T* __restrict__ g,
-    BatchNorm2dDims d) {
+extern "C" __global__ void __launch_bounds__(256)
+    batch_norm2d_bwd_input(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
+                           const T* __restrict__ gamma, const T* __restrict__ ggamma, const T* __restrict__ gbeta,
+                           T* __restrict__ g, BatchNorm2dDims d) {
   if (d.c % 4 == 0 && is_aligned(x) && is_aligned(g)) {
     input_gradient<4>(x, mean, inv_std, gamma, ggamma, gbeta, g, d);
   } else {

@@ -14,9 +14,9 @@
 #define SHARED(type, name, dims) __shared__ __align__(16) type name dims
 
 // Dynamic shared memory, as large as the launch says: DYN_SMEM(float, part) declares `float* part`.
-#define DYN_SMEM(type, name)                                       \
-    extern __shared__ __align__(128) unsigned char dynamic_smem[]; \
-    type* name = reinterpret_cast<type*>(dynamic_smem)
+#define DYN_SMEM(type, name)                                     \
+  extern __shared__ __align__(128) unsigned char dynamic_smem[]; \
+  type* name = reinterpret_cast<type*>(dynamic_smem)
 
 #endif
 
@@ -34,24 +34,29 @@ typedef TILEWORK_T T;
 // Everything that changes from step to step. It lies in device memory, so that a captured graph sees the
 // new values: a kernel never takes them as arguments.
 struct StepState {
-    unsigned long long seed;
-    unsigned epoch;
-    unsigned step;
-    float lr;
-    unsigned batch_offset;
+  unsigned long long seed;
+  unsigned epoch;
+  unsigned step;
+  float lr;
+  unsigned batch_offset;
 };
 
 __device__ __forceinline__ float to_float(float v) { return v; }
-template <class To> __device__ __forceinline__ To from_float(float v);
-template <> __device__ __forceinline__ float from_float<float>(float v) { return v; }
+template <class To>
+__device__ __forceinline__ To from_float(float v);
+template <>
+__device__ __forceinline__ float from_float<float>(float v) {
+  return v;
+}
 
 // Four neighbours, read or written with one instruction of 16 bytes. The address must be a multiple of 16.
 __device__ __forceinline__ float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
 __device__ __forceinline__ void store4(float* p, float4 v) { *reinterpret_cast<float4*>(p) = v; }
 
 // Whether rows of `length` elements starting at p can all be read with load4.
-template <class E> __device__ __forceinline__ bool rows_of_4(const E* p, int length) {
-    return length % 4 == 0 && reinterpret_cast<size_t>(p) % (4 * sizeof(E)) == 0;
+template <class E>
+__device__ __forceinline__ bool rows_of_4(const E* p, int length) {
+  return length % 4 == 0 && reinterpret_cast<size_t>(p) % (4 * sizeof(E)) == 0;
 }
 
 // This thread's index in a one-dimensional grid.
@@ -63,7 +68,7 @@ __device__ __forceinline__ unsigned global_index() { return blockIdx.x * blockDi
 // (Rust: `magic(divisor)` next to the launchers.) Source: Granlund, Montgomery, "Division by Invariant
 // Integers using Multiplication", 1994, figure 4.1; with n < 2^31 the sum cannot overflow.
 __device__ __forceinline__ int divide(int n, unsigned magic, unsigned shift) {
-    return (int)((__umulhi((unsigned)n, magic) + (unsigned)n) >> shift);
+  return (int)((__umulhi((unsigned)n, magic) + (unsigned)n) >> shift);
 }
 
 // The loop over elements of a kernel that treats each alike: neighbouring threads take neighbouring

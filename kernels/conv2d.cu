@@ -16,12 +16,12 @@
 // Registers: at most 128.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256, 2)
-conv2d_fwd_128(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
-              T* __restrict__ y, OPTIONAL float* __restrict__ partial, Conv2dDims d) {
-    const PatchesAlongK<T> a(x, d);                  // A = patches  [n·ho·wo][kh·kw·c]
-    const AlongK<float> wt(w, d.o, patch_size(d));   // B = wᵀ: its columns are the rows of w [o][kh·kw·c]
-    const Output<T> out = {y, b, partial, pixels_out(d), d.o, d.accumulate};
-    gemm<Tile128>(a, wt, out, patch_size(d), d.split_steps);
+    conv2d_fwd_128(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
+                   T* __restrict__ y, OPTIONAL float* __restrict__ partial, Conv2dDims d) {
+  const PatchesAlongK<T> a(x, d);                 // A = patches  [n·ho·wo][kh·kw·c]
+  const AlongK<float> wt(w, d.o, patch_size(d));  // B = wᵀ: its columns are the rows of w [o][kh·kw·c]
+  const Output<T> out = {y, b, partial, pixels_out(d), d.o, d.accumulate};
+  gemm<Tile128>(a, wt, out, patch_size(d), d.split_steps);
 }
 
 // y = conv(x, w) + b: patches·wᵀ, in 64x64 tiles.
@@ -33,12 +33,12 @@ conv2d_fwd_128(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL co
 // Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(128)
-conv2d_fwd_64(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
-              T* __restrict__ y, OPTIONAL float* __restrict__ partial, Conv2dDims d) {
-    const PatchesAlongK<T> a(x, d);                  // A = patches  [n·ho·wo][kh·kw·c]
-    const AlongK<float> wt(w, d.o, patch_size(d));   // B = wᵀ: its columns are the rows of w [o][kh·kw·c]
-    const Output<T> out = {y, b, partial, pixels_out(d), d.o, d.accumulate};
-    gemm<Tile64>(a, wt, out, patch_size(d), d.split_steps);
+    conv2d_fwd_64(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
+                  T* __restrict__ y, OPTIONAL float* __restrict__ partial, Conv2dDims d) {
+  const PatchesAlongK<T> a(x, d);                 // A = patches  [n·ho·wo][kh·kw·c]
+  const AlongK<float> wt(w, d.o, patch_size(d));  // B = wᵀ: its columns are the rows of w [o][kh·kw·c]
+  const Output<T> out = {y, b, partial, pixels_out(d), d.o, d.accumulate};
+  gemm<Tile64>(a, wt, out, patch_size(d), d.split_steps);
 }
 
 // y = conv(x, w) + b: patches·wᵀ, in 32x32 tiles.
@@ -50,12 +50,12 @@ conv2d_fwd_64(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL con
 // Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(64)
-conv2d_fwd_32(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
-              T* __restrict__ y, OPTIONAL float* __restrict__ partial, Conv2dDims d) {
-    const PatchesAlongK<T> a(x, d);                  // A = patches  [n·ho·wo][kh·kw·c]
-    const AlongK<float> wt(w, d.o, patch_size(d));   // B = wᵀ: its columns are the rows of w [o][kh·kw·c]
-    const Output<T> out = {y, b, partial, pixels_out(d), d.o, d.accumulate};
-    gemm<Tile32>(a, wt, out, patch_size(d), d.split_steps);
+    conv2d_fwd_32(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
+                  T* __restrict__ y, OPTIONAL float* __restrict__ partial, Conv2dDims d) {
+  const PatchesAlongK<T> a(x, d);                 // A = patches  [n·ho·wo][kh·kw·c]
+  const AlongK<float> wt(w, d.o, patch_size(d));  // B = wᵀ: its columns are the rows of w [o][kh·kw·c]
+  const Output<T> out = {y, b, partial, pixels_out(d), d.o, d.accumulate};
+  gemm<Tile32>(a, wt, out, patch_size(d), d.split_steps);
 }
 
 // gx = taps·w': every input pixel gathers what the output pixels that saw it send back, in 128x128 tiles.
@@ -67,12 +67,12 @@ conv2d_fwd_32(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL con
 // Registers: at most 128.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256, 2)
-conv2d_bwd_x_128(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
-              OPTIONAL float* __restrict__ partial, Conv2dDims d) {
-    const TapsAlongK<T> a(gy, d);  // A = taps  [n·h·w][kh·kw·o]
-    const WeightsByTap b(w, d);    // B = w'    [kh·kw·o][c]
-    const Output<T> out = {gx, nullptr, partial, pixels_in(d), d.c, d.accumulate};
-    gemm<Tile128>(a, b, out, d.kh * d.kw * d.o, d.split_steps);
+    conv2d_bwd_x_128(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
+                     OPTIONAL float* __restrict__ partial, Conv2dDims d) {
+  const TapsAlongK<T> a(gy, d);  // A = taps  [n·h·w][kh·kw·o]
+  const WeightsByTap b(w, d);    // B = w'    [kh·kw·o][c]
+  const Output<T> out = {gx, nullptr, partial, pixels_in(d), d.c, d.accumulate};
+  gemm<Tile128>(a, b, out, d.kh * d.kw * d.o, d.split_steps);
 }
 
 // gx = taps·w': every input pixel gathers what the output pixels that saw it send back, in 64x64 tiles.
@@ -84,12 +84,12 @@ conv2d_bwd_x_128(const T* __restrict__ gy, const float* __restrict__ w, T* __res
 // Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(128)
-conv2d_bwd_x_64(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
-              OPTIONAL float* __restrict__ partial, Conv2dDims d) {
-    const TapsAlongK<T> a(gy, d);  // A = taps  [n·h·w][kh·kw·o]
-    const WeightsByTap b(w, d);    // B = w'    [kh·kw·o][c]
-    const Output<T> out = {gx, nullptr, partial, pixels_in(d), d.c, d.accumulate};
-    gemm<Tile64>(a, b, out, d.kh * d.kw * d.o, d.split_steps);
+    conv2d_bwd_x_64(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
+                    OPTIONAL float* __restrict__ partial, Conv2dDims d) {
+  const TapsAlongK<T> a(gy, d);  // A = taps  [n·h·w][kh·kw·o]
+  const WeightsByTap b(w, d);    // B = w'    [kh·kw·o][c]
+  const Output<T> out = {gx, nullptr, partial, pixels_in(d), d.c, d.accumulate};
+  gemm<Tile64>(a, b, out, d.kh * d.kw * d.o, d.split_steps);
 }
 
 // gx = taps·w': every input pixel gathers what the output pixels that saw it send back, in 32x32 tiles.
@@ -101,12 +101,12 @@ conv2d_bwd_x_64(const T* __restrict__ gy, const float* __restrict__ w, T* __rest
 // Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(64)
-conv2d_bwd_x_32(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
-              OPTIONAL float* __restrict__ partial, Conv2dDims d) {
-    const TapsAlongK<T> a(gy, d);  // A = taps  [n·h·w][kh·kw·o]
-    const WeightsByTap b(w, d);    // B = w'    [kh·kw·o][c]
-    const Output<T> out = {gx, nullptr, partial, pixels_in(d), d.c, d.accumulate};
-    gemm<Tile32>(a, b, out, d.kh * d.kw * d.o, d.split_steps);
+    conv2d_bwd_x_32(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
+                    OPTIONAL float* __restrict__ partial, Conv2dDims d) {
+  const TapsAlongK<T> a(gy, d);  // A = taps  [n·h·w][kh·kw·o]
+  const WeightsByTap b(w, d);    // B = w'    [kh·kw·o][c]
+  const Output<T> out = {gx, nullptr, partial, pixels_in(d), d.c, d.accumulate};
+  gemm<Tile32>(a, b, out, d.kh * d.kw * d.o, d.split_steps);
 }
 
 // gw = gyᵀ·patches, in 128x128 tiles.
@@ -118,12 +118,12 @@ conv2d_bwd_x_32(const T* __restrict__ gy, const float* __restrict__ w, T* __rest
 // Registers: at most 128.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256, 2)
-conv2d_bwd_w_128(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
-              OPTIONAL float* __restrict__ partial, Conv2dDims d) {
-    const AcrossK<T> a(gy, d.o, pixels_out(d));  // A = gyᵀ: its rows are the columns of gy [n·ho·wo][o]
-    const PatchesAcrossK<T> b(x, d);             // B = patches  [n·ho·wo][kh·kw·c]
-    const Output<float> out = {gw, nullptr, partial, d.o, patch_size(d), d.accumulate};
-    gemm<Tile128>(a, b, out, pixels_out(d), d.split_steps);
+    conv2d_bwd_w_128(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
+                     OPTIONAL float* __restrict__ partial, Conv2dDims d) {
+  const AcrossK<T> a(gy, d.o, pixels_out(d));  // A = gyᵀ: its rows are the columns of gy [n·ho·wo][o]
+  const PatchesAcrossK<T> b(x, d);             // B = patches  [n·ho·wo][kh·kw·c]
+  const Output<float> out = {gw, nullptr, partial, d.o, patch_size(d), d.accumulate};
+  gemm<Tile128>(a, b, out, pixels_out(d), d.split_steps);
 }
 
 // gw = gyᵀ·patches, in 64x64 tiles.
@@ -135,12 +135,12 @@ conv2d_bwd_w_128(const T* __restrict__ gy, const T* __restrict__ x, float* __res
 // Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(128)
-conv2d_bwd_w_64(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
-              OPTIONAL float* __restrict__ partial, Conv2dDims d) {
-    const AcrossK<T> a(gy, d.o, pixels_out(d));  // A = gyᵀ: its rows are the columns of gy [n·ho·wo][o]
-    const PatchesAcrossK<T> b(x, d);             // B = patches  [n·ho·wo][kh·kw·c]
-    const Output<float> out = {gw, nullptr, partial, d.o, patch_size(d), d.accumulate};
-    gemm<Tile64>(a, b, out, pixels_out(d), d.split_steps);
+    conv2d_bwd_w_64(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
+                    OPTIONAL float* __restrict__ partial, Conv2dDims d) {
+  const AcrossK<T> a(gy, d.o, pixels_out(d));  // A = gyᵀ: its rows are the columns of gy [n·ho·wo][o]
+  const PatchesAcrossK<T> b(x, d);             // B = patches  [n·ho·wo][kh·kw·c]
+  const Output<float> out = {gw, nullptr, partial, d.o, patch_size(d), d.accumulate};
+  gemm<Tile64>(a, b, out, pixels_out(d), d.split_steps);
 }
 
 // gw = gyᵀ·patches, in 32x32 tiles.
@@ -152,12 +152,12 @@ conv2d_bwd_w_64(const T* __restrict__ gy, const T* __restrict__ x, float* __rest
 // Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(64)
-conv2d_bwd_w_32(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
-              OPTIONAL float* __restrict__ partial, Conv2dDims d) {
-    const AcrossK<T> a(gy, d.o, pixels_out(d));  // A = gyᵀ: its rows are the columns of gy [n·ho·wo][o]
-    const PatchesAcrossK<T> b(x, d);             // B = patches  [n·ho·wo][kh·kw·c]
-    const Output<float> out = {gw, nullptr, partial, d.o, patch_size(d), d.accumulate};
-    gemm<Tile32>(a, b, out, pixels_out(d), d.split_steps);
+    conv2d_bwd_w_32(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
+                    OPTIONAL float* __restrict__ partial, Conv2dDims d) {
+  const AcrossK<T> a(gy, d.o, pixels_out(d));  // A = gyᵀ: its rows are the columns of gy [n·ho·wo][o]
+  const PatchesAcrossK<T> b(x, d);             // B = patches  [n·ho·wo][kh·kw·c]
+  const Output<float> out = {gw, nullptr, partial, d.o, patch_size(d), d.accumulate};
+  gemm<Tile32>(a, b, out, pixels_out(d), d.split_steps);
 }
 
 // y = sum of the splits (+ b), or y += that: the second half of a product with split-K.
@@ -169,9 +169,9 @@ conv2d_bwd_w_32(const T* __restrict__ gy, const T* __restrict__ x, float* __rest
 // Registers: at most 40.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-conv2d_split_sum(const float* __restrict__ partial, OPTIONAL const float* __restrict__ b, T* __restrict__ y,
-                 SplitSumDims d) {
-    split_sum(partial, b, y, d);
+    conv2d_split_sum(const float* __restrict__ partial, OPTIONAL const float* __restrict__ b, T* __restrict__ y,
+                     SplitSumDims d) {
+  split_sum(partial, b, y, d);
 }
 
 // gW = sum of the splits, or gW += that: as conv2d_split_sum, for a gradient, which is f32 whatever T is.
@@ -183,8 +183,8 @@ conv2d_split_sum(const float* __restrict__ partial, OPTIONAL const float* __rest
 // Registers: at most 40.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-conv2d_split_sum_w(const float* __restrict__ partial, float* __restrict__ gw, SplitSumDims d) {
-    split_sum(partial, nullptr, gw, d);
+    conv2d_split_sum_w(const float* __restrict__ partial, float* __restrict__ gw, SplitSumDims d) {
+  split_sum(partial, nullptr, gw, d);
 }
 
 // cols = im2col(x): the patches [n·ho·wo][kh·kw·c] laid out in memory, zeros in the padding.
@@ -196,12 +196,12 @@ conv2d_split_sum_w(const float* __restrict__ partial, float* __restrict__ gw, Sp
 // Registers: at most 32.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-conv2d_im2col(const T* __restrict__ x, T* __restrict__ cols, Conv2dDims d) {
-    const unsigned i = global_index();
-    const int patch = patch_size(d);
-    const int pixel = i / (unsigned)patch;
-    if (pixel >= pixels_out(d)) return;
-    cols[i] = from_float<T>(one_of(x, index_in_x(corner_of(pixel, d), i - pixel * patch, d)));
+    conv2d_im2col(const T* __restrict__ x, T* __restrict__ cols, Conv2dDims d) {
+  const unsigned i = global_index();
+  const int patch = patch_size(d);
+  const int pixel = i / (unsigned)patch;
+  if (pixel >= pixels_out(d)) return;
+  cols[i] = from_float<T>(one_of(x, index_in_x(corner_of(pixel, d), i - pixel * patch, d)));
 }
 
 // gx = col2im(gcols): every input element adds up the places in gcols [n·ho·wo][kh·kw·c] that im2col copied it to.
@@ -213,23 +213,23 @@ conv2d_im2col(const T* __restrict__ x, T* __restrict__ cols, Conv2dDims d) {
 // Registers: at most 48.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-conv2d_col2im(const T* __restrict__ gcols, T* __restrict__ gx, Conv2dDims d) {
-    const unsigned i = global_index();
-    const int pixel = i / (unsigned)d.c, channel = i - pixel * d.c;
-    if (pixel >= pixels_in(d)) return;
-    const int nh = pixel / d.w, image = nh / d.h;
-    const int h = nh - image * d.h + d.ph, w = pixel - nh * d.w + d.pw;
-    const int patch = patch_size(d);
-    float sum = 0.0f;
-    for (int r = 0; r < d.kh && r <= h; ++r) {
-        const int p = divide(h - r, d.sh_magic, d.sh_shift);
-        if (p * d.sh != h - r || p >= d.ho) continue;
-        for (int s = 0; s < d.kw && s <= w; ++s) {
-            const int q = divide(w - s, d.sw_magic, d.sw_shift);
-            if (q * d.sw != w - s || q >= d.wo) continue;
-            const T* row = gcols + (size_t)((image * d.ho + p) * d.wo + q) * patch;  // [kh][kw][c]
-            sum += to_float(row[(r * d.kw + s) * d.c + channel]);
-        }
+    conv2d_col2im(const T* __restrict__ gcols, T* __restrict__ gx, Conv2dDims d) {
+  const unsigned i = global_index();
+  const int pixel = i / (unsigned)d.c, channel = i - pixel * d.c;
+  if (pixel >= pixels_in(d)) return;
+  const int nh = pixel / d.w, image = nh / d.h;
+  const int h = nh - image * d.h + d.ph, w = pixel - nh * d.w + d.pw;
+  const int patch = patch_size(d);
+  float sum = 0.0f;
+  for (int r = 0; r < d.kh && r <= h; ++r) {
+    const int p = divide(h - r, d.sh_magic, d.sh_shift);
+    if (p * d.sh != h - r || p >= d.ho) continue;
+    for (int s = 0; s < d.kw && s <= w; ++s) {
+      const int q = divide(w - s, d.sw_magic, d.sw_shift);
+      if (q * d.sw != w - s || q >= d.wo) continue;
+      const T* row = gcols + (size_t)((image * d.ho + p) * d.wo + q) * patch;  // [kh][kw][c]
+      sum += to_float(row[(r * d.kw + s) * d.c + channel]);
     }
-    gx[i] = from_float<T>(d.accumulate ? to_float(gx[i]) + sum : sum);
+  }
+  gx[i] = from_float<T>(d.accumulate ? to_float(gx[i]) + sum : sum);
 }

@@ -16,8 +16,9 @@ struct CrossEntropyDims {
 // Limits: n * c < 2^31.
 // Registers: at most 48.
 // Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256) cross_entropy_fwd(
-    const T* __restrict__ x, const int* __restrict__ labels, T* logp, float* __restrict__ rows, CrossEntropyDims d) {
+extern "C" __global__ void __launch_bounds__(256)
+    cross_entropy_fwd(const T* __restrict__ x, const int* __restrict__ labels, T* logp, float* __restrict__ rows,
+                      CrossEntropyDims d) {
   int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= d.n) return;
   logp += row * d.c;  // [c]
@@ -42,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy_fwd(
 // Registers: at most 40.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-cross_entropy_mean(const float* __restrict__ rows, T* __restrict__ loss, CrossEntropyDims d) {
+    cross_entropy_mean(const float* __restrict__ rows, T* __restrict__ loss, CrossEntropyDims d) {
   double sum = 0.0;
 #pragma unroll 4
   for (int i = threadIdx.x; i < d.n; i += 256) sum += rows[i];
@@ -60,8 +61,8 @@ cross_entropy_mean(const float* __restrict__ rows, T* __restrict__ loss, CrossEn
 // Registers: at most 32.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-cross_entropy_bwd(const T* __restrict__ gloss, const T* __restrict__ logp, const int* __restrict__ labels,
-                  T* __restrict__ gx, CrossEntropyDims d) {
+    cross_entropy_bwd(const T* __restrict__ gloss, const T* __restrict__ logp, const int* __restrict__ labels,
+                      T* __restrict__ gx, CrossEntropyDims d) {
   float g = to_float(gloss[0]) / (float)d.n;
   FOR_EACH(i, d.n * d.c) {
     int label = labels[i / d.c];

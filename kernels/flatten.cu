@@ -15,7 +15,7 @@ struct FlattenDims {
 // Registers: at most 32.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-flatten_transpose(const T* __restrict__ x, T* __restrict__ y, FlattenDims d) {
+    flatten_transpose(const T* __restrict__ x, T* __restrict__ y, FlattenDims d) {
   // One column more than needed, so that the 32 elements of a column lie in 32 different banks.
   SHARED(T, tile, [32][33]);
   const int lane = threadIdx.x, row0 = blockIdx.y * 32, col0 = blockIdx.z * 32;

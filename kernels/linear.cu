@@ -5,11 +5,11 @@
 #include "gemm.cuh"
 
 struct LinearDims {
-    int n;            // rows of x and y
-    int inputs;       // columns of x
-    int outputs;      // columns of y
-    int accumulate;   // 1: add to the output; 0: overwrite it
-    int split_steps;  // steps along K of one split (gemm.cuh)
+  int n;            // rows of x and y
+  int inputs;       // columns of x
+  int outputs;      // columns of y
+  int accumulate;   // 1: add to the output; 0: overwrite it
+  int split_steps;  // steps along K of one split (gemm.cuh)
 };
 
 // y = x·Wᵀ + b, in 128x128 tiles.
@@ -21,12 +21,12 @@ struct LinearDims {
 // Registers: at most 128.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256, 2)
-linear_fwd_128(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
-              T* __restrict__ y, OPTIONAL float* __restrict__ partial, LinearDims d) {
-    const AlongK<T> a(x, d.n, d.inputs);             // A = x  [n][inputs]
-    const AlongK<float> wt(w, d.outputs, d.inputs);  // B = Wᵀ: its columns are the rows of W
-    const Output<T> out = {y, b, partial, d.n, d.outputs, d.accumulate};
-    gemm<Tile128>(a, wt, out, d.inputs, d.split_steps);
+    linear_fwd_128(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
+                   T* __restrict__ y, OPTIONAL float* __restrict__ partial, LinearDims d) {
+  const AlongK<T> a(x, d.n, d.inputs);             // A = x  [n][inputs]
+  const AlongK<float> wt(w, d.outputs, d.inputs);  // B = Wᵀ: its columns are the rows of W
+  const Output<T> out = {y, b, partial, d.n, d.outputs, d.accumulate};
+  gemm<Tile128>(a, wt, out, d.inputs, d.split_steps);
 }
 
 // y = x·Wᵀ + b, in 64x64 tiles.
@@ -38,12 +38,12 @@ linear_fwd_128(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL co
 // Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(128)
-linear_fwd_64(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
-              T* __restrict__ y, OPTIONAL float* __restrict__ partial, LinearDims d) {
-    const AlongK<T> a(x, d.n, d.inputs);             // A = x  [n][inputs]
-    const AlongK<float> wt(w, d.outputs, d.inputs);  // B = Wᵀ: its columns are the rows of W
-    const Output<T> out = {y, b, partial, d.n, d.outputs, d.accumulate};
-    gemm<Tile64>(a, wt, out, d.inputs, d.split_steps);
+    linear_fwd_64(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
+                  T* __restrict__ y, OPTIONAL float* __restrict__ partial, LinearDims d) {
+  const AlongK<T> a(x, d.n, d.inputs);             // A = x  [n][inputs]
+  const AlongK<float> wt(w, d.outputs, d.inputs);  // B = Wᵀ: its columns are the rows of W
+  const Output<T> out = {y, b, partial, d.n, d.outputs, d.accumulate};
+  gemm<Tile64>(a, wt, out, d.inputs, d.split_steps);
 }
 
 // y = x·Wᵀ + b, in 32x32 tiles.
@@ -55,12 +55,12 @@ linear_fwd_64(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL con
 // Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(64)
-linear_fwd_32(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
-              T* __restrict__ y, OPTIONAL float* __restrict__ partial, LinearDims d) {
-    const AlongK<T> a(x, d.n, d.inputs);             // A = x  [n][inputs]
-    const AlongK<float> wt(w, d.outputs, d.inputs);  // B = Wᵀ: its columns are the rows of W
-    const Output<T> out = {y, b, partial, d.n, d.outputs, d.accumulate};
-    gemm<Tile32>(a, wt, out, d.inputs, d.split_steps);
+    linear_fwd_32(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
+                  T* __restrict__ y, OPTIONAL float* __restrict__ partial, LinearDims d) {
+  const AlongK<T> a(x, d.n, d.inputs);             // A = x  [n][inputs]
+  const AlongK<float> wt(w, d.outputs, d.inputs);  // B = Wᵀ: its columns are the rows of W
+  const Output<T> out = {y, b, partial, d.n, d.outputs, d.accumulate};
+  gemm<Tile32>(a, wt, out, d.inputs, d.split_steps);
 }
 
 // gx = gy·W, in 128x128 tiles.
@@ -72,12 +72,12 @@ linear_fwd_32(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL con
 // Registers: at most 128.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256, 2)
-linear_bwd_x_128(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
-              OPTIONAL float* __restrict__ partial, LinearDims d) {
-    const AlongK<T> a(gy, d.n, d.outputs);           // A = gy  [n][outputs]
-    const AcrossK<float> b(w, d.inputs, d.outputs);  // B = W   [outputs][inputs]
-    const Output<T> out = {gx, nullptr, partial, d.n, d.inputs, d.accumulate};
-    gemm<Tile128>(a, b, out, d.outputs, d.split_steps);
+    linear_bwd_x_128(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
+                     OPTIONAL float* __restrict__ partial, LinearDims d) {
+  const AlongK<T> a(gy, d.n, d.outputs);           // A = gy  [n][outputs]
+  const AcrossK<float> b(w, d.inputs, d.outputs);  // B = W   [outputs][inputs]
+  const Output<T> out = {gx, nullptr, partial, d.n, d.inputs, d.accumulate};
+  gemm<Tile128>(a, b, out, d.outputs, d.split_steps);
 }
 
 // gx = gy·W, in 64x64 tiles.
@@ -89,12 +89,12 @@ linear_bwd_x_128(const T* __restrict__ gy, const float* __restrict__ w, T* __res
 // Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(128)
-linear_bwd_x_64(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
-              OPTIONAL float* __restrict__ partial, LinearDims d) {
-    const AlongK<T> a(gy, d.n, d.outputs);           // A = gy  [n][outputs]
-    const AcrossK<float> b(w, d.inputs, d.outputs);  // B = W   [outputs][inputs]
-    const Output<T> out = {gx, nullptr, partial, d.n, d.inputs, d.accumulate};
-    gemm<Tile64>(a, b, out, d.outputs, d.split_steps);
+    linear_bwd_x_64(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
+                    OPTIONAL float* __restrict__ partial, LinearDims d) {
+  const AlongK<T> a(gy, d.n, d.outputs);           // A = gy  [n][outputs]
+  const AcrossK<float> b(w, d.inputs, d.outputs);  // B = W   [outputs][inputs]
+  const Output<T> out = {gx, nullptr, partial, d.n, d.inputs, d.accumulate};
+  gemm<Tile64>(a, b, out, d.outputs, d.split_steps);
 }
 
 // gx = gy·W, in 32x32 tiles.
@@ -106,12 +106,12 @@ linear_bwd_x_64(const T* __restrict__ gy, const float* __restrict__ w, T* __rest
 // Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(64)
-linear_bwd_x_32(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
-              OPTIONAL float* __restrict__ partial, LinearDims d) {
-    const AlongK<T> a(gy, d.n, d.outputs);           // A = gy  [n][outputs]
-    const AcrossK<float> b(w, d.inputs, d.outputs);  // B = W   [outputs][inputs]
-    const Output<T> out = {gx, nullptr, partial, d.n, d.inputs, d.accumulate};
-    gemm<Tile32>(a, b, out, d.outputs, d.split_steps);
+    linear_bwd_x_32(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
+                    OPTIONAL float* __restrict__ partial, LinearDims d) {
+  const AlongK<T> a(gy, d.n, d.outputs);           // A = gy  [n][outputs]
+  const AcrossK<float> b(w, d.inputs, d.outputs);  // B = W   [outputs][inputs]
+  const Output<T> out = {gx, nullptr, partial, d.n, d.inputs, d.accumulate};
+  gemm<Tile32>(a, b, out, d.outputs, d.split_steps);
 }
 
 // gW = gyᵀ·x, in 128x128 tiles.
@@ -123,12 +123,12 @@ linear_bwd_x_32(const T* __restrict__ gy, const float* __restrict__ w, T* __rest
 // Registers: at most 128.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256, 2)
-linear_bwd_w_128(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
-              OPTIONAL float* __restrict__ partial, LinearDims d) {
-    const AcrossK<T> a(gy, d.outputs, d.n);  // A = gyᵀ: its rows are the columns of gy [n][outputs]
-    const AcrossK<T> b(x, d.inputs, d.n);    // B = x   [n][inputs]
-    const Output<float> out = {gw, nullptr, partial, d.outputs, d.inputs, d.accumulate};
-    gemm<Tile128>(a, b, out, d.n, d.split_steps);
+    linear_bwd_w_128(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
+                     OPTIONAL float* __restrict__ partial, LinearDims d) {
+  const AcrossK<T> a(gy, d.outputs, d.n);  // A = gyᵀ: its rows are the columns of gy [n][outputs]
+  const AcrossK<T> b(x, d.inputs, d.n);    // B = x   [n][inputs]
+  const Output<float> out = {gw, nullptr, partial, d.outputs, d.inputs, d.accumulate};
+  gemm<Tile128>(a, b, out, d.n, d.split_steps);
 }
 
 // gW = gyᵀ·x, in 64x64 tiles.
@@ -140,12 +140,12 @@ linear_bwd_w_128(const T* __restrict__ gy, const T* __restrict__ x, float* __res
 // Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(128)
-linear_bwd_w_64(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
-              OPTIONAL float* __restrict__ partial, LinearDims d) {
-    const AcrossK<T> a(gy, d.outputs, d.n);  // A = gyᵀ: its rows are the columns of gy [n][outputs]
-    const AcrossK<T> b(x, d.inputs, d.n);    // B = x   [n][inputs]
-    const Output<float> out = {gw, nullptr, partial, d.outputs, d.inputs, d.accumulate};
-    gemm<Tile64>(a, b, out, d.n, d.split_steps);
+    linear_bwd_w_64(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
+                    OPTIONAL float* __restrict__ partial, LinearDims d) {
+  const AcrossK<T> a(gy, d.outputs, d.n);  // A = gyᵀ: its rows are the columns of gy [n][outputs]
+  const AcrossK<T> b(x, d.inputs, d.n);    // B = x   [n][inputs]
+  const Output<float> out = {gw, nullptr, partial, d.outputs, d.inputs, d.accumulate};
+  gemm<Tile64>(a, b, out, d.n, d.split_steps);
 }
 
 // gW = gyᵀ·x, in 32x32 tiles.
@@ -157,12 +157,12 @@ linear_bwd_w_64(const T* __restrict__ gy, const T* __restrict__ x, float* __rest
 // Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(64)
-linear_bwd_w_32(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
-              OPTIONAL float* __restrict__ partial, LinearDims d) {
-    const AcrossK<T> a(gy, d.outputs, d.n);  // A = gyᵀ: its rows are the columns of gy [n][outputs]
-    const AcrossK<T> b(x, d.inputs, d.n);    // B = x   [n][inputs]
-    const Output<float> out = {gw, nullptr, partial, d.outputs, d.inputs, d.accumulate};
-    gemm<Tile32>(a, b, out, d.n, d.split_steps);
+    linear_bwd_w_32(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
+                    OPTIONAL float* __restrict__ partial, LinearDims d) {
+  const AcrossK<T> a(gy, d.outputs, d.n);  // A = gyᵀ: its rows are the columns of gy [n][outputs]
+  const AcrossK<T> b(x, d.inputs, d.n);    // B = x   [n][inputs]
+  const Output<float> out = {gw, nullptr, partial, d.outputs, d.inputs, d.accumulate};
+  gemm<Tile32>(a, b, out, d.n, d.split_steps);
 }
 
 // y = sum of the splits (+ b), or y += that: the second half of a product with split-K.
@@ -174,9 +174,9 @@ linear_bwd_w_32(const T* __restrict__ gy, const T* __restrict__ x, float* __rest
 // Registers: at most 40.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-linear_split_sum(const float* __restrict__ partial, OPTIONAL const float* __restrict__ b, T* __restrict__ y,
-                 SplitSumDims d) {
-    split_sum(partial, b, y, d);
+    linear_split_sum(const float* __restrict__ partial, OPTIONAL const float* __restrict__ b, T* __restrict__ y,
+                     SplitSumDims d) {
+  split_sum(partial, b, y, d);
 }
 
 // gW = sum of the splits, or gW += that: as linear_split_sum, for a gradient, which is f32 whatever T is.
@@ -188,15 +188,15 @@ linear_split_sum(const float* __restrict__ partial, OPTIONAL const float* __rest
 // Registers: at most 40.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-linear_split_sum_w(const float* __restrict__ partial, float* __restrict__ gw, SplitSumDims d) {
-    split_sum(partial, nullptr, gw, d);
+    linear_split_sum_w(const float* __restrict__ partial, float* __restrict__ gw, SplitSumDims d) {
+  split_sum(partial, nullptr, gw, d);
 }
 
 struct ColumnSumsDims {
-    int rows, columns;  // of gy
-    int width;          // columns of a block: a power of two, 32 at most
-    int strip;          // rows of a block
-    int accumulate;     // 1: gb += the sums; 0: gb = the sums
+  int rows, columns;  // of gy
+  int width;          // columns of a block: a power of two, 32 at most
+  int strip;          // rows of a block
+  int accumulate;     // 1: gb += the sums; 0: gb = the sums
 };
 
 // gb[j] = sum over the rows of gy[i][j]: the gradient of a bias, for linear and for convolution.
@@ -211,26 +211,26 @@ struct ColumnSumsDims {
 // Registers: at most 40.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-linear_column_sums(const T* __restrict__ gy, float* __restrict__ gb, OPTIONAL float* __restrict__ partial,
-                   ColumnSumsDims d) {
-    SHARED(float, sums, [256]);
-    const int t = threadIdx.x;
-    const int column = blockIdx.x * d.width + t % d.width;
-    const int first = blockIdx.y * d.strip, last = min(d.rows, first + d.strip);
-    float sum = 0.0f;
-    if (column < d.columns) {
+    linear_column_sums(const T* __restrict__ gy, float* __restrict__ gb, OPTIONAL float* __restrict__ partial,
+                       ColumnSumsDims d) {
+  SHARED(float, sums, [256]);
+  const int t = threadIdx.x;
+  const int column = blockIdx.x * d.width + t % d.width;
+  const int first = blockIdx.y * d.strip, last = min(d.rows, first + d.strip);
+  float sum = 0.0f;
+  if (column < d.columns) {
 #pragma unroll 4
-        for (int row = first + t / d.width; row < last; row += 256 / d.width)
-            sum += to_float(gy[(size_t)row * d.columns + column]);
-    }
-    sums[t] = sum;
+    for (int row = first + t / d.width; row < last; row += 256 / d.width)
+      sum += to_float(gy[(size_t)row * d.columns + column]);
+  }
+  sums[t] = sum;
+  __syncthreads();
+  // The columns of a row of threads are `width` next to each other: halving stops there.
+  for (int half = 128; half >= d.width; half /= 2) {
+    if (t < half) sums[t] += sums[t + half];
     __syncthreads();
-    // The columns of a row of threads are `width` next to each other: halving stops there.
-    for (int half = 128; half >= d.width; half /= 2) {
-        if (t < half) sums[t] += sums[t + half];
-        __syncthreads();
-    }
-    if (t >= d.width || column >= d.columns) return;
-    if (partial) partial[(size_t)blockIdx.y * d.columns + column] = sums[t];
-    else gb[column] = d.accumulate ? gb[column] + sums[t] : sums[t];
+  }
+  if (t >= d.width || column >= d.columns) return;
+  if (partial) partial[(size_t)blockIdx.y * d.columns + column] = sums[t];
+  else gb[column] = d.accumulate ? gb[column] + sums[t] : sums[t];
 }

@@ -14,7 +14,7 @@ struct LogSoftmaxDims {
 // Registers: at most 48.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-log_softmax_fwd(const T* __restrict__ x, T* __restrict__ y, LogSoftmaxDims d) {
+    log_softmax_fwd(const T* __restrict__ x, T* __restrict__ y, LogSoftmaxDims d) {
   int row = blockIdx.x * 8 + threadIdx.x / 32;
   if (row >= d.n) return;
   log_softmax_row(x + row * d.c, y + row * d.c, d.c, threadIdx.x % 32);
@@ -29,7 +29,7 @@ log_softmax_fwd(const T* __restrict__ x, T* __restrict__ y, LogSoftmaxDims d) {
 // Registers: at most 48.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-log_softmax_bwd(const T* __restrict__ gy, const T* __restrict__ y, T* __restrict__ gx, LogSoftmaxDims d) {
+    log_softmax_bwd(const T* __restrict__ gy, const T* __restrict__ y, T* __restrict__ gx, LogSoftmaxDims d) {
   int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= d.n) return;
   gy += row * d.c;  // [c]

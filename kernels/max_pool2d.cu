@@ -19,13 +19,12 @@ struct MaxPool2dDims {
 // Registers: at most 64.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-max_pool2d_fwd(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ arg, MaxPool2dDims d) {
+    max_pool2d_fwd(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ arg, MaxPool2dDims d) {
   FOR_EACH(i, d.n * d.ho * d.wo * d.c) {
     int c = i % d.c, q = i / d.c % d.wo, p = i / d.c / d.wo % d.ho, n = i / d.c / d.wo / d.ho;
     int r0 = p * d.sh - d.ph, s0 = q * d.sw - d.pw;
     const T* image = x + (size_t)n * d.h * d.w * d.c + c;  // [h, w] of stride c
-    Largest found = largest_pixel(image, d.w, d.c, max(r0, 0), min(r0 + d.kh, d.h), max(s0, 0),
-                                    min(s0 + d.kw, d.w));
+    Largest found = largest_pixel(image, d.w, d.c, max(r0, 0), min(r0 + d.kh, d.h), max(s0, 0), min(s0 + d.kw, d.w));
     y[i] = from_float<T>(found.value);
     arg[i] = found.pixel;
   }
@@ -40,7 +39,7 @@ max_pool2d_fwd(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ arg
 // Registers: at most 64.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-max_pool2d_bwd(const T* __restrict__ gy, const int* __restrict__ arg, T* __restrict__ gx, MaxPool2dDims d) {
+    max_pool2d_bwd(const T* __restrict__ gy, const int* __restrict__ arg, T* __restrict__ gx, MaxPool2dDims d) {
   FOR_EACH(i, d.n * d.h * d.w * d.c) {
     int c = i % d.c, n = i / d.c / (d.h * d.w), pixel = i / d.c - n * d.h * d.w;
     // The windows [p0, p1) x [q0, q1) cover the pixel: p * sh <= r < p * sh + kh, with r in the padded input.

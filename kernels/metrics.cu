@@ -17,8 +17,9 @@ struct MetricsDims {
 // Registers: at most 40.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-metrics_record(const float* __restrict__ loss, const T* __restrict__ scores, const int* __restrict__ labels,
-               const StepState* __restrict__ s, float* __restrict__ losses, int* __restrict__ correct, MetricsDims d) {
+    metrics_record(const float* __restrict__ loss, const T* __restrict__ scores, const int* __restrict__ labels,
+                   const StepState* __restrict__ s, float* __restrict__ losses, int* __restrict__ correct,
+                   MetricsDims d) {
   int count = 0;
   for (int i = threadIdx.x; i < d.n; i += 256) {
     const T* row = scores + (size_t)i * d.c;  // [c]

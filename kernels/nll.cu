@@ -14,7 +14,7 @@ struct NllDims {
 // Registers: at most 40.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-nll_fwd(const T* __restrict__ x, const int* __restrict__ labels, T* __restrict__ loss, NllDims d) {
+    nll_fwd(const T* __restrict__ x, const int* __restrict__ labels, T* __restrict__ loss, NllDims d) {
   double sum = 0.0;
 #pragma unroll 4
   for (int i = threadIdx.x; i < d.n; i += 256) {
@@ -34,7 +34,7 @@ nll_fwd(const T* __restrict__ x, const int* __restrict__ labels, T* __restrict__
 // Registers: at most 32.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-nll_bwd(const T* __restrict__ gloss, const int* __restrict__ labels, T* __restrict__ gx, NllDims d) {
+    nll_bwd(const T* __restrict__ gloss, const int* __restrict__ labels, T* __restrict__ gx, NllDims d) {
   float g = -to_float(gloss[0]) / (float)d.n;
   FOR_EACH(i, d.n * d.c) {
     int label = labels[i / d.c];

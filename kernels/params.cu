@@ -16,7 +16,7 @@ struct ParamsDims {
 // Registers: at most 40.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-params_norm(const float* __restrict__ x, float* __restrict__ y, ParamsDims d) {
+    params_norm(const float* __restrict__ x, float* __restrict__ y, ParamsDims d) {
   double sum = 0.0;
   FOR_EACH(i, d.n) sum += d.root ? (double)x[i] : (double)x[i] * x[i];
   sum = block_sum(sum);

@@ -27,6 +27,6 @@ extern "C" __global__ void __launch_bounds__(256) tensor_fill(T* __restrict__ y,
 // Registers: at most 32.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-tensor_accumulate(const T* __restrict__ x, T* __restrict__ y, TensorDims d) {
+    tensor_accumulate(const T* __restrict__ x, T* __restrict__ y, TensorDims d) {
   FOR_EACH(i, d.n) y[i] = from_float<T>(to_float(y[i]) + to_float(x[i]));
 }

@@ -175,7 +175,7 @@ class Bench:
         self.flags += ["-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
         self.flags += ["-Werror=frame-larger-than=16384", "-DTILEWORK_EMULATED", "-DTILEWORK_T=float"]
         self.flags += [f"-I{shim}", f"-I{self.copy}"] + (["-mavx2", "-mfma"] if " fma" in cpu else [])
-        self.checked = ["-O1", "-fsanitize=thread,alignment", "--param=tsan-instrument-func-entry-exit=0"]
+        self.checked = ["-O1", "-fsanitize=thread,alignment,bounds", "--param=tsan-instrument-func-entry-exit=0"]
         self.compiler = os.environ.get("CXX", "g++")
         if "clang" in self.compiler:
             self.checked[2:] = ["-mllvm", "-tsan-instrument-func-entry-exit=0"]

@@ -2,7 +2,10 @@
 // it must let pass. `bug` is 1 for the bug. Each name says what is wrong.
 #include "common.cuh"
 
-struct PlantedDims { int n; int bug; };
+struct PlantedDims {
+  int n;
+  int bug;
+};
 
 // Sums a block's values in shared memory; the bug leaves out a barrier.
 extern "C" __global__ void __launch_bounds__(64) missing_barrier(const float* x, float* y, PlantedDims d) {
@@ -113,6 +116,13 @@ extern "C" __global__ void __launch_bounds__(64) misaligned(const float* x, floa
   }
 }
 
+extern "C" __global__ void __launch_bounds__(64) outside_array(const float* x, float* y, PlantedDims d) {
+  int t = threadIdx.x;
+  float four[4] = {};
+  for (int k = 0; k < 4 + d.bug; ++k) four[k] = x[t];
+  y[t] = four[0] + four[3];
+}
+
 extern "C" __global__ void __launch_bounds__(64) divergent_shuffle(const float* x, float* y, PlantedDims d) {
   int t = threadIdx.x;
   float v = x[t];
@@ -182,7 +192,8 @@ extern "C" __global__ void __launch_bounds__(64) wrong_syncwarp(const float* x, 
 extern "C" __global__ void __launch_bounds__(64) shared_overrun(const float* x, float* y, PlantedDims d) {
   SHARED(float, tile, [64]);
   int t = threadIdx.x;
-  tile[t + d.bug] = x[t];
+  float* at = tile;  // an array the compiler does not see the end of
+  at[t + d.bug] = x[t];
   __syncthreads();
   y[t] = tile[t];
 }
@@ -265,7 +276,8 @@ extern "C" __global__ void __launch_bounds__(64) null_read(const float* x, float
   y[threadIdx.x] = from[threadIdx.x];
 }
 
-template <class V, int n> __device__ V turned(V v) {
+template <class V, int n>
+__device__ V turned(V v) {
   SHARED(V, tile, [n]);
   int t = threadIdx.x;
   tile[t] = v;

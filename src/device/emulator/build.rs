@@ -162,7 +162,7 @@ fn run(job: &Job, compiler: &cc::Tool) -> Result<(), Fault> {
     if job.checked {
         // The accesses call our own hooks; the sanitizer's library is not linked. At a higher level
         // the compiler merges accesses, and what the checker sees is not what was written.
-        command.args(["-O1", "-fsanitize=thread,alignment"]);
+        command.args(["-O1", "-fsanitize=thread,alignment,bounds"]);
         if compiler.is_like_clang() {
             command.args(["-mllvm", "-tsan-instrument-func-entry-exit=0"]);
         } else {

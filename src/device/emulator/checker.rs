@@ -264,6 +264,16 @@ impl Checker {
         self.find(FindingKind::Misaligned, block, a, None);
     }
 
+    /// An index that an array does not have, at a line that the compiler gives.
+    pub(super) fn outside_array(&mut self, block: &Block, index: usize, site: Site) {
+        if self.seen.insert((FindingKind::OutsideArray, 0, site.line)) && self.raw.len() < 8 * MOST {
+            let thread = block.coordinates(block.linear());
+            let place = format!("index {}", index as isize);
+            let kind = FindingKind::OutsideArray;
+            self.raw.push(Raw { kind, block: block.index, thread, pc: 0, site, place, other: None });
+        }
+    }
+
     /// Ends the launch: findings with their source lines, and the trace.
     pub(super) fn finish(self) -> (Report, Vec<super::Event>) {
         let mut lines = Lines::default();

@@ -97,8 +97,31 @@ unsafe extern "C" fn __ubsan_handle_type_mismatch_v1(data: *const Mismatch, addr
     }
 }
 
+/// What the compiler knows of an array: where it is indexed, and two types.
+#[repr(C)]
+struct Indexed {
+    file: *const c_char,
+    line: u32,
+    column: u32,
+    of: *const c_void,
+    by: *const c_void,
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __ubsan_handle_out_of_bounds(data: *const Indexed, index: usize) {
+    let block = current();
+    // SAFETY: as in `access`; the compiler passes its static description. The references end before the switch.
+    unsafe {
+        if !block.is_null() && !(*block).checker.is_null() {
+            let site = Site { file: (*data).file, line: (*data).line };
+            (*(*block).checker).outside_array(&*block, index, site);
+            Block::stop(block);
+        }
+    }
+}
+
 /// Addresses of all functions that only C++ calls, so that the linker keeps them.
-pub(super) fn exports() -> [*const (); 24] {
+pub(super) fn exports() -> [*const (); 25] {
     [
         __tsan_read1 as *const (),
         __tsan_read2 as *const (),
@@ -124,5 +147,6 @@ pub(super) fn exports() -> [*const (); 24] {
         __tsan_func_entry as *const (),
         __tsan_func_exit as *const (),
         __ubsan_handle_type_mismatch_v1 as *const (),
+        __ubsan_handle_out_of_bounds as *const (),
     ]
 }

@@ -159,6 +159,8 @@ pub enum FindingKind {
     UninitialisedShared,
     /// An address that is no multiple of what its type needs. Stops the launch.
     Misaligned,
+    /// An index outside an array whose size the compiler knows. Stops the launch.
+    OutsideArray,
 }
 
 impl fmt::Display for FindingKind {
@@ -172,6 +174,7 @@ impl fmt::Display for FindingKind {
             FindingKind::ReadOnlyWrite => "write to an input",
             FindingKind::UninitialisedShared => "read of uninitialised shared memory",
             FindingKind::Misaligned => "misaligned access",
+            FindingKind::OutsideArray => "index outside an array",
         })
     }
 }

@@ -193,6 +193,11 @@ fn misaligned_vectors() {
 }
 
 #[test]
+fn an_index_outside_an_array() {
+    finds("outside_array", Case::new, FindingKind::OutsideArray, "index 4");
+}
+
+#[test]
 fn blocks_race() {
     finds("blocks_race", |bug| Case::blocks(bug, 4), FindingKind::WriteWriteRace, "4 bytes at y[0]");
     finds("blocks_read", |bug| Case::blocks(bug, 2), FindingKind::WriteAfterReadRace, "y[");
