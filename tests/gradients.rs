@@ -9,14 +9,15 @@ const RANDOM_CASES: u64 = 24;
 /// Elements of an input that are checked, at most; they are spread over the whole of it.
 const PROBES: usize = 40;
 
-/// `sum(y · r)` for fixed pseudo-random `r`, and `r` itself.
-fn weighted(case: &Case, device: &Device, inputs: &[Tensor]) -> (f64, Tensor) {
+/// The output, and fixed pseudo-random numbers `r` of its shape: the function whose gradient is taken
+/// is `sum(y · r)`.
+fn weighted(case: &Case, device: &Device, inputs: &[Tensor]) -> (Vec<f64>, Vec<f64>, Tensor) {
     let mut cx = Case::ctx(device).unwrap().with_mode(tilework::autograd::Mode::Train);
     let vars: Vec<Var> = inputs.iter().cloned().map(Var::constant).collect();
     let y = (case.apply)(&vars, &mut cx).unwrap();
     let weights: Vec<f64> = (0..y.value().len()).map(|i| ((i * 7919 + 13) % 97) as f64 / 48.5 - 0.9).collect();
-    let sum = y.value().to_vec::<f64>().unwrap().iter().zip(&weights).map(|(y, r)| y * r).sum();
-    (sum, Tensor::from_slice(device, y.shape(), &weights).unwrap())
+    let r = Tensor::from_slice(device, y.shape(), &weights).unwrap();
+    (y.value().to_vec::<f64>().unwrap(), weights, r)
 }
 
 fn check(room: &str, case: &Case, seed: u64) {
@@ -25,7 +26,7 @@ fn check(room: &str, case: &Case, seed: u64) {
     let mut cx: Ctx<'_> = Case::ctx(&device).unwrap();
     let vars: Vec<Var> = inputs.iter().map(|t| cx.leaf(t.clone())).collect();
     let y = (case.apply)(&vars, &mut cx).unwrap();
-    let (_, r) = weighted(case, &device, &inputs);
+    let (_, weights, r) = weighted(case, &device, &inputs);
     let grads = cx.backward(&y, r, None).unwrap();
     for (i, var) in vars.iter().enumerate() {
         let x = inputs[i].to_vec::<f64>().unwrap();
@@ -45,7 +46,10 @@ fn check(room: &str, case: &Case, seed: u64) {
                 inputs[i] = Tensor::from_slice(&device, inputs[i].shape(), &x).unwrap();
                 weighted(case, &device, &inputs).0
             };
-            let numeric = (at(EPS) - at(-EPS)) / (2.0 * EPS);
+            // Differences first, sums then: the sums of a large output would lose the digits that matter.
+            let (above, below) = (at(EPS), at(-EPS));
+            let difference: f64 = above.iter().zip(&below).zip(&weights).map(|((a, b), r)| (a - b) * r).sum();
+            let numeric = difference / (2.0 * EPS);
             let tolerance = RTOL * numeric.abs().max(analytic[j].abs()).max(1.0);
             assert!(
                 (numeric - analytic[j]).abs() <= tolerance,
