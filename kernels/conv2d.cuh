@@ -67,9 +67,9 @@ __device__ __forceinline__ float4 gather(const E* p, bool neighbours, Index inde
     const int at = index(0);
     return at == NOWHERE ? zero4() : load4(p + at);
   }
-  int a = 0, b = 0, c = 0, e = 0;
+  int a = index(0), b = a, c = a, e = a;
 #pragma unroll 1
-  for (int i = 0; i < 4; ++i) a = b, b = c, c = e, e = index(i);
+  for (int i = 1; i < 4; ++i) a = b, b = c, c = e, e = index(i);
   return make_float4(one_of(p, a), one_of(p, b), one_of(p, c), one_of(p, e));
 }
 
@@ -90,7 +90,7 @@ struct PatchesAlongK {
   const Conv2dDims& d;
   bool wide;
   Corner corner;
-  __device__ PatchesAlongK(const E* x, const Conv2dDims& d) : x(x), d(d), wide(rows_of_4(x, d.c)), corner{} {}
+  __device__ PatchesAlongK(const E* x, const Conv2dDims& d) : x(x), d(d), wide(rows_of_4(x, d.c)) {}
   __device__ __forceinline__ void start(int pixel) { corner = corner_of(pixel, d); }
   __device__ __forceinline__ float4 at(int k) const {
     return gather(x, wide, [&](int i) { return index_in_x(corner, k + i, d); });
@@ -105,7 +105,7 @@ struct PatchesAcrossK {
   const Conv2dDims& d;
   bool wide;
   int first;  // of the four
-  __device__ PatchesAcrossK(const E* x, const Conv2dDims& d) : x(x), d(d), wide(rows_of_4(x, d.c)), first(0) {}
+  __device__ PatchesAcrossK(const E* x, const Conv2dDims& d) : x(x), d(d), wide(rows_of_4(x, d.c)) {}
   __device__ __forceinline__ void start(int element) { first = element; }
   __device__ __forceinline__ float4 at(int pixel) const {
     const Corner corner = corner_of(pixel, d);
@@ -122,12 +122,11 @@ struct TapsAlongK {
   const Conv2dDims& d;
   bool wide;
   int image, h, w;  // the input pixel, moved by the padding
-  __device__ TapsAlongK(const E* gy, const Conv2dDims& d)
-      : gy(gy), d(d), wide(rows_of_4(gy, d.o)), image(0), h(FAR_OUTSIDE), w(0) {}
+  __device__ TapsAlongK(const E* gy, const Conv2dDims& d) : gy(gy), d(d), wide(rows_of_4(gy, d.o)) {}
   __device__ __forceinline__ void start(int pixel) {
-    if (pixel >= pixels_in(d)) return;
     const int nh = pixel / d.w;
-    image = nh / d.h, h = nh - image * d.h + d.ph, w = pixel - nh * d.w + d.pw;
+    image = nh / d.h, w = pixel - nh * d.w + d.pw;
+    h = pixel < pixels_in(d) ? nh - image * d.h + d.ph : FAR_OUTSIDE;
   }
   __device__ __forceinline__ int index_in_gy(int k) const {
     if (k >= d.kh * d.kw * d.o) return NOWHERE;
@@ -151,7 +150,7 @@ struct WeightsByTap {
   bool wide;
   int left;  // channels from this thread's to the end
   __device__ WeightsByTap(const float* weights, const Conv2dDims& d)
-      : weights(weights), d(d), wide(rows_of_4(weights, d.c)), left(0) {}
+      : weights(weights), d(d), wide(rows_of_4(weights, d.c)) {}
   __device__ __forceinline__ void start(int channel) { weights += channel, left = d.c - channel; }
   __device__ __forceinline__ float4 at(int k) const {
     if (k >= d.kh * d.kw * d.o || left <= 0) return zero4();

@@ -81,7 +81,7 @@ struct AcrossK {
   bool wide;
   int line;  // the first of this thread's four
   __device__ AcrossK(const E* data, int lines, int k_size)
-      : p(data), lines(lines), k_size(k_size), wide(rows_of_4(data, lines)), line(0) {}
+      : p(data), lines(lines), k_size(k_size), wide(rows_of_4(data, lines)) {}
   __device__ __forceinline__ void start(int first) { line = first; }
   __device__ __forceinline__ float one(int k, int i) const {
     return line + i < lines ? to_float(p[k * lines + line + i]) : 0.0f;
