@@ -3,7 +3,7 @@
 // Implicit GEMM, the default: conv2d_fwd, conv2d_bwd_x and conv2d_bwd_w, each in three tile sizes. gemm.cuh has
 // the product, conv2d.cuh the loaders that find a matrix in an image. Explicit GEMM, the one to study:
 // conv2d_im2col, then linear_fwd or linear_bwd_w; linear_bwd_x, then conv2d_col2im. The bias gradient is
-// linear_column_sums of gy. Source of the matrix form: Chellapilla, Puri, Simard, "High Performance Convolutional
+// linear_column_sums of gy, and partial results are added up by linear_split_sum. Source of the matrix form: Chellapilla, Puri, Simard, "High Performance Convolutional
 // Neural Networks for Document Processing", 2006.
 #include "conv2d.cuh"
 
@@ -12,7 +12,7 @@
 // Traffic: reads (n·ho·wo)·o·(kh·kw·c)·8/128 bytes through the L2, 32 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil((n·ho·wo)/128)·ceil(o/128), 1, splits], block 256, 16.5 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order, then the bias.
-// Limits: any geometry; `partial` [splits][n·ho·wo][o] instead of the output if splits > 1, and then split_sum.
+// Limits: any geometry; `partial` [splits][n·ho·wo][o] instead of the output if splits > 1, and then linear_split_sum.
 // Registers: at most 128.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256, 2)
@@ -29,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 // Traffic: reads (n·ho·wo)·o·(kh·kw·c)·8/64 bytes through the L2, 16 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil((n·ho·wo)/64)·ceil(o/64), 1, splits], block 128, 17 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order, then the bias.
-// Limits: any geometry; `partial` [splits][n·ho·wo][o] instead of the output if splits > 1, and then split_sum.
+// Limits: any geometry; `partial` [splits][n·ho·wo][o] instead of the output if splits > 1, and then linear_split_sum.
 // Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(128)
@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(128)
 // Traffic: reads (n·ho·wo)·o·(kh·kw·c)·8/32 bytes through the L2, 8 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil((n·ho·wo)/32)·ceil(o/32), 1, splits], block 64, 9 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order, then the bias.
-// Limits: any geometry; `partial` [splits][n·ho·wo][o] instead of the output if splits > 1, and then split_sum.
+// Limits: any geometry; `partial` [splits][n·ho·wo][o] instead of the output if splits > 1, and then linear_split_sum.
 // Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(64)
@@ -63,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(64)
 // Traffic: reads (n·h·w)·c·(kh·kw·o)·8/128 bytes through the L2, 32 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil((n·h·w)/128)·ceil(c/128), 1, splits], block 256, 16.5 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
-// Limits: any geometry; `partial` [splits][n·h·w][c] instead of the output if splits > 1, and then split_sum.
+// Limits: any geometry; `partial` [splits][n·h·w][c] instead of the output if splits > 1, and then linear_split_sum.
 // Registers: at most 128.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256, 2)
@@ -80,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 // Traffic: reads (n·h·w)·c·(kh·kw·o)·8/64 bytes through the L2, 16 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil((n·h·w)/64)·ceil(c/64), 1, splits], block 128, 17 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
-// Limits: any geometry; `partial` [splits][n·h·w][c] instead of the output if splits > 1, and then split_sum.
+// Limits: any geometry; `partial` [splits][n·h·w][c] instead of the output if splits > 1, and then linear_split_sum.
 // Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(128)
@@ -97,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(128)
 // Traffic: reads (n·h·w)·c·(kh·kw·o)·8/32 bytes through the L2, 8 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil((n·h·w)/32)·ceil(c/32), 1, splits], block 64, 9 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
-// Limits: any geometry; `partial` [splits][n·h·w][c] instead of the output if splits > 1, and then split_sum.
+// Limits: any geometry; `partial` [splits][n·h·w][c] instead of the output if splits > 1, and then linear_split_sum.
 // Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(64)
@@ -114,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(64)
 // Traffic: reads o·(kh·kw·c)·(n·ho·wo)·8/128 bytes through the L2, 32 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil(o/128)·ceil((kh·kw·c)/128), 1, splits], block 256, 16.5 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
-// Limits: any geometry; `partial` [splits][o][kh·kw·c] instead of the output if splits > 1, and then split_sum.
+// Limits: any geometry; `partial` [splits][o][kh·kw·c] instead of the output if splits > 1, and then linear_split_sum.
 // Registers: at most 128.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256, 2)
@@ -131,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 // Traffic: reads o·(kh·kw·c)·(n·ho·wo)·8/64 bytes through the L2, 16 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil(o/64)·ceil((kh·kw·c)/64), 1, splits], block 128, 17 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
-// Limits: any geometry; `partial` [splits][o][kh·kw·c] instead of the output if splits > 1, and then split_sum.
+// Limits: any geometry; `partial` [splits][o][kh·kw·c] instead of the output if splits > 1, and then linear_split_sum.
 // Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(128)
@@ -148,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(128)
 // Traffic: reads o·(kh·kw·c)·(n·ho·wo)·8/32 bytes through the L2, 8 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil(o/32)·ceil((kh·kw·c)/32), 1, splits], block 64, 9 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
-// Limits: any geometry; `partial` [splits][o][kh·kw·c] instead of the output if splits > 1, and then split_sum.
+// Limits: any geometry; `partial` [splits][o][kh·kw·c] instead of the output if splits > 1, and then linear_split_sum.
 // Registers: at most 112.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(64)
@@ -158,33 +158,6 @@ extern "C" __global__ void __launch_bounds__(64)
   const PatchesAcrossK<T> b(x, d);             // B = patches  [n·ho·wo][kh·kw·c]
   const Output<float> out = {gw, nullptr, partial, d.o, patch_size(d), d.accumulate};
   gemm<Tile32>(a, b, out, pixels_out(d), d.split_steps);
-}
-
-// y = sum of the splits (+ b), or y += that: the second half of a product with split-K.
-// Threads: one per element; neighbours lie along the columns.
-// Traffic: reads 4·splits bytes and writes 4 per element; every byte once.
-// Launch: grid [ceil(size/256), 1, 1], block 256, no shared memory.
-// Numerics: f32, the splits in order, then the bias.
-// Limits: any sizes from 1; `b` has `columns` elements.
-// Registers: at most 40.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
-    conv2d_split_sum(const float* __restrict__ partial, OPTIONAL const float* __restrict__ b, T* __restrict__ y,
-                     SplitSumDims d) {
-  split_sum(partial, b, y, d);
-}
-
-// gW = sum of the splits, or gW += that: as conv2d_split_sum, for a gradient, which is f32 whatever T is.
-// Threads: one per element; neighbours lie along the columns.
-// Traffic: reads 4·splits bytes and writes 4 per element; every byte once.
-// Launch: grid [ceil(size/256), 1, 1], block 256, no shared memory.
-// Numerics: f32, the splits in order.
-// Limits: any sizes from 1.
-// Registers: at most 40.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
-    conv2d_split_sum_w(const float* __restrict__ partial, float* __restrict__ gw, SplitSumDims d) {
-  split_sum(partial, nullptr, gw, d);
 }
 
 // cols = im2col(x): the patches [n·ho·wo][kh·kw·c] laid out in memory, zeros in the padding.

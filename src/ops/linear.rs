@@ -277,9 +277,7 @@ pub(super) mod cuda {
             Tile::Small => linear_fwd_32::<T>,
         };
         kernel(cuda, plan.launch(), x.input()?, w.input()?, bias, y.output()?, out, &sizes(dims, false, &plan))?;
-        let Some(partial) = partial else { return Ok(()) };
-        let (launch, d) = split_sum(y.len(), dims[2], &plan, false);
-        linear_split_sum::<T>(cuda, launch, partial.input()?, bias, y.output()?, &d)
+        add_up::<T>(cuda, partial, b, y)
     }
 
     pub(in crate::ops) fn backward_x<T: KernelType>(
@@ -298,9 +296,7 @@ pub(super) mod cuda {
             Tile::Small => linear_bwd_x_32::<T>,
         };
         kernel(cuda, plan.launch(), gy.input()?, w.input()?, gx.output()?, out, &sizes(dims, false, &plan))?;
-        let Some(partial) = partial else { return Ok(()) };
-        let (launch, d) = split_sum(gx.len(), dims[1], &plan, false);
-        linear_split_sum::<T>(cuda, launch, partial.input()?, None, gx.output()?, &d)
+        add_up::<T>(cuda, partial, None, gx)
     }
 
     pub(in crate::ops) fn backward_w<T: KernelType>(
@@ -320,25 +316,43 @@ pub(super) mod cuda {
         };
         let d = sizes(dims, gw.accumulate, &plan);
         kernel(cuda, plan.launch(), gy.input()?, x.input()?, gw.output()?, out, &d)?;
-        let Some(partial) = partial else { return Ok(()) };
-        let (launch, d) = split_sum(dims[1] * dims[2], dims[1], &plan, gw.accumulate);
-        linear_split_sum_w::<T>(cuda, launch, partial.input()?, gw.output()?, &d)
+        add_up_gradient::<T>(cuda, partial, gw)
     }
 
-    /// The launch that adds the partial results of a product up.
-    pub(in crate::ops) fn split_sum(
-        size: usize,
-        columns: usize,
-        plan: &Plan,
-        accumulate: bool,
-    ) -> (Launch, SplitSumDims) {
+    /// `y = sum of the partial results (+ b)`, if there are several: with one alone the product is in y.
+    pub(in crate::ops) fn add_up<T: KernelType>(
+        cuda: &Cuda,
+        partial: Option<Tensor>,
+        b: Option<&Tensor>,
+        y: &mut Tensor,
+    ) -> Result<()> {
+        let Some(partial) = partial else { return Ok(()) };
+        let (launch, d) = split_sum(&partial, false);
+        linear_split_sum::<T>(cuda, launch, partial.input()?, b.map(Tensor::input).transpose()?, y.output()?, &d)
+    }
+
+    /// [`add_up`] for a gradient, which may be added to what is there.
+    pub(in crate::ops) fn add_up_gradient<T: KernelType>(
+        cuda: &Cuda,
+        partial: Option<Tensor>,
+        g: &mut Slot<'_>,
+    ) -> Result<()> {
+        let Some(partial) = partial else { return Ok(()) };
+        let (launch, d) = split_sum(&partial, g.accumulate);
+        linear_split_sum_w::<T>(cuda, launch, partial.input()?, g.output()?, &d)
+    }
+
+    /// The launch that adds partial results `[splits, ..., columns]` up.
+    fn split_sum(partial: &Tensor, accumulate: bool) -> (Launch, SplitSumDims) {
+        let splits = partial.shape().dims()[0];
+        let size = partial.len() / splits;
         let d = SplitSumDims {
             size: size as i32,
-            columns: columns as i32,
-            splits: plan.splits as i32,
+            columns: partial.shape().last() as i32,
+            splits: splits as i32,
             accumulate: i32::from(accumulate),
         };
-        (Launch::new(size.div_ceil(256), 256).flops(size * plan.splits), d)
+        (Launch::new(size.div_ceil(256), 256).flops(partial.len()), d)
     }
 
     /// `gb (+)= sum over the rows of gy`, gy as rows of its last dimension.
@@ -365,14 +379,7 @@ pub(super) mod cuda {
         let device = Device::Cuda(cuda.clone());
         let mut partial = Tensor::empty(&device, DType::F32, [strips, columns])?;
         linear_column_sums::<T>(cuda, launch, gy.input()?, gb.output()?, Some(partial.output()?), &d)?;
-        let d = SplitSumDims {
-            size: columns as i32,
-            columns: columns as i32,
-            splits: strips as i32,
-            accumulate: i32::from(gb.accumulate),
-        };
-        let launch = Launch::new(columns.div_ceil(256), 256).flops(partial.len());
-        linear_split_sum_w::<T>(cuda, launch, partial.input()?, gb.output()?, &d)
+        add_up_gradient::<T>(cuda, Some(partial), gb)
     }
 }
 

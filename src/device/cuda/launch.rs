@@ -54,14 +54,9 @@ pub enum Order {
 }
 
 /// A type that kernels are compiled for: the `T` of their sources.
-pub trait KernelType: Element {
-    /// What `T` is in the source.
-    const C: &'static str;
-}
+pub trait KernelType: Element {}
 
-impl KernelType for f32 {
-    const C: &'static str = "float";
-}
+impl KernelType for f32 {}
 
 /// Runs `$body` with `$T` bound to the [`KernelType`] that a run-time [`DType`](crate::DType)
 /// names; any other dtype is an error that names the op.

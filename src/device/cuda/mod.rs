@@ -78,8 +78,6 @@ pub struct Timing {
     pub bytes: usize,
     /// Floating-point operations.
     pub flops: f64,
-    /// Blocks and threads per block.
-    pub geometry: ([u32; 3], [u32; 3]),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -149,7 +147,7 @@ impl Cuda {
         lock(&self.inner.pool).stats()
     }
 
-    /// Bytes that can be had: free ones, and those that the pool holds for nobody.
+    /// Bytes of the device's memory that nobody has: what the pool keeps for later does not count.
     ///
     /// # Errors
     /// [`Error::Device`] if the device fails.
@@ -220,30 +218,12 @@ impl Cuda {
         let mut profile = lock(&self.inner.profile);
         let Some(timings) = profile.as_mut() else {
             drop(profile);
-            run()?;
-            return if self.inner.options.sync_launches { self.sync_after(entry) } else { Ok(()) };
+            return run();
         };
         let time = self.driver().time(&mut run)?;
         let bytes = |arg: &Arg<'_>| if let Arg::Memory { bytes, .. } = arg { *bytes } else { 0 };
-        timings.push(Timing {
-            entry: entry.name,
-            time,
-            bytes: args.iter().map(bytes).sum(),
-            flops: launch.flops,
-            geometry: (launch.grid, launch.block),
-        });
+        timings.push(Timing { entry: entry.name, time, bytes: args.iter().map(bytes).sum(), flops: launch.flops });
         Ok(())
-    }
-
-    /// Waits for a kernel; an error names it.
-    fn sync_after(&self, entry: &Entry) -> Result<()> {
-        self.driver().sync().map_err(|e| match e {
-            Error::Device { device, problem, remedy } => {
-                let problem = format!("kernel {} (kernels/{}.cu): {problem}", entry.name, entry.source.stem);
-                Error::Device { device, problem, remedy }
-            }
-            other => other,
-        })
     }
 
     /// Runs `work` and times each of its launches.

@@ -80,9 +80,7 @@ pub(super) fn forward<T: KernelType>(
     };
     let sizes = sizes(d, false, plan.split_steps);
     kernel(cuda, plan.launch(), x.input()?, w.input()?, bias, y.output()?, out, &sizes)?;
-    let Some(partial) = partial else { return Ok(()) };
-    let (launch, sum) = linear::split_sum(y.len(), d.o, &plan, false);
-    conv2d_split_sum::<T>(cuda, launch, partial.input()?, bias, y.output()?, &sum)
+    linear::add_up::<T>(cuda, partial, b, y)
 }
 
 pub(super) fn backward_x<T: KernelType>(cuda: &Cuda, gy: &Tensor, w: &Tensor, gx: &mut Tensor, d: &Dims) -> Result<()> {
@@ -100,9 +98,7 @@ pub(super) fn backward_x<T: KernelType>(cuda: &Cuda, gy: &Tensor, w: &Tensor, gx
     };
     let sizes = sizes(d, false, plan.split_steps);
     kernel(cuda, plan.launch(), gy.input()?, w.input()?, gx.output()?, out, &sizes)?;
-    let Some(partial) = partial else { return Ok(()) };
-    let (launch, sum) = linear::split_sum(gx.len(), d.c, &plan, false);
-    conv2d_split_sum::<T>(cuda, launch, partial.input()?, None, gx.output()?, &sum)
+    linear::add_up::<T>(cuda, partial, None, gx)
 }
 
 pub(super) fn backward_w<T: KernelType>(
@@ -125,9 +121,7 @@ pub(super) fn backward_w<T: KernelType>(
     };
     let sizes = sizes(d, gw.accumulate, plan.split_steps);
     kernel(cuda, plan.launch(), gy.input()?, x.input()?, gw.output()?, out, &sizes)?;
-    let Some(partial) = partial else { return Ok(()) };
-    let (launch, sum) = linear::split_sum(d.o * d.patch(), d.patch(), &plan, gw.accumulate);
-    conv2d_split_sum_w::<T>(cuda, launch, partial.input()?, gw.output()?, &sum)
+    linear::add_up_gradient::<T>(cuda, partial, gw)
 }
 
 /// The form with the patches in memory.
