@@ -17,6 +17,7 @@
 //! # Ok::<(), tilework::Error>(())
 //! ```
 
+use crate::buffers::{BufferId, Buffers, CounterId};
 use crate::device::cuda::{Launch, Out, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::dtype::{DType, Element, with_real};
@@ -27,6 +28,7 @@ use crate::rng::{Stream, stream};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use std::ops::Range;
+use std::sync::MutexGuard;
 
 /// Names a tracked variable on its tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +125,7 @@ pub struct Ctx<'p> {
     mode: Mode,
     step: StepState,
     params: Option<&'p Params>,
+    buffers: Option<&'p Buffers>,
     dropouts: u32,
 }
 
@@ -135,12 +138,18 @@ impl<'p> Ctx<'p> {
     /// Evaluation: nothing is recorded.
     pub fn eval(device: &Device) -> Self {
         let step = StepState::default();
-        Ctx { device: device.clone(), tape: None, mode: Mode::Eval, step, params: None, dropouts: 0 }
+        Ctx { device: device.clone(), tape: None, mode: Mode::Eval, step, params: None, buffers: None, dropouts: 0 }
     }
 
     /// With parameters, for [`Ctx::param`].
     pub fn with_params(mut self, params: &'p Params) -> Self {
         self.params = Some(params);
+        self
+    }
+
+    /// With buffers, for [`Ctx::buffer`] and [`Ctx::count`].
+    pub fn with_buffers(mut self, buffers: &'p Buffers) -> Self {
+        self.buffers = Some(buffers);
         self
     }
 
@@ -191,6 +200,24 @@ impl<'p> Ctx<'p> {
     pub fn param(&mut self, id: ParamId) -> Result<Var> {
         let params = self.params.ok_or_else(|| Error::Internal("a forward pass without its parameters".into()))?;
         Ok(Var { value: params.tensor(id)?, id: self.tape.as_mut().map(|t| t.new_var(Some(id))) })
+    }
+
+    /// A buffer, locked until the guard is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the context has no buffers.
+    pub fn buffer(&self, id: BufferId) -> Result<MutexGuard<'p, Tensor>> {
+        let none = || Error::Internal("a forward pass without its buffers".into());
+        self.buffers.ok_or_else(none)?.get(id)
+    }
+
+    /// Counts a batch, in training.
+    ///
+    /// # Errors
+    /// As [`Ctx::buffer`].
+    pub fn count(&self, id: CounterId) -> Result<()> {
+        let none = || Error::Internal("a forward pass without its buffers".into());
+        if self.mode == Mode::Train { self.buffers.ok_or_else(none)?.count(id) } else { Ok(()) }
     }
 
     /// The stream of the next dropout layer in this pass.

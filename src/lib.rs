@@ -26,9 +26,9 @@
 //! let mut losses = Vec::new();
 //! for step in 0..20 {
 //!     let state = StepState { step, lr: 0.05, ..StepState::default() };
-//!     let mut cx = Ctx::train(&device).with_params(&model.params).at(state);
+//!     let mut cx = model.train(state);
 //!     let x = Var::constant(batch.images.clone());
-//!     let scores = model.net.forward(&x, &mut cx)?;
+//!     let scores = model.forward(&x, &mut cx)?;
 //!     let loss = scores.cross_entropy(&batch.labels, 0.0, &mut cx)?;
 //!     losses.push(loss.value().item()?);
 //!     cx.backward_loss(&loss, Some(&mut grads))?;
@@ -134,6 +134,7 @@
 //! - Errors ([`Error`]): what was wrong, where, and what to do about it.
 
 pub mod autograd;
+pub mod buffers;
 pub mod cli;
 pub mod data;
 pub mod device;

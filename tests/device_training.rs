@@ -30,7 +30,12 @@ fn recipe(name: &str, set: &[&str]) -> Recipe {
 }
 
 /// Trains on few images for some steps: the steps' reports and the state dict.
-fn train(recipe: &Recipe, device: &Device, steps: u64, graph: bool) -> (Vec<StepReport>, tilework::nn::state::Entries) {
+fn train(
+    recipe: &Recipe,
+    device: &Device,
+    steps: u64,
+    graph: bool,
+) -> (Vec<StepReport>, tilework::nn::state::StateDict) {
     train_on(60, recipe, device, steps, graph)
 }
 
@@ -40,7 +45,7 @@ fn train_on(
     device: &Device,
     steps: u64,
     graph: bool,
-) -> (Vec<StepReport>, tilework::nn::state::Entries) {
+) -> (Vec<StepReport>, tilework::nn::state::StateDict) {
     let mut trainer = Trainer::new(recipe.clone(), shapes::generate(0, images, 20), device).unwrap();
     if !graph {
         trainer.without_graph();

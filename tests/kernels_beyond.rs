@@ -10,7 +10,7 @@ use tilework::data::Dataset;
 use tilework::data::loader::{Augment, Border, Loader};
 use tilework::device::cuda::{Options, Tile};
 use tilework::nn::{LayerSpec, Model};
-use tilework::ops::batch_norm2d::Running;
+use tilework::ops::batch_norm2d::running;
 use tilework::ops::case::Fill;
 use tilework::ops::{Case, Draw, ROOMS, parity};
 use tilework::optim::{Adam, Optimizer, Sgd};
@@ -152,9 +152,9 @@ fn optimise(device: &Device, make: &dyn Fn(&Model) -> Box<dyn Optimizer>) -> Vec
         let state = StepState { step, lr: 0.05 / (step + 1) as f32, ..StepState::default() };
         device.set_step(&state).unwrap();
         let mut grads = model.params.grads().unwrap();
-        let mut cx = Ctx::train(device).with_params(&model.params).at(state);
+        let mut cx = model.train(state);
         let x = Tensor::from_slice(device, [2, 6, 5, 3], &numbers(180, step)).unwrap();
-        let y = model.net.forward(&Var::constant(x), &mut cx).unwrap();
+        let y = model.forward(&Var::constant(x), &mut cx).unwrap();
         let gy = Tensor::from_slice(device, y.shape(), &numbers(y.value().len(), 100 + step)).unwrap();
         cx.backward(&y, gy, Some(&mut grads)).unwrap();
         drop(y);
@@ -197,16 +197,16 @@ fn running_statistics() {
     for (shape, momentum) in [([3, 5, 4, 7], 0.1), ([40, 9, 9, 33], 0.3), ([1, 1, 2, 1], 1.0), ([2, 40, 40, 70], 0.1)] {
         let c = shape[3];
         let run = |device: &Device| {
-            let mut running = Running::new(device, DType::F32, c).unwrap();
+            let [mut mean, mut var] = running(device, DType::F32, c).unwrap();
             for step in 0..2 {
                 let x: Vec<f32> = numbers(shape.iter().product(), step).iter().map(|v| v + 100.0).collect();
                 let of = |v: &[f32]| Var::constant(Tensor::from_slice(device, [c], v).unwrap());
                 let x = Var::constant(Tensor::from_slice(device, shape, &x).unwrap());
                 let mut cx = Ctx::train(device);
                 let (gamma, beta) = (of(&numbers(c, 8)), of(&numbers(c, 9)));
-                x.batch_norm2d(&gamma, &beta, &mut running, momentum, 1e-5, &mut cx).unwrap();
+                x.batch_norm2d(&gamma, &beta, [&mut mean, &mut var], momentum, 1e-5, &mut cx).unwrap();
             }
-            (running.mean.to_vec::<f32>().unwrap(), running.var.to_vec::<f32>().unwrap())
+            (mean.to_vec::<f32>().unwrap(), var.to_vec::<f32>().unwrap())
         };
         let want = run(&Device::cpu());
         for (name, device) in &under.devices {
@@ -225,10 +225,10 @@ fn batch_norm_keeps_the_variance_of_a_large_mean() {
     for (name, device) in &under.devices {
         let of = |v| Var::constant(Tensor::from_slice(device, [1], &[v]).unwrap());
         let x = Var::constant(Tensor::from_slice(device, [3, 100, 10, 1], &values).unwrap());
-        let mut running = Running::new(device, DType::F32, 1).unwrap();
-        let y = x.batch_norm2d(&of(1f32), &of(0f32), &mut running, 1.0, 0.0, &mut Ctx::train(device)).unwrap();
+        let [mut mean, mut var] = running(device, DType::F32, 1).unwrap();
+        let y = x.batch_norm2d(&of(1f32), &of(0f32), [&mut mean, &mut var], 1.0, 0.0, &mut Ctx::train(device)).unwrap();
         close(&y.value().to_vec::<f32>().unwrap()[..2], &[1.0, -1.0], 1e-5, name);
-        close(&running.mean.to_vec::<f32>().unwrap(), &[10_000.0], 1e-7, name);
+        close(&mean.to_vec::<f32>().unwrap(), &[10_000.0], 1e-7, name);
     }
 }
 
@@ -284,11 +284,11 @@ fn the_norm_of_the_gradients() {
     let Some(under) = Under::new() else { return };
     let norm = |device: &Device, features: usize| {
         let layers: Vec<LayerSpec> = vec![LayerSpec::Flatten, LayerSpec::fc(features)];
-        let mut model = Model::build(&layers, [5, 5, 11], device, 0).unwrap();
+        let model = Model::build(&layers, [5, 5, 11], device, 0).unwrap();
         let mut grads = model.params.grads().unwrap();
-        let mut cx = Ctx::train(device).with_params(&model.params);
+        let mut cx = model.train(StepState::default());
         let x = Tensor::from_slice(device, [3, 5, 5, 11], &numbers(825, 1)).unwrap();
-        let y = model.net.forward(&Var::constant(x), &mut cx).unwrap();
+        let y = model.forward(&Var::constant(x), &mut cx).unwrap();
         let gy = Tensor::from_slice(device, y.shape(), &numbers(3 * features, 2)).unwrap();
         cx.backward(&y, gy, Some(&mut grads)).unwrap();
         grads.norm().unwrap()

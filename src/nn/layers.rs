@@ -3,16 +3,31 @@
 use super::params::ParamId;
 use super::spec::LayerSpec;
 use crate::autograd::{Ctx, Var};
+use crate::buffers::{BufferId, CounterId};
 use crate::error::Result;
-use crate::ops::batch_norm2d::Running;
 use crate::ops::window::Window;
 
 /// A layer of a network: which parameters it uses, and what it keeps of its own.
 #[derive(Debug)]
 pub(super) enum Layer {
-    Conv { w: ParamId, b: Option<ParamId>, window: Window },
-    Fc { w: ParamId, b: Option<ParamId> },
-    BatchNorm { gamma: ParamId, beta: ParamId, running: Running, momentum: f64, eps: f64 },
+    Conv {
+        w: ParamId,
+        b: Option<ParamId>,
+        window: Window,
+    },
+    Fc {
+        w: ParamId,
+        b: Option<ParamId>,
+    },
+    BatchNorm {
+        gamma: ParamId,
+        beta: ParamId,
+        mean: BufferId,
+        var: BufferId,
+        batches: CounterId,
+        momentum: f64,
+        eps: f64,
+    },
     Relu,
     MaxPool(Window),
     AdaptiveMaxPool([usize; 2]),
@@ -37,7 +52,7 @@ impl Sequential {
     ///
     /// # Errors
     /// Whatever the ops report.
-    pub fn forward(&mut self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+    pub fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
         self.forward_observed(x, cx, &mut |_, _, _| Ok(()))
     }
 
@@ -45,9 +60,9 @@ impl Sequential {
     ///
     /// # Errors
     /// Whatever the ops or the observer report.
-    pub fn forward_observed(&mut self, x: &Var, cx: &mut Ctx<'_>, observer: Observer<'_>) -> Result<Var> {
+    pub fn forward_observed(&self, x: &Var, cx: &mut Ctx<'_>, observer: Observer<'_>) -> Result<Var> {
         let mut x = x.clone();
-        for (key, spec, layer) in &mut self.layers {
+        for (key, spec, layer) in &self.layers {
             x = layer.forward(&x, cx, observer)?;
             observer(key, spec, &x)?;
         }
@@ -56,7 +71,7 @@ impl Sequential {
 }
 
 impl Layer {
-    fn forward(&mut self, x: &Var, cx: &mut Ctx<'_>, observer: Observer<'_>) -> Result<Var> {
+    fn forward(&self, x: &Var, cx: &mut Ctx<'_>, observer: Observer<'_>) -> Result<Var> {
         match self {
             Layer::Conv { w, b, window } => {
                 let (w, b) = (cx.param(*w)?, b.map(|b| cx.param(b)).transpose()?);
@@ -66,9 +81,12 @@ impl Layer {
                 let (w, b) = (cx.param(*w)?, b.map(|b| cx.param(b)).transpose()?);
                 x.linear(&w, b.as_ref(), cx)
             }
-            Layer::BatchNorm { gamma, beta, running, momentum, eps } => {
+            Layer::BatchNorm { gamma, beta, mean, var, batches, momentum, eps } => {
                 let (gamma, beta) = (cx.param(*gamma)?, cx.param(*beta)?);
-                x.batch_norm2d(&gamma, &beta, running, *momentum, *eps, cx)
+                let (mut mean, mut var) = (cx.buffer(*mean)?, cx.buffer(*var)?);
+                let y = x.batch_norm2d(&gamma, &beta, [&mut mean, &mut var], *momentum, *eps, cx)?;
+                cx.count(*batches)?;
+                Ok(y)
             }
             Layer::Relu => x.relu(cx),
             Layer::MaxPool(window) => x.max_pool2d(*window, cx),

@@ -3,10 +3,12 @@
 use super::layers::{Layer, Sequential};
 use super::params::{Init, Layout, Params};
 use super::spec::LayerSpec;
+use crate::autograd::{Ctx, StepState, Var};
+use crate::buffers::Buffers;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::batch_norm2d::Running;
+use crate::ops::batch_norm2d::running;
 use crate::ops::{adaptive_pool2d, max_pool2d};
 use crate::shape::Shape;
 use std::fmt::Write;
@@ -33,6 +35,8 @@ pub struct Model {
     pub net: Sequential,
     /// The trainable parameters.
     pub params: Params,
+    /// The running statistics.
+    pub buffers: Buffers,
     /// One entry a layer, inner layers of a residual block included.
     pub layers: Vec<LayerInfo>,
     /// The input without the batch dimension: `[h, w, c]`.
@@ -54,11 +58,40 @@ impl Model {
     /// [`Error::Model`] if a layer does not fit what comes before it; the error shows every layer's
     /// output so far. [`Error::Device`] if the parameters do not fit the memory that is free.
     pub fn build(specs: &[LayerSpec], input: [usize; 3], device: &Device, seed: u64) -> Result<Self> {
-        let mut b = Builder { device, layout: Layout::default(), layers: Vec::new(), input: input.into() };
+        let mut b = Builder {
+            device,
+            layout: Layout::default(),
+            buffers: Buffers::default(),
+            layers: Vec::new(),
+            input: input.into(),
+        };
         let (net, _) = b.sequence(specs, "", input.into())?;
         device.check_fits(b.layout.params().iter().map(|p| 4 * p.shape.len()).sum(), "the network")?;
         let params = Params::new(b.layout, device, seed)?;
-        Ok(Model { net, params, layers: b.layers, input: input.into() })
+        Ok(Model { net, params, buffers: b.buffers, layers: b.layers, input: input.into() })
+    }
+
+    /// What a training pass at a step of a run carries along. Its ops are recorded.
+    pub fn train(&self, step: StepState) -> Ctx<'_> {
+        Ctx::train(self.device()).with_params(&self.params).with_buffers(&self.buffers).at(step)
+    }
+
+    /// What a pass of inference carries along.
+    pub fn eval(&self) -> Ctx<'_> {
+        Ctx::eval(self.device()).with_params(&self.params).with_buffers(&self.buffers)
+    }
+
+    /// Runs the network on `[n, h, w, c]`.
+    ///
+    /// # Errors
+    /// Whatever the ops report.
+    pub fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        self.net.forward(x, cx)
+    }
+
+    /// The device that the parameters are on.
+    pub fn device(&self) -> &Device {
+        self.params.values().device()
     }
 
     /// The output without the batch dimension.
@@ -78,6 +111,7 @@ impl Model {
 struct Builder<'a> {
     device: &'a Device,
     layout: Layout,
+    buffers: Buffers,
     layers: Vec<LayerInfo>,
     input: Shape,
 }
@@ -205,8 +239,11 @@ impl Builder<'_> {
                 let [_, _, c] = needs_image()?;
                 let gamma = self.layout.add(format!("{key}.weight"), [c], Init::Constant(1.0));
                 let beta = self.layout.add(format!("{key}.bias"), [c], Init::Constant(0.0));
-                let running = Running::new(self.device, DType::F32, c)?;
-                Ok((Layer::BatchNorm { gamma, beta, running, momentum: *momentum, eps: *eps }, x, 2 * c, 0))
+                let [mean, var] = running(self.device, DType::F32, c)?;
+                let mean = self.buffers.add(format!("{key}.running_mean"), mean);
+                let var = self.buffers.add(format!("{key}.running_var"), var);
+                let batches = self.buffers.add_counter(format!("{key}.num_batches_tracked"));
+                Ok((Layer::BatchNorm { gamma, beta, mean, var, batches, momentum: *momentum, eps: *eps }, x, 2 * c, 0))
             }
             LayerSpec::MaxPool(window) => {
                 let out = max_pool2d::output_shape(batched(needs_image()?), *window)?;
@@ -241,6 +278,8 @@ impl Builder<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::Tensor;
+    use std::sync::atomic::Ordering;
 
     fn build(layers: &[&str]) -> Result<Model> {
         let specs: Vec<LayerSpec> = layers.iter().map(|l| l.parse().unwrap()).collect();
@@ -256,6 +295,21 @@ mod tests {
         assert_eq!(model.layers[6].output, Shape::from([400]));
         assert_eq!(model.params.list()[2].key, "3.weight");
         assert_eq!(model.output(), Shape::from([10]));
+    }
+
+    #[test]
+    fn training_batches_are_counted() {
+        let device = Device::cpu();
+        let model = build(&["max_pool 32", "batch_norm"]).unwrap();
+        let counts = || model.buffers.counters().iter().map(|(_, n)| n.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let x = |n| Var::constant(Tensor::zeros(&device, DType::F32, [n, 32, 32, 3]).unwrap());
+        assert!(model.forward(&x(1), &mut model.train(StepState::default())).is_err());
+        model.forward(&x(1), &mut model.eval()).unwrap();
+        assert_eq!(counts(), [0]);
+        model.forward(&x(2), &mut model.train(StepState::default())).unwrap();
+        assert_eq!(counts(), [1]);
+        model.buffers.count_all();
+        assert_eq!(counts(), [2]);
     }
 
     #[test]

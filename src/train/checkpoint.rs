@@ -7,7 +7,7 @@
 
 use super::trainer::Position;
 use crate::error::{Error, Result};
-use crate::nn::state::{Entries, deserialize, serialize};
+use crate::nn::state::{StateDict, deserialize, serialize};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -23,9 +23,9 @@ const MANIFEST: &str = "manifest.json";
 #[derive(Debug, PartialEq)]
 pub struct Checkpoint {
     /// The state dict.
-    pub model: Entries,
+    pub model: StateDict,
     /// The optimizer's arenas; `None` for a checkpoint that is for evaluation only.
-    pub optimizer: Option<Entries>,
+    pub optimizer: Option<StateDict>,
     /// How far the run had come.
     pub position: Position,
 }
@@ -214,7 +214,7 @@ fn read(dir: &Path) -> Result<Checkpoint> {
             "use the program that wrote it",
         ));
     }
-    let entries = |name: &str| -> Result<Option<Entries>> {
+    let entries = |name: &str| -> Result<Option<StateDict>> {
         let Some(info) = manifest.files.get(name) else { return Ok(None) };
         let path = dir.join(name);
         let bytes = contents(&path)?;
@@ -234,10 +234,10 @@ fn read(dir: &Path) -> Result<Checkpoint> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::state::Entry;
+    use crate::nn::state::Array;
 
     fn checkpoint(x: f32) -> Checkpoint {
-        let entries = Entries::from([("0.weight".to_string(), Entry::f32(&[2], &[x, 1.5]))]);
+        let entries = StateDict::from([("0.weight".to_string(), Array::f32(&[2], &[x, 1.5]))]);
         Checkpoint {
             model: entries.clone(),
             optimizer: Some(entries),

@@ -3,7 +3,7 @@
 
 use super::run::RunDir;
 use super::trainer::Trainer;
-use crate::autograd::{Ctx, StepState, Var};
+use crate::autograd::{StepState, Var};
 use crate::data::batch::Batch;
 use crate::error::{Error, Result};
 use crate::nn::Model;
@@ -41,7 +41,7 @@ impl Trainer {
         if !batch.images.is_finite()? {
             return Ok("the images themselves are not finite".into());
         }
-        let mut cx = Ctx::train(&self.device).with_params(&self.model.params).at(*state);
+        let mut cx = self.model.train(*state);
         let mut first = None;
         self.model.net.forward_observed(&Var::constant(batch.images.clone()), &mut cx, &mut |key, spec, y| {
             if first.is_none() && !y.value().is_finite()? {

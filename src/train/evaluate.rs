@@ -26,7 +26,7 @@ pub struct Evaluation {
 /// # Errors
 /// Whatever the ops or the loader report.
 pub fn evaluate(
-    model: &mut Model,
+    model: &Model,
     loader: &Loader,
     loss: Loss,
     progress: &mut dyn FnMut(usize) -> Result<()>,
@@ -38,8 +38,8 @@ pub fn evaluate(
     for batch in loader.epoch(loader.order(false, &state), &state, 0)? {
         let batch = batch?;
         let n = batch.labels.len();
-        let mut cx = Ctx::eval(batch.images.device()).with_params(&model.params);
-        let scores = model.net.forward(&Var::constant(batch.images), &mut cx)?;
+        let mut cx = model.eval();
+        let scores = model.forward(&Var::constant(batch.images), &mut cx)?;
         let mean = loss.of(&scores, &batch.labels, 0.0, &mut cx)?;
         total += mean.value().item()? * n as f64;
         count += n;

@@ -8,7 +8,7 @@ use super::evaluate::{Evaluation, evaluate};
 use super::events::{EpochReport, Event, Observer, StepReport};
 use super::metrics::{Metrics, RING};
 use super::run::RunDir;
-use crate::autograd::{Ctx, StepState, Var};
+use crate::autograd::{StepState, Var};
 use crate::data::Splits;
 use crate::data::loader::{Augment, Batch, Batches, Loader};
 use crate::device::Device;
@@ -16,7 +16,7 @@ use crate::device::cuda::Captured;
 use crate::error::{Error, Result};
 use crate::nn::Model;
 use crate::nn::params::ParamGrads;
-use crate::nn::state::{Entries, Entry};
+use crate::nn::state::{Array, StateDict};
 use crate::optim::Optimizer;
 use crate::recipes::Recipe;
 use serde::{Deserialize, Serialize};
@@ -178,7 +178,7 @@ impl Trainer {
             return Err(bad(format!("its optimizer has {} states, the recipe's {}", saved.len(), state.len())));
         }
         for (name, buffer) in &mut state {
-            let values = saved.get(*name).and_then(Entry::to_f32);
+            let values = saved.get(*name).and_then(Array::to_f32);
             let values = values
                 .filter(|v| v.len() == buffer.len())
                 .ok_or_else(|| bad(format!("its optimizer state `{name}` does not fit")))?;
@@ -209,9 +209,9 @@ impl Trainer {
         let optimizer = if with_optimizer {
             let arenas = self.optimizer.state();
             let entry = |(name, b): (&'static str, &mut crate::device::Buffer)| {
-                Ok((name.to_string(), Entry::f32(&[b.len()], &b.read::<f32>(0..b.len())?)))
+                Ok((name.to_string(), Array::f32(&[b.len()], &b.read::<f32>(0..b.len())?)))
             };
-            Some(arenas.into_iter().map(entry).collect::<Result<Entries>>()?)
+            Some(arenas.into_iter().map(entry).collect::<Result<StateDict>>()?)
         } else {
             None
         };
@@ -307,7 +307,7 @@ impl Trainer {
                 false => Ok(()),
             }
         };
-        let test = match evaluate(&mut self.model, &self.test, loss, &mut progress) {
+        let test = match evaluate(&self.model, &self.test, loss, &mut progress) {
             Err(_) if stop.load(Ordering::Relaxed) => {
                 self.save(run, false, observers)?;
                 return Ok(Outcome::Stopped);
@@ -400,7 +400,8 @@ impl Trainer {
         if let Some(step) = &self.replay.step {
             step.replay()?;
             // What a forward pass counts on the host.
-            return self.model.count_batch();
+            self.model.buffers.count_all();
+            return Ok(());
         }
         let recorded = cuda.capture(|| self.compute(feed, images, state, run))?;
         recorded.replay()?;
@@ -418,8 +419,8 @@ impl Trainer {
     }
 
     fn compute_on(&mut self, batch: &Batch, state: &StepState, run: &RunDir) -> Result<()> {
-        let mut cx = Ctx::train(&self.device).with_params(&self.model.params).at(*state);
-        let scores = self.model.net.forward(&Var::constant(batch.images.clone()), &mut cx)?;
+        let mut cx = self.model.train(*state);
+        let scores = self.model.forward(&Var::constant(batch.images.clone()), &mut cx)?;
         let loss = self.recipe.loss.of(&scores, &batch.labels, self.recipe.label_smoothing, &mut cx)?;
         // Where reading the loss costs nothing it is checked before it does any harm.
         if let Device::Cpu(_) = self.device {
@@ -441,7 +442,7 @@ impl Trainer {
     /// # Errors
     /// As [`evaluate`].
     pub fn evaluate(&mut self, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Evaluation> {
-        evaluate(&mut self.model, &self.test, self.recipe.loss, progress)
+        evaluate(&self.model, &self.test, self.recipe.loss, progress)
     }
 }
 
