@@ -17,13 +17,13 @@
 //! # Ok::<(), tilework::Error>(())
 //! ```
 
-use crate::buffers::{BufferId, Buffers, CounterId};
+use crate::buffers::{BufferId, Buffers};
 use crate::device::cuda::{Launch, Out, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::dtype::{DType, Element, with_real};
 use crate::error::{Error, Result};
 use crate::kernels::tensor::{TensorDims, tensor_accumulate};
-use crate::nn::params::{ParamGrads, ParamId, Params};
+use crate::params::{ParamGrads, ParamId, Params};
 use crate::rng::{Stream, stream};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -117,6 +117,9 @@ pub enum Mode {
     Eval,
 }
 
+/// Shown each layer's key and output as a forward pass goes.
+pub type Watcher<'w> = Box<dyn FnMut(&str, &Var) -> Result<()> + 'w>;
+
 /// What a forward pass carries along: the tape, train or eval, the position in the random stream,
 /// the parameters.
 pub struct Ctx<'p> {
@@ -126,6 +129,7 @@ pub struct Ctx<'p> {
     step: StepState,
     params: Option<&'p Params>,
     buffers: Option<&'p Buffers>,
+    watcher: Option<Watcher<'p>>,
     dropouts: u32,
 }
 
@@ -138,7 +142,16 @@ impl<'p> Ctx<'p> {
     /// Evaluation: nothing is recorded.
     pub fn eval(device: &Device) -> Self {
         let step = StepState::default();
-        Ctx { device: device.clone(), tape: None, mode: Mode::Eval, step, params: None, buffers: None, dropouts: 0 }
+        Ctx {
+            device: device.clone(),
+            tape: None,
+            mode: Mode::Eval,
+            step,
+            params: None,
+            buffers: None,
+            watcher: None,
+            dropouts: 0,
+        }
     }
 
     /// With parameters, for [`Ctx::param`].
@@ -150,6 +163,12 @@ impl<'p> Ctx<'p> {
     /// With buffers, for [`Ctx::buffer`] and [`Ctx::count`].
     pub fn with_buffers(mut self, buffers: &'p Buffers) -> Self {
         self.buffers = Some(buffers);
+        self
+    }
+
+    /// With a look at each layer's output.
+    pub fn watched(mut self, watcher: impl FnMut(&str, &Var) -> Result<()> + 'p) -> Self {
+        self.watcher = Some(Box::new(watcher));
         self
     }
 
@@ -215,9 +234,14 @@ impl<'p> Ctx<'p> {
     ///
     /// # Errors
     /// As [`Ctx::buffer`].
-    pub fn count(&self, id: CounterId) -> Result<()> {
+    pub fn count(&self, id: BufferId) -> Result<()> {
         let none = || Error::Internal("a forward pass without its buffers".into());
         if self.mode == Mode::Train { self.buffers.ok_or_else(none)?.count(id) } else { Ok(()) }
+    }
+
+    /// Shows a layer's output to who watches.
+    pub(crate) fn passed(&mut self, key: &str, y: &Var) -> Result<()> {
+        self.watcher.as_mut().map_or(Ok(()), |w| w(key, y))
     }
 
     /// The stream of the next dropout layer in this pass.

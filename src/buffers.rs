@@ -6,23 +6,13 @@ use crate::tensor::Tensor;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Names a tensor of [`Buffers`]. The default names none.
+/// Names a tensor or a counter of [`Buffers`]. The default names none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BufferId(usize);
-
-/// Names a counter of [`Buffers`]. The default names none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CounterId(usize);
 
 impl Default for BufferId {
     fn default() -> Self {
         BufferId(usize::MAX)
-    }
-}
-
-impl Default for CounterId {
-    fn default() -> Self {
-        CounterId(usize::MAX)
     }
 }
 
@@ -42,9 +32,9 @@ impl Buffers {
     }
 
     /// Adds a counter of training batches, at zero.
-    pub fn add_counter(&mut self, key: String) -> CounterId {
+    pub fn add_counter(&mut self, key: String) -> BufferId {
         self.counters.push((key, AtomicI64::new(0)));
-        CounterId(self.counters.len() - 1)
+        BufferId(self.counters.len() - 1)
     }
 
     /// A tensor, locked until the guard is dropped.
@@ -60,8 +50,8 @@ impl Buffers {
     ///
     /// # Errors
     /// [`Error::Internal`] for an id of another network.
-    pub fn count(&self, id: CounterId) -> Result<()> {
-        let (_, n) = self.counters.get(id.0).ok_or_else(|| Error::Internal(format!("no counter {id:?}")))?;
+    pub fn count(&self, id: BufferId) -> Result<()> {
+        let (_, n) = self.counters.get(id.0).ok_or_else(|| Error::Internal(format!("no buffer {id:?}")))?;
         n.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -6,7 +6,7 @@ use safetensors::{SafeTensors, tensor::Dtype};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tilework::autograd::{Mode, StepState};
-use tilework::nn::{LayerSpec, Model};
+use tilework::nn::{LayerSpec, Model, layer};
 use tilework::ops::window::Window;
 use tilework::optim::OptimizerSpec;
 use tilework::recipes::Loss;
@@ -211,9 +211,8 @@ fn optimizers_agree_with_pytorch() {
         };
         let device = Device::cpu();
         let start = f64s(&case["start"]);
-        let layers = [LayerSpec::Fc { from: None, features: 1, bias: false }];
-        let flat = [&[LayerSpec::Flatten][..], &layers].concat();
-        let mut model = Model::build(&flat, [1, 1, start.len()], &device, 0).unwrap();
+        let net = vec![layer("flatten").unwrap(), layer("fc 1, no bias").unwrap()];
+        let mut model = Model::new(net, [1, 1, start.len()], &device, 0).unwrap();
         let range = model.params.list()[0].range();
         let start: Vec<f32> = start.iter().map(|&v| v as f32).collect();
         model.params.values_mut().unwrap().host_mut::<f32>().unwrap()[range.clone()].copy_from_slice(&start);
@@ -336,7 +335,7 @@ fn trajectories_agree_with_pytorch() {
     }
 }
 
-fn check_gradients(name: &str, model: &Model, grads: &tilework::nn::params::ParamGrads, golden: &Value) {
+fn check_gradients(name: &str, model: &Model, grads: &tilework::params::ParamGrads, golden: &Value) {
     let golden = golden["gradients"].as_object().unwrap();
     let wanted = |key: &str| golden[key]["norm"]["f64"].as_f64().unwrap();
     let largest = model.params.list().iter().map(|p| wanted(&p.key)).fold(0.0, f64::max);

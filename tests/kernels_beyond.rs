@@ -9,7 +9,7 @@ use tilework::autograd::StepState;
 use tilework::data::Dataset;
 use tilework::data::loader::{Augment, Border, Loader};
 use tilework::device::cuda::{Options, Tile};
-use tilework::nn::{LayerSpec, Model};
+use tilework::nn::{Model, layer};
 use tilework::ops::batch_norm2d::running;
 use tilework::ops::case::Fill;
 use tilework::ops::{Case, Draw, ROOMS, parity};
@@ -139,9 +139,8 @@ fn grids_stride() {
 
 /// A model with parameters of awkward sizes.
 fn model(device: &Device) -> Model {
-    let layers = ["conv 3x3, 5 channels", "relu", "flatten", "fc 70"];
-    let layers: Vec<LayerSpec> = layers.iter().map(|l| l.parse().unwrap()).collect();
-    Model::build(&layers, [6, 5, 3], device, 1).unwrap()
+    let net = ["conv 3x3, 5 channels", "relu", "flatten", "fc 70"].map(|l| layer(l).unwrap());
+    Model::new(Vec::from(net), [6, 5, 3], device, 1).unwrap()
 }
 
 /// Some steps with made-up gradients; the parameters after them.
@@ -283,8 +282,8 @@ fn batches_have_the_cpu_s_bits() {
 fn the_norm_of_the_gradients() {
     let Some(under) = Under::new() else { return };
     let norm = |device: &Device, features: usize| {
-        let layers: Vec<LayerSpec> = vec![LayerSpec::Flatten, LayerSpec::fc(features)];
-        let model = Model::build(&layers, [5, 5, 11], device, 0).unwrap();
+        let net = vec![layer("flatten").unwrap(), layer(&format!("fc {features}")).unwrap()];
+        let model = Model::new(net, [5, 5, 11], device, 0).unwrap();
         let mut grads = model.params.grads().unwrap();
         let mut cx = model.train(StepState::default());
         let x = Tensor::from_slice(device, [3, 5, 5, 11], &numbers(825, 1)).unwrap();

@@ -191,18 +191,14 @@ impl Model {
 mod tests {
     use super::*;
     use crate::device::Device;
-    use crate::nn::spec::LayerSpec;
+    use crate::nn::{Layer, layer, layers::Residual};
 
     fn model(seed: u64) -> Model {
-        let inner: Vec<LayerSpec> = vec!["conv 3x1, 4 channels, pad 1x0".parse().unwrap(), LayerSpec::batch_norm()];
-        let specs = [
-            LayerSpec::conv(3, 4),
-            LayerSpec::batch_norm(),
-            LayerSpec::Residual(inner),
-            LayerSpec::Flatten,
-            LayerSpec::fc(3),
-        ];
-        Model::build(&specs, [5, 6, 2], &Device::cpu(), seed).unwrap()
+        let list = |phrases: &[&str]| phrases.iter().map(|p| layer(p).unwrap()).collect::<Vec<Box<dyn Layer>>>();
+        let main = list(&["conv 3x1, 4 channels, pad 1x0", "batch_norm"]).into();
+        let mut net = list(&["conv 3x3, 4 channels", "batch_norm", "flatten", "fc 3"]);
+        net.insert(2, Box::new(Residual { main, ..Residual::default() }));
+        Model::new(net, [5, 6, 2], &Device::cpu(), seed).unwrap()
     }
 
     #[test]

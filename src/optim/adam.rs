@@ -12,7 +12,7 @@ use crate::device::cuda::{Cuda, Launch};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::kernels::adam::{AdamDims, adam_step};
-use crate::nn::params::{ParamGrads, Params};
+use crate::params::{ParamGrads, Params};
 
 /// Adam and AdamW.
 pub struct Adam {

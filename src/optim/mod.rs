@@ -11,7 +11,7 @@ pub use sgd::Sgd;
 use crate::autograd::StepState;
 use crate::device::Buffer;
 use crate::error::{Error, Result};
-use crate::nn::params::{ParamGrads, Params};
+use crate::params::{ParamGrads, Params};
 use serde::{Deserialize, Serialize};
 
 /// The optimizer of a recipe: its kind and constants. The learning rate of a step comes from the

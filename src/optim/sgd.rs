@@ -10,7 +10,7 @@ use crate::device::cuda::{Cuda, Launch};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::kernels::sgd::{SgdDims, sgd_step};
-use crate::nn::params::{ParamGrads, Params};
+use crate::params::{ParamGrads, Params};
 
 /// Stochastic gradient descent with momentum.
 pub struct Sgd {

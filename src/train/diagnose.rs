@@ -6,8 +6,8 @@ use super::trainer::Trainer;
 use crate::autograd::{StepState, Var};
 use crate::data::batch::Batch;
 use crate::error::{Error, Result};
+use crate::nn::LayerInfo;
 use crate::nn::Model;
-use crate::nn::model::LayerInfo;
 
 impl Trainer {
     /// Adds to an out-of-memory error the batch size that would fit.
@@ -41,14 +41,15 @@ impl Trainer {
         if !batch.images.is_finite()? {
             return Ok("the images themselves are not finite".into());
         }
-        let mut cx = self.model.train(*state);
         let mut first = None;
-        self.model.net.forward_observed(&Var::constant(batch.images.clone()), &mut cx, &mut |key, spec, y| {
+        let mut cx = self.model.train(*state).watched(|key, y| {
             if first.is_none() && !y.value().is_finite()? {
-                first = Some(format!("{key} ({spec})"));
+                first = Some(self.model.describe(key));
             }
             Ok(())
-        })?;
+        });
+        self.model.forward(&Var::constant(batch.images.clone()), &mut cx)?;
+        drop(cx);
         Ok(match first {
             Some(layer) => format!("the first layer whose output is not finite is {layer}"),
             None => "every layer's output is finite, so it is the loss itself that overflowed".into(),

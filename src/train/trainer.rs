@@ -15,9 +15,9 @@ use crate::device::Device;
 use crate::device::cuda::Captured;
 use crate::error::{Error, Result};
 use crate::nn::Model;
-use crate::nn::params::ParamGrads;
 use crate::nn::state::{Array, StateDict};
 use crate::optim::Optimizer;
+use crate::params::ParamGrads;
 use crate::recipes::Recipe;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -115,10 +115,10 @@ impl Trainer {
         let Splits { train, test } = splits;
         let model = Model::build(&recipe.layers, [train.height, train.width, train.channels], device, recipe.seed)?;
         let classes = train.classes.len();
-        if model.output().dims() != [classes] {
+        if model.output.dims() != [classes] {
             return Err(Error::config(
                 "layers",
-                format!("the network ends with {}, and the data has {classes} classes", model.output()),
+                format!("the network ends with {}, and the data has {classes} classes", model.output),
                 format!("end it with `flatten` and `fc {classes}`"),
             ));
         }

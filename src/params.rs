@@ -20,6 +20,13 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParamId(pub(crate) usize);
 
+impl Default for ParamId {
+    /// Names none.
+    fn default() -> Self {
+        ParamId(usize::MAX)
+    }
+}
+
 /// How a parameter is initialised; PyTorch's defaults.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {

@@ -1,0 +1,83 @@
+//! Batch normalisation over n, h, w.
+
+use super::*;
+
+#[derive(Debug, Default)]
+struct BatchNorm {
+    eps: f64,
+    momentum: f64,
+    gamma: ParamId,
+    beta: ParamId,
+    mean: BufferId,
+    var: BufferId,
+    batches: BufferId,
+}
+
+pub(super) fn read(p: &mut Phrase<'_>) -> Result<Box<dyn Layer>> {
+    let eps = p.take("eps").map_or(Ok(1e-5), |t| p.number(t, "a number"))?;
+    let momentum = p.take("momentum").map_or(Ok(0.1), |t| p.number(t, "a number"))?;
+    if !(eps > 0.0 && eps < f64::INFINITY && (0.0..=1.0).contains(&momentum)) {
+        return Err(p.bad("eps must be positive and finite, momentum in [0, 1]", "the usual ones are 1e-5 and 0.1"));
+    }
+    Ok(Box::new(BatchNorm { eps, momentum, ..BatchNorm::default() }))
+}
+
+impl Layer for BatchNorm {
+    fn infer(&mut self, x: Shape, b: &mut Builder<'_>) -> Result<Shape> {
+        let [_, _, c] = image(x)?;
+        self.gamma = b.param("weight", [c], Init::Constant(1.0))?;
+        self.beta = b.param("bias", [c], Init::Constant(0.0))?;
+        self.mean = b.buffer("running_mean", [c], 0.0)?;
+        self.var = b.buffer("running_var", [c], 1.0)?;
+        self.batches = b.counter("num_batches_tracked");
+        Ok(x)
+    }
+
+    fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        let (gamma, beta) = (cx.param(self.gamma)?, cx.param(self.beta)?);
+        let (mut mean, mut var) = (cx.buffer(self.mean)?, cx.buffer(self.var)?);
+        let y = x.batch_norm2d(&gamma, &beta, [&mut mean, &mut var], self.momentum, self.eps, cx)?;
+        cx.count(self.batches)?;
+        Ok(y)
+    }
+
+    fn phrase(&self) -> String {
+        let eps = if self.eps == 1e-5 { String::new() } else { format!(", eps {:e}", self.eps) };
+        let momentum = if self.momentum == 0.1 { String::new() } else { format!(", momentum {}", self.momentum) };
+        format!("batch_norm{eps}{momentum}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autograd::StepState;
+    use crate::nn::Model;
+    use crate::{DType, Device, Tensor};
+    use std::sync::atomic::Ordering;
+
+    #[test]
+    fn phrases() {
+        survive_a_round_trip(&["batch_norm", "batch_norm, eps 1e-3, momentum 0.2"]);
+        are_refused(&[
+            ("batch_norm, eps -1", "eps must be positive"),
+            ("batch_norm, eps inf", "eps must be positive and finite"),
+            ("batch_norm, eps", "`` is not a number"),
+        ]);
+    }
+
+    #[test]
+    fn training_batches_are_counted() {
+        let device = Device::cpu();
+        let model = Model::new(vec![layer("batch_norm").unwrap()], [1, 1, 3], &device, 0).unwrap();
+        let counts = || model.buffers.counters().iter().map(|(_, n)| n.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let x = |n| Var::constant(Tensor::zeros(&device, DType::F32, [n, 1, 1, 3]).unwrap());
+        assert!(model.forward(&x(1), &mut model.train(StepState::default())).is_err());
+        model.forward(&x(1), &mut model.eval()).unwrap();
+        assert_eq!(counts(), [0]);
+        model.forward(&x(2), &mut model.train(StepState::default())).unwrap();
+        assert_eq!(counts(), [1]);
+        model.buffers.count_all();
+        assert_eq!(counts(), [2]);
+    }
+}
