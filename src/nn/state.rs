@@ -5,7 +5,9 @@
 //! here, and one of ours loads there with `strict=True`.
 
 use super::model::Model;
+use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
+use crate::params::Param;
 use crate::shape::Shape;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::BTreeMap;
@@ -110,26 +112,53 @@ fn from_torch(shape: Shape, values: &[f32]) -> Vec<f32> {
     values.chunks(i * k).flat_map(item).collect()
 }
 
+/// A network's numbers as they were at one moment.
+pub struct Snapshot {
+    params: Vec<Param>,
+    values: Buffer,
+    buffers: StateDict,
+}
+
+impl Snapshot {
+    /// The state dict.
+    ///
+    /// # Errors
+    /// None that a snapshot of [`Model::snapshot`] can cause.
+    pub fn state_dict(self) -> Result<StateDict> {
+        let values = self.values.host::<f32>()?;
+        let mut out = self.buffers;
+        for p in self.params {
+            let array = Array::f32(&torch_dims(p.shape), &to_torch(p.shape, &values[p.range()]));
+            out.insert(p.key, array);
+        }
+        Ok(out)
+    }
+}
+
 impl Model {
     /// The parameters and running statistics.
     ///
     /// # Errors
     /// [`Error::Device`] if the device fails.
     pub fn state_dict(&self) -> Result<StateDict> {
-        let mut out = StateDict::new();
-        let values = self.params.values();
-        let values = values.read::<f32>(0..values.len())?;
-        for p in self.params.list() {
-            out.insert(p.key.clone(), Array::f32(&torch_dims(p.shape), &to_torch(p.shape, &values[p.range()])));
-        }
+        self.snapshot(&Device::cpu())?.state_dict()
+    }
+
+    /// A copy of the network's numbers in the memory of `host`, a CPU device: made at the speed of a copy, so that
+    /// another thread can make the state dict of it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    pub fn snapshot(&self, host: &Device) -> Result<Snapshot> {
+        let mut buffers = StateDict::new();
         for (key, t) in self.buffers.tensors() {
             let values = to_torch(t.shape(), &t.to_vec::<f32>()?);
-            out.insert(key.into(), Array::f32(&torch_dims(t.shape()), &values));
+            buffers.insert(key.into(), Array::f32(&torch_dims(t.shape()), &values));
         }
         for (key, count) in self.buffers.counters() {
-            out.insert(key.clone(), Array::i64(count.load(Ordering::Relaxed)));
+            buffers.insert(key.clone(), Array::i64(count.load(Ordering::Relaxed)));
         }
-        Ok(out)
+        Ok(Snapshot { params: self.params.list().to_vec(), values: self.params.values().to_host(host)?, buffers })
     }
 
     /// Takes over a state dict: every key must be there, with its shape, and no other.
@@ -190,7 +219,6 @@ impl Model {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Device;
     use crate::nn::{Layer, layer, layers::Residual};
 
     fn model(seed: u64) -> Model {

@@ -4,7 +4,6 @@ use super::{Feed, Trainer};
 use crate::autograd::StepState;
 use crate::data::loader::Batch;
 use crate::error::{Error, Result};
-use crate::train::run::RunDir;
 
 impl Trainer {
     /// One step on a batch outside of any run; for benches. The mini-batch's loss.
@@ -15,7 +14,7 @@ impl Trainer {
         let lr = self.recipe.optimizer.lr() as f32;
         let state = StepState { seed: self.recipe.seed, step: self.position.step as u32, lr, ..StepState::default() };
         self.device.set_step(&state)?;
-        self.compute_on(batch, &state, &RunDir::nowhere())?;
+        self.compute_on(batch, &state)?;
         self.position.step += 1;
         Ok(self.metrics.take(self.position.step - 1, 1)?[0].0)
     }
@@ -42,7 +41,6 @@ impl Trainer {
         let lr = self.recipe.optimizer.lr() as f32;
         let base = StepState { seed: self.recipe.seed, lr, ..StepState::default() };
         let order = self.train.order(false, &base);
-        let nowhere = RunDir::nowhere();
         let mut feed = None;
         for _ in 0..n {
             let at = self.position.step as usize % whole;
@@ -54,7 +52,7 @@ impl Trainer {
                 None => self.feed(order.clone(), &base)?,
             };
             let state = StepState { step: self.position.step as u32, batch_offset: (at * images) as u32, ..base };
-            self.step(&mut now, images, &state, &nowhere)?;
+            self.step(&mut now, images, &state)?;
             feed = Some(now);
             self.position.step += 1;
         }
