@@ -165,6 +165,39 @@ fn waiting_for_each_launch_changes_no_number() {
     assert_eq!(losses(under.first()), losses(waiting.first()));
 }
 
+/// A loop by hand over the loader's batches: each step drops other elements, and the CPU's.
+#[test]
+fn dropout_in_a_loop_by_hand_draws_anew_each_step() {
+    use tilework::data::loader::Loader;
+    use tilework::{Ctx, Tensor, Var};
+    let Some(under) = Under::new() else { return };
+    let dropped = |device: &Device| {
+        let data = std::sync::Arc::new(shapes::generate(0, 8, 1).train);
+        let loader = Loader::new(data, 2, &[0.5; 3], &[0.25; 3], device).unwrap();
+        let base = StepState { seed: 3, epoch: 1, ..StepState::default() };
+        let ones = Tensor::from_slice(device, [64], &[1f32; 64]).unwrap();
+        let batches = loader.epoch(loader.order(false, &base), &base, 0).unwrap();
+        let masks = batches.enumerate().map(|(step, batch)| {
+            batch.unwrap();
+            let mut cx = Ctx::train(device).at(StepState { step: step as u32, ..base });
+            let x = cx.leaf(ones.clone());
+            let y = x.dropout(0.5, &mut cx).unwrap();
+            let mask = y.value().to_vec::<f32>().unwrap();
+            // The backward pass recomputes the mask, whatever was loaded meanwhile.
+            loader.epoch(loader.order(false, &base), &base, 2).unwrap().next().unwrap().unwrap();
+            let gx = cx.backward(&y, ones.clone(), None).unwrap().of(&x).unwrap().to_vec::<f32>().unwrap();
+            assert_eq!(mask, gx, "{device:?}, step {step}");
+            mask
+        });
+        masks.collect::<Vec<_>>()
+    };
+    let want = dropped(&Device::cpu());
+    assert!(want.windows(2).all(|w| w[0] != w[1]));
+    for (name, device) in &under.devices {
+        assert_eq!(dropped(device), want, "{name}");
+    }
+}
+
 /// What was captured is replayed on the state of the day, and keeps its memory to itself.
 #[test]
 fn captured_work_is_replayed() {
