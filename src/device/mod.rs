@@ -215,6 +215,24 @@ impl Buffer {
         }
     }
 
+    /// A copy in the memory of `host`, a CPU device.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; [`Error::Internal`] if `host` is no CPU; [`Error::Device`] if the device fails.
+    pub fn to_host(&self, host: &Device) -> Result<Buffer> {
+        let mut copy = host.alloc(self.dtype, self.len)?;
+        let Memory::Host(to) = &mut copy.memory else { return Err(not_on_the_host()) };
+        match (&self.memory, &self.device) {
+            (Memory::Cuda(from), Device::Cuda(cuda)) => {
+                let bytes: &mut [u8] = bytemuck::cast_slice_mut(to.lines_mut());
+                cuda.read(from, 0, &mut bytes[..self.len * self.dtype.size()])?;
+            }
+            (Memory::Host(from), _) => to.lines_mut().copy_from_slice(from.lines()),
+            _ => return Err(Error::Internal(format!("{self:?} has another device's memory"))),
+        }
+        Ok(copy)
+    }
+
     /// Writes elements from `start` on, wherever they are.
     ///
     /// # Errors

@@ -1,7 +1,6 @@
 //! What can be wrong with a run, found before it starts or told when it happens: memory that does
 //! not suffice, batches that a layer cannot take, losses that are not finite.
 
-use super::run::RunDir;
 use super::trainer::Trainer;
 use crate::autograd::{Ctx, Var};
 use crate::data::batch::Batch;
@@ -56,18 +55,13 @@ impl Trainer {
         })
     }
 
-    pub(super) fn non_finite(&self, loss: f64, step: u64, origin: String, run: &RunDir) -> Error {
-        let last = run.path().join("last");
-        let saved = match last.exists() {
-            true => format!("the last good checkpoint is {}", last.display()),
-            false => "there is no checkpoint yet".into(),
-        };
+    pub(super) fn non_finite(&self, loss: f64, step: u64, origin: String) -> Error {
         Error::NonFinite {
             loss,
             step,
             epoch: self.position.epoch + 1,
             origin,
-            saved,
+            saved: "nothing is saved".into(),
             remedy: "lower the learning rate (--lr), or check the data's normalisation".into(),
         }
     }

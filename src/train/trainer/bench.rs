@@ -4,7 +4,6 @@ use super::{Feed, Trainer};
 use crate::data::loader::Batch;
 use crate::error::{Error, Result};
 use crate::step::Step;
-use crate::train::run::RunDir;
 
 impl Trainer {
     /// The next step, at the rate that the run starts from.
@@ -19,7 +18,7 @@ impl Trainer {
     /// As [`Trainer::run`].
     pub fn step_once(&mut self, batch: &Batch) -> Result<f64> {
         let state = self.first_step();
-        self.compute_on(batch, &state, &RunDir::nowhere())?;
+        self.compute_on(batch, &state)?;
         self.position.step += 1;
         Ok(self.metrics.take(self.position.step - 1, 1)?[0].0)
     }
@@ -45,7 +44,6 @@ impl Trainer {
         }
         let base = self.first_step();
         let order = self.train.order(false, &base);
-        let nowhere = RunDir::nowhere();
         let mut feed = None;
         for _ in 0..n {
             let at = self.position.step as usize % whole;
@@ -57,7 +55,7 @@ impl Trainer {
                 None => self.feed(order.clone(), &base)?,
             };
             let state = Step { step: self.position.step, batch_offset: (at * images) as u32, ..base };
-            self.step(&mut now, images, &state, &nowhere)?;
+            self.step(&mut now, images, &state)?;
             feed = Some(now);
             self.position.step += 1;
         }
