@@ -2,6 +2,7 @@
 //!
 //! In reading order: [`layers`] (one room a layer), [`spec`] (a network as text), `builder` (sizes are
 //! inferred), [`model`] (a network with its parameters), [`state`] (PyTorch's names and layouts).
+//! The parameters' numbers are in [`params`](crate::params).
 
 mod builder;
 pub mod layers;

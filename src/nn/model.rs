@@ -3,12 +3,13 @@
 use super::builder::{Builder, LayerInfo};
 use super::layers::{Layer, Sequential};
 use super::spec::{LayerSpec, sequence};
-use crate::autograd::{Ctx, StepState, Var};
+use crate::autograd::{Ctx, Var};
 use crate::buffers::Buffers;
 use crate::device::Device;
 use crate::error::Result;
 use crate::params::Params;
 use crate::shape::Shape;
+use crate::step::Step;
 
 /// A network with its parameters.
 #[derive(Debug)]
@@ -59,7 +60,7 @@ impl Model {
     }
 
     /// What a training pass at a step of a run carries along. Its ops are recorded.
-    pub fn train(&self, step: StepState) -> Ctx<'_> {
+    pub fn train(&self, step: Step) -> Ctx<'_> {
         Ctx::train(self.device()).with_params(&self.params).with_buffers(&self.buffers).at(step)
     }
 

@@ -51,8 +51,8 @@ impl Layer for BatchNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::autograd::StepState;
     use crate::nn::Model;
+    use crate::step::Step;
     use crate::{DType, Device, Tensor};
     use std::sync::atomic::Ordering;
 
@@ -72,10 +72,10 @@ mod tests {
         let model = Model::new(vec![layer("batch_norm").unwrap()], [1, 1, 3], &device, 0).unwrap();
         let counts = || model.buffers.counters().iter().map(|(_, n)| n.load(Ordering::Relaxed)).collect::<Vec<_>>();
         let x = |n| Var::constant(Tensor::zeros(&device, DType::F32, [n, 1, 1, 3]).unwrap());
-        assert!(model.forward(&x(1), &mut model.train(StepState::default())).is_err());
+        assert!(model.forward(&x(1), &mut model.train(Step::default())).is_err());
         model.forward(&x(1), &mut model.eval()).unwrap();
         assert_eq!(counts(), [0]);
-        model.forward(&x(2), &mut model.train(StepState::default())).unwrap();
+        model.forward(&x(2), &mut model.train(Step::default())).unwrap();
         assert_eq!(counts(), [1]);
         model.buffers.count_all();
         assert_eq!(counts(), [2]);
