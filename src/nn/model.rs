@@ -94,6 +94,7 @@ impl Model {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{DType, Tensor};
 
     fn build(layers: &[&str]) -> Result<Model> {
         let specs: Vec<LayerSpec> = layers.iter().map(|l| l.parse().unwrap()).collect();
@@ -109,6 +110,27 @@ mod tests {
         assert_eq!(model.layers[6].output, Shape::from([400]));
         assert_eq!(model.params.list()[2].key, "3.weight");
         assert_eq!(model.output, Shape::from([10]));
+    }
+
+    #[test]
+    fn nothing_is_recorded_below_what_is_trained() {
+        let device = Device::cpu();
+        let net = ["conv 3x3, 2 channels", "batch_norm", "relu", "dropout 0.5", "flatten", "fc 10"];
+        let mut model = build(&net).unwrap();
+        model.params.configure(|p| p.trainable = p.key.starts_with("5.")).unwrap();
+        let mut tracked = Vec::new();
+        let mut cx = model.train(Step::default()).watched(|key, y| {
+            tracked.push((key.to_string(), y.id().is_some()));
+            Ok(())
+        });
+        let x = Var::constant(Tensor::zeros(&device, DType::F32, [2, 32, 32, 3]).unwrap());
+        let y = model.forward(&x, &mut cx).unwrap();
+        let mut grads = model.params.grads().unwrap();
+        cx.backward(&y, y.value().clone(), Some(&mut grads)).unwrap();
+        drop(y);
+        assert_eq!(tracked, [0, 1, 2, 3, 4, 5].map(|i| (i.to_string(), i == 5)));
+        let of = |key| grads.of(model.params.list().iter().position(|p| p.key == key).unwrap()).unwrap();
+        assert!(of("5.bias").iter().any(|&g| g != 0.0) && of("0.weight").iter().all(|&g| g == 0.0));
     }
 
     #[test]
