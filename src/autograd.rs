@@ -17,7 +17,7 @@
 //! # Ok::<(), tilework::Error>(())
 //! ```
 
-use crate::buffers::{BufferId, Buffers};
+use crate::buffers::Buffers;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -26,7 +26,6 @@ use crate::rng::stream;
 use crate::shape::Shape;
 use crate::step::Step;
 use crate::tensor::Tensor;
-use std::sync::MutexGuard;
 
 /// Names a tracked variable on its tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,8 +104,7 @@ pub struct Ctx<'p> {
     tape: Option<Tape>,
     mode: Mode,
     step: Step,
-    params: Option<&'p Params>,
-    buffers: Option<&'p Buffers>,
+    network: Option<(&'p Params, &'p Buffers)>,
     watcher: Option<Watcher<'p>>,
     dropouts: u32,
 }
@@ -124,22 +122,15 @@ impl<'p> Ctx<'p> {
             tape: None,
             mode: Mode::Eval,
             step: Step::default(),
-            params: None,
-            buffers: None,
+            network: None,
             watcher: None,
             dropouts: 0,
         }
     }
 
-    /// With parameters, for [`Ctx::param`].
-    pub fn with_params(mut self, params: &'p Params) -> Self {
-        self.params = Some(params);
-        self
-    }
-
-    /// With buffers, for [`Ctx::buffer`] and [`Ctx::count`].
-    pub fn with_buffers(mut self, buffers: &'p Buffers) -> Self {
-        self.buffers = Some(buffers);
+    /// Through a network of these parameters and buffers.
+    pub fn of(mut self, params: &'p Params, buffers: &'p Buffers) -> Self {
+        self.network = Some((params, buffers));
         self
     }
 
@@ -194,30 +185,22 @@ impl<'p> Ctx<'p> {
     /// # Errors
     /// [`Error::Internal`] if the context has no parameters.
     pub fn param(&mut self, id: ParamId) -> Result<Var> {
-        let params = self.params.ok_or_else(|| Error::Internal("a forward pass without its parameters".into()))?;
+        let (params, _) = self.network()?;
         let value = params.tensor(id)?;
         let tape = self.tape.as_mut().filter(|_| params.list()[id.0].trainable);
         Ok(Var { value, id: tape.map(|t| t.new_var(Some(id))) })
     }
 
-    /// A buffer, locked until the guard is dropped.
+    /// The buffers of the network.
     ///
     /// # Errors
-    /// [`Error::Internal`] if the context has no buffers.
-    pub fn buffer(&self, id: BufferId) -> Result<MutexGuard<'p, Tensor>> {
-        self.buffers()?.get(id)
+    /// [`Error::Internal`] if the context has none.
+    pub fn buffers(&self) -> Result<&'p Buffers> {
+        Ok(self.network()?.1)
     }
 
-    /// Counts a batch, in training.
-    ///
-    /// # Errors
-    /// As [`Ctx::buffer`].
-    pub fn count(&self, id: BufferId) -> Result<()> {
-        if self.mode == Mode::Train { self.buffers()?.count(id) } else { Ok(()) }
-    }
-
-    fn buffers(&self) -> Result<&'p Buffers> {
-        self.buffers.ok_or_else(|| Error::Internal("a forward pass without its buffers".into()))
+    fn network(&self) -> Result<(&'p Params, &'p Buffers)> {
+        self.network.ok_or_else(|| Error::Internal("a forward pass through a network without its parameters".into()))
     }
 
     /// Shows a layer's output to who watches.

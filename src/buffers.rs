@@ -6,7 +6,7 @@ use crate::tensor::Tensor;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Names a tensor or a counter of [`Buffers`]. The default names none.
+/// Names a tensor of [`Buffers`]. The default names none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BufferId(usize);
 
@@ -32,9 +32,8 @@ impl Buffers {
     }
 
     /// Adds a counter of training batches, at zero.
-    pub fn add_counter(&mut self, key: String) -> BufferId {
+    pub fn add_counter(&mut self, key: String) {
         self.counters.push((key, AtomicI64::new(0)));
-        BufferId(self.counters.len() - 1)
     }
 
     /// A tensor, locked until the guard is dropped.
@@ -46,18 +45,8 @@ impl Buffers {
         Ok(tensor.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Counts one batch.
-    ///
-    /// # Errors
-    /// [`Error::Internal`] for an id of another network.
-    pub fn count(&self, id: BufferId) -> Result<()> {
-        let (_, n) = self.counters.get(id.0).ok_or_else(|| Error::Internal(format!("no buffer {id:?}")))?;
-        n.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Counts one batch everywhere: for a step that was replayed.
-    pub fn count_all(&self) {
+    /// Counts a training batch.
+    pub fn count_batch(&self) {
         self.counters.iter().for_each(|(_, n)| _ = n.fetch_add(1, Ordering::Relaxed));
     }
 

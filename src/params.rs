@@ -55,6 +55,11 @@ pub struct Param {
 }
 
 impl Param {
+    /// A parameter of group 0, to be trained. It gets its place from [`Params::new`].
+    pub fn new(key: String, shape: Shape, init: Init) -> Self {
+        Param { key, shape, init, group: 0, trainable: true, offset: 0 }
+    }
+
     /// Its place in the arena.
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.shape.len()
@@ -64,32 +69,10 @@ impl Param {
 /// Elements between parameters are padded to whole cache lines of the widest type.
 const ALIGN: usize = 16;
 
-/// The arena's layout while a network is being built.
-#[derive(Clone, Debug, Default)]
-pub struct Layout {
-    params: Vec<Param>,
-    len: usize,
-}
-
-impl Layout {
-    /// Adds a parameter.
-    pub fn add(&mut self, key: String, shape: impl Into<Shape>, init: Init) -> ParamId {
-        let shape = shape.into();
-        self.params.push(Param { key, shape, init, group: 0, trainable: true, offset: self.len });
-        self.len += shape.len().next_multiple_of(ALIGN);
-        ParamId(self.params.len() - 1)
-    }
-
-    /// The parameters so far.
-    pub fn params(&self) -> &[Param] {
-        &self.params
-    }
-}
-
 /// The values of all parameters.
 #[derive(Debug)]
 pub struct Params {
-    layout: Layout,
+    list: Vec<Param>,
     values: Arc<Buffer>,
     /// On a CUDA device, where not all parameters are trained in group 0: the group of each [`ALIGN`]
     /// elements of the arena.
@@ -100,13 +83,18 @@ pub struct Params {
 const FROZEN: u8 = u8::MAX;
 
 impl Params {
-    /// The parameters of a layout, initialised from a seed.
+    /// Parameters in this order, initialised from a seed.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`]; [`Error::Device`] if the device fails.
-    pub fn new(layout: Layout, device: &Device, seed: u64) -> Result<Self> {
-        let mut values = vec![0f32; layout.len];
-        for (i, p) in layout.params.iter().enumerate() {
+    pub fn new(mut list: Vec<Param>, device: &Device, seed: u64) -> Result<Self> {
+        let mut len = 0;
+        for p in &mut list {
+            p.offset = len;
+            len += p.shape.len().next_multiple_of(ALIGN);
+        }
+        let mut values = vec![0f32; len];
+        for (i, p) in list.iter().enumerate() {
             let place = &mut values[p.range()];
             match p.init {
                 Init::Constant(v) => place.fill(v),
@@ -121,19 +109,19 @@ impl Params {
                 }
             }
         }
-        let mut buffer = device.alloc(DType::F32, layout.len)?;
+        let mut buffer = device.alloc(DType::F32, len)?;
         buffer.write(0, &values)?;
-        Ok(Params { layout, values: Arc::new(buffer), groups: None })
+        Ok(Params { list, values: Arc::new(buffer), groups: None })
     }
 
     /// What is in the arena, in order.
     pub fn list(&self) -> &[Param] {
-        &self.layout.params
+        &self.list
     }
 
     /// The number of trainable numbers, padding not counted.
     pub fn count(&self) -> usize {
-        self.layout.params.iter().map(|p| p.shape.len()).sum()
+        self.list.iter().map(|p| p.shape.len()).sum()
     }
 
     /// Changes the group of parameters, or whether they are trained, one after the other:
@@ -142,8 +130,8 @@ impl Params {
     /// # Errors
     /// [`Error::Config`] for a group that a [`Step`] has no rate for; [`Error::OutOfMemory`].
     pub fn configure(&mut self, mut change: impl FnMut(&mut Param)) -> Result<()> {
-        let mut layout = self.layout.clone();
-        for p in &mut layout.params {
+        let mut list = self.list.clone();
+        for p in &mut list {
             let before = p.clone();
             change(p);
             *p = Param { group: p.group, trainable: p.trainable, ..before };
@@ -152,11 +140,11 @@ impl Params {
                 return Err(Error::config("parameter groups", problem, format!("use 0 to {}", GROUPS - 1)));
             }
         }
-        let uniform = layout.params.iter().all(|p| p.trainable && p.group == 0);
+        let uniform = list.iter().all(|p| p.trainable && p.group == 0);
         self.groups = match self.values.device() {
             device @ Device::Cuda(_) if !uniform => {
-                let mut table = Vec::with_capacity(layout.len / ALIGN);
-                for p in &layout.params {
+                let mut table = Vec::with_capacity(self.values.len() / ALIGN);
+                for p in &list {
                     let group = if p.trainable { p.group } else { FROZEN };
                     table.resize(table.len() + p.shape.len().div_ceil(ALIGN), group);
                 }
@@ -166,7 +154,7 @@ impl Params {
             }
             _ => None,
         };
-        self.layout = layout;
+        self.list = list;
         Ok(())
     }
 
@@ -198,7 +186,7 @@ impl Params {
     /// # Errors
     /// [`Error::Internal`] for an id of another network.
     pub fn tensor(&self, id: ParamId) -> Result<Tensor> {
-        let p = self.layout.params.get(id.0).ok_or_else(|| Error::Internal(format!("no parameter {id:?}")))?;
+        let p = self.list.get(id.0).ok_or_else(|| Error::Internal(format!("no parameter {id:?}")))?;
         Tensor::view(self.values.clone(), p.offset, p.shape)
     }
 
@@ -220,7 +208,7 @@ impl Params {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn grads(&self) -> Result<ParamGrads> {
-        let mut buffer = self.values.device().alloc(DType::F32, self.layout.len)?;
+        let mut buffer = self.values.device().alloc(DType::F32, self.values.len())?;
         buffer.zero()?;
         Ok(ParamGrads {
             buffer,
@@ -375,24 +363,22 @@ mod tests {
 
     #[test]
     fn initial_weights_fill_the_range() {
-        let mut layout = Layout::default();
-        layout.add("0.weight".into(), [50, 100], Init::FanIn(100));
-        let second = layout.add("0.bias".into(), [7], Init::Constant(1.0));
-        let params = Params::new(layout, &Device::cpu(), 3).unwrap();
+        let bias = Param::new("0.bias".into(), [7].into(), Init::Constant(1.0));
+        let list = vec![Param::new("0.weight".into(), [50, 100].into(), Init::FanIn(100)), bias];
+        let params = Params::new(list, &Device::cpu(), 3).unwrap();
         let w = params.tensor(ParamId(0)).unwrap();
         let w = w.to_vec::<f32>().unwrap();
         let (min, max) = w.iter().fold((0f32, 0f32), |(a, b), &x| (a.min(x), b.max(x)));
         assert!((-0.1..-0.099).contains(&min) && (0.099..=0.1).contains(&max), "{min} {max}");
-        assert_eq!(params.tensor(second).unwrap().to_vec::<f32>().unwrap(), [1.0; 7]);
+        assert_eq!(params.tensor(ParamId(1)).unwrap().to_vec::<f32>().unwrap(), [1.0; 7]);
         assert_eq!(params.count(), 5007);
     }
 
     #[test]
     fn a_view_keeps_the_arena_from_being_written() {
-        let mut layout = Layout::default();
-        let id = layout.add("w".into(), [3], Init::Constant(0.0));
-        let mut params = Params::new(layout, &Device::cpu(), 0).unwrap();
-        let view = params.tensor(id).unwrap();
+        let list = vec![Param::new("w".into(), [3].into(), Init::Constant(0.0))];
+        let mut params = Params::new(list, &Device::cpu(), 0).unwrap();
+        let view = params.tensor(ParamId(0)).unwrap();
         assert!(params.values_mut().is_err());
         drop(view);
         assert!(params.values_mut().is_ok());

@@ -6,7 +6,7 @@ use crate::buffers::{BufferId, Buffers};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::params::{Init, Layout, ParamId};
+use crate::params::{Init, Param, ParamId};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use std::fmt::Write;
@@ -35,7 +35,7 @@ pub struct Builder<'a> {
     /// The key of the layer at hand, and what it has declared of its own.
     key: String,
     own: (usize, usize),
-    pub(super) layout: Layout,
+    pub(super) params: Vec<Param>,
     pub(super) buffers: Buffers,
     pub(super) layers: Vec<LayerInfo>,
 }
@@ -71,8 +71,8 @@ pub(super) fn stated(what: &str, from: Option<usize>, actual: usize) -> Result<(
 
 impl<'a> Builder<'a> {
     pub(super) fn new(device: &'a Device, input: Shape) -> Self {
-        let (layout, buffers) = (Layout::default(), Buffers::default());
-        Builder { device, input, key: String::new(), own: (0, 0), layout, buffers, layers: Vec::new() }
+        let (params, buffers, layers) = (Vec::new(), Buffers::default(), Vec::new());
+        Builder { device, input, key: String::new(), own: (0, 0), params, buffers, layers }
     }
 
     fn join(&self, name: &str) -> String {
@@ -89,11 +89,12 @@ impl<'a> Builder<'a> {
             let remedy = "use fewer channels or features, a smaller kernel, or pool before `flatten`";
             return Err(misfit("the layer would be larger than 16 GiB", remedy));
         }
-        if self.layout.params().iter().any(|p| p.key == key) {
+        if self.params.iter().any(|p| p.key == key) {
             return Err(misfit(format!("there is a `{key}` already"), "give one of the two layers another name"));
         }
         self.own.0 += shape.len();
-        Ok(self.layout.add(key, shape, init))
+        self.params.push(Param::new(key, shape, init));
+        Ok(ParamId(self.params.len() - 1))
     }
 
     /// Adds a tensor that training changes and no gradient moves, at first all `value`.
@@ -107,8 +108,8 @@ impl<'a> Builder<'a> {
     }
 
     /// Adds a counter of training batches.
-    pub fn counter(&mut self, name: &str) -> BufferId {
-        self.buffers.add_counter(self.join(name))
+    pub fn counter(&mut self, name: &str) {
+        self.buffers.add_counter(self.join(name));
     }
 
     /// Notes the multiply-adds of the layer for one image: the product of the factors.

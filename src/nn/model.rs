@@ -3,7 +3,7 @@
 use super::builder::{Builder, LayerInfo};
 use super::layers::{Layer, Sequential};
 use super::spec::{LayerSpec, sequence};
-use crate::autograd::{Ctx, Var};
+use crate::autograd::{Ctx, Mode, Var};
 use crate::buffers::Buffers;
 use crate::device::Device;
 use crate::error::Result;
@@ -46,8 +46,8 @@ impl Model {
         let (mut net, input) = (net.into(), input.into());
         let mut b = Builder::new(device, input);
         let output = net.infer(input, &mut b)?;
-        device.check_fits(b.layout.params().iter().map(|p| 4 * p.shape.len()).sum(), "the network")?;
-        let params = Params::new(b.layout, device, seed)?;
+        device.check_fits(b.params.iter().map(|p| 4 * p.shape.len()).sum(), "the network")?;
+        let params = Params::new(b.params, device, seed)?;
         Ok(Model { net, params, buffers: b.buffers, layers: b.layers, input, output })
     }
 
@@ -61,12 +61,12 @@ impl Model {
 
     /// What a training pass at a step of a run carries along. Its ops are recorded.
     pub fn train(&self, step: Step) -> Ctx<'_> {
-        Ctx::train(self.device()).with_params(&self.params).with_buffers(&self.buffers).at(step)
+        Ctx::train(self.params.values().device()).of(&self.params, &self.buffers).at(step)
     }
 
     /// What a pass of inference carries along.
     pub fn eval(&self) -> Ctx<'_> {
-        Ctx::eval(self.device()).with_params(&self.params).with_buffers(&self.buffers)
+        Ctx::eval(self.params.values().device()).of(&self.params, &self.buffers)
     }
 
     /// Runs the network on `[n, h, w, c]`.
@@ -74,12 +74,11 @@ impl Model {
     /// # Errors
     /// Whatever the ops report.
     pub fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
-        self.net.forward(x, cx)
-    }
-
-    /// The device that the parameters are on.
-    pub fn device(&self) -> &Device {
-        self.params.values().device()
+        let y = self.net.forward(x, cx)?;
+        if cx.mode() == Mode::Train {
+            self.buffers.count_batch();
+        }
+        Ok(y)
     }
 
     /// The layer that a parameter belongs to, as `3 (conv 5x5, 6 channels)`.
@@ -97,7 +96,7 @@ mod tests {
     use crate::{DType, Tensor};
 
     fn build(layers: &[&str]) -> Result<Model> {
-        let specs: Vec<LayerSpec> = layers.iter().map(|l| l.parse().unwrap()).collect();
+        let specs: Vec<LayerSpec> = layers.iter().map(|&l| l.into()).collect();
         Model::build(&specs, [32, 32, 3], &Device::cpu(), 0)
     }
 

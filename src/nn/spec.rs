@@ -3,24 +3,14 @@
 //! [`LAYERS`](super::LAYERS) lists the phrases. A name may come first (`stem: conv 3x3, 16 channels`);
 //! else a layer's name is its place in the list. Names make the keys of the state dict. Layers that hold
 //! others are tables: `{ residual = ["conv ...", ...] }`, `{ name = "head", layers = ["fc 10"] }`.
-//!
-//! ```
-//! use tilework::nn::LayerSpec;
-//! let conv: LayerSpec = "conv 5, 16 channels, pad 2".parse()?;
-//! assert_eq!(conv.to_string(), "conv 5x5, 16 channels, pad 2");
-//! # Ok::<(), tilework::Error>(())
-//! ```
 
 use super::layers::{Layer, Residual, Sequential, layer};
 use crate::error::{Error, Result};
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{Error as _, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use std::fmt;
-use std::str::FromStr;
+use serde::{Deserialize, Serialize};
 
 /// A layer as it is written in a recipe.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a layer such as \"conv 5x5, 16 channels\" or { residual = [\"relu\"] }")]
 pub enum LayerSpec {
     /// One layer: `conv 5x5, 16 channels` or `stem: conv 5x5, 16 channels`.
     Phrase(String),
@@ -50,118 +40,52 @@ pub struct LayerTable {
 }
 
 impl LayerSpec {
-    /// The name, and the phrase without it.
-    fn split(text: &str) -> (Option<&str>, &str) {
-        text.split_once(':').map_or((None, text), |(name, phrase)| (Some(name.trim()), phrase.trim()))
-    }
-
-    fn name(&self) -> Result<Option<&str>> {
-        let name = match self {
-            LayerSpec::Phrase(text) => LayerSpec::split(text).0,
-            LayerSpec::Table(t) => t.name.as_deref(),
+    /// Its name, if it has one, and the layer, not yet part of a network.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for what is not a layer or not a name.
+    pub fn read(&self) -> Result<(Option<&str>, Box<dyn Layer>)> {
+        let (name, layer): (_, Box<dyn Layer>) = match self {
+            LayerSpec::Phrase(text) => match text.split_once(':') {
+                Some((name, phrase)) => (Some(name.trim()), layer(phrase.trim())?),
+                None => (None, layer(text)?),
+            },
+            LayerSpec::Table(LayerTable { name, layers: Some(list), residual: None, shortcut, after })
+                if shortcut.is_empty() && after.is_empty() =>
+            {
+                (name.as_deref(), Box::new(sequence(list, "")?))
+            }
+            LayerSpec::Table(LayerTable { name, layers: None, residual: Some(main), shortcut, after }) => {
+                let [shortcut, after] = [sequence(shortcut, "shortcut.")?, sequence(after, "after.")?];
+                (name.as_deref(), Box::new(Residual { main: sequence(main, "")?, shortcut, after }))
+            }
+            LayerSpec::Table(_) => {
+                let remedy = "write { residual = [...] }, with shortcut and after if need be, or { layers = [...] }";
+                return Err(Error::config("layers", "a table that is neither a list nor a residual block", remedy));
+            }
         };
         match name {
             Some(n) if n.is_empty() || !n.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') => {
                 Err(Error::config("layers", format!("`{n}` is not a name"), "use letters, digits and _"))
             }
-            name => Ok(name),
+            name => Ok((name, layer)),
         }
     }
+}
 
-    /// Its name in the table of layers: `conv`.
-    pub fn kind(&self) -> &str {
-        match self {
-            LayerSpec::Phrase(text) => LayerSpec::split(text).1.split([' ', ',']).next().unwrap_or_default(),
-            LayerSpec::Table(LayerTable { residual: None, .. }) => "layers",
-            LayerSpec::Table(_) => "residual",
-        }
-    }
-
-    /// The layer, not yet part of a network.
-    ///
-    /// # Errors
-    /// [`Error::Config`] for a phrase or a table that is not a layer's.
-    pub fn layer(&self) -> Result<Box<dyn Layer>> {
-        match self {
-            LayerSpec::Phrase(text) => layer(LayerSpec::split(text).1),
-            LayerSpec::Table(LayerTable { layers: Some(list), residual: None, shortcut, after, .. })
-                if shortcut.is_empty() && after.is_empty() =>
-            {
-                Ok(Box::new(sequence(list, "")?))
-            }
-            LayerSpec::Table(LayerTable { layers: None, residual: Some(main), shortcut, after, .. }) => {
-                let [shortcut, after] = [sequence(shortcut, "shortcut.")?, sequence(after, "after.")?];
-                Ok(Box::new(Residual { main: sequence(main, "")?, shortcut, after }))
-            }
-            LayerSpec::Table(_) => Err(Error::config(
-                "layers",
-                "a table that is neither a list of layers nor a residual block",
-                "write { residual = [...] }, with shortcut and after if need be, or { name = \"head\", layers = [...] }",
-            )),
-        }
+impl From<&str> for LayerSpec {
+    fn from(phrase: &str) -> Self {
+        LayerSpec::Phrase(phrase.into())
     }
 }
 
 /// The layers of a list. Those without a name get `prefix` and their place.
 pub(super) fn sequence(specs: &[LayerSpec], prefix: &str) -> Result<Sequential> {
     let named = |(i, spec): (usize, &LayerSpec)| {
-        Ok((spec.name()?.map_or_else(|| format!("{prefix}{i}"), String::from), spec.layer()?))
+        let (name, layer) = spec.read()?;
+        Ok((name.map_or_else(|| format!("{prefix}{i}"), String::from), layer))
     };
     Ok(Sequential::new(specs.iter().enumerate().map(named).collect::<Result<_>>()?))
-}
-
-impl FromStr for LayerSpec {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let (name, phrase) = LayerSpec::split(text);
-        let name = name.map(|n| format!("{n}: ")).unwrap_or_default();
-        let spec = LayerSpec::Phrase(format!("{name}{}", layer(phrase)?.phrase()));
-        spec.name()?;
-        Ok(spec)
-    }
-}
-
-impl fmt::Display for LayerSpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            LayerSpec::Phrase(text) => f.write_str(text),
-            LayerSpec::Table(_) => f.write_str(&self.layer().map_or("?".into(), |l| l.phrase())),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for LayerSpec {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-        struct Written;
-        impl<'de> Visitor<'de> for Written {
-            type Value = LayerSpec;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a layer such as \"conv 5x5, 16 channels\" or { residual = [\"relu\"] }")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> std::result::Result<LayerSpec, E> {
-                text.parse().map_err(E::custom)
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<LayerSpec, A::Error> {
-                let spec = LayerSpec::Table(LayerTable::deserialize(MapAccessDeserializer::new(map))?);
-                spec.name().and_then(|_| spec.layer()).map_err(A::Error::custom)?;
-                Ok(spec)
-            }
-        }
-        d.deserialize_any(Written)
-    }
-}
-
-impl Serialize for LayerSpec {
-    fn serialize<S: Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
-        match self {
-            LayerSpec::Phrase(text) => s.serialize_str(text),
-            LayerSpec::Table(table) => table.serialize(s),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -217,7 +141,7 @@ mod tests {
             (r#"[{ residual = ["conv 3x3, 3 channels"] }]"#, "its input cannot be added"),
             (r#"[{ residual = ["conv 3x3, 3 channels"], shortcut = ["relu"] }]"#, "its shortcut into [8, 8, 3]"),
             (r#"[{ residual = ["cnov 3x3"] }]"#, "there is no layer `cnov`"),
-            (r#"[{ residul = ["relu"] }]"#, "residul"),
+            (r#"[{ residul = ["relu"] }]"#, "a layer such as"),
             (r#"[{ name = "a b", layers = ["relu"] }]"#, "`a b` is not a name"),
             (r#"[{ layers = ["relu"], after = ["relu"] }]"#, "neither a list"),
             (r#"[": relu"]"#, "`` is not a name"),

@@ -182,7 +182,8 @@ impl Recipe {
             "0.1 is usual",
         )?;
         must(!self.layers.is_empty(), "layers", "the network has no layers".into(), "list at least one")?;
-        let last = self.layers.last().map_or("", LayerSpec::kind);
+        let layers = self.layers.iter().map(|l| Ok(l.read()?.1.phrase())).collect::<Result<Vec<_>>>()?;
+        let last = layers.last().map_or("", String::as_str);
         must(
             (last == "log_softmax") == (self.loss == Loss::Nll),
             "loss",

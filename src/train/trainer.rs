@@ -395,7 +395,7 @@ impl Trainer {
         if let Some(step) = &self.replay.step {
             step.replay()?;
             // What a forward pass counts on the host.
-            self.model.buffers.count_all();
+            self.model.buffers.count_batch();
             return Ok(());
         }
         let recorded = cuda.capture(|| self.compute(feed, images, state))?;

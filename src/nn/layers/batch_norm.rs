@@ -10,7 +10,6 @@ struct BatchNorm {
     beta: ParamId,
     mean: BufferId,
     var: BufferId,
-    batches: BufferId,
 }
 
 pub(super) fn read(p: &mut Phrase<'_>) -> Result<Box<dyn Layer>> {
@@ -29,16 +28,14 @@ impl Layer for BatchNorm {
         self.beta = b.param("bias", [c], Init::Constant(0.0))?;
         self.mean = b.buffer("running_mean", [c], 0.0)?;
         self.var = b.buffer("running_var", [c], 1.0)?;
-        self.batches = b.counter("num_batches_tracked");
+        b.counter("num_batches_tracked");
         Ok(x)
     }
 
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
         let (gamma, beta) = (cx.param(self.gamma)?, cx.param(self.beta)?);
-        let (mut mean, mut var) = (cx.buffer(self.mean)?, cx.buffer(self.var)?);
-        let y = x.batch_norm2d(&gamma, &beta, [&mut mean, &mut var], self.momentum, self.eps, cx)?;
-        cx.count(self.batches)?;
-        Ok(y)
+        let (mut mean, mut var) = (cx.buffers()?.get(self.mean)?, cx.buffers()?.get(self.var)?);
+        x.batch_norm2d(&gamma, &beta, [&mut mean, &mut var], self.momentum, self.eps, cx)
     }
 
     fn phrase(&self) -> String {
@@ -77,7 +74,7 @@ mod tests {
         assert_eq!(counts(), [0]);
         model.forward(&x(2), &mut model.train(Step::default())).unwrap();
         assert_eq!(counts(), [1]);
-        model.buffers.count_all();
+        model.buffers.count_batch();
         assert_eq!(counts(), [2]);
     }
 }
