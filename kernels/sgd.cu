@@ -16,10 +16,8 @@ struct SgdDims {
 // Numerics: in float.
 // Limits: a multiple of 4 elements, aligned to 16 bytes: what an arena is.
 // Registers: at most 40.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
-    sgd_step(const float* __restrict__ g, OPTIONAL float* __restrict__ v, float* __restrict__ p,
-             const StepState* __restrict__ s, SgdDims d) {
+__global__ void __launch_bounds__(256) sgd_step(const float* __restrict__ g, OPTIONAL float* __restrict__ v,
+                                                float* __restrict__ p, const StepState* __restrict__ s, SgdDims d) {
   float lr = s->lr;
   FOR_EACH(i, d.fours) {
     Four<float> grad = four(g + 4 * i), value = four(p + 4 * i);

@@ -243,7 +243,7 @@ pub(super) mod cpu {
 pub(super) mod cuda {
     use crate::autograd::Slot;
     use crate::device::Device;
-    use crate::device::cuda::{Cuda, KernelType, Launch, Plan, Tile};
+    use crate::device::cuda::{Cuda, KernelType, Launch, Plan};
     use crate::dtype::DType;
     use crate::error::Result;
     use crate::kernels::linear::*;
@@ -267,16 +267,21 @@ pub(super) mod cuda {
         y: &mut Tensor,
         dims: [usize; 3],
     ) -> Result<()> {
-        let plan = Plan::new(dims[0], dims[2], dims[1], cuda.options().tile);
+        let plan = Plan::new([dims[0], dims[2], dims[1]], &LINEAR_FWD, T::DTYPE, cuda)?;
         let bias = b.map(Tensor::input).transpose()?;
         let mut partial = plan.partial(x.device())?;
         let out = partial.as_mut().map(Tensor::output).transpose()?;
-        let kernel = match plan.tile {
-            Tile::Large => linear_fwd_128::<T>,
-            Tile::Medium => linear_fwd_64::<T>,
-            Tile::Small => linear_fwd_32::<T>,
-        };
-        kernel(cuda, plan.launch(), x.input()?, w.input()?, bias, y.output()?, out, &sizes(dims, false, &plan))?;
+        linear_fwd::<T>(
+            cuda,
+            plan.tile,
+            plan.launch(),
+            x.input()?,
+            w.input()?,
+            bias,
+            y.output()?,
+            out,
+            &sizes(dims, false, &plan),
+        )?;
         add_up::<T>(cuda, partial, b, y)
     }
 
@@ -287,15 +292,19 @@ pub(super) mod cuda {
         gx: &mut Tensor,
         dims: [usize; 3],
     ) -> Result<()> {
-        let plan = Plan::new(dims[0], dims[1], dims[2], cuda.options().tile);
+        let plan = Plan::new([dims[0], dims[1], dims[2]], &LINEAR_BWD_X, T::DTYPE, cuda)?;
         let mut partial = plan.partial(gy.device())?;
         let out = partial.as_mut().map(Tensor::output).transpose()?;
-        let kernel = match plan.tile {
-            Tile::Large => linear_bwd_x_128::<T>,
-            Tile::Medium => linear_bwd_x_64::<T>,
-            Tile::Small => linear_bwd_x_32::<T>,
-        };
-        kernel(cuda, plan.launch(), gy.input()?, w.input()?, gx.output()?, out, &sizes(dims, false, &plan))?;
+        linear_bwd_x::<T>(
+            cuda,
+            plan.tile,
+            plan.launch(),
+            gy.input()?,
+            w.input()?,
+            gx.output()?,
+            out,
+            &sizes(dims, false, &plan),
+        )?;
         add_up::<T>(cuda, partial, None, gx)
     }
 
@@ -306,16 +315,11 @@ pub(super) mod cuda {
         gw: &mut Slot<'_>,
         dims: [usize; 3],
     ) -> Result<()> {
-        let plan = Plan::new(dims[2], dims[1], dims[0], cuda.options().tile);
+        let plan = Plan::new([dims[2], dims[1], dims[0]], &LINEAR_BWD_W, T::DTYPE, cuda)?;
         let mut partial = plan.partial(gy.device())?;
         let out = partial.as_mut().map(Tensor::output).transpose()?;
-        let kernel = match plan.tile {
-            Tile::Large => linear_bwd_w_128::<T>,
-            Tile::Medium => linear_bwd_w_64::<T>,
-            Tile::Small => linear_bwd_w_32::<T>,
-        };
         let d = sizes(dims, gw.accumulate, &plan);
-        kernel(cuda, plan.launch(), gy.input()?, x.input()?, gw.output()?, out, &d)?;
+        linear_bwd_w::<T>(cuda, plan.tile, plan.launch(), gy.input()?, x.input()?, gw.output()?, out, &d)?;
         add_up_gradient::<T>(cuda, partial, gw)
     }
 
@@ -339,7 +343,7 @@ pub(super) mod cuda {
     ) -> Result<()> {
         let Some(partial) = partial else { return Ok(()) };
         let (launch, d) = split_sum(&partial, g.accumulate);
-        linear_split_sum_w::<T>(cuda, launch, partial.input()?, g.output()?, &d)
+        linear_split_sum_w(cuda, launch, partial.input()?, g.output()?, &d)
     }
 
     /// The launch that adds partial results `[splits, ..., columns]` up.

@@ -86,7 +86,7 @@ impl Adam {
             shrink: if self.decoupled { self.weight_decay as f32 } else { 0.0 },
         };
         let (m, v) = (self.mean.output(0..n)?, self.square.output(0..n)?);
-        adam_step::<f32>(cuda, Launch::each(n / 4), g.input(0..n)?, m, v, p.output(0..n)?, cuda.step(), &d)
+        adam_step(cuda, Launch::each(n / 4), g.input(0..n)?, m, v, p.output(0..n)?, cuda.step(), &d)
     }
 }
 

@@ -74,7 +74,7 @@ impl Sgd {
             nesterov: self.nesterov.into(),
         };
         let v = self.velocity.as_mut().map(|v| v.output(0..n)).transpose()?;
-        sgd_step::<f32>(cuda, Launch::each(n / 4), g.input(0..n)?, v, p.output(0..n)?, cuda.step(), &d)
+        sgd_step(cuda, Launch::each(n / 4), g.input(0..n)?, v, p.output(0..n)?, cuda.step(), &d)
     }
 }
 
