@@ -316,7 +316,7 @@ pub(super) mod cuda {
         let out = partial.as_mut().map(Tensor::output).transpose()?;
         let d = sizes(dims, gw.accumulate, &plan);
         linear_bwd_w::<T>(cuda, plan.tile, plan.launch(), gy.input()?, x.input()?, gw.output()?, out, &d)?;
-        add_up_gradient::<T>(cuda, partial, gw)
+        add_up_gradient(cuda, partial, gw)
     }
 
     /// `y = sum of the partial results (+ b)`, if there are several: with one alone the product is in y.
@@ -332,11 +332,7 @@ pub(super) mod cuda {
     }
 
     /// [`add_up`] for a gradient, which may be added to what is there.
-    pub(in crate::ops) fn add_up_gradient<T: KernelType>(
-        cuda: &Cuda,
-        partial: Option<Tensor>,
-        g: &mut Slot<'_>,
-    ) -> Result<()> {
+    pub(in crate::ops) fn add_up_gradient(cuda: &Cuda, partial: Option<Tensor>, g: &mut Slot<'_>) -> Result<()> {
         let Some(partial) = partial else { return Ok(()) };
         let (launch, d) = split_sum(&partial, g.accumulate);
         linear_split_sum_w(cuda, launch, partial.input()?, g.output()?, &d)
@@ -379,7 +375,7 @@ pub(super) mod cuda {
         let device = Device::Cuda(cuda.clone());
         let mut partial = Tensor::empty(&device, DType::F32, [strips, columns])?;
         linear_column_sums::<T>(cuda, launch, gy.input()?, gb.output()?, Some(partial.output()?), &d)?;
-        add_up_gradient::<T>(cuda, Some(partial), gb)
+        add_up_gradient(cuda, Some(partial), gb)
     }
 }
 

@@ -110,7 +110,7 @@ pub(super) fn parse(path: PathBuf, text: &str, tiles: &[Tile]) -> Result<File, P
                 line.ok_or_else(|| problem("is a template and lacks a line `// Instances: …`".into()))?;
             kernels = instances(&head.template, line, tiles).map_err(|e| format!("{}: {e}", at(place)))?;
         }
-        let kernel = |(arguments, arch): (Vec<String>, Option<String>)| {
+        let kernel = |(arguments, arch): Instance| {
             let lacks = |what: &str| problem(format!("with {arguments:?}: {what} is not a number"));
             let registers = registers(budget, &arguments).ok_or_else(|| lacks("its `// Registers: at most N.`"))?;
             let threads = threads(head.bounds, &arguments, tiles).ok_or_else(|| lacks("its __launch_bounds__"))?;
@@ -162,10 +162,13 @@ pub(super) fn heads(code: &str) -> impl Iterator<Item = Result<Head<'_>, (usize,
     })
 }
 
-/// The arguments and the architecture of each instance in a line such as
+/// The arguments of a template, and the architecture if there is one.
+type Instance = (Vec<String>, Option<String>);
+
+/// The instances in a line such as
 /// `T = float, half; Tile = Simt64, Simt32 | sm_90a: T = half; Tile = Wgmma128`.
-fn instances(template: &[&str], line: &str, tiles: &[Tile]) -> Result<Vec<(Vec<String>, Option<String>)>, Problem> {
-    let mut out: Vec<(Vec<String>, Option<String>)> = Vec::new();
+fn instances(template: &[&str], line: &str, tiles: &[Tile]) -> Result<Vec<Instance>, Problem> {
+    let mut out: Vec<Instance> = Vec::new();
     for alternative in line.split('|') {
         let (arch, sets) = match alternative.split_once(':') {
             Some((arch, sets)) => (Some(arch.trim()), sets),

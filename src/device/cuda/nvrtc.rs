@@ -215,10 +215,11 @@ fn compile(
         // SAFETY: the program was compiled above with this name.
         let result = unsafe { sys::nvrtcGetLoweredName(program.0, expression.as_ptr(), &mut lowered) };
         results.push(result);
-        let known = result == nvrtcResult::NVRTC_SUCCESS && !lowered.is_null();
+        if lowered.is_null() {
+            return (name.to_string(), String::new());
+        }
         // SAFETY: the text ends in NUL and lives as long as the program.
-        let lowered =
-            if known { unsafe { CStr::from_ptr(lowered) }.to_string_lossy().into_owned() } else { String::new() };
+        let lowered = unsafe { CStr::from_ptr(lowered) }.to_string_lossy().into_owned();
         (name.to_string(), lowered)
     });
     let names = lowered.collect();

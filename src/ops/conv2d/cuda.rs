@@ -106,7 +106,7 @@ pub(super) fn backward_w<T: KernelType>(
     let out = partial.as_mut().map(Tensor::output).transpose()?;
     let sizes = sizes(d, gw.accumulate, plan.split_steps);
     conv2d_bwd_w::<T>(cuda, plan.tile, plan.launch(), gy.input()?, x.input()?, gw.output()?, out, &sizes)?;
-    linear::add_up_gradient::<T>(cuda, partial, gw)
+    linear::add_up_gradient(cuda, partial, gw)
 }
 
 /// The form with the patches in memory.
