@@ -18,8 +18,3 @@ impl Layer for Flatten {
         "flatten".into()
     }
 }
-
-#[test]
-fn phrases() {
-    survive_a_round_trip(&["flatten"]);
-}

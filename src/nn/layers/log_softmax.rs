@@ -14,8 +14,3 @@ impl Layer for LogSoftmax {
         "log_softmax".into()
     }
 }
-
-#[test]
-fn phrases() {
-    survive_a_round_trip(&["log_softmax"]);
-}

@@ -14,8 +14,3 @@ impl Layer for Relu {
         "relu".into()
     }
 }
-
-#[test]
-fn phrases() {
-    survive_a_round_trip(&["relu"]);
-}
