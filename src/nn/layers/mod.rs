@@ -63,8 +63,10 @@ pub struct LayerKind {
     /// What it is, in Markdown.
     pub help: &'static str,
     /// Makes the layer from its phrase; `None` if it holds other layers.
-    read: Option<fn(&mut Phrase<'_>) -> Result<Box<dyn Layer>>>,
+    read: Option<Reader>,
 }
+
+type Reader = fn(&mut Phrase<'_>) -> Result<Box<dyn Layer>>;
 
 /// Every layer that a recipe can name.
 #[rustfmt::skip]
