@@ -252,7 +252,7 @@ fn scalar(c: &str) -> Option<&'static str> {
         "int" => "i32",
         "unsigned" => "u32",
         "unsigned char" => "u8",
-        "StepState" => "StepState",
+        "Step" => "Step",
         _ => return None,
     })
 }

@@ -33,12 +33,16 @@ typedef TILEWORK_T T;
 
 // Everything that changes from step to step. It lies in device memory, so that a captured graph sees the
 // new values: a kernel never takes them as arguments.
-struct StepState {
-  unsigned long long seed;
-  unsigned epoch;
-  unsigned step;
-  float lr;
-  unsigned batch_offset;
+// src/step.rs says what the fields mean.
+struct Rate {
+  double lr, momentum, decay;
+};
+constexpr int GROUPS = 8;
+struct Step {
+  unsigned long long seed, step;
+  unsigned epoch, batch_offset, first_image;
+  float clip, loss_scale, ema;
+  Rate rates[GROUPS];
 };
 
 __device__ __forceinline__ float to_float(float v) { return v; }

@@ -19,7 +19,7 @@ struct DropoutDims {
 // Registers: at most 40.
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
-    dropout_apply(const T* __restrict__ x, T* __restrict__ y, const StepState* __restrict__ s, DropoutDims d) {
+    dropout_apply(const T* __restrict__ x, T* __restrict__ y, const Step* __restrict__ s, DropoutDims d) {
   bool wide = is_aligned(x) && is_aligned(y);
   FOR_EACH(block, (d.n + 3) / 4) {
     unsigned words[4];

@@ -18,7 +18,7 @@ struct MetricsDims {
 // Measured: not yet.
 extern "C" __global__ void __launch_bounds__(256)
     metrics_record(const float* __restrict__ loss, const T* __restrict__ scores, const int* __restrict__ labels,
-                   const StepState* __restrict__ s, float* __restrict__ losses, int* __restrict__ correct,
+                   const Step* __restrict__ s, float* __restrict__ losses, int* __restrict__ correct,
                    MetricsDims d) {
   int count = 0;
   for (int i = threadIdx.x; i < d.n; i += 256) {
@@ -30,7 +30,8 @@ extern "C" __global__ void __launch_bounds__(256)
   }
   double hits = block_sum(count);
   if (threadIdx.x == 0) {
-    losses[s->step % d.ring] = loss[0];
-    correct[s->step % d.ring] = (int)hits;
+    unsigned at = (unsigned)s->step % d.ring;
+    losses[at] = loss[0];
+    correct[at] = (int)hits;
   }
 }

@@ -463,7 +463,13 @@ fn a_killed_run_goes_on_bit_for_bit() {
         }
         panic!("{} did not appear", path.display());
     };
-    wait_for(run.join("config.toml"));
+    // While a thread is writing a checkpoint, and training goes on.
+    for name in ["best.new", "last.new", "last.new/model.safetensors"] {
+        wait_for(run.join(name));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        child = start(&["train", "--resume", "runs/tiny-002"]);
+    }
     let mut killed = 0;
     for delay in [0u64, 30, 220, 411, 157, 530, 303, 350, 260, 489] {
         std::thread::sleep(Duration::from_millis(delay));
@@ -477,4 +483,17 @@ fn a_killed_run_goes_on_bit_for_bit() {
     assert_eq!(p.bytes("runs/tiny-001/best/model.safetensors"), p.bytes("runs/tiny-002/best/model.safetensors"));
     let left: Vec<_> = fs::read_dir(run).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), 5, "{left:?}");
+}
+
+/// A file lies where a checkpoint is to be written: the run ends with an error, and goes on when it is gone.
+#[test]
+fn a_run_that_cannot_save_fails_and_goes_on_later() {
+    let p = Place::with(&TINY.replace("epochs = 2", "epochs = 4"));
+    p.ok(&["train", "tiny.toml"]);
+    p.ok(&["train", "tiny.toml", "--max-steps", "150"]);
+    fs::write(p.path("runs/tiny-002/last.new"), "").unwrap();
+    p.fails(&["train", "--resume", "runs/tiny-002"], &["last.new", "go on from the last checkpoint with"]);
+    fs::remove_file(p.path("runs/tiny-002/last.new")).unwrap();
+    p.ok(&["train", "--resume", "runs/tiny-002"]);
+    p.assert_equal("runs/tiny-001", "runs/tiny-002");
 }

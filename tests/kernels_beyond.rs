@@ -5,7 +5,6 @@ mod device;
 
 use device::Under;
 use std::sync::Arc;
-use tilework::autograd::StepState;
 use tilework::data::Dataset;
 use tilework::data::loader::{Augment, Border, Loader};
 use tilework::device::cuda::{Options, Tile};
@@ -15,7 +14,9 @@ use tilework::ops::case::Fill;
 use tilework::ops::parity::{self, Expected};
 use tilework::ops::{Case, Draw, ROOMS};
 use tilework::optim::{Adam, Optimizer, Sgd};
+use tilework::params::Param;
 use tilework::rng::{Stream, stream};
+use tilework::step::{Rate, Step};
 use tilework::{Ctx, DType, Device, Tensor, Var};
 
 /// Pseudo-random numbers in [-1, 1).
@@ -146,20 +147,29 @@ fn model(device: &Device) -> Model {
 }
 
 /// Some steps with made-up gradients; the parameters after them.
-fn optimise(device: &Device, make: &dyn Fn(&Model) -> Box<dyn Optimizer>) -> Vec<f32> {
+fn optimise(
+    device: &Device,
+    make: &dyn Fn(&Model) -> Box<dyn Optimizer>,
+    rate: Rate,
+    change: &dyn Fn(&mut Param),
+) -> Vec<f32> {
     let mut model = model(device);
+    model.params.configure(change).unwrap();
     let mut optimizer = make(&model);
     for step in 0..5 {
-        let state = StepState { step, lr: 0.05 / (step + 1) as f32, ..StepState::default() };
-        device.set_step(&state).unwrap();
+        // Other numbers each step, and other rates for the second group.
+        let lr = 0.05 / (step + 1) as f64;
+        let mut state = Step { step, loss_scale: 1.0 + step as f32, clip: 0.9 - 0.2 * step as f32, ..Step::default() };
+        state.rates[0] = Rate { lr, ..rate };
+        state.rates[1] = Rate { lr: 0.3 * lr, momentum: 0.5 * rate.momentum, decay: rate.decay + 0.01 };
         let mut grads = model.params.grads().unwrap();
         let mut cx = Ctx::train(device).with_params(&model.params).at(state);
-        let x = Tensor::from_slice(device, [2, 6, 5, 3], &numbers(180, step)).unwrap();
+        let x = Tensor::from_slice(device, [2, 6, 5, 3], &numbers(180, step as u32)).unwrap();
         let y = model.net.forward(&Var::constant(x), &mut cx).unwrap();
-        let gy = Tensor::from_slice(device, y.shape(), &numbers(y.value().len(), 100 + step)).unwrap();
+        let gy = Tensor::from_slice(device, y.shape(), &numbers(y.value().len(), 100 + step as u32)).unwrap();
         cx.backward(&y, gy, Some(&mut grads)).unwrap();
         drop(y);
-        optimizer.step(&mut model.params, &grads, &state).unwrap();
+        optimizer.step(&mut model.params, &grads).unwrap();
     }
     let values = model.params.values();
     values.read(0..values.len()).unwrap()
@@ -169,11 +179,16 @@ fn optimise(device: &Device, make: &dyn Fn(&Model) -> Box<dyn Optimizer>) -> Vec
 fn optimizers() {
     let Some(under) = Under::with(STRIDING) else { return };
     type Make = Box<dyn Fn(&Model) -> Box<dyn Optimizer>>;
-    let sgd = |momentum, nesterov, decay| -> Make {
-        Box::new(move |m| Box::new(Sgd::new(&m.params, momentum, nesterov, decay).unwrap()))
+    let sgd = |momentum: f64, nesterov, decay| -> (Make, Rate) {
+        let make =
+            move |m: &Model| -> Box<dyn Optimizer> { Box::new(Sgd::new(&m.params, momentum > 0.0, nesterov).unwrap()) };
+        (Box::new(make), Rate { lr: 0.0, momentum, decay })
     };
-    let adam = |betas, eps, decay, decoupled| -> Make {
-        Box::new(move |m| Box::new(Adam::new(&m.params, betas, eps, decay, decoupled).unwrap()))
+    let adam = |betas: [f64; 2], eps, decay, decoupled| -> (Make, Rate) {
+        let make = move |m: &Model| -> Box<dyn Optimizer> {
+            Box::new(Adam::new(&m.params, betas[1], eps, decoupled).unwrap())
+        };
+        (Box::new(make), Rate { lr: 0.0, momentum: betas[0], decay })
     };
     let all = [
         ("sgd", sgd(0.0, false, 0.0)),
@@ -184,12 +199,39 @@ fn optimizers() {
         ("adam with decay", adam([0.7, 0.95], 1e-2, 0.1, false)),
         ("adamw", adam([0.9, 0.99], 1e-3, 0.2, true)),
     ];
-    for (what, make) in &all {
-        let want = optimise(&Device::cpu(), make);
-        for (name, device) in &under.devices {
-            close(&optimise(device, make), &want, 3e-5, &format!("{what} ({name})"));
+    let one_group = |_: &mut Param| {};
+    let groups = |p: &mut Param| {
+        p.group = u8::from(p.shape.rank() == 1);
+        p.trainable = p.key != "3.bias";
+    };
+    for (what, (make, rate)) in &all {
+        for (kind, change) in [("one group", &one_group as &dyn Fn(&mut Param)), ("groups", &groups)] {
+            let want = optimise(&Device::cpu(), make, *rate, change);
+            for (name, device) in &under.devices {
+                close(&optimise(device, make, *rate, change), &want, 3e-5, &format!("{what}, {kind} ({name})"));
+            }
         }
     }
+}
+
+/// A frozen parameter keeps its bits, has no gradient, and a group moves at its own rate.
+#[test]
+fn groups_and_frozen_parameters() {
+    let Some(under) = Under::new() else { return };
+    for device in under.devices.iter().map(|(_, d)| d).chain([&Device::cpu()]) {
+        let make: &dyn Fn(&Model) -> Box<dyn Optimizer> = &|m| Box::new(Sgd::new(&m.params, true, false).unwrap());
+        let rate = Rate { lr: 0.0, momentum: 0.9, decay: 0.1 };
+        let start = model(device);
+        let before = start.params.values().read::<f32>(0..start.params.values().len()).unwrap();
+        let freeze = |p: &mut Param| p.trainable = !p.key.starts_with("0.");
+        let after = optimise(device, make, rate, &freeze);
+        let fc = start.params.list().iter().position(|p| p.key == "3.weight").unwrap();
+        let edge = start.params.list()[fc].range().start;
+        assert_eq!(before[..edge], after[..edge]);
+        assert_ne!(before[edge..], after[edge..]);
+    }
+    let e = model(under.first()).params.configure(|p| p.group = 8).unwrap_err().to_string();
+    assert!(e.contains("group 8") && e.contains("remedy"), "{e}");
 }
 
 #[test]
@@ -251,7 +293,7 @@ fn epoch(device: &Device, data: &Arc<Dataset>, batch: usize, augment: Augment) -
     let c = data.channels;
     let (mean, std) = (&[0.1, 0.5, 0.3][..c], &[0.2, 0.25, 0.3][..c]);
     let loader = Loader::augmented(data.clone(), batch, mean, std, augment, device).unwrap();
-    let state = StepState { seed: 77, epoch: 3, step: 11, ..StepState::default() };
+    let state = Step { seed: 77, epoch: 3, step: 11, ..Step::default() };
     let batches = loader.epoch(loader.order(true, &state), &state, 0).unwrap();
     batches.map(|b| b.map(|b| (b.images.to_vec().unwrap(), b.labels.to_vec().unwrap())).unwrap()).collect()
 }
@@ -350,86 +392,4 @@ fn the_ceilings_are_measured() {
     let Device::Cuda(cuda) = under.first() else { panic!("a CUDA device") };
     let ceiling = cuda.ceiling(1).unwrap();
     assert!(ceiling.bandwidth > 1e6 && ceiling.flops > 1e6, "{ceiling:?}");
-}
-
-/// What the first block of a kernel does in an op's case, named by how it begins.
-#[cfg(tilework_emulator)]
-fn trace(room: &str, start: &str, kernel: &str) -> Vec<tilework::device::emulator::Event> {
-    use tilework::device::emulator::{self, Follow, TraceOptions, Traced};
-    let room = ROOMS.iter().find(|r| r.name == room).unwrap();
-    let case = (room.cases)().into_iter().find(|c| c.name.starts_with(start)).unwrap();
-    let traced = Arc::new(std::sync::Mutex::new(Traced::default()));
-    let follow = Follow { block: [0; 3], threads: 0..256 };
-    let trace = TraceOptions { kernel: kernel.into(), follow, traced: traced.clone() };
-    let how = emulator::Options { trace: Some(trace), ..emulator::Options::default() };
-    parity::run(&case, &Device::emulated_with(Options::default(), how).unwrap(), DType::F32, 0).unwrap();
-    let traced = traced.lock().unwrap();
-    traced.events.clone()
-}
-
-/// Kernels that move four numbers with one access do so wherever memory and sizes allow.
-#[cfg(tilework_emulator)]
-#[test]
-fn accesses_are_wide() {
-    use tilework::device::emulator::{Action, Event};
-    // A room, the start of its case's name, a kernel, and what it reads or writes by fours.
-    let all: [(&str, &str, &str, &[&str]); 8] = [
-        ("add", "[3, 15", "add_fwd", &["a", "b", "y"]),
-        ("relu", "[3, 15", "relu_fwd", &["x", "y"]),
-        ("relu", "[3, 15", "relu_bwd", &["y", "g"]),
-        ("dropout", "[3, 77]", "dropout_apply", &["x", "y"]),
-        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_fwd_part", &["x"]),
-        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_fwd", &["x", "y"]),
-        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_bwd_part", &["x", "gy"]),
-        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_bwd_input", &["x", "g"]),
-    ];
-    for (room, start, kernel, places) in all {
-        let events = trace(room, start, kernel);
-        for wanted in places {
-            let of_size = |words: usize| {
-                let is = |e: &&Event| match &e.action {
-                    Action::Read(place, Some(v)) | Action::Write(place, Some(v)) => {
-                        place.starts_with(&format!("{wanted}[")) && v.split(' ').count() == words
-                    }
-                    _ => false,
-                };
-                events.iter().filter(is).count()
-            };
-            let (one, four) = (of_size(1), of_size(4));
-            // What is left over is three elements at most, read and written.
-            assert!(
-                four > 0 && one <= 6,
-                "{kernel} of {start}: {wanted} moves {four} times by fours, {one} times alone"
-            );
-        }
-    }
-}
-
-/// The matrix products load and store by fours too: with `load4` and `store4` of common.cuh, which
-/// the host's compiler may take apart, so that only the source line tells.
-#[cfg(tilework_emulator)]
-#[test]
-fn products_move_by_fours() {
-    use tilework::device::emulator::Action;
-    let all: [(&str, &str, &str, &[&str]); 6] = [
-        ("linear", "[5, 24]", "linear_fwd", &["x", "w", "y"]),
-        ("linear", "[5, 24]", "linear_bwd_x", &["gy", "w", "gx"]),
-        ("linear", "[5, 24]", "linear_bwd_w", &["gy", "x", "gw"]),
-        ("conv2d", "[2, 5, 6, 4]", "conv2d_fwd", &["x", "w", "y"]),
-        ("conv2d", "[2, 5, 6, 4]", "conv2d_bwd_x", &["gy", "w", "gx"]),
-        ("conv2d", "[2, 5, 6, 4]", "conv2d_bwd_w", &["gy", "x", "gw"]),
-    ];
-    for (room, start, kernel, places) in all {
-        let events = trace(room, start, kernel);
-        for wanted in places {
-            let of_it = events.iter().filter(|e| match &e.action {
-                Action::Read(place, _) | Action::Write(place, _) => place.starts_with(&format!("{wanted}[")),
-                _ => false,
-            });
-            let lines: Vec<String> = of_it.filter_map(|e| e.at.as_ref().map(|at| at.file.clone())).collect();
-            assert!(!lines.is_empty(), "{kernel} does not touch {wanted}");
-            let alone = lines.iter().filter(|file| *file != "kernels/common.cuh").count();
-            assert_eq!(alone, 0, "{kernel}: {wanted} is moved one by one, {alone} of {} times", lines.len());
-        }
-    }
 }

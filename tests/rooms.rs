@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tilework::ops::{Draw, ROOMS};
 
 /// Files that rooms share.
-const HELPERS: [&str; 4] = ["mod", "case", "parity", "window"];
+const HELPERS: [&str; 5] = ["mod", "case", "ceiling", "parity", "window"];
 
 fn ops() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops")

@@ -102,6 +102,62 @@ fn stopping_anywhere_and_going_on_gives_the_same_bits() {
     }
 }
 
+/// What the observers are told of saving, in order; and a file that is in the way of the second epoch's checkpoint.
+#[derive(Default)]
+struct Saves {
+    told: Vec<String>,
+    in_the_way: Option<std::path::PathBuf>,
+}
+
+impl Observer for Saves {
+    fn notice(&mut self, event: &Event<'_>) -> Result<()> {
+        let name = |path: &std::path::Path| path.file_name().unwrap().to_str().unwrap().to_string();
+        match event {
+            Event::Saving { path } => self.told.push(format!("saving {}", name(path))),
+            Event::Saved { path, best } => {
+                // Whole and in its place when it is told.
+                assert!(checkpoint::load(path).unwrap().optimizer.is_none() == *best);
+                self.told.push(format!("saved {}", name(path)));
+            }
+            Event::EpochEnded(e) if e.epoch == 2 => {
+                if let Some(path) = &self.in_the_way {
+                    std::fs::write(path, "a file, not a folder").unwrap();
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_save_that_fails_is_an_error_of_the_run_and_costs_one_epoch() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = [LAYERS, "epochs=3", "batch_size=50"];
+    let never = AtomicBool::new(false);
+    let whole = run_dir(dir.path());
+    let mut saves = Saves::default();
+    trainer(&set).unwrap().run(&whole, Limits::default(), &never, &mut [&mut saves]).unwrap();
+    assert_eq!(saves.told[..4], ["saving best", "saving last", "saved best", "saved last"]);
+    assert_eq!(saves.told.last().unwrap(), "saved last");
+    let wanted = checkpoint::load(&whole.path().join("last")).unwrap();
+
+    let run = run_dir(dir.path());
+    let last = run.path().join("last");
+    let in_the_way = run.path().join("last.new");
+    let mut saves = Saves { in_the_way: Some(in_the_way.clone()), ..Saves::default() };
+    let e = trainer(&set).unwrap().run(&run, Limits::default(), &never, &mut [&mut saves]).unwrap_err().to_string();
+    assert!(e.contains("last.new"), "{e}");
+    assert_eq!(saves.told.iter().filter(|told| *told == "saved last").count(), 1);
+    std::fs::remove_file(&in_the_way).unwrap();
+    let saved = checkpoint::load(&last).unwrap();
+    assert_eq!(saved.position.epoch, 1);
+    let mut t = trainer(&set).unwrap();
+    t.restore(saved, &last).unwrap();
+    assert_eq!(t.run(&run, Limits::default(), &never, &mut []).unwrap(), Outcome::Finished);
+    assert_eq!(checkpoint::load(&last).unwrap(), wanted);
+}
+
 #[test]
 fn a_position_of_another_run_is_refused() {
     let dir = tempfile::tempdir().unwrap();

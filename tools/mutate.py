@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
 # In the order in which a mutant meets them: the quickest first.
-TESTS = ["kernels", "kernels_beyond", "device_training"]
+TESTS = ["kernels", "kernels_beyond", "device_training", "emulated"]
 # Where nothing looks at the output: a chain of multiply-adds that only takes time.
 BLIND = {"ceiling.cu": "extern \"C\" __global__ void __launch_bounds__(256) ceiling_multiply_add"}
 # What is easily mistaken for each other.
@@ -39,7 +39,7 @@ def code_of(name, text):
     code = re.sub(r"#else.*?#endif", blank, code, flags=re.S)
     code = re.sub(r"^[ \t]*#(?!define FOR_EACH)[^\n]*", blank, code, flags=re.M)
     # What the host and the driver read, not the kernel.
-    code = re.sub(r"struct \w+Dims \{.*?\};|struct StepState \{.*?\};", blank, code, flags=re.S)
+    code = re.sub(r"struct \w+Dims \{.*?\};|struct Step \{.*?\};", blank, code, flags=re.S)
     code = re.sub(r"__launch_bounds__\([^)]*\)|static_assert\([^;]*;|template <[^>]*>|typedef [^;]*;", blank, code)
     if name in BLIND:
         start = text.index(BLIND[name])

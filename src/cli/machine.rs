@@ -77,7 +77,7 @@ impl Machine {
 fn gpu(options: Options) -> Result<Device> {
     let device = Device::cuda(options)?;
     if let Device::Cuda(cuda) = &device {
-        cuda.prepare(&mut |text| note(text))?;
+        cuda.prepare(&crate::kernels::sources(), &mut |text| note(text))?;
     }
     Ok(device)
 }

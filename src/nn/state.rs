@@ -6,8 +6,10 @@
 
 use super::layers::{Layer, Sequential};
 use super::model::Model;
+use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
 use crate::ops::batch_norm2d::Running;
+use crate::params::Param;
 use crate::shape::Shape;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::BTreeMap;
@@ -122,6 +124,29 @@ fn batch_norms(net: &mut Sequential, f: &mut dyn FnMut(&str, &mut Running) -> Re
     Ok(())
 }
 
+/// A network's numbers as they were at one moment.
+pub struct Snapshot {
+    params: Vec<Param>,
+    values: Buffer,
+    buffers: Entries,
+}
+
+impl Snapshot {
+    /// The state dict.
+    ///
+    /// # Errors
+    /// None that a snapshot of [`Model::snapshot`] can cause.
+    pub fn state_dict(self) -> Result<Entries> {
+        let values = self.values.host::<f32>()?;
+        let mut out = self.buffers;
+        for p in self.params {
+            let entry = Entry::f32(&torch_dims(p.shape), &to_torch(p.shape, &values[p.range()]));
+            out.insert(p.key, entry);
+        }
+        Ok(out)
+    }
+}
+
 impl Model {
     /// Counts one more training batch in every batch-norm layer: for a step that was replayed.
     ///
@@ -139,20 +164,24 @@ impl Model {
     /// # Errors
     /// [`Error::Device`] if the device fails.
     pub fn state_dict(&mut self) -> Result<Entries> {
-        let mut out = Entries::new();
-        let values = self.params.values();
-        let values = values.read::<f32>(0..values.len())?;
-        for p in self.params.list() {
-            out.insert(p.key.clone(), Entry::f32(&torch_dims(p.shape), &to_torch(p.shape, &values[p.range()])));
-        }
+        self.snapshot(&Device::cpu())?.state_dict()
+    }
+
+    /// A copy of the network's numbers in the memory of `host`, a CPU device: made at the speed of a copy, so that
+    /// another thread can make the state dict of it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    pub fn snapshot(&mut self, host: &Device) -> Result<Snapshot> {
+        let mut buffers = Entries::new();
         batch_norms(&mut self.net, &mut |key, running| {
             let (mean, var) = (running.mean.to_vec::<f32>()?, running.var.to_vec::<f32>()?);
-            out.insert(format!("{key}.running_mean"), Entry::f32(&[mean.len()], &mean));
-            out.insert(format!("{key}.running_var"), Entry::f32(&[var.len()], &var));
-            out.insert(format!("{key}.num_batches_tracked"), Entry::i64(running.batches));
+            buffers.insert(format!("{key}.running_mean"), Entry::f32(&[mean.len()], &mean));
+            buffers.insert(format!("{key}.running_var"), Entry::f32(&[var.len()], &var));
+            buffers.insert(format!("{key}.num_batches_tracked"), Entry::i64(running.batches));
             Ok(())
         })?;
-        Ok(out)
+        Ok(Snapshot { params: self.params.list().to_vec(), values: self.params.values().to_host(host)?, buffers })
     }
 
     /// Takes over a state dict: every key must be there, with its shape, and no other.
@@ -229,7 +258,6 @@ impl Model {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Device;
     use crate::nn::spec::LayerSpec;
 
     fn model(seed: u64) -> Model {

@@ -132,10 +132,6 @@ struct BatchNorm2d {
 }
 
 impl Backward for BatchNorm2d {
-    fn name(&self) -> &'static str {
-        OP
-    }
-
     fn backward(self: Box<Self>, mut gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let dtype = gy.dtype();
         let mut ggamma = Tensor::empty(gy.device(), dtype, self.mean.shape())?;

@@ -65,10 +65,6 @@ struct Linear {
 }
 
 impl Backward for Linear {
-    fn name(&self) -> &'static str {
-        OP
-    }
-
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let dims = [gy.shape().dims()[0], self.x.shape().last(), gy.shape().last()];
         let dtype = gy.dtype();
@@ -241,12 +237,12 @@ pub(super) mod cpu {
 }
 
 pub(super) mod cuda {
-    use crate::autograd::Slot;
     use crate::device::Device;
     use crate::device::cuda::{Cuda, KernelType, Launch, Plan, Tile};
     use crate::dtype::DType;
     use crate::error::Result;
     use crate::kernels::linear::*;
+    use crate::params::Slot;
     use crate::tensor::Tensor;
 
     fn sizes([n, inputs, outputs]: [usize; 3], accumulate: bool, plan: &Plan) -> LinearDims {

@@ -5,7 +5,6 @@
 //! and swapped in by renames. Whatever moment the program or the machine dies at, one complete
 //! checkpoint is there, and [`load`] finds it.
 
-use super::trainer::Position;
 use crate::error::{Error, Result};
 use crate::nn::state::{Entries, deserialize, serialize};
 use serde::{Deserialize, Serialize};
@@ -15,9 +14,31 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-const MODEL: &str = "model.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
+pub(super) const MODEL: &str = "model.safetensors";
+pub(super) const OPTIMIZER: &str = "optimizer.safetensors";
 const MANIFEST: &str = "manifest.json";
+
+/// How far a run has come. With the seed this is all there is to know: randomness is a function of
+/// the position, so a resumed run goes on bit for bit.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    /// Whole epochs done.
+    pub epoch: u32,
+    /// Steps done, over the whole run.
+    pub step: u64,
+    /// Steps of the current epoch done.
+    pub batch: usize,
+    /// Images of the current epoch so far.
+    pub images: usize,
+    /// Sum of their losses.
+    pub loss_sum: f64,
+    /// How many were classified right.
+    pub correct: usize,
+    /// Seconds spent on them.
+    pub seconds: f64,
+    /// The best test accuracy so far.
+    pub best_accuracy: Option<f64>,
+}
 
 /// A training state: the network's numbers, the optimizer's, and the position in the run.
 #[derive(Debug, PartialEq)]
@@ -98,10 +119,32 @@ fn beside(dir: &Path, suffix: &str) -> PathBuf {
 /// # Errors
 /// [`Error::Io`]; then the checkpoint that was there is still there.
 pub fn save(dir: &Path, checkpoint: &Checkpoint) -> Result<()> {
+    let optimizer = checkpoint.optimizer.as_ref().map(|o| Contents::new(OPTIMIZER, o)).transpose()?;
+    let contents = [Some(Contents::new(MODEL, &checkpoint.model)?), optimizer];
+    replace(dir, &contents.iter().flatten().collect::<Vec<_>>(), &checkpoint.position)
+}
+
+/// A file of a checkpoint, ready to be written: to several checkpoints if need be.
+pub(super) struct Contents {
+    name: &'static str,
+    bytes: Vec<u8>,
+    sha256: String,
+}
+
+impl Contents {
+    /// Of the file [`MODEL`] or [`OPTIMIZER`].
+    pub(super) fn new(name: &'static str, entries: &Entries) -> Result<Self> {
+        let bytes = serialize(entries)?;
+        Ok(Contents { name, sha256: sha256(&bytes), bytes })
+    }
+}
+
+/// Makes the checkpoint `dir` one of these files, replacing the one that is there.
+pub(super) fn replace(dir: &Path, contents: &[&Contents], position: &Position) -> Result<()> {
     let (new, old) = (beside(dir, ".new"), beside(dir, ".old"));
     // After a crash between the two renames the only complete checkpoint is beside: put it back first.
     recover(dir)?;
-    let written = write_all(&new, checkpoint);
+    let written = write_all(&new, contents, position);
     if written.is_err() {
         let _ = fs::remove_dir_all(&new);
         return written;
@@ -117,18 +160,16 @@ pub fn save(dir: &Path, checkpoint: &Checkpoint) -> Result<()> {
     remove_dir(&old)
 }
 
-fn write_all(dir: &Path, checkpoint: &Checkpoint) -> Result<()> {
+fn write_all(dir: &Path, contents: &[&Contents], position: &Position) -> Result<()> {
     remove_dir(dir)?;
     fs::create_dir(dir).map_err(Error::io("make the folder", dir))?;
     let mut files = BTreeMap::new();
-    let parts = [(MODEL, Some(&checkpoint.model)), (OPTIMIZER, checkpoint.optimizer.as_ref())];
-    for (name, entries) in parts.into_iter().filter_map(|(name, e)| Some((name, e?))) {
-        let bytes = serialize(entries)?;
-        write_synced(&dir.join(name), &bytes)?;
-        files.insert(name.to_string(), FileInfo { bytes: bytes.len() as u64, sha256: sha256(&bytes) });
+    for Contents { name, bytes, sha256 } in contents {
+        write_synced(&dir.join(name), bytes)?;
+        files.insert(name.to_string(), FileInfo { bytes: bytes.len() as u64, sha256: sha256.clone() });
     }
     let tilework = env!("CARGO_PKG_VERSION").to_string();
-    let manifest = Manifest { format: 1, tilework, position: checkpoint.position.clone(), files };
+    let manifest = Manifest { format: 1, tilework, position: position.clone(), files };
     let text = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::Internal(format!("manifest: {e}")))?;
     // Last, so that a folder with a manifest is complete.
     write_synced(&dir.join(MANIFEST), &text)?;
@@ -310,13 +351,16 @@ mod tests {
     fn a_kill_at_any_moment_leaves_a_checkpoint() {
         let dir = tempfile::tempdir().unwrap();
         let (last, new, old) = (dir.path().join("last"), dir.path().join("last.new"), dir.path().join("last.old"));
+        let other = dir.path().join("other");
         save(&last, &checkpoint(1.0)).unwrap();
         // While the new one is being written: the old one counts.
         fs::create_dir(&new).unwrap();
         fs::write(new.join(MODEL), b"half").unwrap();
         assert_eq!(load(&last).unwrap(), checkpoint(1.0));
         // Between the renames, with the new one complete.
-        write_all(&new, &checkpoint(2.0)).unwrap();
+        save(&other, &checkpoint(2.0)).unwrap();
+        fs::remove_dir_all(&new).unwrap();
+        fs::rename(&other, &new).unwrap();
         fs::rename(&last, &old).unwrap();
         assert_eq!(load(&last).unwrap(), checkpoint(2.0));
         // Loading moves nothing: the process that saves may be alive.

@@ -1,13 +1,13 @@
 //! What can be wrong with a run, found before it starts or told when it happens: memory that does
 //! not suffice, batches that a layer cannot take, losses that are not finite.
 
-use super::run::RunDir;
 use super::trainer::Trainer;
-use crate::autograd::{Ctx, StepState, Var};
+use crate::autograd::{Ctx, Var};
 use crate::data::batch::Batch;
 use crate::error::{Error, Result};
 use crate::nn::Model;
 use crate::nn::model::LayerInfo;
+use crate::step::Step;
 
 impl Trainer {
     /// Adds to an out-of-memory error the batch size that would fit.
@@ -33,7 +33,7 @@ impl Trainer {
     }
 
     /// Where a batch's forward pass first stops being finite.
-    pub(super) fn find_non_finite(&mut self, batch: &Batch, state: &StepState) -> Result<String> {
+    pub(super) fn find_non_finite(&mut self, batch: &Batch, state: &Step) -> Result<String> {
         if let Some(key) = self.non_finite_parameter()? {
             let layer = key.rsplit_once('.').map_or(key.as_str(), |(l, _)| l);
             return Ok(format!("the parameter {key} of layer {} is not finite any more", self.model.describe(layer)));
@@ -55,18 +55,13 @@ impl Trainer {
         })
     }
 
-    pub(super) fn non_finite(&self, loss: f64, step: u64, origin: String, run: &RunDir) -> Error {
-        let last = run.path().join("last");
-        let saved = match last.exists() {
-            true => format!("the last good checkpoint is {}", last.display()),
-            false => "there is no checkpoint yet".into(),
-        };
+    pub(super) fn non_finite(&self, loss: f64, step: u64, origin: String) -> Error {
         Error::NonFinite {
             loss,
             step,
             epoch: self.position.epoch + 1,
             origin,
-            saved,
+            saved: "nothing is saved".into(),
             remedy: "lower the learning rate (--lr), or check the data's normalisation".into(),
         }
     }

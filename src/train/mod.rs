@@ -10,10 +10,12 @@ mod evaluate;
 mod events;
 mod metrics;
 pub mod run;
+mod saver;
 mod trainer;
 
+pub use checkpoint::Position;
 pub use csv_log::CsvLog;
 pub use evaluate::{Evaluation, evaluate};
 pub use events::{EpochReport, Event, Observer, StepReport};
 pub use run::RunDir;
-pub use trainer::{Limits, Outcome, Position, Trainer};
+pub use trainer::{Limits, Outcome, Trainer};

@@ -119,11 +119,6 @@ impl RunDir {
         Err(Error::file(path, problem, "give the folder of a run, such as runs/quickstart-001"))
     }
 
-    /// No folder at all: for steps that save nothing.
-    pub(super) fn nowhere() -> Self {
-        RunDir { path: PathBuf::new() }
-    }
-
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

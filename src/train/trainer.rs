@@ -2,53 +2,32 @@
 
 mod bench;
 
-use super::checkpoint::{self, Checkpoint};
+use super::checkpoint::{Checkpoint, Position};
 use super::diagnose::{check_last_batch, check_memory};
 use super::evaluate::{Evaluation, evaluate};
 use super::events::{EpochReport, Event, Observer, StepReport};
 use super::metrics::{Metrics, RING};
 use super::run::RunDir;
-use crate::autograd::{Ctx, StepState, Var};
+use super::saver::{Place, Saver, State};
+use crate::autograd::{Ctx, Var};
 use crate::data::Splits;
 use crate::data::loader::{Augment, Batch, Batches, Loader};
 use crate::device::Device;
 use crate::device::cuda::Captured;
 use crate::error::{Error, Result};
 use crate::nn::Model;
-use crate::nn::params::ParamGrads;
-use crate::nn::state::{Entries, Entry};
+use crate::nn::state::Entry;
 use crate::optim::Optimizer;
+use crate::params::ParamGrads;
 use crate::recipes::Recipe;
-use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use crate::step::{Rate, Step};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// Images per step of an evaluation.
 const EVAL_BATCH: usize = 250;
-
-/// How far a run has come. With the seed this is all there is to know: randomness is a function of
-/// the position, so a resumed run goes on bit for bit.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Position {
-    /// Whole epochs done.
-    pub epoch: u32,
-    /// Steps done, over the whole run.
-    pub step: u64,
-    /// Steps of the current epoch done.
-    pub batch: usize,
-    /// Images of the current epoch so far.
-    pub images: usize,
-    /// Sum of their losses.
-    pub loss_sum: f64,
-    /// How many were classified right.
-    pub correct: usize,
-    /// Seconds spent on them.
-    pub seconds: f64,
-    /// The best test accuracy so far.
-    pub best_accuracy: Option<f64>,
-}
 
 /// Where to stop before the recipe's last epoch.
 #[derive(Clone, Copy, Debug, Default)]
@@ -77,6 +56,7 @@ pub struct Trainer {
     test: Loader,
     pub(super) device: Device,
     pub(super) position: Position,
+    saver: Saver,
     metrics: Metrics,
     /// Steps whose numbers are still on the device.
     pending: Vec<StepReport>,
@@ -100,7 +80,7 @@ const WARM_UP: u32 = 2;
 /// Where a step's batch comes from.
 enum Feed {
     /// The loader's thread.
-    Host(Batches),
+    Host(Box<Batches>),
     /// The loader's kernel, at the step's place.
     Resident,
 }
@@ -133,6 +113,7 @@ impl Trainer {
             grads: model.params.grads()?,
             device: device.clone(),
             position: Position::default(),
+            saver: Saver::new(),
             metrics: Metrics::new(device)?,
             fixed: device.memory().in_use,
             pending: Vec::new(),
@@ -205,33 +186,48 @@ impl Trainer {
         }
     }
 
-    fn checkpoint(&mut self, with_optimizer: bool) -> Result<Checkpoint> {
-        let optimizer = if with_optimizer {
-            let arenas = self.optimizer.state();
-            let entry = |(name, b): (&'static str, &mut crate::device::Buffer)| {
-                Ok((name.to_string(), Entry::f32(&[b.len()], &b.read::<f32>(0..b.len())?)))
-            };
-            Some(arenas.into_iter().map(entry).collect::<Result<Entries>>()?)
-        } else {
-            None
-        };
-        Ok(Checkpoint { model: self.model.state_dict()?, optimizer, position: self.position.clone() })
+    /// Begins to save the state as it is: as `last`, and as `best` before it if it is the best so far.
+    fn save(&mut self, run: &RunDir, best: bool, observers: &mut [&mut dyn Observer]) -> Result<()> {
+        self.saved(true, observers)?;
+        let places: Vec<Place> = [("best", true), ("last", false)]
+            .into_iter()
+            .filter(|(_, is_best)| best || !is_best)
+            .map(|(name, is_best)| (run.path().join(name), is_best))
+            .collect();
+        places.iter().try_for_each(|(path, _)| tell(observers, &Event::Saving { path }))?;
+        let host = &self.saver.host;
+        let optimizer = self.optimizer.state().into_iter().map(|(name, b)| Ok((name, b.to_host(host)?)));
+        let optimizer = optimizer.collect::<Result<_>>()?;
+        let state = State { model: self.model.snapshot(host)?, optimizer, position: self.position.clone() };
+        self.saver.start(state, places)
     }
 
-    fn save(&mut self, run: &RunDir, best: bool, observers: &mut [&mut dyn Observer]) -> Result<()> {
-        let path: PathBuf = run.path().join(if best { "best" } else { "last" });
-        tell(observers, &Event::Saving { path: &path })?;
-        checkpoint::save(&path, &self.checkpoint(!best)?)?;
-        tell(observers, &Event::Saved { path: &path, best })
+    /// Tells the observers what has been saved by now, or, with `wait`, when it is.
+    fn saved(&mut self, wait: bool, observers: &mut [&mut dyn Observer]) -> Result<()> {
+        let saved = self.saver.saved(wait)?;
+        saved.iter().try_for_each(|(path, best)| tell(observers, &Event::Saved { path, best: *best }))
     }
 
     /// Runs to the recipe's last epoch, `limits`, or until `stop` is set; then the step in progress
-    /// is finished and everything is saved in `run`.
+    /// is finished and everything is saved in `run`. A thread saves while training goes on; on return it has ended.
     ///
     /// # Errors
-    /// [`Error::NonFinite`] if the loss becomes infinite or NaN; [`Error::Io`] if saving fails;
-    /// whatever the ops or the observers report.
+    /// [`Error::NonFinite`] if the loss becomes infinite or NaN; [`Error::Io`] if saving failed, with the first step
+    /// after that; whatever the ops or the observers report.
     pub fn run(
+        &mut self,
+        run: &RunDir,
+        limits: Limits,
+        stop: &AtomicBool,
+        observers: &mut [&mut dyn Observer],
+    ) -> Result<Outcome> {
+        let outcome = self.train_epochs(run, limits, stop, observers);
+        let saved = self.saved(true, observers);
+        let outcome = outcome.map_err(|e| with_last_checkpoint(e, run))?;
+        saved.map(|()| outcome)
+    }
+
+    fn train_epochs(
         &mut self,
         run: &RunDir,
         limits: Limits,
@@ -245,7 +241,8 @@ impl Trainer {
             let epoch = self.position.epoch;
             let started = Event::EpochStarted { epoch: epoch + 1, epochs, done: self.position.batch, batches };
             tell(observers, &started)?;
-            let state = StepState { seed: self.recipe.seed, epoch, lr: lr as f32, ..StepState::default() };
+            let rate = Rate { lr, ..self.recipe.optimizer.rate() };
+            let state = Step { seed: self.recipe.seed, epoch, ..Step::default() }.rate(rate);
             let order = self.train.order(self.recipe.shuffle, &state);
             let before = self.position.seconds;
             let start = Instant::now();
@@ -253,8 +250,9 @@ impl Trainer {
             while self.position.batch < batches {
                 let images = self.train.images(self.position.batch);
                 let offset = self.position.batch * self.recipe.batch_size;
-                let state = StepState { step: self.position.step as u32, batch_offset: offset as u32, ..state };
-                self.step(&mut feed, images, &state, run).map_err(|e| self.advise(e, images))?;
+                let state = Step { step: self.position.step, batch_offset: offset as u32, ..state };
+                self.saved(false, observers)?;
+                self.step(&mut feed, images, &state).map_err(|e| self.advise(e, images))?;
                 let p = &mut self.position;
                 p.step += 1;
                 p.batch += 1;
@@ -271,7 +269,7 @@ impl Trainer {
                 });
                 let stopped = stop.load(Ordering::Relaxed);
                 if step >= limit || stopped || batch == batches || self.pending.len() == self.patience() {
-                    self.report(run, observers)?;
+                    self.report(observers)?;
                 }
                 if step >= limit {
                     break;
@@ -316,7 +314,7 @@ impl Trainer {
         };
         if !test.loss.is_finite() {
             let origin = "its loss on the test set, after the epoch's last update".to_string();
-            return Err(self.non_finite(test.loss, self.position.step, origin, run));
+            return Err(self.non_finite(test.loss, self.position.step, origin));
         }
         let p = &mut self.position;
         // Cut short by a step limit, the epoch is not over: going on from here takes its other
@@ -340,20 +338,17 @@ impl Trainer {
             *p = Position { epoch: epoch + 1, step, best_accuracy, ..Position::default() };
         }
         tell(observers, &Event::EpochEnded(&report))?;
-        if best {
-            self.save(run, true, observers)?;
-        }
-        self.save(run, false, observers)?;
+        self.save(run, best, observers)?;
         Ok(Outcome::Finished)
     }
 
     /// The batches from the position on.
-    fn feed(&self, order: Vec<u32>, state: &StepState) -> Result<Feed> {
+    fn feed(&self, order: Vec<u32>, state: &Step) -> Result<Feed> {
         if self.train.is_resident() {
             self.train.begin(&order)?;
             return Ok(Feed::Resident);
         }
-        Ok(Feed::Host(self.train.epoch(order, state, self.position.batch)?))
+        Ok(Feed::Host(Box::new(self.train.epoch(order, state, self.position.batch)?)))
     }
 
     /// Steps after which their numbers are fetched: where that means waiting for the device, many.
@@ -367,7 +362,7 @@ impl Trainer {
     }
 
     /// Fetches the pending steps' numbers, checks them and tells the observers.
-    fn report(&mut self, run: &RunDir, observers: &mut [&mut dyn Observer]) -> Result<()> {
+    fn report(&mut self, observers: &mut [&mut dyn Observer]) -> Result<()> {
         let Some(first) = self.pending.first() else { return Ok(()) };
         let numbers = self.metrics.take(first.step - 1, self.pending.len())?;
         for (mut report, (loss, correct)) in std::mem::take(&mut self.pending).into_iter().zip(numbers) {
@@ -376,7 +371,7 @@ impl Trainer {
                     Some(key) => format!("by now the parameter {key} is not finite either"),
                     None => "the parameters are finite again".into(),
                 };
-                return Err(self.non_finite(loss, report.step, origin, run));
+                return Err(self.non_finite(loss, report.step, origin));
             }
             (report.loss, report.correct) = (loss, correct);
             let p = &mut self.position;
@@ -389,35 +384,35 @@ impl Trainer {
     }
 
     /// One step on the next `images` images: launch by launch, or by replaying a recorded one.
-    fn step(&mut self, feed: &mut Feed, images: usize, state: &StepState, run: &RunDir) -> Result<()> {
+    fn step(&mut self, feed: &mut Feed, images: usize, state: &Step) -> Result<()> {
         self.device.set_step(state)?;
         let whole = images == self.recipe.batch_size;
-        let Device::Cuda(cuda) = self.device.clone() else { return self.compute(feed, images, state, run) };
+        let Device::Cuda(cuda) = self.device.clone() else { return self.compute(feed, images, state) };
         if !self.replay.enabled || !whole || self.replay.warm < WARM_UP {
             self.replay.warm += u32::from(whole);
-            return self.compute(feed, images, state, run);
+            return self.compute(feed, images, state);
         }
         if let Some(step) = &self.replay.step {
             step.replay()?;
             // What a forward pass counts on the host.
             return self.model.count_batch();
         }
-        let recorded = cuda.capture(|| self.compute(feed, images, state, run))?;
+        let recorded = cuda.capture(|| self.compute(feed, images, state))?;
         recorded.replay()?;
         self.replay.step = Some(recorded);
         Ok(())
     }
 
     /// Forward, backward, update, numbers noted.
-    fn compute(&mut self, feed: &mut Feed, images: usize, state: &StepState, run: &RunDir) -> Result<()> {
+    fn compute(&mut self, feed: &mut Feed, images: usize, state: &Step) -> Result<()> {
         let batch = match feed {
-            Feed::Resident => self.train.make(images)?,
+            Feed::Resident => self.train.make(images, state)?,
             Feed::Host(batches) => batches.next().unwrap_or_else(|| Err(Error::Internal("too few batches".into())))?,
         };
-        self.compute_on(&batch, state, run)
+        self.compute_on(&batch, state)
     }
 
-    fn compute_on(&mut self, batch: &Batch, state: &StepState, run: &RunDir) -> Result<()> {
+    fn compute_on(&mut self, batch: &Batch, state: &Step) -> Result<()> {
         let mut cx = Ctx::train(&self.device).with_params(&self.model.params).at(*state);
         let scores = self.model.net.forward(&Var::constant(batch.images.clone()), &mut cx)?;
         let loss = self.recipe.loss.of(&scores, &batch.labels, self.recipe.label_smoothing, &mut cx)?;
@@ -427,13 +422,13 @@ impl Trainer {
             if !value.is_finite() {
                 drop(cx);
                 let origin = self.find_non_finite(batch, state)?;
-                return Err(self.non_finite(value, self.position.step + 1, origin, run));
+                return Err(self.non_finite(value, self.position.step + 1, origin));
             }
         }
-        self.metrics.record(loss.value(), scores.value(), &batch.labels, state.step)?;
+        self.metrics.record(loss.value(), scores.value(), &batch.labels, state)?;
         drop(scores);
         cx.backward_loss(&loss, Some(&mut self.grads))?;
-        self.optimizer.step(&mut self.model.params, &self.grads, state)
+        self.optimizer.step(&mut self.model.params, &self.grads)
     }
 
     /// The test set's loss and accuracy.
@@ -448,6 +443,17 @@ impl Trainer {
 /// Whether steps can be recorded: on a CUDA device, unless each launch is to be waited for.
 fn can_replay(device: &Device) -> bool {
     matches!(device, Device::Cuda(cuda) if !cuda.options().sync_launches)
+}
+
+/// Adds to an error where the last good checkpoint is.
+fn with_last_checkpoint(e: Error, run: &RunDir) -> Error {
+    let Error::NonFinite { loss, step, epoch, origin, remedy, .. } = e else { return e };
+    let last = run.path().join("last");
+    let saved = match last.exists() {
+        true => format!("the last good checkpoint is {}", last.display()),
+        false => "there is no checkpoint yet".into(),
+    };
+    Error::NonFinite { loss, step, epoch, origin, saved, remedy }
 }
 
 fn tell(observers: &mut [&mut dyn Observer], event: &Event<'_>) -> Result<()> {

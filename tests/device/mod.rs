@@ -23,6 +23,26 @@ pub(crate) fn skip(what: &str, why: &str) {
     println!("skipped: {why}");
 }
 
+/// Whether tests that look into the emulated device run; a line says why not.
+pub(crate) fn looks_inside() -> bool {
+    if cfg!(not(tilework_emulator)) {
+        skip("emulator", NO_EMULATOR);
+        return false;
+    }
+    if on_gpu() {
+        skip("emulator", "this test looks into the emulated device, and TILEWORK_DEVICE is cuda");
+        return false;
+    }
+    true
+}
+
+/// Whether the tests are to run on a GPU.
+fn on_gpu() -> bool {
+    std::env::var("TILEWORK_DEVICE").is_ok_and(|d| d == "cuda")
+}
+
+const NO_EMULATOR: &str = "this build has no emulated device: there was no C++ compiler";
+
 impl Under {
     /// The devices of this run; `None`, and a line that says why, if there is none.
     pub(crate) fn new() -> Option<Self> {
@@ -31,7 +51,7 @@ impl Under {
 
     /// The same with options.
     pub(crate) fn with(options: Options) -> Option<Self> {
-        if std::env::var("TILEWORK_DEVICE").is_ok_and(|d| d == "cuda") {
+        if on_gpu() {
             let device = Device::cuda(options).expect("TILEWORK_DEVICE=cuda needs a GPU");
             return Some(Under { devices: vec![("cuda", device)] });
         }
@@ -51,7 +71,7 @@ impl Under {
         }
         #[cfg(not(tilework_emulator))]
         {
-            skip("emulator", "this build has no emulated device: there was no C++ compiler");
+            skip("emulator", NO_EMULATOR);
             None
         }
     }

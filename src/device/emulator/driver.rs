@@ -5,7 +5,6 @@ use crate::device::cpu::free_memory;
 use crate::device::cuda::{Address, Arg, Driver, Entry, Graph, Info, Launch};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::kernels::ENTRIES;
 use std::alloc::Layout;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,8 +41,8 @@ pub struct TraceOptions {
 }
 
 impl TraceOptions {
-    fn means(&self, entry: &Entry) -> bool {
-        match ENTRIES.iter().any(|e| e.name == self.kernel) {
+    fn means(&self, entry: &Entry, all: &[&Entry]) -> bool {
+        match all.iter().any(|e| e.name == self.kernel) {
             true => entry.name == self.kernel,
             false => entry.name.starts_with(&self.kernel),
         }
@@ -63,6 +62,8 @@ pub struct Traced {
 pub(crate) struct Emulated {
     info: Info,
     options: Options,
+    /// Every kernel.
+    entries: &'static [&'static Entry],
     in_use: Mutex<usize>,
     recording: Mutex<Option<Vec<Node>>>,
 }
@@ -113,7 +114,7 @@ impl Owned {
 
 impl Emulated {
     /// A device of its own.
-    pub(crate) fn new(options: Options) -> Self {
+    pub(crate) fn new(options: Options, entries: &'static [&'static Entry]) -> Self {
         let info = Info {
             name: "emulated CUDA device".into(),
             arch: 0,
@@ -121,7 +122,7 @@ impl Emulated {
             memory: options.memory.or_else(free_memory).unwrap_or(0),
             l2_bytes: 0,
         };
-        Emulated { info, options, in_use: Mutex::new(0), recording: Mutex::new(None) }
+        Emulated { info, options, entries, in_use: Mutex::new(0), recording: Mutex::new(None) }
     }
 
     /// Records a node if a capture is under way.
@@ -149,7 +150,13 @@ fn failed(problem: String) -> Error {
 ///
 /// # Safety
 /// As for [`Driver::launch`].
-unsafe fn execute(options: &Options, entry: &'static Entry, launch: &Launch, args: &[Owned]) -> Result<()> {
+unsafe fn execute(
+    options: &Options,
+    all: &[&Entry],
+    entry: &'static Entry,
+    launch: &Launch,
+    args: &[Owned],
+) -> Result<()> {
     let mut args = args.to_vec();
     let regions: Vec<Region> = args
         .iter()
@@ -177,7 +184,7 @@ unsafe fn execute(options: &Options, entry: &'static Entry, launch: &Launch, arg
         args: &pointers,
     };
     let order = options.order;
-    let wanted = |t: &&TraceOptions| t.means(entry) && lock(&t.traced).kernel.is_empty();
+    let wanted = |t: &&TraceOptions| t.means(entry, all) && lock(&t.traced).kernel.is_empty();
     let traced = options.trace.as_ref().filter(wanted);
     let report = if let Some(trace) = traced {
         // SAFETY: the caller's promise.
@@ -267,7 +274,7 @@ impl Driver for Emulated {
             return Ok(());
         }
         // SAFETY: the caller's promise.
-        unsafe { execute(&self.options, entry, launch, &args) }
+        unsafe { execute(&self.options, self.entries, entry, launch, &args) }
     }
 
     fn sync(&self) -> Result<()> {
@@ -281,7 +288,7 @@ impl Driver for Emulated {
 
     fn end_capture(&self) -> Result<Box<dyn Graph>> {
         let nodes = lock(&self.recording).take().unwrap_or_default();
-        Ok(Box::new(Recorded { nodes, options: self.options.clone() }))
+        Ok(Box::new(Recorded { nodes, options: self.options.clone(), entries: self.entries }))
     }
 
     fn memory(&self) -> Result<(usize, usize)> {
@@ -303,6 +310,7 @@ impl Driver for Emulated {
 struct Recorded {
     nodes: Vec<Node>,
     options: Options,
+    entries: &'static [&'static Entry],
 }
 
 impl Graph for Recorded {
@@ -311,7 +319,9 @@ impl Graph for Recorded {
             match node {
                 // SAFETY: the arguments were good when they were recorded, and `Captured` keeps
                 // their memory from being given to anyone else.
-                Node::Launch { entry, launch, args } => unsafe { execute(&self.options, entry, launch, args)? },
+                Node::Launch { entry, launch, args } => unsafe {
+                    execute(&self.options, self.entries, entry, launch, args)?
+                },
                 // SAFETY: as above.
                 Node::Copy { to, from, bytes } => unsafe {
                     std::ptr::copy_nonoverlapping(*from as *const u8, *to as *mut u8, *bytes);

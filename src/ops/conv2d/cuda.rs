@@ -6,12 +6,12 @@
 //! to study first. [`Options::explicit_conv`](crate::device::cuda::Options) chooses it.
 
 use super::Dims;
-use crate::autograd::Slot;
 use crate::device::Device;
 use crate::device::cuda::{Cuda, KernelType, Launch, Plan, Tile, magic};
 use crate::error::Result;
 use crate::kernels::conv2d::*;
 use crate::ops::linear::cuda as linear;
+use crate::params::Slot;
 use crate::tensor::Tensor;
 
 /// The kernels' sizes.

@@ -1,7 +1,7 @@
 //! The ceilings of a device, measured on it: what a copy moves and what multiply-adds compute.
 
-use super::{BLOCK, Cuda, Launch};
 use crate::device::Device;
+use crate::device::cuda::{BLOCK, Cuda, Launch};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::ceiling::{CeilingDims, ceiling_copy, ceiling_multiply_add};
