@@ -30,7 +30,7 @@ pub(super) fn run(args: &SummaryArgs, out: &mut Out) -> Result<()> {
     let model = Model::build(&recipe.layers, image(recipe.data.source), &Device::cpu(), recipe.seed)?;
     let batch = recipe.batch_size;
     let layers = &model.layers;
-    let bytes = |l: &LayerInfo| l.output.len().saturating_mul(F32).saturating_mul(batch);
+    let bytes = |l: &LayerInfo| l.activations().saturating_mul(F32).saturating_mul(batch);
     let mut rows = vec![vec![String::new(), "input".into(), model.input.to_string()]];
     rows.extend(layers.iter().map(|l| {
         let indent = "  ".repeat(l.key.matches('.').count());

@@ -27,6 +27,13 @@ pub struct LayerInfo {
     pub macs: usize,
 }
 
+impl LayerInfo {
+    /// Numbers that it computes for one image. A list passes on what its last layer computed.
+    pub fn activations(&self) -> usize {
+        if self.spec.starts_with("layers [") { 0 } else { self.output.len() }
+    }
+}
+
 /// What [`Layer::infer`] declares parameters and buffers to.
 #[derive(Debug)]
 pub struct Builder<'a> {

@@ -87,7 +87,7 @@ pub(super) fn check_last_batch(model: &Model, images: usize, batch_size: usize) 
 
 /// Bytes of an image's activations and their gradients.
 fn activation_bytes(model: &Model) -> usize {
-    model.layers.iter().map(|l| l.output.len()).sum::<usize>().saturating_mul(2 * 4)
+    model.layers.iter().map(LayerInfo::activations).sum::<usize>().saturating_mul(2 * 4)
 }
 
 /// Refuses a network whose training cannot fit the memory that is free: parameters, gradients and
