@@ -21,7 +21,7 @@
 //!
 //! let images = shapes::generate(0, 64, 1).train;
 //! let loader = Loader::new(images.into(), 64, &[0.5; 3], &[0.25; 3], &device)?;
-//! let batch = loader.epoch(loader.order(false, &Step::default()), &Step::default(), 0)?.next().unwrap()?;
+//! let batch = loader.feed(false).batch(&Step::default())?;
 //!
 //! let mut losses = Vec::new();
 //! for step in 0..20 {

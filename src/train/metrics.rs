@@ -59,7 +59,7 @@ impl Metrics {
     }
 
     /// Loss and correct images of `count` steps, at most [`RING`], from step `first` on.
-    pub(super) fn take(&self, first: u64, count: usize) -> Result<Vec<(f64, usize)>> {
+    pub(super) fn read(&self, first: u64, count: usize) -> Result<Vec<(f64, usize)>> {
         let (losses, correct) = (self.losses.read::<f32>(0..RING)?, self.correct.read::<i32>(0..RING)?);
         let at = |i: usize| (first as usize + i) % RING;
         Ok((0..count).map(|i| (f64::from(losses[at(i)]), correct[at(i)] as usize)).collect())
