@@ -26,8 +26,7 @@ struct GroupRate {
 // Numerics: in float; 1 - b^t is -expm1(t * log b), which keeps its digits where b^t is near 1.
 // Limits: a multiple of 4 elements, aligned to 16 bytes: what an arena is; 2^24 steps.
 // Registers: at most 48.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256)
     adam_step(const float* __restrict__ g, float* __restrict__ m, float* __restrict__ v, float* __restrict__ p,
               OPTIONAL const unsigned char* __restrict__ groups, const Step* __restrict__ s, AdamDims d) {
   const float t = (float)s->step + 1.0f, unbias = 1.0f / sqrtf(-expm1f(t * d.log_b2));

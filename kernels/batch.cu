@@ -1,4 +1,5 @@
 // Batches: images of a resident data set, gathered, mirrored, cropped and normalised.
+// Instances: T = float
 #include "common.cuh"
 #include "philox.cuh"
 
@@ -26,8 +27,8 @@ __device__ __forceinline__ int place(int at, int size, int reflect) {
 // Numerics: exact: the numbers come from the host's table.
 // Limits: pad < min(h, w); fewer than 2^31 values in a batch.
 // Registers: at most 40.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+template <class T>
+__global__ void __launch_bounds__(256)
     batch_make(const unsigned char* __restrict__ images, const unsigned char* __restrict__ labels,
                const int* __restrict__ order, const float* __restrict__ table, const Step* __restrict__ s,
                T* __restrict__ x, int* __restrict__ y, BatchDims d) {

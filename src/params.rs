@@ -287,10 +287,10 @@ impl ParamGrads {
         let blocks = first.grid[0] as usize;
         let mut partial = self.buffer.device().alloc(DType::F32, blocks)?;
         let d = ParamsDims { n: n as i32, root: 0 };
-        params_norm::<f32>(cuda, first.flops(2 * n), self.buffer.input(0..n)?, partial.output(0..blocks)?, &d)?;
+        params_norm(cuda, first.flops(2 * n), self.buffer.input(0..n)?, partial.output(0..blocks)?, &d)?;
         let mut norm = self.buffer.device().alloc(DType::F32, 1)?;
         let d = ParamsDims { n: blocks as i32, root: 1 };
-        params_norm::<f32>(cuda, Launch::new(1, BLOCK), partial.input(0..blocks)?, norm.output(0..1)?, &d)?;
+        params_norm(cuda, Launch::new(1, BLOCK), partial.input(0..blocks)?, norm.output(0..1)?, &d)?;
         Ok(f64::from(norm.read::<f32>(0..1)?[0]))
     }
 

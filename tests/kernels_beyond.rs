@@ -7,7 +7,7 @@ use device::Under;
 use std::sync::Arc;
 use tilework::data::Dataset;
 use tilework::data::loader::{Augment, Batch, Border, Loader};
-use tilework::device::cuda::{Options, Tile};
+use tilework::device::cuda::Options;
 use tilework::nn::{LayerSpec, Model};
 use tilework::ops::batch_norm2d::Running;
 use tilework::ops::case::Fill;
@@ -39,9 +39,9 @@ const STRIDING: Options = Options { explicit_conv: false, tile: None, sync_launc
 #[test]
 fn products_in_every_form() {
     let forms = [
-        Options { tile: Some(Tile::Large), ..Options::default() },
-        Options { tile: Some(Tile::Medium), ..Options::default() },
-        Options { tile: Some(Tile::Small), ..Options::default() },
+        Options { tile: Some("Simt128"), ..Options::default() },
+        Options { tile: Some("Simt64"), ..Options::default() },
+        Options { tile: Some("Simt32"), ..Options::default() },
         Options { explicit_conv: true, ..Options::default() },
     ];
     for options in forms {
@@ -80,7 +80,7 @@ fn gradients_accumulate() {
             .input("b", [size], Fill::Uniform)
     };
     let cases = [twice("small", 7, 5), twice("splits", 40, 5), twice("fours", 7, 4), fc(70, 33), fc(10, 36)];
-    for tile in [None, Some(Tile::Large), Some(Tile::Medium), Some(Tile::Small)] {
+    for tile in [None, Some("Simt128"), Some("Simt64"), Some("Simt32")] {
         let Some(under) = Under::with(Options { tile, ..Options::default() }) else { return };
         for case in &cases {
             let want = parity::run(case, &Device::cpu(), 4).unwrap();

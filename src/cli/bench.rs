@@ -52,7 +52,7 @@ pub(super) fn run(args: &BenchArgs, out: &mut Out) -> Result<()> {
 fn add(kernels: &mut BTreeMap<&'static str, Kernel>, timings: &[Timing]) {
     let mut step: BTreeMap<&'static str, Kernel> = BTreeMap::new();
     for t in timings {
-        let k = step.entry(t.entry).or_insert_with(|| Kernel { seconds: vec![0.0], ..Kernel::default() });
+        let k = step.entry(t.kernel).or_insert_with(|| Kernel { seconds: vec![0.0], ..Kernel::default() });
         k.launches += 1;
         k.seconds[0] += t.time.as_secs_f64();
         k.bytes += t.bytes;

@@ -87,7 +87,7 @@ impl Adam {
         let (p, groups) = params.values_and_groups()?;
         let (m, v) = (self.mean.output(0..n)?, self.square.output(0..n)?);
         let (g, step) = (grads.buffer().input(0..n)?, cuda.step(grads.step())?);
-        adam_step::<f32>(cuda, Launch::each(n / 4), g, m, v, p.output(0..n)?, groups, step, &d)
+        adam_step(cuda, Launch::each(n / 4), g, m, v, p.output(0..n)?, groups, step, &d)
     }
 }
 

@@ -68,7 +68,7 @@ impl Sgd {
         let (p, groups) = params.values_and_groups()?;
         let v = self.velocity.as_mut().map(|v| v.output(0..n)).transpose()?;
         let (g, step) = (grads.buffer().input(0..n)?, cuda.step(grads.step())?);
-        sgd_step::<f32>(cuda, Launch::each(n / 4), g, v, p.output(0..n)?, groups, step, &d)
+        sgd_step(cuda, Launch::each(n / 4), g, v, p.output(0..n)?, groups, step, &d)
     }
 }
 

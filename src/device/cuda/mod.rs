@@ -4,6 +4,7 @@
 //! read. Everything above it is the same for both drivers; the only difference between a GPU and
 //! the emulated device is who runs the kernels.
 
+mod arch;
 pub mod cache;
 mod context;
 mod driver;
@@ -18,9 +19,10 @@ mod places;
 mod pool;
 pub mod resources;
 
+pub use arch::Arch;
 pub use driver::{Address, Driver, Graph, Info};
-pub use gemm::{Plan, Tile, magic};
-pub use launch::{Arg, BLOCK, Entry, In, KernelType, Launch, Order, Out, Source, Thunk};
+pub use gemm::{Plan, magic};
+pub use launch::{Arg, BLOCK, Family, In, Kernel, KernelType, Launch, Order, Out, Source, TensorMap, Thunk, Tile};
 pub(crate) use launch::{null, with_kernel_type};
 
 use super::MemoryStats;
@@ -43,8 +45,8 @@ pub struct Cuda {
 pub struct Options {
     /// Convolution with the patches laid out in memory, instead of found as they are needed.
     pub explicit_conv: bool,
-    /// The tile of all matrix products, instead of the one that suits their sizes: for tests.
-    pub tile: Option<Tile>,
+    /// The tile of all matrix products by name, instead of the one that suits their sizes: for tests.
+    pub tile: Option<&'static str>,
     /// Wait after each launch, so that the kernel that fails is known.
     pub sync_launches: bool,
     /// No more blocks than this in kernels that stride over their elements: for tests, whose tensors
@@ -69,7 +71,7 @@ struct Inner {
 #[derive(Clone, Debug)]
 pub struct Timing {
     /// The kernel's name.
-    pub entry: &'static str,
+    pub kernel: &'static str,
     /// The device's time.
     pub time: Duration,
     /// Bytes of its arguments: each must be read or written once at least.
@@ -106,13 +108,13 @@ impl Cuda {
         Ok(Cuda { inner: Arc::new(inner) })
     }
 
-    /// Makes the kernels of these files ready, so that no step has to wait for one to be compiled.
-    /// `say` is told, in a line each, what will take a while and what the user should know.
+    /// Makes kernels ready, so that no step has to wait for one to be compiled. `say` is told, in a
+    /// line each, what will take a while and what the user should know.
     ///
     /// # Errors
     /// [`Error::Device`] when one does not compile.
-    pub fn prepare(&self, sources: &[&'static Source], say: &mut dyn FnMut(&str)) -> Result<()> {
-        self.driver().prepare(sources, DType::F32, say)
+    pub fn prepare(&self, kernels: &[&'static Kernel], say: &mut dyn FnMut(&str)) -> Result<()> {
+        self.driver().prepare(kernels, say)
     }
 
     /// Whether it is the emulated device.
@@ -185,7 +187,7 @@ impl Cuda {
         Ok(In::new(self.inner.state, 1))
     }
 
-    /// Launches a kernel; the generated launchers call it.
+    /// Launches the instance of a family; the generated launchers call it.
     ///
     /// # Errors
     /// [`Error::Device`] naming the kernel.
@@ -194,11 +196,13 @@ impl Cuda {
     /// As for [`Driver::launch`].
     pub(crate) unsafe fn launch(
         &self,
-        entry: &'static Entry,
-        dtype: DType,
+        family: &'static Family,
+        dtype: Option<DType>,
+        tile: Option<&Tile>,
         mut launch: Launch,
         args: &[Arg<'_>],
     ) -> Result<()> {
+        let kernel = family.instance(dtype, tile, self.info().arch)?;
         if launch.grid.contains(&0) {
             return Ok(());
         }
@@ -206,7 +210,7 @@ impl Cuda {
             launch.grid[0] = launch.grid[0].min(most);
         }
         // SAFETY: the caller's promise.
-        let mut run = || unsafe { self.driver().launch(entry, dtype, &launch, args) };
+        let mut run = || unsafe { self.driver().launch(kernel, &launch, args) };
         let mut profile = lock(&self.inner.profile);
         let Some(timings) = profile.as_mut() else {
             drop(profile);
@@ -214,7 +218,7 @@ impl Cuda {
         };
         let time = self.driver().time(&mut run)?;
         let bytes = |arg: &Arg<'_>| if let Arg::Memory { bytes, .. } = arg { *bytes } else { 0 };
-        timings.push(Timing { entry: entry.name, time, bytes: args.iter().map(bytes).sum(), flops: launch.flops });
+        timings.push(Timing { kernel: kernel.name, time, bytes: args.iter().map(bytes).sum(), flops: launch.flops });
         Ok(())
     }
 
