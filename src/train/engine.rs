@@ -5,27 +5,21 @@
 //!
 //! ```
 //! use tilework::data::{loader::Loader, shapes};
-//! use tilework::nn::{LayerSpec, Model};
-//! use tilework::optim::Sgd;
 //! use tilework::step::{Rate, Step};
-//! use tilework::train::Engine;
+//! use tilework::{Device, nn::Model, optim::Sgd, train::Engine};
 //!
-//! let device = tilework::Device::cpu();
-//! let layers = ["max_pool 4", "flatten", "fc 10"].map(|l| l.parse()).into_iter().collect::<Result<Vec<LayerSpec>, _>>()?;
-//! let model = Model::build(&layers, [32, 32, 3], &device, 0)?;
+//! let data = Loader::new(shapes::generate(0, 64, 1).train.into(), 16, &[0.5; 3], &[0.25; 3], &Device::cpu())?;
+//! let model = Model::build(&["max_pool 4".parse()?, "flatten".parse()?, "fc 10".parse()?], [32, 32, 3], &Device::cpu(), 0)?;
 //! let optimizer = Sgd::new(&model.params, true, false)?;
-//! let data = Loader::new(shapes::generate(0, 64, 1).train.into(), 16, &[0.5; 3], &[0.25; 3], &device)?;
 //! let mut engine = Engine::new(model, Box::new(optimizer), data.feed(true), |scores, labels, cx| {
 //!     scores.cross_entropy(labels, 0.0, cx)
 //! })?;
 //! for step in 0..40 {
-//!     let (epoch, batch) = (step / 4, step % 4);
-//!     let lr = 0.02 * (1.0 - step as f64 / 40.0);
-//!     let here = Step { step, epoch: epoch as u32, batch_offset: 16 * batch as u32, ..Step::default() };
-//!     engine.step(&here.rate(Rate { lr, momentum: 0.9, decay: 0.0 }))?;
+//!     let rate = Rate { lr: 0.02 * (1.0 - step as f64 / 40.0), momentum: 0.9, decay: 0.0 };
+//!     let (epoch, batch_offset) = (step as u32 / 4, step as u32 % 4 * 16);
+//!     engine.step(&Step { step, epoch, batch_offset, ..Step::default() }.rate(rate))?;
 //! }
-//! let (first, last) = (engine.results(0, 1)?[0].0, engine.results(39, 1)?[0].0);
-//! assert!(last < first);
+//! assert!(engine.results(39, 1)?[0].0 < engine.results(0, 1)?[0].0);
 //! # Ok::<(), tilework::Error>(())
 //! ```
 

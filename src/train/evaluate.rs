@@ -4,7 +4,6 @@ use crate::autograd::{Ctx, Var};
 use crate::data::loader::Feed;
 use crate::error::Result;
 use crate::nn::Model;
-use crate::recipes::Loss;
 use crate::step::Step;
 use crate::tensor::Tensor;
 
@@ -70,17 +69,4 @@ pub(super) fn hits(scores: &Tensor, labels: &Tensor) -> Result<Vec<(usize, bool)
     let largest = |row: &[f32]| row.iter().enumerate().fold(0, |best, (i, &v)| if v > row[best] { i } else { best });
     let rows = labels.iter().zip(scores.chunks(classes));
     Ok(rows.map(|(&l, row)| (l as usize, largest(row) == l as usize)).collect())
-}
-
-impl Loss {
-    /// The loss of a network's outputs `[n, classes]`.
-    ///
-    /// # Errors
-    /// [`crate::Error::Shape`] if the shapes do not match or a label is not a class.
-    pub fn of(self, scores: &Var, labels: &Tensor, smoothing: f64, cx: &mut Ctx<'_>) -> Result<Var> {
-        match self {
-            Loss::CrossEntropy => scores.cross_entropy(labels, smoothing, cx),
-            Loss::Nll => scores.nll(labels, cx),
-        }
-    }
 }

@@ -134,11 +134,8 @@ impl Trainer {
     /// Begins to save the state as it is: as `last`, and as `best` before it if it is the best so far.
     fn save(&mut self, run: &RunDir, best: bool, observers: &mut [&mut dyn Observer]) -> Result<()> {
         self.saved(true, observers)?;
-        let places: Vec<Place> = [("best", true), ("last", false)]
-            .into_iter()
-            .filter(|(_, is_best)| best || !is_best)
-            .map(|(name, is_best)| (run.path().join(name), is_best))
-            .collect();
+        let places = [("best", true), ("last", false)].into_iter().skip(usize::from(!best));
+        let places: Vec<Place> = places.map(|(name, best)| (run.path().join(name), best)).collect();
         places.iter().try_for_each(|(path, _)| tell(observers, &Event::Saving { path }))?;
         let (model, optimizer) = self.engine.snapshot(&self.saver.host)?;
         self.saver.start(State { model, optimizer, position: self.position.clone() }, places)
@@ -179,41 +176,37 @@ impl Trainer {
         let (epochs, batches) = (self.recipe.epochs, self.train.batches());
         let limit = limits.max_steps.unwrap_or(u64::MAX);
         while self.position.epoch < epochs && self.position.step < limit {
-            let epoch = self.position.epoch;
-            let started = Event::EpochStarted { epoch: epoch + 1, epochs, done: self.position.batch, batches };
-            tell(observers, &started)?;
-            let before = self.position.seconds;
+            let Position { epoch, batch: done, seconds, .. } = self.position;
+            tell(observers, &Event::EpochStarted { epoch: epoch + 1, epochs, done, batches })?;
             let start = Instant::now();
-            while self.position.batch < batches {
+            let mut stopped = false;
+            while self.position.batch < batches && self.position.step < limit && !stopped {
                 self.saved(false, observers)?;
-                let batch = self.position.batch;
-                let (images, rate) = (self.train.images(batch), self.rate(batch));
-                self.engine.step(&self.at(batch).rate(rate))?;
-                let p = &mut self.position;
-                p.step += 1;
-                p.batch += 1;
-                let (step, batch, lr) = (p.step, p.batch, rate.lr);
-                let (epoch, loss, correct) = (epoch + 1, 0.0, 0);
-                self.pending.push(StepReport { step, epoch, batch, batches, images, lr, loss, correct });
-                let stopped = stop.load(Ordering::Relaxed);
-                if step >= limit || stopped || batch == batches || self.pending.len() == self.engine.patience() {
+                self.step()?;
+                stopped = stop.load(Ordering::Relaxed);
+                let last = self.position.batch == batches || self.position.step == limit;
+                if last || stopped || self.pending.len() == self.engine.patience() {
                     self.report(observers)?;
                 }
-                if step >= limit {
-                    break;
-                }
-                if stopped {
-                    self.position.seconds = before + start.elapsed().as_secs_f64();
-                    self.save(run, false, observers)?;
-                    return Ok(Outcome::Stopped);
-                }
             }
-            self.position.seconds = before + start.elapsed().as_secs_f64();
-            if self.finish_epoch(run, stop, observers)? == Outcome::Stopped {
+            self.position.seconds = seconds + start.elapsed().as_secs_f64();
+            if stopped || !self.finish_epoch(run, stop, observers)? {
+                self.save(run, false, observers)?;
                 return Ok(Outcome::Stopped);
             }
         }
         Ok(Outcome::Finished)
+    }
+
+    /// Takes the next step. Its numbers are still to be fetched.
+    fn step(&mut self) -> Result<()> {
+        let Position { epoch, step, batch, .. } = self.position;
+        let (images, batches, rate) = (self.train.images(batch), self.train.batches(), self.rate(batch));
+        self.engine.step(&self.at(batch).rate(rate))?;
+        let (step, epoch, batch) = (step + 1, epoch + 1, batch + 1);
+        (self.position.step, self.position.batch) = (step, batch);
+        self.pending.push(StepReport { step, epoch, batch, batches, images, lr: rate.lr, loss: 0.0, correct: 0 });
+        Ok(())
     }
 
     /// The rate of a batch of the current epoch.
@@ -230,13 +223,8 @@ impl Trainer {
         Step { seed: self.recipe.seed, epoch, step, batch_offset, ..Step::default() }
     }
 
-    /// Evaluates, reports and saves. Asked to stop meanwhile, it saves the epoch as not yet evaluated.
-    fn finish_epoch(
-        &mut self,
-        run: &RunDir,
-        stop: &AtomicBool,
-        observers: &mut [&mut dyn Observer],
-    ) -> Result<Outcome> {
+    /// Evaluates, reports and saves; false if it was asked to stop before it had evaluated.
+    fn finish_epoch(&mut self, run: &RunDir, stop: &AtomicBool, observers: &mut [&mut dyn Observer]) -> Result<bool> {
         let total = self.test.loader().data().len();
         let mut progress = |done| {
             tell(observers, &Event::Evaluating { done, total })?;
@@ -246,10 +234,7 @@ impl Trainer {
             }
         };
         let test = match self.evaluate(&mut progress) {
-            Err(_) if stop.load(Ordering::Relaxed) => {
-                self.save(run, false, observers)?;
-                return Ok(Outcome::Stopped);
-            }
+            Err(_) if stop.load(Ordering::Relaxed) => return Ok(false),
             test => test?,
         };
         if !test.loss.is_finite() {
@@ -279,8 +264,7 @@ impl Trainer {
             *p = Position { epoch: epoch + 1, step, best_accuracy, ..Position::default() };
         }
         tell(observers, &Event::EpochEnded(&report))?;
-        self.save(run, best, observers)?;
-        Ok(Outcome::Finished)
+        self.save(run, best, observers).map(|()| true)
     }
 
     /// Fetches the pending steps' numbers, checks them and tells the observers.
