@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::nn::Model;
 use crate::optim::Point;
 use crate::recipes::Recipe;
-use crate::step::{Rate, Step};
+use crate::step::Step;
 use crate::tensor::Tensor;
 use std::path::Path;
 use std::sync::Arc;
@@ -201,26 +201,30 @@ impl Trainer {
     /// Takes the next step. Its numbers are still to be fetched.
     fn step(&mut self) -> Result<()> {
         let Position { epoch, step, batch, .. } = self.position;
-        let (images, batches, rate) = (self.train.images(batch), self.train.batches(), self.rate(batch));
-        self.engine.step(&self.at(batch).rate(rate))?;
+        let (images, batches, here) = (self.train.images(batch), self.train.batches(), self.at(batch));
+        self.engine.step(&here)?;
         let (step, epoch, batch) = (step + 1, epoch + 1, batch + 1);
         (self.position.step, self.position.batch) = (step, batch);
-        self.pending.push(StepReport { step, epoch, batch, batches, images, lr: rate.lr, loss: 0.0, correct: 0 });
+        self.pending.push(StepReport {
+            step,
+            epoch,
+            batch,
+            batches,
+            images,
+            lr: here.rates[0].lr,
+            loss: 0.0,
+            correct: 0,
+        });
         Ok(())
     }
 
-    /// The rate of a batch of the current epoch.
-    fn rate(&self, batch: usize) -> Rate {
-        let Recipe { optimizer, schedule, epochs, .. } = &self.recipe;
-        let point = Point { epoch: self.position.epoch, epochs: *epochs, batch, batches: self.train.batches() };
-        schedule.at(optimizer.rate(), point)
-    }
-
-    /// The step at a batch of the current epoch, without its rate.
+    /// The step at a batch of the current epoch.
     fn at(&self, batch: usize) -> Step {
-        let Position { epoch, step, .. } = self.position;
-        let batch_offset = (batch * self.recipe.batch_size) as u32;
-        Step { seed: self.recipe.seed, epoch, step, batch_offset, ..Step::default() }
+        let (Recipe { seed, batch_size, optimizer, schedule, epochs, .. }, p) = (&self.recipe, &self.position);
+        let point = Point { epoch: p.epoch, epochs: *epochs, batch, batches: self.train.batches() };
+        let batch_offset = (batch * batch_size) as u32;
+        let step = Step { seed: *seed, epoch: p.epoch, step: p.step, batch_offset, ..Step::default() };
+        step.rate(schedule.at(optimizer.rate(), point))
     }
 
     /// Evaluates, reports and saves; false if it was asked to stop before it had evaluated.
@@ -241,7 +245,7 @@ impl Trainer {
             let origin = "its loss on the test set, after the epoch's last update".to_string();
             return Err(non_finite(test.loss, self.position.step, self.position.epoch, origin));
         }
-        let lr = self.rate(self.position.batch.saturating_sub(1)).lr;
+        let lr = self.at(self.position.batch.saturating_sub(1)).rates[0].lr;
         let p = &mut self.position;
         // Cut short by a step limit, the epoch is not over: going on from here takes its other
         // batches, and what counts as best must not depend on where a run was cut.
@@ -304,7 +308,7 @@ impl Trainer {
     /// # Errors
     /// As [`Engine::step`].
     pub fn step_once(&mut self, batch: &Batch) -> Result<f64> {
-        let step = self.at(0).rate(self.recipe.optimizer.rate());
+        let step = self.at(0);
         self.engine.step_on(batch, &step)?;
         self.position.step += 1;
         Ok(self.engine.results(step.step, 1)?[0].0)
@@ -324,7 +328,7 @@ impl Trainer {
         }
         for _ in 0..n {
             let batch = self.position.step as usize % (all / images);
-            self.engine.step(&self.at(batch).rate(self.recipe.optimizer.rate()))?;
+            self.engine.step(&self.at(batch))?;
             self.position.step += 1;
         }
         Ok(())
