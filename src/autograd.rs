@@ -17,11 +17,10 @@
 //! # Ok::<(), tilework::Error>(())
 //! ```
 
-use crate::buffers::Buffers;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::params::{ParamGrads, ParamId, Params, Slot};
+use crate::params::{Buffers, ParamGrads, ParamId, Params, Slot};
 use crate::rng::stream;
 use crate::shape::Shape;
 use crate::step::Step;

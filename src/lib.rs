@@ -46,7 +46,7 @@
 //! lets each infer the next size, and reports the first layer that does not fit with a table of all
 //! before it. The [`Model`](nn::Model) that comes out has the layers, their
 //! [`Params`](params::Params) (all trainable numbers in one flat arena, drawn from the seed) and
-//! their [`Buffers`](buffers::Buffers), the running statistics.
+//! their [`Buffers`](params::Buffers), the running statistics.
 //!
 //! # 1. The loop asks for a step
 //!
@@ -137,7 +137,6 @@
 //! - Errors ([`Error`]): what was wrong, where, and what to do about it.
 
 pub mod autograd;
-pub mod buffers;
 pub mod cli;
 pub mod data;
 pub mod device;

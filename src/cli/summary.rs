@@ -36,7 +36,9 @@ pub(super) fn run(args: &SummaryArgs, out: &mut Out) -> Result<()> {
         let indent = "  ".repeat(l.key.matches('.').count());
         // The layers inside it have rows of their own.
         let spec = match l.spec.split_once(" [") {
-            Some(("residual", _)) => "residual, x + f(x) with f:",
+            Some(("residual", f)) if !f.contains("] shortcut [") && !f.contains("] after [") => {
+                "residual, x + f(x) with f:"
+            }
             Some((name, _)) => name,
             None => &l.spec,
         };

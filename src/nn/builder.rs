@@ -2,11 +2,10 @@
 //! their parameters, their buffers, and a table of them.
 
 use super::layers::Layer;
-use crate::buffers::{BufferId, Buffers};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::params::{Init, Param, ParamId};
+use crate::params::{BufferId, Buffers, Init, Param, ParamId};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use std::fmt::Write;

@@ -4,10 +4,9 @@ use super::builder::{Builder, LayerInfo};
 use super::layers::{Layer, Sequential};
 use super::spec::{LayerSpec, sequence};
 use crate::autograd::{Ctx, Mode, Var};
-use crate::buffers::Buffers;
 use crate::device::Device;
 use crate::error::Result;
-use crate::params::Params;
+use crate::params::{Buffers, Params};
 use crate::shape::Shape;
 use crate::step::Step;
 

@@ -23,10 +23,9 @@ pub use sequential::Sequential;
 use super::builder::{Builder, image, misfit, stated};
 use super::phrase::{Phrase, arrow, by, part};
 use crate::autograd::{Ctx, Var};
-use crate::buffers::BufferId;
 use crate::error::Result;
 use crate::ops::{max_pool2d, window::Window};
-use crate::params::{Init, ParamId};
+use crate::params::{BufferId, Init, ParamId};
 use crate::shape::Shape;
 #[cfg(test)]
 use tests::{are_refused, survive_a_round_trip};
