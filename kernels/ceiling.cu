@@ -1,5 +1,5 @@
 // What a device can do at most: the ceilings that kernels are held against.
-#include "common.cuh"
+#include "four.cuh"
 
 struct CeilingDims {
   int n;       // groups of four numbers to copy

@@ -52,16 +52,6 @@ __device__ __forceinline__ float from_float<float>(float v) {
   return v;
 }
 
-// Four neighbours, read or written with one instruction of 16 bytes. The address must be a multiple of 16.
-__device__ __forceinline__ float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
-__device__ __forceinline__ void store4(float* p, float4 v) { *reinterpret_cast<float4*>(p) = v; }
-
-// Whether rows of `length` elements starting at p can all be read with load4.
-template <class E>
-__device__ __forceinline__ bool rows_of_4(const E* p, int length) {
-  return length % 4 == 0 && reinterpret_cast<size_t>(p) % (4 * sizeof(E)) == 0;
-}
-
 // This thread's index in a one-dimensional grid.
 __device__ __forceinline__ unsigned global_index() { return blockIdx.x * blockDim.x + threadIdx.x; }
 

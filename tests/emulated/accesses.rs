@@ -59,7 +59,7 @@ fn accesses_are_wide() {
     }
 }
 
-/// The matrix products load and store by fours too: with `load4` and `store4` of common.cuh, which
+/// The matrix products load and store by fours too: with `load4` and `store4` of four.cuh, which
 /// the host's compiler may take apart, so that only the source line tells.
 #[test]
 fn products_move_by_fours() {
@@ -83,7 +83,7 @@ fn products_move_by_fours() {
             });
             let lines: Vec<String> = of_it.filter_map(|e| e.at.as_ref().map(|at| at.file.clone())).collect();
             assert!(!lines.is_empty(), "{kernel} does not touch {wanted}");
-            let alone = lines.iter().filter(|file| *file != "kernels/common.cuh").count();
+            let alone = lines.iter().filter(|file| *file != "kernels/four.cuh").count();
             assert_eq!(alone, 0, "{kernel}: {wanted} is moved one by one, {alone} of {} times", lines.len());
         }
     }

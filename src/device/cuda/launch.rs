@@ -57,7 +57,7 @@ impl Family {
     }
 
     /// The error that there is no instance with these arguments.
-    pub(super) fn lacks(&self, arguments: &str) -> Error {
+    pub(crate) fn lacks(&self, arguments: &str) -> Error {
         let there = self.kernels.iter().map(|k| k.arch.map_or(k.name.into(), |a| format!("{} ({a} only)", k.name)));
         Error::Device {
             device: "cuda".into(),
@@ -93,7 +93,7 @@ pub struct Kernel {
     pub thunks: Option<[Thunk; 2]>,
 }
 
-/// How a block cuts a matrix product: a struct of `kernels/gemm.cuh`.
+/// How a block cuts a matrix product: a struct of `kernels/product.cuh`.
 #[derive(Debug, PartialEq)]
 pub struct Tile {
     /// Its name there.
@@ -259,6 +259,11 @@ impl<T: bytemuck::Pod> Out<'_, T> {
     /// `len` elements from `address` on.
     pub(crate) fn new(address: Address, len: usize) -> Self {
         Out { address, len, borrow: PhantomData }
+    }
+
+    /// The same memory, for another launch.
+    pub(crate) fn again(&mut self) -> Out<'_, T> {
+        Out::new(self.address, self.len)
     }
 
     pub(crate) fn arg(&self, name: &'static str) -> Arg<'static> {

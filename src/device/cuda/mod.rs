@@ -8,7 +8,6 @@ mod arch;
 pub mod cache;
 mod context;
 mod driver;
-mod gemm;
 pub mod gpu;
 mod launch;
 mod libcuda;
@@ -21,7 +20,6 @@ pub mod resources;
 
 pub use arch::Arch;
 pub use driver::{Address, Driver, Graph, Info};
-pub use gemm::{Plan, magic};
 pub use launch::{Arg, BLOCK, Family, In, Kernel, KernelType, Launch, Order, Out, Source, TensorMap, Thunk, Tile};
 pub(crate) use launch::{null, with_kernel_type};
 

@@ -7,12 +7,24 @@
 
 use super::Dims;
 use crate::device::Device;
-use crate::device::cuda::{Cuda, KernelType, Launch, Plan, magic};
+use crate::device::cuda::{Cuda, KernelType, Launch};
 use crate::error::Result;
 use crate::kernels::conv2d::*;
 use crate::ops::linear::cuda as linear;
+use crate::ops::product::Product;
 use crate::params::Slot;
 use crate::tensor::Tensor;
+
+/// The two numbers with which kernels divide by `divisor`, at least 1 and below 2^31 (`divide` in
+/// `kernels/common.cuh`).
+///
+/// Source: Granlund, Montgomery, "Division by Invariant Integers using Multiplication", 1994.
+fn magic(divisor: usize) -> (u32, u32) {
+    let divisor = divisor as u64;
+    let shift = divisor.next_power_of_two().trailing_zeros();
+    let magic = (1u64 << 32) * ((1u64 << shift) - divisor) / divisor + 1;
+    (magic as u32, shift)
+}
 
 /// The kernels' sizes.
 fn sizes(d: &Dims, accumulate: bool, split_steps: usize) -> Conv2dDims {
@@ -69,13 +81,12 @@ pub(super) fn forward<T: KernelType>(
     if cuda.options().explicit_conv {
         return explicit::forward::<T>(cuda, x, w, b, y, d);
     }
-    let plan = Plan::new([d.n * d.pixels(), d.o, d.patch()], &CONV2D_FWD, T::DTYPE, cuda)?;
     let bias = b.map(Tensor::input).transpose()?;
-    let mut partial = plan.partial(x.device())?;
-    let out = partial.as_mut().map(Tensor::output).transpose()?;
-    let sizes = sizes(d, false, plan.split_steps);
-    conv2d_fwd::<T>(cuda, plan.tile, plan.launch(), x.input()?, w.input()?, bias, y.output()?, out, &sizes)?;
-    linear::add_up::<T>(cuda, partial, b, y)
+    let product = Product { sizes: [d.n * d.pixels(), d.o, d.patch()], bias, accumulate: false };
+    product.run::<T, T>(cuda, &CONV2D_FWD, y.output()?, |plan, y, partial| {
+        let d = sizes(d, false, plan.split_steps);
+        conv2d_fwd::<T>(cuda, plan.tile, plan.launch, x.input()?, w.input()?, bias, y, partial, &d)
+    })
 }
 
 pub(super) fn backward_x<T: KernelType>(cuda: &Cuda, gy: &Tensor, w: &Tensor, gx: &mut Tensor, d: &Dims) -> Result<()> {
@@ -83,12 +94,11 @@ pub(super) fn backward_x<T: KernelType>(cuda: &Cuda, gy: &Tensor, w: &Tensor, gx
         return explicit::backward_x::<T>(cuda, gy, w, gx, d);
     }
     let [kh, kw] = d.window.kernel;
-    let plan = Plan::new([gx.len() / d.c, d.c, kh * kw * d.o], &CONV2D_BWD_X, T::DTYPE, cuda)?;
-    let mut partial = plan.partial(gy.device())?;
-    let out = partial.as_mut().map(Tensor::output).transpose()?;
-    let sizes = sizes(d, false, plan.split_steps);
-    conv2d_bwd_x::<T>(cuda, plan.tile, plan.launch(), gy.input()?, w.input()?, gx.output()?, out, &sizes)?;
-    linear::add_up::<T>(cuda, partial, None, gx)
+    let product = Product { sizes: [gx.len() / d.c, d.c, kh * kw * d.o], bias: None, accumulate: false };
+    product.run::<T, T>(cuda, &CONV2D_BWD_X, gx.output()?, |plan, gx, partial| {
+        let d = sizes(d, false, plan.split_steps);
+        conv2d_bwd_x::<T>(cuda, plan.tile, plan.launch, gy.input()?, w.input()?, gx, partial, &d)
+    })
 }
 
 pub(super) fn backward_w<T: KernelType>(
@@ -101,12 +111,12 @@ pub(super) fn backward_w<T: KernelType>(
     if cuda.options().explicit_conv {
         return explicit::backward_w::<T>(cuda, gy, x, gw, d);
     }
-    let plan = Plan::new([d.o, d.patch(), d.n * d.pixels()], &CONV2D_BWD_W, T::DTYPE, cuda)?;
-    let mut partial = plan.partial(gy.device())?;
-    let out = partial.as_mut().map(Tensor::output).transpose()?;
-    let sizes = sizes(d, gw.accumulate, plan.split_steps);
-    conv2d_bwd_w::<T>(cuda, plan.tile, plan.launch(), gy.input()?, x.input()?, gw.output()?, out, &sizes)?;
-    linear::add_up_gradient(cuda, partial, gw)
+    let accumulate = gw.accumulate;
+    let product = Product { sizes: [d.o, d.patch(), d.n * d.pixels()], bias: None, accumulate };
+    product.run::<T, f32>(cuda, &CONV2D_BWD_W, gw.output()?, |plan, gw, partial| {
+        let d = sizes(d, accumulate, plan.split_steps);
+        conv2d_bwd_w::<T>(cuda, plan.tile, plan.launch, gy.input()?, x.input()?, gw, partial, &d)
+    })
 }
 
 /// The form with the patches in memory.
@@ -160,5 +170,24 @@ mod explicit {
     ) -> Result<()> {
         let cols = im2col::<T>(cuda, x, d)?;
         linear::backward_w::<T>(cuda, gy, &cols, gw, product(d))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn division_by_multiplication_is_exact() {
+        let divide = |n: u64, (magic, shift): (u32, u32)| (((n * u64::from(magic)) >> 32) + n) >> shift;
+        let divisors = (1..200).chain([1023, 1024, 1025, 65_535, 1_000_003, (1 << 30) + 1, (1 << 31) - 1]);
+        for d in divisors {
+            let m = magic(d as usize);
+            let near = |k: u64| [k.saturating_sub(1), k, k + 1];
+            let numbers = (0..50).flat_map(|i| near(i * d)).chain(near((1 << 31) / d * d)).chain([(1 << 31) - 1]);
+            for n in numbers.filter(|&n| n < 1 << 31) {
+                assert_eq!(divide(n, m), n / d, "{n} / {d}");
+            }
+        }
     }
 }
