@@ -85,10 +85,10 @@ __global__ void __launch_bounds__(256) conv2d_col2im(const T* __restrict__ gcols
   const int patch = patch_size(d);
   float sum = 0.0f;
   for (int r = 0; r < d.kh && r <= h; ++r) {
-    const int p = divide(h - r, d.sh_magic, d.sh_shift);
+    const int p = divide(h - r, d.by_sh);
     if (p * d.sh != h - r || p >= d.ho) continue;
     for (int s = 0; s < d.kw && s <= w; ++s) {
-      const int q = divide(w - s, d.sw_magic, d.sw_shift);
+      const int q = divide(w - s, d.by_sw);
       if (q * d.sw != w - s || q >= d.wo) continue;
       const T* row = gcols + (size_t)((image * d.ho + p) * d.wo + q) * patch;  // [kh][kw][c]
       sum += to_float(row[(r * d.kw + s) * d.c + channel]);

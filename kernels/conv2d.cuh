@@ -19,11 +19,8 @@ struct Conv2dDims {
   int ph, pw;       // padding
   int accumulate;   // 1: add to the output; 0: overwrite it
   int split_steps;  // steps along K of one split (product.cuh)
-  // Divisors, each as the two numbers that `divide` (common.cuh) takes.
-  unsigned c_magic, c_shift, o_magic, o_shift;      // c, o
-  unsigned kw_magic, kw_shift;                      // kw
-  unsigned ho_magic, ho_shift, wo_magic, wo_shift;  // ho, wo
-  unsigned sh_magic, sh_shift, sw_magic, sw_shift;  // sh, sw
+  // Divisors, as `divide` (common.cuh) takes them.
+  unsigned by_c[2], by_o[2], by_kw[2], by_ho[2], by_wo[2], by_sh[2], by_sw[2];
 };
 
 __device__ __forceinline__ int patch_size(const Conv2dDims& d) { return d.kh * d.kw * d.c; }
@@ -34,9 +31,9 @@ __device__ __forceinline__ int pixels_out(const Conv2dDims& d) { return d.n * d.
 struct Tap {
   int r, s, channel;
 };
-__device__ __forceinline__ Tap tap_of(int i, int channels, unsigned magic, unsigned shift, const Conv2dDims& d) {
-  const int rs = divide(i, magic, shift);
-  const int r = divide(rs, d.kw_magic, d.kw_shift);
+__device__ __forceinline__ Tap tap_of(int i, int channels, const unsigned (&by)[2], const Conv2dDims& d) {
+  const int rs = divide(i, by);
+  const int r = divide(rs, d.by_kw);
   return {r, rs - r * d.kw, i - rs * channels};
 }
 
@@ -48,15 +45,15 @@ struct Corner {
 constexpr int FAR_OUTSIDE = -(1 << 30);
 __device__ __forceinline__ Corner corner_of(int pixel, const Conv2dDims& d) {
   if (pixel >= pixels_out(d)) return {0, FAR_OUTSIDE, FAR_OUTSIDE};
-  const int np = divide(pixel, d.wo_magic, d.wo_shift);
-  const int image = divide(np, d.ho_magic, d.ho_shift);
+  const int np = divide(pixel, d.by_wo);
+  const int image = divide(np, d.by_ho);
   return {image, (np - image * d.ho) * d.sh - d.ph, (pixel - np * d.wo) * d.sw - d.pw};
 }
 
 // The index in x of element i of the patch whose window lies at `corner`.
 __device__ __forceinline__ int index_in_x(const Corner& corner, int i, const Conv2dDims& d) {
   if (i >= patch_size(d)) return NOWHERE;
-  const Tap tap = tap_of(i, d.c, d.c_magic, d.c_shift, d);
+  const Tap tap = tap_of(i, d.c, d.by_c, d);
   const int h = corner.h + tap.r, w = corner.w + tap.s;
   if ((unsigned)h >= (unsigned)d.h || (unsigned)w >= (unsigned)d.w) return NOWHERE;
   return ((corner.image * d.h + h) * d.w + w) * d.c + tap.channel;
@@ -112,10 +109,10 @@ struct TapsAlongK : InImage<E> {
   __device__ __forceinline__ int at(int k, int i) const {
     k += i;
     if (k >= d.kh * d.kw * d.o) return NOWHERE;
-    const Tap tap = tap_of(k, d.o, d.o_magic, d.o_shift, d);
+    const Tap tap = tap_of(k, d.o, d.by_o, d);
     const int ph = h - tap.r, pw = w - tap.s;
     if (ph < 0 || pw < 0) return NOWHERE;
-    const int p = divide(ph, d.sh_magic, d.sh_shift), q = divide(pw, d.sw_magic, d.sw_shift);
+    const int p = divide(ph, d.by_sh), q = divide(pw, d.by_sw);
     if (p * d.sh != ph || q * d.sw != pw || p >= d.ho || q >= d.wo) return NOWHERE;
     return ((image * d.ho + p) * d.wo + q) * d.o + tap.channel;
   }
@@ -132,7 +129,7 @@ struct WeightsByTap : InImage<E> {
   __device__ __forceinline__ void start(int channel) { first = channel; }
   __device__ __forceinline__ int at(int k, int i) const {
     if (k >= d.kh * d.kw * d.o || first + i >= d.c) return NOWHERE;
-    const int rs = divide(k, d.o_magic, d.o_shift), channel_out = k - rs * d.o;
+    const int rs = divide(k, d.by_o), channel_out = k - rs * d.o;
     return (channel_out * d.kh * d.kw + rs) * d.c + first + i;
   }
 };

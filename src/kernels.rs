@@ -70,7 +70,7 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] saying what is missing and what to do about it.
     pub fn cuda(options: Options) -> Result<Self> {
-        let how = gpu::Options { sync_each_launch: options.sync_launches, ..gpu::Options::default() };
+        let how = gpu::GpuOptions { sync_each_launch: options.sync_launches, ..Default::default() };
         Ok(Device::Cuda(Cuda::new(Box::new(gpu::Gpu::new(how, all().count(), HEADERS)?), false, options)?))
     }
 }

@@ -19,24 +19,17 @@ use crate::tensor::Tensor;
 /// `kernels/common.cuh`).
 ///
 /// Source: Granlund, Montgomery, "Division by Invariant Integers using Multiplication", 1994.
-fn magic(divisor: usize) -> (u32, u32) {
+fn magic(divisor: usize) -> [u32; 2] {
     let divisor = divisor as u64;
     let shift = divisor.next_power_of_two().trailing_zeros();
     let magic = (1u64 << 32) * ((1u64 << shift) - divisor) / divisor + 1;
-    (magic as u32, shift)
+    [magic as u32, shift]
 }
 
 /// The kernels' sizes.
 fn sizes(d: &Dims, accumulate: bool, split_steps: usize) -> Conv2dDims {
     let ([kh, kw], [sh, sw], [ph, pw]) = (d.window.kernel, d.window.stride, d.window.pad);
     let ([h, w], [ho, wo]) = (d.x, d.y);
-    let (c_magic, c_shift) = magic(d.c);
-    let (o_magic, o_shift) = magic(d.o);
-    let (kw_magic, kw_shift) = magic(kw);
-    let (ho_magic, ho_shift) = magic(ho);
-    let (wo_magic, wo_shift) = magic(wo);
-    let (sh_magic, sh_shift) = magic(sh);
-    let (sw_magic, sw_shift) = magic(sw);
     Conv2dDims {
         n: d.n as i32,
         h: h as i32,
@@ -53,20 +46,13 @@ fn sizes(d: &Dims, accumulate: bool, split_steps: usize) -> Conv2dDims {
         pw: pw as i32,
         accumulate: i32::from(accumulate),
         split_steps: split_steps as i32,
-        c_magic,
-        c_shift,
-        o_magic,
-        o_shift,
-        kw_magic,
-        kw_shift,
-        ho_magic,
-        ho_shift,
-        wo_magic,
-        wo_shift,
-        sh_magic,
-        sh_shift,
-        sw_magic,
-        sw_shift,
+        by_c: magic(d.c),
+        by_o: magic(d.o),
+        by_kw: magic(kw),
+        by_ho: magic(ho),
+        by_wo: magic(wo),
+        by_sh: magic(sh),
+        by_sw: magic(sw),
     }
 }
 
@@ -179,7 +165,7 @@ mod tests {
 
     #[test]
     fn division_by_multiplication_is_exact() {
-        let divide = |n: u64, (magic, shift): (u32, u32)| (((n * u64::from(magic)) >> 32) + n) >> shift;
+        let divide = |n: u64, [magic, shift]: [u32; 2]| (((n * u64::from(magic)) >> 32) + n) >> shift;
         let divisors = (1..200).chain([1023, 1024, 1025, 65_535, 1_000_003, (1 << 30) + 1, (1 << 31) - 1]);
         for d in divisors {
             let m = magic(d as usize);
