@@ -61,7 +61,6 @@ struct File {
     path: PathBuf,
     name: String,
     stem: String,
-    includes: Vec<String>,
     structs: Vec<Struct>,
     families: Vec<Family>,
 }
@@ -135,25 +134,16 @@ fn generate(files: &[File], tiles: &[Tile], emulated: bool) -> Result<String, Pr
         generate_tile(&mut out, tile)?;
     }
     let mut index = 0;
-    for f in files.iter().filter(|f| !f.structs.is_empty() || !f.families.is_empty()) {
+    for f in files.iter().filter(|f| !f.families.is_empty()) {
         let _ = writeln!(out, "\n/// Kernels of `{}`.\npub mod {} {{\n    use super::*;", f.name, f.stem);
-        for include in &f.includes {
-            let stem = include.trim_end_matches(".cuh");
-            if files.iter().any(|f| f.stem == stem && !f.structs.is_empty()) {
-                let _ = writeln!(out, "    pub use super::{stem}::*;");
-            }
-        }
-        for s in &f.structs {
-            generate_struct(&mut out, s);
-        }
-        if !f.families.is_empty() {
-            let families: String = f.families.iter().map(|f| format!("&{}, ", f.name.to_uppercase())).collect();
-            let _ = writeln!(
-                out,
-                "    pub(super) static SOURCE: Source = Source {{ stem: {:?}, text: include_str!({:?}), families: &[{families}] }};",
-                f.stem, f.path
-            );
-        }
+        // Those of a header of the file's own name too.
+        files.iter().filter(|h| h.stem == f.stem).flat_map(|h| &h.structs).for_each(|s| generate_struct(&mut out, s));
+        let families: String = f.families.iter().map(|f| format!("&{}, ", f.name.to_uppercase())).collect();
+        let _ = writeln!(
+            out,
+            "    pub(super) static SOURCE: Source = Source {{ stem: {:?}, text: include_str!({:?}), families: &[{families}] }};",
+            f.stem, f.path
+        );
         for family in &f.families {
             generate_family(&mut out, family, &mut index, emulated);
             generate_launcher(&mut out, family);

@@ -16,18 +16,7 @@ pub(super) fn read_kernels(dir: &Path) -> Result<(Vec<File>, Vec<Tile>), Problem
     let read = |path: PathBuf| fs::read_to_string(&path).map(|text| (path, text)).map_err(failed);
     let texts = paths.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let tiles: Vec<Tile> = texts.iter().flat_map(|(_, text)| tiles(&without_comments(text))).collect();
-    let mut files = texts.into_iter().map(|(p, text)| parse(p, &text, &tiles)).collect::<Result<Vec<_>, _>>()?;
-    // A header of a kernel file's own name belongs to its module.
-    for i in 0..files.len() {
-        let (cu, own) = (files[i].name.clone(), files[i].name.clone() + "h");
-        if let Some(header) = files.iter().position(|f| cu.ends_with(".cu") && f.name == own) {
-            let structs = std::mem::take(&mut files[header].structs);
-            let includes = files[header].includes.clone();
-            files[i].structs.extend(structs);
-            files[i].includes.extend(includes);
-            files[i].includes.retain(|include| *include != own);
-        }
-    }
+    let files = texts.into_iter().map(|(p, text)| parse(p, &text, &tiles)).collect::<Result<Vec<_>, _>>()?;
     Ok((files, tiles))
 }
 
@@ -76,9 +65,7 @@ pub(super) fn parse(path: PathBuf, text: &str, tiles: &[Tile]) -> Result<File, P
     let folder = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let at = |position: usize| format!("{folder}/{name}:{}", 1 + code[..position].matches('\n').count());
-    let includes = code.lines().filter_map(|l| l.trim().strip_prefix("#include \"")?.strip_suffix('"'));
     let mut file = File {
-        includes: includes.map(str::to_string).collect(),
         stem: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         name: name.clone(),
         path,

@@ -6,7 +6,6 @@
 //! to study first. [`Options::explicit_conv`](crate::device::cuda::Options) chooses it.
 
 use super::Dims;
-use crate::device::Device;
 use crate::device::cuda::{Cuda, KernelType, Launch};
 use crate::error::Result;
 use crate::kernels::conv2d::*;
@@ -56,6 +55,19 @@ fn sizes(d: &Dims, accumulate: bool, split_steps: usize) -> Conv2dDims {
     }
 }
 
+/// The product's rows, the elements of a patch, and the output channels: the sizes of a linear layer.
+fn as_linear(d: &Dims) -> [usize; 3] {
+    [d.n * d.pixels(), d.patch(), d.o]
+}
+
+/// `cols = im2col(x)`, `[n·ho·wo, kh·kw·c]`.
+fn im2col<T: KernelType>(cuda: &Cuda, x: &Tensor, d: &Dims) -> Result<Tensor> {
+    let mut cols = Tensor::empty(x.device(), x.dtype(), [d.n * d.pixels(), d.patch()])?;
+    let launch = Launch::new(cols.len().div_ceil(256), 256);
+    conv2d_im2col::<T>(cuda, launch, x.input()?, cols.output()?, &sizes(d, false, 0))?;
+    Ok(cols)
+}
+
 pub(super) fn forward<T: KernelType>(
     cuda: &Cuda,
     x: &Tensor,
@@ -65,7 +77,7 @@ pub(super) fn forward<T: KernelType>(
     d: &Dims,
 ) -> Result<()> {
     if cuda.options().explicit_conv {
-        return explicit::forward::<T>(cuda, x, w, b, y, d);
+        return linear::forward::<T>(cuda, &im2col::<T>(cuda, x, d)?, w, b, y, as_linear(d));
     }
     let bias = b.map(Tensor::input).transpose()?;
     let product = Product { sizes: [d.n * d.pixels(), d.o, d.patch()], bias, accumulate: false };
@@ -77,7 +89,10 @@ pub(super) fn forward<T: KernelType>(
 
 pub(super) fn backward_x<T: KernelType>(cuda: &Cuda, gy: &Tensor, w: &Tensor, gx: &mut Tensor, d: &Dims) -> Result<()> {
     if cuda.options().explicit_conv {
-        return explicit::backward_x::<T>(cuda, gy, w, gx, d);
+        let mut cols = Tensor::empty(gy.device(), gy.dtype(), [d.n * d.pixels(), d.patch()])?;
+        linear::backward_x::<T>(cuda, gy, w, &mut cols, as_linear(d))?;
+        let launch = Launch::new(gx.len().div_ceil(256), 256).flops(cols.len());
+        return conv2d_col2im::<T>(cuda, launch, cols.input()?, gx.output()?, &sizes(d, false, 0));
     }
     let [kh, kw] = d.window.kernel;
     let product = Product { sizes: [gx.len() / d.c, d.c, kh * kw * d.o], bias: None, accumulate: false };
@@ -95,7 +110,7 @@ pub(super) fn backward_w<T: KernelType>(
     d: &Dims,
 ) -> Result<()> {
     if cuda.options().explicit_conv {
-        return explicit::backward_w::<T>(cuda, gy, x, gw, d);
+        return linear::backward_w::<T>(cuda, gy, &im2col::<T>(cuda, x, d)?, gw, as_linear(d));
     }
     let accumulate = gw.accumulate;
     let product = Product { sizes: [d.o, d.patch(), d.n * d.pixels()], bias: None, accumulate };
@@ -103,60 +118,6 @@ pub(super) fn backward_w<T: KernelType>(
         let d = sizes(d, accumulate, plan.split_steps);
         conv2d_bwd_w::<T>(cuda, plan.tile, plan.launch, gy.input()?, x.input()?, gw, partial, &d)
     })
-}
-
-/// The form with the patches in memory.
-mod explicit {
-    use super::*;
-
-    /// `cols = im2col(x)`, `[n·ho·wo, kh·kw·c]`.
-    fn im2col<T: KernelType>(cuda: &Cuda, x: &Tensor, d: &Dims) -> Result<Tensor> {
-        let mut cols = Tensor::empty(&Device::Cuda(cuda.clone()), x.dtype(), [d.n * d.pixels(), d.patch()])?;
-        let launch = Launch::new(cols.len().div_ceil(256), 256);
-        conv2d_im2col::<T>(cuda, launch, x.input()?, cols.output()?, &sizes(d, false, 0))?;
-        Ok(cols)
-    }
-
-    /// The products' sizes: rows, inputs, outputs of a linear layer.
-    fn product(d: &Dims) -> [usize; 3] {
-        [d.n * d.pixels(), d.patch(), d.o]
-    }
-
-    pub(super) fn forward<T: KernelType>(
-        cuda: &Cuda,
-        x: &Tensor,
-        w: &Tensor,
-        b: Option<&Tensor>,
-        y: &mut Tensor,
-        d: &Dims,
-    ) -> Result<()> {
-        let cols = im2col::<T>(cuda, x, d)?;
-        linear::forward::<T>(cuda, &cols, w, b, y, product(d))
-    }
-
-    pub(super) fn backward_x<T: KernelType>(
-        cuda: &Cuda,
-        gy: &Tensor,
-        w: &Tensor,
-        gx: &mut Tensor,
-        d: &Dims,
-    ) -> Result<()> {
-        let mut cols = Tensor::empty(gy.device(), gy.dtype(), [d.n * d.pixels(), d.patch()])?;
-        linear::backward_x::<T>(cuda, gy, w, &mut cols, product(d))?;
-        let launch = Launch::new(gx.len().div_ceil(256), 256).flops(cols.len());
-        conv2d_col2im::<T>(cuda, launch, cols.input()?, gx.output()?, &sizes(d, false, 0))
-    }
-
-    pub(super) fn backward_w<T: KernelType>(
-        cuda: &Cuda,
-        gy: &Tensor,
-        x: &Tensor,
-        gw: &mut Slot<'_>,
-        d: &Dims,
-    ) -> Result<()> {
-        let cols = im2col::<T>(cuda, x, d)?;
-        linear::backward_w::<T>(cuda, gy, &cols, gw, product(d))
-    }
 }
 
 #[cfg(test)]
