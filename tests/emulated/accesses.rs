@@ -3,7 +3,7 @@
 use crate::device;
 use std::sync::{Arc, Mutex};
 use tilework::Device;
-use tilework::device::cuda::Options;
+use tilework::device::cuda::CudaOptions;
 use tilework::device::emulator::{self, Action, Event, Follow, TraceOptions, Traced};
 use tilework::ops::{ROOMS, parity};
 
@@ -14,8 +14,8 @@ fn trace(room: &str, start: &str, kernel: &str) -> Vec<Event> {
     let traced = Arc::new(Mutex::new(Traced::default()));
     let follow = Follow { block: [0; 3], threads: 0..256 };
     let trace = TraceOptions { kernel: kernel.into(), follow, traced: traced.clone() };
-    let how = emulator::Options { trace: Some(trace), ..emulator::Options::default() };
-    parity::run(&case, &Device::emulated_with(Options::default(), how).unwrap(), 0).unwrap();
+    let how = emulator::EmulatorOptions { trace: Some(trace), ..emulator::EmulatorOptions::default() };
+    parity::run(&case, &Device::emulated_with(CudaOptions::default(), how).unwrap(), 0).unwrap();
     let traced = traced.lock().unwrap();
     traced.events.clone()
 }

@@ -7,10 +7,10 @@
 //! the same one to cudarc by its name (SONAME); then every function that this crate calls is looked
 //! up in the very library that cudarc has taken.
 
-use super::libcuda::driver_or_fault;
+use super::libcuda::driver_or_why;
 pub use super::libcuda::{DriverLibrary, GpuName, driver};
 pub use super::libnvrtc::{NvrtcLibrary, nvrtc};
-use super::libnvrtc::{no_builtins, nvrtc_or_fault};
+use super::libnvrtc::{no_builtins, nvrtc_or_why};
 use super::places::Surroundings;
 use crate::error::Error;
 use libloading::Library;
@@ -19,20 +19,20 @@ use std::path::{Path, PathBuf};
 
 /// Why something cannot be used, and how to mend it.
 #[derive(Clone, Debug)]
-pub(super) struct Fault {
+pub(super) struct Unusable {
     pub(super) problem: String,
     pub(super) remedy: String,
 }
 
-impl Fault {
+impl Unusable {
     pub(super) fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Fault { problem: problem.into(), remedy: remedy.into() }
+        Unusable { problem: problem.into(), remedy: remedy.into() }
     }
 }
 
-impl From<Fault> for Error {
-    fn from(fault: Fault) -> Self {
-        Error::Device { device: "cuda".into(), problem: fault.problem, remedy: fault.remedy }
+impl From<Unusable> for Error {
+    fn from(why: Unusable) -> Self {
+        Error::Device { device: "cuda".into(), problem: why.problem, remedy: why.remedy }
     }
 }
 
@@ -102,29 +102,25 @@ pub struct Link {
 /// The whole chain, in the order of use, for `tilework doctor`.
 pub fn report() -> Vec<Link> {
     let at = |path: &Option<PathBuf>| path.as_ref().map_or_else(String::new, |p| format!(", {}", p.display()));
-    let bad = |what, fault: &Fault| Link {
-        what,
-        ok: false,
-        found: fault.problem.clone(),
-        remedy: Some(fault.remedy.clone()),
-    };
+    let bad =
+        |what, why: &Unusable| Link { what, ok: false, found: why.problem.clone(), remedy: Some(why.remedy.clone()) };
     let good = |what, found: String| Link { what, ok: true, found, remedy: None };
     let mut out = Vec::new();
-    match driver_or_fault() {
+    match driver_or_why() {
         Ok(d) => {
             out.push(good("driver", format!("supports CUDA {}.{}{}", d.version.0, d.version.1, at(&d.path))));
             out.extend(d.gpus.iter().enumerate().map(|(i, g)| good("gpu", format!("{i}: {} (sm_{})", g.name, g.arch))));
         }
-        Err(fault) => out.push(bad("driver", fault)),
+        Err(why) => out.push(bad("driver", why)),
     }
-    match nvrtc_or_fault() {
+    match nvrtc_or_why() {
         Ok(n) => {
             out.push(good("nvrtc", format!("{}.{}{} ({})", n.version.0, n.version.1, at(&n.path), n.place)));
             if n.builtins.is_none() {
                 out.push(bad("nvrtc", &no_builtins(n)));
             }
         }
-        Err(fault) => out.push(bad("nvrtc", fault)),
+        Err(why) => out.push(bad("nvrtc", why)),
     }
     out
 }

@@ -3,7 +3,7 @@
 //! Implicit: the kernels of `kernels/conv2d.cu` find the patches in the image as they load a tile;
 //! nothing is laid out. Explicit: im2col writes the patches to memory, and the products are those
 //! of linear layers; it is slower and takes `kh·kw` times the memory of the input, and it is the one
-//! to study first. [`Options::explicit_conv`](crate::device::cuda::Options) chooses it.
+//! to study first. [`CudaOptions::explicit_conv`](crate::device::cuda::CudaOptions) chooses it.
 
 use super::Dims;
 use crate::device::cuda::{Cuda, KernelType, Launch};
