@@ -147,9 +147,12 @@ struct Cut {
 // Puts four neighbours into the shared tile [Tile::K][ROW].
 template <class Tile, class Source>
 __device__ __forceinline__ void stage(float (*tile)[ROW<Tile>], int line, int k, const Four<float>& v) {
-  if (!Source::along_k) return store4(&tile[k][line], v);
+  if constexpr (Source::along_k) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) tile[k + i][line] = v.v[i];
+    for (int i = 0; i < 4; ++i) tile[k + i][line] = v.v[i];
+  } else {
+    store4(&tile[k][line], v);
+  }
 }
 
 // The line within the tile that this thread loads, and its first k within a pass of 8.
