@@ -37,14 +37,13 @@ pub struct Family {
 }
 
 impl Family {
-    /// The instance with these arguments for a GPU of compute capability `arch` (90 for 9.0): the one
-    /// that is made for it alone, if there is one.
+    /// The instance with these arguments on a GPU of compute capability `arch` (90 for 9.0).
     ///
     /// # Errors
     /// [`Error::Device`] naming kernel, type, tile and what there is instead.
     pub fn instance(&self, dtype: Option<DType>, tile: Option<&Tile>, arch: u32) -> Result<&'static Kernel> {
         let fits = |k: &&Kernel| k.dtype == dtype && k.tile == tile && k.arch.is_none_or(|a| a.number == arch);
-        self.kernels.iter().filter(fits).max_by_key(|k| k.arch).ok_or_else(|| {
+        self.kernels.iter().find(fits).ok_or_else(|| {
             let words = dtype.map(|d| d.to_string()).into_iter().chain(tile.map(|t| t.name.to_string()));
             self.lacks(&words.collect::<Vec<_>>().join(", "))
         })
