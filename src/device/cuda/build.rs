@@ -183,7 +183,7 @@ fn instances(template: &[&str], line: &str, tiles: &[Tile]) -> Result<Vec<Instan
             tuples = tuples.iter().flat_map(with).collect();
         }
         // A family that takes fewer parameters than the line names has each tuple once.
-        tuples.retain(|tuple| !out.iter().any(|o| o.0 == *tuple));
+        tuples.retain(|tuple| !out.iter().any(|o| o.0 == *tuple && (o.1.is_none() || o.1.as_deref() == arch)));
         tuples.dedup();
         out.extend(tuples.into_iter().map(|t| (t, arch.map(str::to_string))));
     }
