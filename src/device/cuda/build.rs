@@ -182,9 +182,8 @@ fn instances(template: &[&str], line: &str, tiles: &[Tile]) -> Result<Vec<Instan
                 |t: &Vec<String>| values.iter().map(|v| [t.as_slice(), &[v.to_string()]].concat()).collect::<Vec<_>>();
             tuples = tuples.iter().flat_map(with).collect();
         }
-        // A family that takes fewer parameters than the line names has each tuple once.
+        // What exists for every GPU, or for this one already, is not made again.
         tuples.retain(|tuple| !out.iter().any(|o| o.0 == *tuple && (o.1.is_none() || o.1.as_deref() == arch)));
-        tuples.dedup();
         out.extend(tuples.into_iter().map(|t| (t, arch.map(str::to_string))));
     }
     Ok(out)
