@@ -21,7 +21,7 @@
 //!
 //! let images = shapes::generate(0, 64, 1).train;
 //! let loader = Loader::new(images.into(), 64, &[0.5; 3], &[0.25; 3], &device)?;
-//! let batch = loader.epoch(loader.order(false, &Step::default()), &Step::default(), 0)?.next().unwrap()?;
+//! let batch = loader.feed(false).batch(&Step::default())?;
 //!
 //! let mut losses = Vec::new();
 //! for step in 0..20 {
@@ -49,12 +49,13 @@
 //!
 //! # 1. The loop asks for a step
 //!
-//! [`train::Trainer`] (`src/train/trainer.rs`) holds the model, the arena of gradients, the optimizer
-//! and two [`Loader`](data::loader::Loader)s (`src/data/loader.rs`), whose worker thread normalises
-//! the next images meanwhile. For each batch it fills a [`Step`](step::Step): seed,
-//! epoch, step, learning rate, place of the batch. That is all that differs from step to step. The
-//! trainer itself prints and writes nothing but checkpoints: it tells
-//! [`Observer`](train::Observer)s what happened, and the progress bar and [`train::CsvLog`] are two.
+//! [`train::Trainer`] (`src/train/trainer.rs`) knows where a run stands. For each batch it fills a
+//! [`Step`](step::Step): seed, epoch, step, learning rate, place of the batch. That is all that differs
+//! from step to step. [`train::Engine`] (`src/train/engine.rs`), which holds the model, the arena of
+//! gradients, the optimizer and a [`Feed`](data::loader::Feed) of batches, takes the step; the feed's
+//! thread normalises the next images meanwhile. The trainer itself prints and writes nothing but
+//! checkpoints: it tells [`Observer`](train::Observer)s what happened, and the progress bar and
+//! [`train::CsvLog`] are two.
 //!
 //! # 2. Forward: from layers to operations
 //!
@@ -118,7 +119,7 @@
 //!
 //! On a CUDA device the loop does not go through all this every time. Nothing in a step depends on
 //! the step but the [`Step`](step::Step), and kernels read that from the device's
-//! memory; the data set is there too, and one kernel makes the batch. So after two steps the trainer
+//! memory; the data set is there too, and one kernel makes the batch. So after two steps the engine
 //! lets [`Cuda::capture`](device::cuda::Cuda::capture) record one, and from then on replays it: one
 //! call instead of a hundred launches. Loss and accuracy stay in a ring on the device
 //! (`src/train/metrics.rs`) until 64 steps of them are fetched at once.
@@ -128,7 +129,8 @@
 //! - Randomness ([`rng`]): Philox, a function of (seed, epoch, step, stream, index). Dropout
 //!   recomputes its mask in the backward pass; a resumed run draws what it would have drawn.
 //! - Checkpoints ([`train::checkpoint`]) hold the state dict ([`nn::state`]) by PyTorch's names and
-//!   in PyTorch's layouts, the optimizer's arenas, and the [`Position`](train::Position).
+//!   in PyTorch's layouts, the optimizer's arenas, and the [`Position`](train::Position). A thread
+//!   writes them while training goes on.
 //! - Data sets ([`data`]): CIFAR in its official forms, and `shapes`, which is generated.
 //! - The program ([`cli`]): one file per subcommand.
 //! - Errors ([`Error`]): what was wrong, where, and what to do about it.
@@ -139,6 +141,7 @@ pub mod data;
 pub mod device;
 pub mod dtype;
 pub mod error;
+mod formats;
 pub mod kernels;
 pub mod nn;
 pub mod ops;

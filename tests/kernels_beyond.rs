@@ -6,7 +6,7 @@ mod device;
 use device::Under;
 use std::sync::Arc;
 use tilework::data::Dataset;
-use tilework::data::loader::{Augment, Border, Loader};
+use tilework::data::loader::{Augment, Batch, Border, Loader};
 use tilework::device::cuda::CudaOptions;
 use tilework::nn::{LayerSpec, Model};
 use tilework::ops::batch_norm2d::Running;
@@ -295,8 +295,10 @@ fn epoch(device: &Device, data: &Arc<Dataset>, batch: usize, augment: Augment) -
     let (mean, std) = (&[0.1, 0.5, 0.3][..c], &[0.2, 0.25, 0.3][..c]);
     let loader = Loader::augmented(data.clone(), batch, mean, std, augment, device).unwrap();
     let state = Step { seed: 77, epoch: 3, step: 11, ..Step::default() };
-    let batches = loader.epoch(loader.order(true, &state), &state, 0).unwrap();
-    batches.map(|b| b.map(|b| (b.images.to_vec().unwrap(), b.labels.to_vec().unwrap())).unwrap()).collect()
+    let mut feed = loader.feed(true);
+    let mut made = |at: usize| feed.batch(&Step { batch_offset: (at * batch) as u32, ..state }).unwrap();
+    let vectors = |b: Batch| (b.images.to_vec().unwrap(), b.labels.to_vec().unwrap());
+    (0..loader.batches()).map(|at| vectors(made(at))).collect()
 }
 
 #[test]

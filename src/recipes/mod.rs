@@ -26,11 +26,13 @@
 //! kind = "constant"                 # constant, step, cosine
 //! ```
 
+use crate::autograd::{Ctx, Var};
 use crate::data::Source;
 use crate::data::batch::Augment;
 use crate::error::{Error, Result};
 use crate::nn::LayerSpec;
 use crate::optim::{OptimizerSpec, Schedule};
+use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -103,6 +105,19 @@ pub enum Loss {
     CrossEntropy,
     /// Negative log-likelihood of the network's log-probabilities.
     Nll,
+}
+
+impl Loss {
+    /// The loss of a network's outputs `[n, classes]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the shapes do not match or a label is not a class.
+    pub fn of(self, scores: &Var, labels: &Tensor, smoothing: f64, cx: &mut Ctx<'_>) -> Result<Var> {
+        match self {
+            Loss::CrossEntropy => scores.cross_entropy(labels, smoothing, cx),
+            Loss::Nll => scores.nll(labels, cx),
+        }
+    }
 }
 
 impl Recipe {

@@ -59,7 +59,7 @@ struct Manifest {
     files: BTreeMap<String, FileInfo>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct FileInfo {
     bytes: u64,
     sha256: String,
@@ -119,23 +119,25 @@ fn beside(dir: &Path, suffix: &str) -> PathBuf {
 /// # Errors
 /// [`Error::Io`]; then the checkpoint that was there is still there.
 pub fn save(dir: &Path, checkpoint: &Checkpoint) -> Result<()> {
-    let optimizer = checkpoint.optimizer.as_ref().map(|o| Contents::new(OPTIMIZER, o)).transpose()?;
-    let contents = [Some(Contents::new(MODEL, &checkpoint.model)?), optimizer];
-    replace(dir, &contents.iter().flatten().collect::<Vec<_>>(), &checkpoint.position)
+    let parts = [(MODEL, Some(&checkpoint.model)), (OPTIMIZER, checkpoint.optimizer.as_ref())];
+    let contents = parts.into_iter().filter_map(|(name, entries)| Some(Contents::new(name, entries?)));
+    let contents = contents.collect::<Result<Vec<_>>>()?;
+    replace(dir, &contents.iter().collect::<Vec<_>>(), &checkpoint.position)
 }
 
 /// A file of a checkpoint, ready to be written: to several checkpoints if need be.
 pub(super) struct Contents {
     name: &'static str,
     bytes: Vec<u8>,
-    sha256: String,
+    info: FileInfo,
 }
 
 impl Contents {
     /// Of the file [`MODEL`] or [`OPTIMIZER`].
     pub(super) fn new(name: &'static str, entries: &Entries) -> Result<Self> {
         let bytes = serialize(entries)?;
-        Ok(Contents { name, sha256: sha256(&bytes), bytes })
+        let info = FileInfo { bytes: bytes.len() as u64, sha256: sha256(&bytes) };
+        Ok(Contents { name, bytes, info })
     }
 }
 
@@ -164,9 +166,9 @@ fn write_all(dir: &Path, contents: &[&Contents], position: &Position) -> Result<
     remove_dir(dir)?;
     fs::create_dir(dir).map_err(Error::io("make the folder", dir))?;
     let mut files = BTreeMap::new();
-    for Contents { name, bytes, sha256 } in contents {
+    for Contents { name, bytes, info } in contents {
         write_synced(&dir.join(name), bytes)?;
-        files.insert(name.to_string(), FileInfo { bytes: bytes.len() as u64, sha256: sha256.clone() });
+        files.insert(name.to_string(), info.clone());
     }
     let tilework = env!("CARGO_PKG_VERSION").to_string();
     let manifest = Manifest { format: 1, tilework, position: position.clone(), files };

@@ -6,13 +6,14 @@
 
 mod arch;
 pub mod cache;
+pub mod chain;
 mod context;
 mod driver;
 pub mod gpu;
 mod launch;
 mod libcuda;
 mod libnvrtc;
-pub mod libraries;
+mod libraries;
 pub mod nvrtc;
 mod places;
 mod pool;
