@@ -10,7 +10,8 @@ mod device;
 use criterion::{Criterion, SamplingMode, Throughput};
 use device::Chosen;
 use std::time::{Duration, Instant};
-use tilework::device::cuda::{Captured, Ceiling, Cuda, Timing};
+use tilework::device::cuda::{Captured, Cuda, Timing};
+use tilework::ops::ceiling::Ceiling;
 use tilework::ops::{Case, ROOMS, Room};
 use tilework::{DType, Device, Error, Result, Tensor, Var};
 
@@ -20,14 +21,14 @@ fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
 }
 
 fn forward(case: &Case, inputs: &[Tensor], device: &Device) -> Result<Var> {
-    let mut cx = Case::ctx(device)?;
+    let mut cx = Case::ctx(device);
     let vars: Vec<Var> = inputs.iter().map(|t| Var::constant(t.clone())).collect();
     (case.apply)(&vars, &mut cx)
 }
 
 /// The time of the backward pass alone.
 fn backward(case: &Case, inputs: &[Tensor], gy: &Tensor, device: &Device) -> Result<Duration> {
-    let mut cx = Case::ctx(device)?;
+    let mut cx = Case::ctx(device);
     let vars: Vec<Var> = inputs.iter().map(|t| cx.leaf(t.clone())).collect();
     let y = (case.apply)(&vars, &mut cx)?;
     let start = Instant::now();
@@ -138,7 +139,7 @@ impl<'c> Rotation<'c> {
             // What is saved and what results is kept to the end, so that each set has its own.
             let (mut kept, mut grads) = (Vec::new(), Vec::new());
             for set in &self.sets {
-                let mut cx = Case::ctx(&self.device)?;
+                let mut cx = Case::ctx(&self.device);
                 let vars: Vec<Var> = set.iter().map(|t| cx.leaf(t.clone())).collect();
                 let y = (self.case.apply)(&vars, &mut cx)?;
                 match backward {
@@ -175,7 +176,7 @@ impl<'c> Rotation<'c> {
     /// The same as the sum of what each kernel takes by itself.
     fn one_by_one(&self, pass: &str, iterations: u64) -> Result<Duration> {
         let sum = |timings: Vec<Timing>| timings.iter().map(|t| t.time).sum::<Duration>();
-        let mut cx = Case::ctx(&self.device)?;
+        let mut cx = Case::ctx(&self.device);
         let vars: Vec<Var> = self.sets[0].iter().map(|t| cx.leaf(t.clone())).collect();
         let mut y = None;
         let forward = self.cuda.profile(|| {

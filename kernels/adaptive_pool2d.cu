@@ -1,4 +1,5 @@
 // Adaptive pools: the largest value, or the mean, under windows that follow from the output's size.
+// Instances: T = float
 #include "pool.cuh"
 
 struct AdaptivePool2dDims {
@@ -23,8 +24,8 @@ struct Span {
 // Numerics: exact.
 // Limits: outputs < 2^31, (h + 1) * ho and (w + 1) * wo < 2^31.
 // Registers: at most 64.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+template <class T>
+__global__ void __launch_bounds__(256)
     adaptive_pool2d_fwd_max(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ arg, AdaptivePool2dDims d) {
   FOR_EACH(i, d.n * d.ho * d.wo * d.c) {
     int c = i % d.c, q = i / d.c % d.wo, p = i / d.c / d.wo % d.ho, n = i / d.c / d.wo / d.ho;
@@ -39,14 +40,11 @@ extern "C" __global__ void __launch_bounds__(256)
 // gx[n, r, s, c] = the sum of gy over those windows whose arg is (r, s), in their order.
 // Threads: one for an input element, neighbours along the channels: a gather, no atomics.
 // Traffic: one read of arg and gy for each window that covers the pixel and one write an input.
-// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
 // Numerics: as many roundings as windows won; the order is that of the CPU.
 // Limits: inputs < 2^31, (h + 1) * ho and (w + 1) * wo < 2^31.
-// Registers: at most 64.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
-    adaptive_pool2d_bwd_max(const T* __restrict__ gy, const int* __restrict__ arg, T* __restrict__ gx,
-                            AdaptivePool2dDims d) {
+template <class T>
+__global__ void __launch_bounds__(256) adaptive_pool2d_bwd_max(const T* __restrict__ gy, const int* __restrict__ arg,
+                                                               T* __restrict__ gx, AdaptivePool2dDims d) {
   FOR_EACH(i, d.n * d.h * d.w * d.c) {
     int c = i % d.c, n = i / d.c / (d.h * d.w), pixel = i / d.c - n * d.h * d.w;
     Span rows(pixel / d.w, d.h, d.ho), cols(pixel % d.w, d.w, d.wo);
@@ -64,12 +62,10 @@ extern "C" __global__ void __launch_bounds__(256)
 // y[n, p, q, c] = the mean over the window (p, q) of x.
 // Threads: one for an output element, neighbours along the channels.
 // Traffic: one read of x for each pixel of the window and one write an output.
-// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
 // Numerics: the window's values summed in order.
 // Limits: outputs < 2^31, (h + 1) * ho and (w + 1) * wo < 2^31.
-// Registers: at most 64.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+template <class T>
+__global__ void __launch_bounds__(256)
     adaptive_pool2d_fwd_avg(const T* __restrict__ x, T* __restrict__ y, AdaptivePool2dDims d) {
   FOR_EACH(i, d.n * d.ho * d.wo * d.c) {
     int c = i % d.c, q = i / d.c % d.wo, p = i / d.c / d.wo % d.ho, n = i / d.c / d.wo / d.ho;
@@ -86,12 +82,10 @@ extern "C" __global__ void __launch_bounds__(256)
 // gx[n, r, s, c] = the sum of gy / area over the windows that cover (r, s).
 // Threads: one for an input element, neighbours along the channels: a gather, no atomics.
 // Traffic: one read of gy for each window that covers the pixel and one write an input.
-// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
 // Numerics: two roundings a window, in the windows' order.
 // Limits: inputs < 2^31, (h + 1) * ho and (w + 1) * wo < 2^31.
-// Registers: at most 64.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+template <class T>
+__global__ void __launch_bounds__(256)
     adaptive_pool2d_bwd_avg(const T* __restrict__ gy, T* __restrict__ gx, AdaptivePool2dDims d) {
   FOR_EACH(i, d.n * d.h * d.w * d.c) {
     int c = i % d.c, n = i / d.c / (d.h * d.w), pixel = i / d.c - n * d.h * d.w;

@@ -1,4 +1,5 @@
 // Batches: images of a resident data set, gathered, mirrored, cropped and normalised.
+// Instances: T = float
 #include "common.cuh"
 #include "philox.cuh"
 
@@ -19,22 +20,22 @@ __device__ __forceinline__ int place(int at, int size, int reflect) {
   return at < 0 ? -at : 2 * (size - 1) - at;
 }
 
-// x[i] = normalised, randomly changed image order[batch_offset + i]; y[i] = its label.
+// x[i] = normalised, randomly changed image order[batch_offset + first_image + i]; y[i] = its label.
 // Threads: a block an image; its threads stride over the values, neighbours side by side.
 // Traffic: one byte read and one value written a value; the table stays in the cache.
 // Launch: grid n blocks of 256; static shared memory 16 bytes.
 // Numerics: exact: the numbers come from the host's table.
 // Limits: pad < min(h, w); fewer than 2^31 values in a batch.
 // Registers: at most 40.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+template <class T>
+__global__ void __launch_bounds__(256)
     batch_make(const unsigned char* __restrict__ images, const unsigned char* __restrict__ labels,
-               const int* __restrict__ order, const float* __restrict__ table, const StepState* __restrict__ s,
+               const int* __restrict__ order, const float* __restrict__ table, const Step* __restrict__ s,
                T* __restrict__ x, int* __restrict__ y, BatchDims d) {
   SHARED(int, draw, [4]);  // index, mirrored, top, left
   if (threadIdx.x == 0) {
-    unsigned position = s->batch_offset + blockIdx.x;
-    StepState epoch = *s;
+    unsigned position = s->batch_offset + s->first_image + blockIdx.x;
+    Step epoch = *s;
     epoch.step = 0;  // an image's changes depend on its place in the epoch alone
     unsigned words[4];
     philox(position, STREAM_AUGMENT, &epoch, words);

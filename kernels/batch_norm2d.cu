@@ -2,6 +2,7 @@
 //
 // Seen as a matrix x [rows, c] with rows = n*h*w. Statistics over the rows take two kernels: blocks
 // reduce a range of rows each to one partial result a channel, then a warp a channel merges those.
+// Instances: T = float
 #include "four.cuh"
 #include "reduce.cuh"
 
@@ -39,7 +40,7 @@ struct Floats {
 };
 
 // V elements from p on.
-template <int V>
+template <int V, class T>
 __device__ __forceinline__ Floats<V> load(const T* p) {
   Floats<V> out;
   if constexpr (V == 4) {
@@ -52,7 +53,7 @@ __device__ __forceinline__ Floats<V> load(const T* p) {
   return out;
 }
 
-template <int V>
+template <int V, class T>
 __device__ __forceinline__ void store(T* p, Floats<V> in) {
   if constexpr (V == 4) {
     Four<T> out;
@@ -124,7 +125,7 @@ __device__ __forceinline__ R merge_ranges(const R* part, int ranges, int lane) {
   return all;
 }
 
-template <int V>
+template <int V, class T>
 __device__ __forceinline__ void moments(const T* x, float* part, const BatchNorm2dDims& d) {
   Share<V> my(d);
   // Sums about the thread's first value. It is one of the values, so (shift - mean)^2 is at most n
@@ -166,8 +167,8 @@ __device__ __forceinline__ void moments(const T* x, float* part, const BatchNorm
 // Numerics: sums about the thread's first value, merged by Chan's formula in a fixed order.
 // Limits: rows * c < 2^31.
 // Registers: at most 64.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256, 4)
+template <class T>
+__global__ void __launch_bounds__(256, 4)
     batch_norm2d_fwd_part(const T* __restrict__ x, float* __restrict__ part, BatchNorm2dDims d) {
   if (d.c % 4 == 0 && is_aligned(x)) {
     moments<4>(x, part, d);
@@ -184,8 +185,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
 // Numerics: Chan's formula in a fixed order.
 // Limits: ranges * c < 2^31.
 // Registers: at most 40.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256)
     batch_norm2d_fwd_merge(const float* __restrict__ part, float* __restrict__ mean, float* __restrict__ inv_std,
                            float* __restrict__ running_mean, float* __restrict__ running_var, BatchNorm2dDims d) {
   int c = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -207,8 +207,7 @@ extern "C" __global__ void __launch_bounds__(256)
 // Numerics: two roundings.
 // Limits: c < 2^31.
 // Registers: at most 32.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256)
     batch_norm2d_fwd_eval(const float* __restrict__ running_mean, const float* __restrict__ running_var,
                           float* __restrict__ mean, float* __restrict__ inv_std, BatchNorm2dDims d) {
   FOR_EACH(c, d.c) {
@@ -217,7 +216,7 @@ extern "C" __global__ void __launch_bounds__(256)
   }
 }
 
-template <int V>
+template <int V, class T>
 __device__ __forceinline__ void normalise(const T* x, const float* mean, const float* inv_std, const T* gamma,
                                           const T* beta, T* y, const BatchNorm2dDims& d) {
   Share<V> my(d);
@@ -247,8 +246,8 @@ __device__ __forceinline__ void normalise(const T* x, const float* mean, const f
 // Numerics: the mean is subtracted first, so that a large one costs no digits.
 // Limits: rows * c < 2^31.
 // Registers: at most 64.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+template <class T>
+__global__ void __launch_bounds__(256)
     batch_norm2d_fwd(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
                      const T* __restrict__ gamma, const T* __restrict__ beta, T* __restrict__ y, BatchNorm2dDims d) {
   if (d.c % 4 == 0 && is_aligned(x) && is_aligned(y)) {
@@ -258,7 +257,7 @@ extern "C" __global__ void __launch_bounds__(256)
   }
 }
 
-template <int V>
+template <int V, class T>
 __device__ __forceinline__ void sums(const T* x, const T* gy, const float* mean, float* part,
                                      const BatchNorm2dDims& d) {
   Share<V> my(d);
@@ -281,10 +280,8 @@ __device__ __forceinline__ void sums(const T* x, const T* gy, const float* mean,
 // Traffic: one read of x and of gy.
 // Launch: grid (ranges, ceil(c / tile)) of 256; 8192 + 2048 bytes of shared memory.
 // Numerics: by rows of a thread, then over threads in a fixed order.
-// Limits: rows * c < 2^31.
-// Registers: at most 64.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256, 4)
+template <class T>
+__global__ void __launch_bounds__(256, 4)
     batch_norm2d_bwd_part(const T* __restrict__ x, const T* __restrict__ gy, const float* __restrict__ mean,
                           float* __restrict__ part, BatchNorm2dDims d) {
   if (d.c % 4 == 0 && is_aligned(x) && is_aligned(gy)) {
@@ -301,8 +298,8 @@ extern "C" __global__ void __launch_bounds__(256, 4)
 // Numerics: in a fixed order.
 // Limits: ranges * c < 2^31.
 // Registers: at most 48.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+template <class T>
+__global__ void __launch_bounds__(256)
     batch_norm2d_bwd_merge(const float* __restrict__ part, const float* __restrict__ inv_std, T* __restrict__ ggamma,
                            T* __restrict__ gbeta, BatchNorm2dDims d) {
   int c = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -314,7 +311,7 @@ extern "C" __global__ void __launch_bounds__(256)
   }
 }
 
-template <int V>
+template <int V, class T>
 __device__ __forceinline__ void input_gradient(const T* x, const float* mean, const float* inv_std, const T* gamma,
                                                const T* ggamma, const T* gbeta, T* g, const BatchNorm2dDims& d) {
   Share<V> my(d);
@@ -347,8 +344,8 @@ __device__ __forceinline__ void input_gradient(const T* x, const float* mean, co
 // Numerics: the mean is subtracted first, so that a large one costs no digits.
 // Limits: rows * c < 2^31.
 // Registers: at most 64.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+template <class T>
+__global__ void __launch_bounds__(256)
     batch_norm2d_bwd_input(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
                            const T* __restrict__ gamma, const T* __restrict__ ggamma, const T* __restrict__ gbeta,
                            T* __restrict__ g, BatchNorm2dDims d) {

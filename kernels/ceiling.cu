@@ -13,9 +13,7 @@ struct CeilingDims {
 // Numerics: exact.
 // Limits: x and y aligned to 16 bytes.
 // Registers: at most 32.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
-    ceiling_copy(const float* __restrict__ x, float* __restrict__ y, CeilingDims d) {
+__global__ void __launch_bounds__(256) ceiling_copy(const float* __restrict__ x, float* __restrict__ y, CeilingDims d) {
   FOR_EACH(i, d.n) store4(y + 4 * (size_t)i, load4(x + 4 * (size_t)i));
 }
 
@@ -26,9 +24,7 @@ extern "C" __global__ void __launch_bounds__(256)
 // Launch: any grid of blocks of 256; no shared memory.
 // Numerics: of no interest.
 // Limits: y has an element a thread.
-// Registers: at most 32.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256) ceiling_multiply_add(float* __restrict__ y, CeilingDims d) {
+__global__ void __launch_bounds__(256) ceiling_multiply_add(float* __restrict__ y, CeilingDims d) {
   float chain[8];
 #pragma unroll
   for (int k = 0; k < 8; ++k) chain[k] = 0.001f * (threadIdx.x + k);

@@ -20,27 +20,30 @@
 
 #endif
 
-// T: the storage type of activations, which the host chooses with -DTILEWORK_T=float. (Not -DT=float: a macro of
-// that name breaks NVRTC's own built-in header.) Arithmetic is in float: values are read with to_float(x[i])
-// and written with y[i] = from_float<T>(v).
-#ifndef TILEWORK_T
-#define TILEWORK_T float
-#endif
-typedef TILEWORK_T T;
-
 // Marks a pointer parameter that may be null. For the reader and for the launcher; nothing to the compiler.
 #define OPTIONAL
 
-// Everything that changes from step to step. It lies in device memory, so that a captured graph sees the
-// new values: a kernel never takes them as arguments.
-struct StepState {
-  unsigned long long seed;
-  unsigned epoch;
-  unsigned step;
-  float lr;
-  unsigned batch_offset;
+// What the tensor memory accelerator knows of a tensor: a parameter `const __grid_constant__ CUtensorMap name`.
+struct __align__(64) CUtensorMap {
+  unsigned long long opaque[16];
 };
 
+// Everything that changes from step to step. It lies in device memory, so that a captured graph sees the
+// new values: a kernel never takes them as arguments.
+// src/step.rs says what the fields mean.
+struct Rate {
+  double lr, momentum, decay;
+};
+constexpr int GROUPS = 8;
+struct Step {
+  unsigned long long seed, step;
+  unsigned epoch, batch_offset, first_image;
+  float clip, loss_scale, ema;
+  Rate rates[GROUPS];
+};
+
+// A template parameter T is the type that activations are stored in. Arithmetic is in float: values are read with
+// to_float(x[i]) and written with y[i] = from_float<T>(v).
 __device__ __forceinline__ float to_float(float v) { return v; }
 template <class To>
 __device__ __forceinline__ To from_float(float v);

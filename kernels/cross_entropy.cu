@@ -1,4 +1,5 @@
 // Softmax cross-entropy with label smoothing, the mean over the rows.
+// Instances: T = float
 #include "softmax.cuh"
 
 struct CrossEntropyDims {
@@ -15,10 +16,9 @@ struct CrossEntropyDims {
 // Numerics: the row's largest is subtracted first; accurate expf and logf.
 // Limits: n * c < 2^31.
 // Registers: at most 48.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
-    cross_entropy_fwd(const T* __restrict__ x, const int* __restrict__ labels, T* logp, float* __restrict__ rows,
-                      CrossEntropyDims d) {
+template <class T>
+__global__ void __launch_bounds__(256) cross_entropy_fwd(const T* __restrict__ x, const int* __restrict__ labels,
+                                                         T* logp, float* __restrict__ rows, CrossEntropyDims d) {
   int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= d.n) return;
   logp += row * d.c;  // [c]
@@ -41,8 +41,8 @@ extern "C" __global__ void __launch_bounds__(256)
 // Numerics: summed in double: a batch may be a whole data set.
 // Limits: n < 2^31.
 // Registers: at most 40.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+template <class T>
+__global__ void __launch_bounds__(256)
     cross_entropy_mean(const float* __restrict__ rows, T* __restrict__ loss, CrossEntropyDims d) {
   double sum = 0.0;
 #pragma unroll 4
@@ -59,8 +59,8 @@ extern "C" __global__ void __launch_bounds__(256)
 // Numerics: accurate expf.
 // Limits: n * c < 2^31.
 // Registers: at most 32.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+template <class T>
+__global__ void __launch_bounds__(256)
     cross_entropy_bwd(const T* __restrict__ gloss, const T* __restrict__ logp, const int* __restrict__ labels,
                       T* __restrict__ gx, CrossEntropyDims d) {
   float g = to_float(gloss[0]) / (float)d.n;

@@ -1,4 +1,5 @@
 // Dropout: zero with probability p, scale by 1/(1 - p) otherwise.
+// Instances: T = float
 #include "four.cuh"
 #include "philox.cuh"
 
@@ -16,10 +17,10 @@ struct DropoutDims {
 // Launch: grid up to 4096 blocks of 256, striding; no shared memory.
 // Numerics: the mask is exact, one rounding.
 // Limits: n < 2^31.
-// Registers: at most 40.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
-    dropout_apply(const T* __restrict__ x, T* __restrict__ y, const StepState* __restrict__ s, DropoutDims d) {
+// Registers: at most 50.
+template <class T>
+__global__ void __launch_bounds__(256)
+    dropout_apply(const T* __restrict__ x, T* __restrict__ y, const Step* __restrict__ s, DropoutDims d) {
   bool wide = is_aligned(x) && is_aligned(y);
   FOR_EACH(block, (d.n + 3) / 4) {
     unsigned words[4];

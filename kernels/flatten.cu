@@ -1,4 +1,5 @@
 // Flatten: NHWC to channel-major features, and back: a transpose of each image.
+// Instances: T = float
 #include "common.cuh"
 
 struct FlattenDims {
@@ -13,9 +14,8 @@ struct FlattenDims {
 // Numerics: exact.
 // Limits: rows and cols < 2^21, an image < 2^31 elements.
 // Registers: at most 32.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
-    flatten_transpose(const T* __restrict__ x, T* __restrict__ y, FlattenDims d) {
+template <class T>
+__global__ void __launch_bounds__(256) flatten_transpose(const T* __restrict__ x, T* __restrict__ y, FlattenDims d) {
   // One column more than needed, so that the 32 elements of a column lie in 32 different banks.
   SHARED(T, tile, [32][33]);
   const int lane = threadIdx.x, row0 = blockIdx.y * 32, col0 = blockIdx.z * 32;

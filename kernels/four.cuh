@@ -27,7 +27,7 @@ __device__ __forceinline__ bool is_aligned(const E* p) {
 
 // y[i] = f(x[i]...) for n elements of one input or more, four a thread where all are aligned; y may
 // be one of the inputs.
-template <class F, class... Inputs>
+template <class T, class F, class... Inputs>
 __device__ __forceinline__ void map(T* y, int n, F f, const Inputs*... x) {
   auto all_four = [&](Four<Inputs>... v) {
     Four<T> out;

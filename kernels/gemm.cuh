@@ -21,34 +21,35 @@
 // adds them in order. No atomics: the bits don't depend on which block ends first.
 //
 // Which tile and how many splits: the host decides from M, N, K alone, never from the GPU, so that all GPUs
-// give the same bits (Rust: `Plan::new(m, n, k)`). For each tile size S (BK = 8, 16, 16 for S = 128, 64, 32):
+// give the same bits (Rust: `Plan::new(m, n, k)`). For each tile of side S:
 //     blocks = ceil(M/S)·ceil(N/S),  steps = ceil(K/BK)
 //     splits = min(264/blocks, steps/4, 2^24/(M·N)), at least 1;  split_steps = ceil(steps/splits);
 //     splits = ceil(steps/split_steps)
-//     cost   = blocks·S·S·steps·BK / speed(S) / min(1, blocks·splits/264),  speed = 16, 12, 7
+//     cost   = blocks·S·S·steps·BK / SPEED / min(1, blocks·splits/264)
 // and the cheapest is taken, the larger tile where they are equal. 264 blocks are two for each of 132 multiprocessors;
 // a split has four steps or more; partial results take 64 MiB at most. The speeds are estimates, not measurements.
 #pragma once
 #include "common.cuh"
 
-// Sizes of a block's work. The 32 lanes of a warp form 4 rows x 8 columns; a lane has groups of 4x4 outputs,
-// 16 rows and 32 columns apart. So when a warp reads its part of A from shared memory, 16 bytes per lane, there are
-// 4 different addresses, next to each other and each read by 8 lanes; for B there are 8. No two meet in a bank.
-template <int SIZE_, int BK_, int TM_, int TN_>
-struct Tile {
-  static constexpr int SIZE = SIZE_, BM = SIZE_, BN = SIZE_, BK = BK_, TM = TM_, TN = TN_;
-  static constexpr int THREADS = BM * BN / (TM * TN);
-  static constexpr int WARPS_N = BN / (8 * TN);
-  // Padding by 4 keeps rows 16-byte aligned and puts k and k + 4 into different halves of the banks, so
-  // that storing a line that came along K has no conflicts.
-  static constexpr int ROW = SIZE + 4;
-  // Two threads per line: one pass of all threads brings 8 k of every line.
-  static constexpr int PASSES = BK / 8;
-  static_assert(THREADS == 2 * SIZE && BK % 8 == 0, "a pass brings 8 k");
+// A block's work: M x N of C in steps of K, TM x TN of it by each of THREADS threads, of which a multiprocessor shall
+// hold BLOCKS blocks; SPEED is above. (The host reads these numbers too.) The 32 lanes of a warp form 4 rows x 8 columns; a
+// lane has groups of 4x4 outputs, 16 rows and 32 columns apart. So when a warp reads its part of A from shared memory, 16
+// bytes per lane, there are 4 different addresses, next to each other and each read by 8 lanes; for B there are 8. No two
+// meet in a bank.
+struct Simt128 {
+  enum { M = 128, N = 128, K = 8, TM = 8, TN = 8, THREADS = 256, BLOCKS = 2, SPEED = 16 };
 };
-typedef Tile<128, 8, 8, 8> Tile128;  // 256 threads, 16.5 KiB of shared memory
-typedef Tile<64, 16, 8, 4> Tile64;   // 128 threads, 17 KiB
-typedef Tile<32, 16, 4, 4> Tile32;   //  64 threads, 9 KiB
+struct Simt64 {
+  enum { M = 64, N = 64, K = 16, TM = 8, TN = 4, THREADS = 128, BLOCKS = 0, SPEED = 12 };
+};
+struct Simt32 {
+  enum { M = 32, N = 32, K = 16, TM = 4, TN = 4, THREADS = 64, BLOCKS = 0, SPEED = 7 };
+};
+
+// Floats of a row of a tile in shared memory. Padding by 4 keeps rows 16-byte aligned and puts k and k + 4 into
+// different halves of the banks, so that storing a line that came along K has no conflicts.
+template <class Tile>
+constexpr int ROW = Tile::M + 4;
 
 __device__ __forceinline__ float4 zero4() { return make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
 
@@ -133,8 +134,8 @@ struct Output {
 };
 
 // Puts four neighbours into the shared tile [BK][ROW].
-template <class Tl, class Loader>
-__device__ __forceinline__ void stage(float (*tile)[Tl::ROW], int line, int k, float4 v) {
+template <class Tile, class Loader>
+__device__ __forceinline__ void stage(float (*tile)[ROW<Tile>], int line, int k, float4 v) {
   if (Loader::along_k) {
     tile[k][line] = v.x, tile[k + 1][line] = v.y, tile[k + 2][line] = v.z, tile[k + 3][line] = v.w;
   } else {
@@ -143,38 +144,41 @@ __device__ __forceinline__ void stage(float (*tile)[Tl::ROW], int line, int k, f
 }
 
 // The line within the tile that this thread loads, and its first k within a pass of 8.
-template <class Tl, class Loader>
+template <class Tile, class Loader>
 __device__ __forceinline__ int line_of(int t) {
-  return Loader::along_k ? t / 2 : t % (Tl::SIZE / 4) * 4;
+  return Loader::along_k ? t / 2 : t % (Tile::M / 4) * 4;
 }
-template <class Tl, class Loader>
+template <class Tile, class Loader>
 __device__ __forceinline__ int k_of(int t) {
-  return Loader::along_k ? t % 2 * 4 : t / (Tl::SIZE / 4);
+  return Loader::along_k ? t % 2 * 4 : t / (Tile::M / 4);
 }
 
 // One block's tile of C. Grid: x = ceil(M/BM)·ceil(N/BN) tiles, those of one row of tiles next to each other
 // (they share A in the L2 cache); z = splits.
-template <class Tl, class A, class B, class E>
+template <class Tile, class A, class B, class E>
 __device__ __forceinline__ void gemm(A a, B b, const Output<E>& out, int k_size, int split_steps) {
-  constexpr int BK = Tl::BK, TM = Tl::TM, TN = Tl::TN, PASSES = Tl::PASSES;
-  SHARED(float, as, [2][BK][Tl::ROW]);
-  SHARED(float, bs, [2][BK][Tl::ROW]);
+  constexpr int BK = Tile::K, TM = Tile::TM, TN = Tile::TN;
+  // Two threads per line: one pass of all threads brings 8 k of every line.
+  constexpr int PASSES = BK / 8, WARPS_N = Tile::N / (8 * TN);
+  static_assert(Tile::M == Tile::N && Tile::THREADS == 2 * Tile::M && BK % 8 == 0, "a pass brings 8 k");
+  SHARED(float, as, [2][BK][ROW<Tile>]);
+  SHARED(float, bs, [2][BK][ROW<Tile>]);
   const int t = threadIdx.x;
-  const int tiles_n = (out.n + Tl::BN - 1) / Tl::BN;
-  const int m0 = (int)blockIdx.x / tiles_n * Tl::BM, n0 = (int)blockIdx.x % tiles_n * Tl::BN;
+  const int tiles_n = (out.n + Tile::N - 1) / Tile::N;
+  const int m0 = (int)blockIdx.x / tiles_n * Tile::M, n0 = (int)blockIdx.x % tiles_n * Tile::N;
   const int first = blockIdx.z * split_steps;
   const int steps = min((k_size + BK - 1) / BK - first, split_steps);
 
   // This thread's part of the loads.
-  const int a_line = line_of<Tl, A>(t), a_k = k_of<Tl, A>(t);
-  const int b_line = line_of<Tl, B>(t), b_k = k_of<Tl, B>(t);
+  const int a_line = line_of<Tile, A>(t), a_k = k_of<Tile, A>(t);
+  const int b_line = line_of<Tile, B>(t), b_k = k_of<Tile, B>(t);
   a.start(m0 + a_line);
   b.start(n0 + b_line);
 
   // This thread's part of the products.
   const int warp = t / 32, lane = t % 32;
-  const int row = warp / Tl::WARPS_N * (4 * TM) + lane / 8 * 4;
-  const int column = warp % Tl::WARPS_N * (8 * TN) + lane % 8 * 4;
+  const int row = warp / WARPS_N * (4 * TM) + lane / 8 * 4;
+  const int column = warp % WARPS_N * (8 * TN) + lane % 8 * 4;
   const bool busy = m0 + row < out.m && n0 + column < out.n;  // some of its outputs exist
   float acc[TM][TN] = {};
 
@@ -192,8 +196,8 @@ __device__ __forceinline__ void gemm(A a, B b, const Output<E>& out, int k_size,
       k += BK;
     }
     if (step >= 0 && busy) {
-      const float(*at)[Tl::ROW] = as[step & 1];
-      const float(*bt)[Tl::ROW] = bs[step & 1];
+      const float(*at)[ROW<Tile>] = as[step & 1];
+      const float(*bt)[ROW<Tile>] = bs[step & 1];
 #pragma unroll
       for (int kk = 0; kk < BK; ++kk) {
         float av[TM], bv[TN];
@@ -210,8 +214,8 @@ __device__ __forceinline__ void gemm(A a, B b, const Output<E>& out, int k_size,
     if (more) {
 #pragma unroll
       for (int p = 0; p < PASSES; ++p) {
-        stage<Tl, A>(as[(step + 1) & 1], a_line, 8 * p + a_k, next_a[p]);
-        stage<Tl, B>(bs[(step + 1) & 1], b_line, 8 * p + b_k, next_b[p]);
+        stage<Tile, A>(as[(step + 1) & 1], a_line, 8 * p + a_k, next_a[p]);
+        stage<Tile, B>(bs[(step + 1) & 1], b_line, 8 * p + b_k, next_b[p]);
       }
     }
     __syncthreads();

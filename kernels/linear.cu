@@ -1,7 +1,8 @@
 // Linear (fully connected) layers: y = x·Wᵀ + b with x [n][inputs], W [outputs][inputs], b [outputs].
 //
-// Three products, each in three tile sizes, by the core in gemm.cuh: read that first. Explicit convolution
+// Three products, by the core in gemm.cuh: read that first. Explicit convolution
 // (conv2d.cu) uses them too, with patches for x.
+// Instances: T = float; Tile = Simt128, Simt64, Simt32
 #include "gemm.cuh"
 
 struct LinearDims {
@@ -12,157 +13,58 @@ struct LinearDims {
   int split_steps;  // steps along K of one split (gemm.cuh)
 };
 
-// y = x·Wᵀ + b, in 128x128 tiles.
-// Threads: 256; each 8x8 outputs in groups of 4x4, 16 rows and 32 columns apart.
-// Traffic: reads n·outputs·inputs·8/128 bytes through the L2, 32 FLOP for each; writes 4 bytes per output.
-// Launch: grid [ceil(n/128)·ceil(outputs/128), 1, splits], block 256, 16.5 KiB of static shared memory.
+// y = x·Wᵀ + b.
+// Threads: 256, 128 or 64 in a tile of side S = 128, 64 or 32; each has 8x8, 8x4 or 4x4 outputs in groups of 4x4, 16 rows
+//     and 32 columns apart.
+// Traffic: reads n·outputs·inputs·8/S bytes through the L2, S/4 FLOP for each; writes 4 bytes per output.
+// Launch: grid [ceil(n/S)·ceil(outputs/S), 1, splits], block as above, 16.5, 17 or 9 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order, then the bias.
 // Limits: sizes from 1; `partial` [splits][n][outputs] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 128.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256, 2)
-    linear_fwd_128(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
-                   T* __restrict__ y, OPTIONAL float* __restrict__ partial, LinearDims d) {
+// Registers: at most 128 (Simt128), 112.
+template <class T, class Tile>
+__global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
+    linear_fwd(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
+               T* __restrict__ y, OPTIONAL float* __restrict__ partial, LinearDims d) {
   const AlongK<T> a(x, d.n, d.inputs);             // A = x  [n][inputs]
   const AlongK<float> wt(w, d.outputs, d.inputs);  // B = Wᵀ: its columns are the rows of W
   const Output<T> out = {y, b, partial, d.n, d.outputs, d.accumulate};
-  gemm<Tile128>(a, wt, out, d.inputs, d.split_steps);
+  gemm<Tile>(a, wt, out, d.inputs, d.split_steps);
 }
 
-// y = x·Wᵀ + b, in 64x64 tiles.
-// Threads: 128; each 8x4 outputs in groups of 4x4, 16 rows and 32 columns apart.
-// Traffic: reads n·outputs·inputs·8/64 bytes through the L2, 16 FLOP for each; writes 4 bytes per output.
-// Launch: grid [ceil(n/64)·ceil(outputs/64), 1, splits], block 128, 17 KiB of static shared memory.
-// Numerics: f32 FMA along K in order, then the splits in order, then the bias.
-// Limits: sizes from 1; `partial` [splits][n][outputs] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 112.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(128)
-    linear_fwd_64(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
-                  T* __restrict__ y, OPTIONAL float* __restrict__ partial, LinearDims d) {
-  const AlongK<T> a(x, d.n, d.inputs);             // A = x  [n][inputs]
-  const AlongK<float> wt(w, d.outputs, d.inputs);  // B = Wᵀ: its columns are the rows of W
-  const Output<T> out = {y, b, partial, d.n, d.outputs, d.accumulate};
-  gemm<Tile64>(a, wt, out, d.inputs, d.split_steps);
-}
-
-// y = x·Wᵀ + b, in 32x32 tiles.
-// Threads: 64; each 4x4 outputs in groups of 4x4, 16 rows and 32 columns apart.
-// Traffic: reads n·outputs·inputs·8/32 bytes through the L2, 8 FLOP for each; writes 4 bytes per output.
-// Launch: grid [ceil(n/32)·ceil(outputs/32), 1, splits], block 64, 9 KiB of static shared memory.
-// Numerics: f32 FMA along K in order, then the splits in order, then the bias.
-// Limits: sizes from 1; `partial` [splits][n][outputs] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 112.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(64)
-    linear_fwd_32(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
-                  T* __restrict__ y, OPTIONAL float* __restrict__ partial, LinearDims d) {
-  const AlongK<T> a(x, d.n, d.inputs);             // A = x  [n][inputs]
-  const AlongK<float> wt(w, d.outputs, d.inputs);  // B = Wᵀ: its columns are the rows of W
-  const Output<T> out = {y, b, partial, d.n, d.outputs, d.accumulate};
-  gemm<Tile32>(a, wt, out, d.inputs, d.split_steps);
-}
-
-// gx = gy·W, in 128x128 tiles.
-// Threads: 256; each 8x8 outputs in groups of 4x4, 16 rows and 32 columns apart.
-// Traffic: reads n·inputs·outputs·8/128 bytes through the L2, 32 FLOP for each; writes 4 bytes per output.
-// Launch: grid [ceil(n/128)·ceil(inputs/128), 1, splits], block 256, 16.5 KiB of static shared memory.
+// gx = gy·W.
+// Threads: 256, 128 or 64 in a tile of side S = 128, 64 or 32; each has 8x8, 8x4 or 4x4 outputs in groups of 4x4, 16 rows
+//     and 32 columns apart.
+// Traffic: reads n·inputs·outputs·8/S bytes through the L2, S/4 FLOP for each; writes 4 bytes per output.
+// Launch: grid [ceil(n/S)·ceil(inputs/S), 1, splits], block as above, 16.5, 17 or 9 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
 // Limits: sizes from 1; `partial` [splits][n][inputs] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 128.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256, 2)
-    linear_bwd_x_128(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
-                     OPTIONAL float* __restrict__ partial, LinearDims d) {
+// Registers: at most 128 (Simt128), 112.
+template <class T, class Tile>
+__global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
+    linear_bwd_x(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
+                 OPTIONAL float* __restrict__ partial, LinearDims d) {
   const AlongK<T> a(gy, d.n, d.outputs);           // A = gy  [n][outputs]
   const AcrossK<float> b(w, d.inputs, d.outputs);  // B = W   [outputs][inputs]
   const Output<T> out = {gx, nullptr, partial, d.n, d.inputs, d.accumulate};
-  gemm<Tile128>(a, b, out, d.outputs, d.split_steps);
+  gemm<Tile>(a, b, out, d.outputs, d.split_steps);
 }
 
-// gx = gy·W, in 64x64 tiles.
-// Threads: 128; each 8x4 outputs in groups of 4x4, 16 rows and 32 columns apart.
-// Traffic: reads n·inputs·outputs·8/64 bytes through the L2, 16 FLOP for each; writes 4 bytes per output.
-// Launch: grid [ceil(n/64)·ceil(inputs/64), 1, splits], block 128, 17 KiB of static shared memory.
-// Numerics: f32 FMA along K in order, then the splits in order.
-// Limits: sizes from 1; `partial` [splits][n][inputs] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 112.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(128)
-    linear_bwd_x_64(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
-                    OPTIONAL float* __restrict__ partial, LinearDims d) {
-  const AlongK<T> a(gy, d.n, d.outputs);           // A = gy  [n][outputs]
-  const AcrossK<float> b(w, d.inputs, d.outputs);  // B = W   [outputs][inputs]
-  const Output<T> out = {gx, nullptr, partial, d.n, d.inputs, d.accumulate};
-  gemm<Tile64>(a, b, out, d.outputs, d.split_steps);
-}
-
-// gx = gy·W, in 32x32 tiles.
-// Threads: 64; each 4x4 outputs in groups of 4x4, 16 rows and 32 columns apart.
-// Traffic: reads n·inputs·outputs·8/32 bytes through the L2, 8 FLOP for each; writes 4 bytes per output.
-// Launch: grid [ceil(n/32)·ceil(inputs/32), 1, splits], block 64, 9 KiB of static shared memory.
-// Numerics: f32 FMA along K in order, then the splits in order.
-// Limits: sizes from 1; `partial` [splits][n][inputs] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 112.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(64)
-    linear_bwd_x_32(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
-                    OPTIONAL float* __restrict__ partial, LinearDims d) {
-  const AlongK<T> a(gy, d.n, d.outputs);           // A = gy  [n][outputs]
-  const AcrossK<float> b(w, d.inputs, d.outputs);  // B = W   [outputs][inputs]
-  const Output<T> out = {gx, nullptr, partial, d.n, d.inputs, d.accumulate};
-  gemm<Tile32>(a, b, out, d.outputs, d.split_steps);
-}
-
-// gW = gyᵀ·x, in 128x128 tiles.
-// Threads: 256; each 8x8 outputs in groups of 4x4, 16 rows and 32 columns apart.
-// Traffic: reads outputs·inputs·n·8/128 bytes through the L2, 32 FLOP for each; writes 4 bytes per output.
-// Launch: grid [ceil(outputs/128)·ceil(inputs/128), 1, splits], block 256, 16.5 KiB of static shared memory.
+// gW = gyᵀ·x.
+// Threads: 256, 128 or 64 in a tile of side S = 128, 64 or 32; each has 8x8, 8x4 or 4x4 outputs in groups of 4x4, 16 rows
+//     and 32 columns apart.
+// Traffic: reads outputs·inputs·n·8/S bytes through the L2, S/4 FLOP for each; writes 4 bytes per output.
+// Launch: grid [ceil(outputs/S)·ceil(inputs/S), 1, splits], block as above, 16.5, 17 or 9 KiB of static shared memory.
 // Numerics: f32 FMA along K in order, then the splits in order.
 // Limits: sizes from 1; `partial` [splits][outputs][inputs] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 128.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256, 2)
-    linear_bwd_w_128(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
-                     OPTIONAL float* __restrict__ partial, LinearDims d) {
+// Registers: at most 128 (Simt128), 112.
+template <class T, class Tile>
+__global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
+    linear_bwd_w(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
+                 OPTIONAL float* __restrict__ partial, LinearDims d) {
   const AcrossK<T> a(gy, d.outputs, d.n);  // A = gyᵀ: its rows are the columns of gy [n][outputs]
   const AcrossK<T> b(x, d.inputs, d.n);    // B = x   [n][inputs]
   const Output<float> out = {gw, nullptr, partial, d.outputs, d.inputs, d.accumulate};
-  gemm<Tile128>(a, b, out, d.n, d.split_steps);
-}
-
-// gW = gyᵀ·x, in 64x64 tiles.
-// Threads: 128; each 8x4 outputs in groups of 4x4, 16 rows and 32 columns apart.
-// Traffic: reads outputs·inputs·n·8/64 bytes through the L2, 16 FLOP for each; writes 4 bytes per output.
-// Launch: grid [ceil(outputs/64)·ceil(inputs/64), 1, splits], block 128, 17 KiB of static shared memory.
-// Numerics: f32 FMA along K in order, then the splits in order.
-// Limits: sizes from 1; `partial` [splits][outputs][inputs] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 112.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(128)
-    linear_bwd_w_64(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
-                    OPTIONAL float* __restrict__ partial, LinearDims d) {
-  const AcrossK<T> a(gy, d.outputs, d.n);  // A = gyᵀ: its rows are the columns of gy [n][outputs]
-  const AcrossK<T> b(x, d.inputs, d.n);    // B = x   [n][inputs]
-  const Output<float> out = {gw, nullptr, partial, d.outputs, d.inputs, d.accumulate};
-  gemm<Tile64>(a, b, out, d.n, d.split_steps);
-}
-
-// gW = gyᵀ·x, in 32x32 tiles.
-// Threads: 64; each 4x4 outputs in groups of 4x4, 16 rows and 32 columns apart.
-// Traffic: reads outputs·inputs·n·8/32 bytes through the L2, 8 FLOP for each; writes 4 bytes per output.
-// Launch: grid [ceil(outputs/32)·ceil(inputs/32), 1, splits], block 64, 9 KiB of static shared memory.
-// Numerics: f32 FMA along K in order, then the splits in order.
-// Limits: sizes from 1; `partial` [splits][outputs][inputs] instead of the output if splits > 1, and then split_sum.
-// Registers: at most 112.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(64)
-    linear_bwd_w_32(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
-                    OPTIONAL float* __restrict__ partial, LinearDims d) {
-  const AcrossK<T> a(gy, d.outputs, d.n);  // A = gyᵀ: its rows are the columns of gy [n][outputs]
-  const AcrossK<T> b(x, d.inputs, d.n);    // B = x   [n][inputs]
-  const Output<float> out = {gw, nullptr, partial, d.outputs, d.inputs, d.accumulate};
-  gemm<Tile32>(a, b, out, d.n, d.split_steps);
+  gemm<Tile>(a, b, out, d.n, d.split_steps);
 }
 
 // y = sum of the splits (+ b), or y += that: the second half of a product with split-K.
@@ -172,8 +74,8 @@ extern "C" __global__ void __launch_bounds__(64)
 // Numerics: f32, the splits in order, then the bias.
 // Limits: any sizes from 1; `b` has `columns` elements.
 // Registers: at most 40.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+template <class T>
+__global__ void __launch_bounds__(256)
     linear_split_sum(const float* __restrict__ partial, OPTIONAL const float* __restrict__ b, T* __restrict__ y,
                      SplitSumDims d) {
   split_sum(partial, b, y, d);
@@ -186,8 +88,7 @@ extern "C" __global__ void __launch_bounds__(256)
 // Numerics: f32, the splits in order.
 // Limits: any sizes from 1.
 // Registers: at most 40.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256)
     linear_split_sum_w(const float* __restrict__ partial, float* __restrict__ gw, SplitSumDims d) {
   split_sum(partial, nullptr, gw, d);
 }
@@ -209,10 +110,9 @@ struct ColumnSumsDims {
 // Limits: any sizes from 1; `partial` [strips][columns] if strips > 1, and then linear_split_sum_w with
 //     size = columns and splits = strips.
 // Registers: at most 40.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
-    linear_column_sums(const T* __restrict__ gy, float* __restrict__ gb, OPTIONAL float* __restrict__ partial,
-                       ColumnSumsDims d) {
+template <class T>
+__global__ void __launch_bounds__(256) linear_column_sums(const T* __restrict__ gy, float* __restrict__ gb,
+                                                          OPTIONAL float* __restrict__ partial, ColumnSumsDims d) {
   SHARED(float, sums, [256]);
   const int t = threadIdx.x;
   const int column = blockIdx.x * d.width + t % d.width;

@@ -1,4 +1,5 @@
 // Log-softmax over the last dimension.
+// Instances: T = float
 #include "softmax.cuh"
 
 struct LogSoftmaxDims {
@@ -12,23 +13,18 @@ struct LogSoftmaxDims {
 // Numerics: the row's largest is subtracted first; accurate expf and logf.
 // Limits: n * c < 2^31.
 // Registers: at most 48.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
-    log_softmax_fwd(const T* __restrict__ x, T* __restrict__ y, LogSoftmaxDims d) {
+template <class T>
+__global__ void __launch_bounds__(256) log_softmax_fwd(const T* __restrict__ x, T* __restrict__ y, LogSoftmaxDims d) {
   int row = blockIdx.x * 8 + threadIdx.x / 32;
   if (row >= d.n) return;
   log_softmax_row(x + row * d.c, y + row * d.c, d.c, threadIdx.x % 32);
 }
 
 // gx[n, c] = gy[n, c] - exp(y[n, c]) * (sum over c of gy[n, c]).
-// Threads: one warp for a row, neighbours along it.
 // Traffic: two reads (gy once more from the cache) and one write an element.
-// Launch: grid ceil(n / 8) of 256; no shared memory.
 // Numerics: the sum by lanes, then over the lanes in a fixed order.
-// Limits: n * c < 2^31.
-// Registers: at most 48.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+template <class T>
+__global__ void __launch_bounds__(256)
     log_softmax_bwd(const T* __restrict__ gy, const T* __restrict__ y, T* __restrict__ gx, LogSoftmaxDims d) {
   int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= d.n) return;

@@ -1,4 +1,5 @@
 // Max-pool: the largest value under each window; the gradient goes to its place.
+// Instances: T = float
 #include "pool.cuh"
 
 struct MaxPool2dDims {
@@ -17,8 +18,8 @@ struct MaxPool2dDims {
 // Numerics: exact.
 // Limits: outputs < 2^31, h * w < 2^31; every window covers a pixel.
 // Registers: at most 64.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+template <class T>
+__global__ void __launch_bounds__(256)
     max_pool2d_fwd(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ arg, MaxPool2dDims d) {
   FOR_EACH(i, d.n * d.ho * d.wo * d.c) {
     int c = i % d.c, q = i / d.c % d.wo, p = i / d.c / d.wo % d.ho, n = i / d.c / d.wo / d.ho;
@@ -33,12 +34,10 @@ extern "C" __global__ void __launch_bounds__(256)
 // gx[n, r, s, c] = the sum of gy over those windows whose arg is (r, s), in their order.
 // Threads: one for an input element, neighbours along the channels: a gather, no atomics.
 // Traffic: at most ceil(kh / sh) * ceil(kw / sw) reads of arg and gy and one write an input.
-// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
 // Numerics: as many roundings as windows won; the order is that of the CPU.
 // Limits: inputs < 2^31.
-// Registers: at most 64.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+template <class T>
+__global__ void __launch_bounds__(256)
     max_pool2d_bwd(const T* __restrict__ gy, const int* __restrict__ arg, T* __restrict__ gx, MaxPool2dDims d) {
   FOR_EACH(i, d.n * d.h * d.w * d.c) {
     int c = i % d.c, n = i / d.c / (d.h * d.w), pixel = i / d.c - n * d.h * d.w;

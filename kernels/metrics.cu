@@ -1,4 +1,5 @@
 // Metrics of a training step, kept on the device until the host asks.
+// Instances: T = float
 #include "reduce.cuh"
 
 struct MetricsDims {
@@ -15,11 +16,10 @@ struct MetricsDims {
 // Numerics: exact; the sum is of integers.
 // Limits: n, c >= 1.
 // Registers: at most 40.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+template <class T>
+__global__ void __launch_bounds__(256)
     metrics_record(const float* __restrict__ loss, const T* __restrict__ scores, const int* __restrict__ labels,
-                   const StepState* __restrict__ s, float* __restrict__ losses, int* __restrict__ correct,
-                   MetricsDims d) {
+                   const Step* __restrict__ s, float* __restrict__ losses, int* __restrict__ correct, MetricsDims d) {
   int count = 0;
   for (int i = threadIdx.x; i < d.n; i += 256) {
     const T* row = scores + (size_t)i * d.c;  // [c]
@@ -30,7 +30,8 @@ extern "C" __global__ void __launch_bounds__(256)
   }
   double hits = block_sum(count);
   if (threadIdx.x == 0) {
-    losses[s->step % d.ring] = loss[0];
-    correct[s->step % d.ring] = (int)hits;
+    unsigned at = (unsigned)s->step % d.ring;
+    losses[at] = loss[0];
+    correct[at] = (int)hits;
   }
 }

@@ -1,4 +1,5 @@
 // Negative log-likelihood: the mean over the rows of -x[n, label].
+// Instances: T = float
 #include "reduce.cuh"
 
 struct NllDims {
@@ -12,8 +13,8 @@ struct NllDims {
 // Numerics: summed in double: a batch may be a whole data set.
 // Limits: n * c < 2^31.
 // Registers: at most 40.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+template <class T>
+__global__ void __launch_bounds__(256)
     nll_fwd(const T* __restrict__ x, const int* __restrict__ labels, T* __restrict__ loss, NllDims d) {
   double sum = 0.0;
 #pragma unroll 4
@@ -30,10 +31,9 @@ extern "C" __global__ void __launch_bounds__(256)
 // Traffic: one write an element; labels from the cache.
 // Launch: grid up to 4096 blocks of 256, striding; no shared memory.
 // Numerics: one rounding.
-// Limits: n * c < 2^31.
 // Registers: at most 32.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+template <class T>
+__global__ void __launch_bounds__(256)
     nll_bwd(const T* __restrict__ gloss, const int* __restrict__ labels, T* __restrict__ gx, NllDims d) {
   float g = -to_float(gloss[0]) / (float)d.n;
   FOR_EACH(i, d.n * d.c) {

@@ -5,8 +5,8 @@
 #include "common.cuh"
 
 // Numbers 4 * block to 4 * block + 3 of the stream `id` at the step of `s`.
-__device__ __forceinline__ void philox(unsigned block, unsigned id, const StepState* s, unsigned words[4]) {
-  unsigned c0 = block, c1 = id, c2 = s->step, c3 = s->epoch;
+__device__ __forceinline__ void philox(unsigned block, unsigned id, const Step* s, unsigned words[4]) {
+  unsigned c0 = block, c1 = id, c2 = (unsigned)s->step, c3 = s->epoch;
   unsigned k0 = (unsigned)s->seed, k1 = (unsigned)(s->seed >> 32);
 #pragma unroll
   for (int round = 0; round < 10; ++round) {

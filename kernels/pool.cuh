@@ -10,6 +10,7 @@ struct Largest {
 
 // Of the pixels r0 <= row < r1, s0 <= column < s1 of an image [h, w] whose pixels are `stride` apart,
 // at least one: the first of equal values, NaN over all.
+template <class T>
 __device__ __forceinline__ Largest largest_pixel(const T* image, int w, int stride, int r0, int r1, int s0, int s1) {
   int who = r0 * w + s0;
   float best = to_float(image[(size_t)who * stride]);

@@ -1,4 +1,5 @@
 // ReLU: y = max(x, 0).
+// Instances: T = float
 #include "four.cuh"
 
 struct ReluDims {
@@ -12,19 +13,14 @@ struct ReluDims {
 // Numerics: exact.
 // Limits: n < 2^31.
 // Registers: at most 32.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256) relu_fwd(const T* __restrict__ x, T* __restrict__ y, ReluDims d) {
+template <class T>
+__global__ void __launch_bounds__(256) relu_fwd(const T* __restrict__ x, T* __restrict__ y, ReluDims d) {
   map(y, d.n, [](float v) { return v < 0.0f ? 0.0f : v; }, x);
 }
 
 // gx[i] = y[i] > 0 ? gy[i] : 0, in place: g holds gy and receives gx.
-// Threads: one for four elements, neighbours side by side.
 // Traffic: two reads and one write an element.
-// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
-// Numerics: exact.
-// Limits: n < 2^31.
-// Registers: at most 32.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256) relu_bwd(const T* __restrict__ y, T* __restrict__ g, ReluDims d) {
+template <class T>
+__global__ void __launch_bounds__(256) relu_bwd(const T* __restrict__ y, T* __restrict__ g, ReluDims d) {
   map(g, d.n, [](float y, float g) { return y > 0.0f ? g : 0.0f; }, y, g);
 }

@@ -1,35 +1,36 @@
 // SGD: one pass over the flat arena of parameters.
-#include "four.cuh"
+#include "update.cuh"
 
 struct SgdDims {
-  int fours;       // elements / 4
-  float momentum;  // 0 where there is no velocity
-  float decay;     // L2 penalty
-  int nesterov;    // whether the momentum is Nesterov's
+  int fours;     // elements / 4
+  int nesterov;  // whether the momentum is Nesterov's
 };
 
 // g' = g + decay * p; v = momentum * v + g'; p -= lr * v, or for Nesterov lr * (g' + momentum * v), with
-// the step's lr. Where v is null the momentum is 0.
+// the step's rates of the parameter's group. Where v is null the momentum is 0.
 // Threads: one for four elements, neighbours side by side.
 // Traffic: p and g read, p written; v read and written where there is one.
 // Launch: grid up to 4096 blocks of 256, striding; no shared memory.
 // Numerics: in float.
 // Limits: a multiple of 4 elements, aligned to 16 bytes: what an arena is.
 // Registers: at most 40.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256)
     sgd_step(const float* __restrict__ g, OPTIONAL float* __restrict__ v, float* __restrict__ p,
-             const StepState* __restrict__ s, SgdDims d) {
-  float lr = s->lr;
+             OPTIONAL const unsigned char* __restrict__ groups, const Step* __restrict__ s, SgdDims d) {
+  const float clip = s->clip, unscale = 1.0f / s->loss_scale;
   FOR_EACH(i, d.fours) {
+    const int group = group_of(groups, i);
+    if (group == FROZEN) continue;
+    const Rate& r = s->rates[group];
+    const float lr = (float)r.lr, momentum = (float)r.momentum, decay = (float)r.decay;
     Four<float> grad = four(g + 4 * i), value = four(p + 4 * i);
     // Without momentum the velocity is the gradient.
     Four<float> velocity = v ? four(v + 4 * i) : Four<float>{};
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      float gk = grad.v[k] + d.decay * value.v[k];
-      velocity.v[k] = d.momentum * velocity.v[k] + gk;
-      value.v[k] -= lr * (d.nesterov ? gk + d.momentum * velocity.v[k] : velocity.v[k]);
+      float gk = used(grad.v[k], unscale, clip) + decay * value.v[k];
+      velocity.v[k] = momentum * velocity.v[k] + gk;
+      value.v[k] -= lr * (d.nesterov ? gk + momentum * velocity.v[k] : velocity.v[k]);
     }
     if (v) four(v + 4 * i) = velocity;
     four(p + 4 * i) = value;

@@ -3,6 +3,7 @@
 #include "reduce.cuh"
 
 // Writes y[k] = (x[k] - max) - log(sum of exp(x - max)) for the c elements of a row; all lanes call it.
+template <class T>
 __device__ __forceinline__ void log_softmax_row(const T* x, T* y, int c, int lane) {
   float largest = to_float(x[0]);
   for (int k = lane; k < c; k += 32) largest = fmaxf(largest, to_float(x[k]));

@@ -1,4 +1,5 @@
 // Tensors: fill with a value, add one to another.
+// Instances: T = float
 #include "common.cuh"
 
 struct TensorDims {
@@ -13,20 +14,15 @@ struct TensorDims {
 // Numerics: exact.
 // Limits: n < 2^31.
 // Registers: at most 32.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256) tensor_fill(T* __restrict__ y, TensorDims d) {
+template <class T>
+__global__ void __launch_bounds__(256) tensor_fill(T* __restrict__ y, TensorDims d) {
   FOR_EACH(i, d.n) y[i] = from_float<T>(d.value);
 }
 
 // y[i] += x[i], where a variable gets gradients from several ops.
-// Threads: one an element, neighbours side by side.
 // Traffic: two reads and one write an element.
-// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
 // Numerics: one rounding.
-// Limits: n < 2^31.
-// Registers: at most 32.
-// Measured: not yet.
-extern "C" __global__ void __launch_bounds__(256)
-    tensor_accumulate(const T* __restrict__ x, T* __restrict__ y, TensorDims d) {
+template <class T>
+__global__ void __launch_bounds__(256) tensor_accumulate(const T* __restrict__ x, T* __restrict__ y, TensorDims d) {
   FOR_EACH(i, d.n) y[i] = from_float<T>(to_float(y[i]) + to_float(x[i]));
 }

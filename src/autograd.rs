@@ -17,16 +17,14 @@
 //! # Ok::<(), tilework::Error>(())
 //! ```
 
-use crate::device::cuda::{Launch, Out, with_kernel_type};
-use crate::device::{Buffer, Device};
-use crate::dtype::{DType, Element, with_real};
+use crate::device::Device;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::kernels::tensor::{TensorDims, tensor_accumulate};
-use crate::nn::params::{ParamGrads, ParamId, Params};
-use crate::rng::{Stream, stream};
+use crate::params::{ParamGrads, ParamId, Params, Slot};
+use crate::rng::stream;
 use crate::shape::Shape;
+use crate::step::Step;
 use crate::tensor::Tensor;
-use std::ops::Range;
 
 /// Names a tracked variable on its tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,9 +62,6 @@ impl Var {
 /// The backward half of an op: what it saved, and how to turn the gradient of its output into the
 /// gradients of its inputs.
 pub trait Backward: Send {
-    /// The op's name.
-    fn name(&self) -> &'static str;
-
     /// Adds the gradients of the op's inputs to `grads`, given `gy`, the gradient of its output.
     ///
     /// # Errors
@@ -89,23 +84,6 @@ impl Tape {
     }
 }
 
-/// What changes from step to step, and all that does: a kernel reads it from memory instead of
-/// taking it as an argument, so that a captured step can be replayed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-pub struct StepState {
-    /// The run's seed.
-    pub seed: u64,
-    /// The epoch, counted from 0.
-    pub epoch: u32,
-    /// The step, counted from 0 over the whole run.
-    pub step: u32,
-    /// The learning rate.
-    pub lr: f32,
-    /// Where the batch begins in the epoch's order.
-    pub batch_offset: u32,
-}
-
 /// Whether layers behave as in training or as in evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -121,7 +99,7 @@ pub struct Ctx<'p> {
     device: Device,
     tape: Option<Tape>,
     mode: Mode,
-    step: StepState,
+    step: Step,
     params: Option<&'p Params>,
     dropouts: u32,
 }
@@ -134,7 +112,7 @@ impl<'p> Ctx<'p> {
 
     /// Evaluation: nothing is recorded.
     pub fn eval(device: &Device) -> Self {
-        let step = StepState::default();
+        let step = Step::default();
         Ctx { device: device.clone(), tape: None, mode: Mode::Eval, step, params: None, dropouts: 0 }
     }
 
@@ -159,9 +137,14 @@ impl<'p> Ctx<'p> {
     }
 
     /// At a step of a run.
-    pub fn at(mut self, step: StepState) -> Self {
+    pub fn at(mut self, step: Step) -> Self {
         self.step = step;
         self
+    }
+
+    /// The step of the run.
+    pub fn step(&self) -> &Step {
+        &self.step
     }
 
     /// The device that the pass runs on.
@@ -174,39 +157,31 @@ impl<'p> Ctx<'p> {
         self.mode
     }
 
-    /// Whether ops are recorded.
-    pub fn is_recording(&self) -> bool {
-        self.tape.is_some()
-    }
-
     /// A tracked input.
     pub fn leaf(&mut self, value: Tensor) -> Var {
         Var { value, id: self.tape.as_mut().map(|t| t.new_var(None)) }
     }
 
-    /// A parameter, tracked.
+    /// A parameter, tracked unless it is frozen.
     ///
     /// # Errors
     /// [`Error::Internal`] if the context has no parameters.
     pub fn param(&mut self, id: ParamId) -> Result<Var> {
         let params = self.params.ok_or_else(|| Error::Internal("a forward pass without its parameters".into()))?;
-        Ok(Var { value: params.tensor(id)?, id: self.tape.as_mut().map(|t| t.new_var(Some(id))) })
+        let value = params.tensor(id)?;
+        let tape = self.tape.as_mut().filter(|_| params.list()[id.0].trainable);
+        Ok(Var { value, id: tape.map(|t| t.new_var(Some(id))) })
     }
 
-    /// The stream of the next dropout layer in this pass.
-    pub(crate) fn dropout_stream(&mut self) -> Stream {
-        let StepState { seed, epoch, step, .. } = self.step;
+    /// The random stream of the next dropout layer in this pass.
+    pub(crate) fn next_dropout(&mut self) -> u32 {
         self.dropouts += 1;
-        Stream { seed, epoch, step, id: stream::DROPOUT + self.dropouts - 1 }
+        stream::DROPOUT + self.dropouts - 1
     }
 
-    /// The output of an op: tracked, with the node that `node` makes, if any of `inputs` is.
-    pub(crate) fn record<B: Backward + 'static>(
-        &mut self,
-        y: Tensor,
-        inputs: &[&Var],
-        node: impl FnOnce() -> B,
-    ) -> Var {
+    /// The output of an op: tracked, with the node that `node` makes, if any of `inputs` is. `node` is
+    /// not called otherwise, so that nothing is saved for inference.
+    pub fn record<B: Backward + 'static>(&mut self, y: Tensor, inputs: &[&Var], node: impl FnOnce() -> B) -> Var {
         match &mut self.tape {
             Some(tape) if inputs.iter().any(|v| v.id.is_some()) => {
                 let id = tape.new_var(None);
@@ -228,7 +203,7 @@ impl<'p> Ctx<'p> {
         let of = (0..tape.vars.len()).map(|_| None).collect();
         let mut grads = Grads { device: self.device, of, param: tape.vars, arena: params };
         if let Some(arena) = &mut grads.arena {
-            arena.begin();
+            arena.begin(self.step);
         }
         grads.add(y.id, gy)?;
         for (id, node) in tape.nodes.into_iter().rev() {
@@ -308,63 +283,5 @@ impl Grads<'_> {
             ));
         }
         Slot::of_tensor(t, accumulate).map(Some)
-    }
-}
-
-/// A gradient to be written in place: part of a buffer.
-pub struct Slot<'a> {
-    buffer: &'a mut Buffer,
-    range: Range<usize>,
-    /// Add to what is there instead of overwriting it.
-    pub accumulate: bool,
-}
-
-impl<'a> Slot<'a> {
-    pub(crate) fn new(buffer: &'a mut Buffer, range: Range<usize>, accumulate: bool) -> Self {
-        Slot { buffer, range, accumulate }
-    }
-
-    fn of_tensor(t: &'a mut Tensor, accumulate: bool) -> Result<Self> {
-        // An accumulated gradient may still be shared with the op that sent it: own it first.
-        if accumulate && !t.is_unique() {
-            let mut copy = Tensor::empty(t.device(), t.dtype(), t.shape())?;
-            copy.copy_from(t)?;
-            *t = copy;
-        }
-        let (buffer, range) = t.buffer_mut()?;
-        Ok(Slot { buffer, range, accumulate })
-    }
-
-    /// The elements, in host memory.
-    ///
-    /// # Errors
-    /// [`Error::Internal`] if `T` is not the element type.
-    pub fn host_mut<T: Element>(&mut self) -> Result<&mut [T]> {
-        Ok(&mut self.buffer.host_mut()?[self.range.clone()])
-    }
-
-    /// The elements as the output of a CUDA kernel.
-    ///
-    /// # Errors
-    /// [`Error::Internal`] if `T` is not the element type or they are not on a CUDA device.
-    pub fn output<T: Element>(&mut self) -> Result<Out<'_, T>> {
-        self.buffer.output(self.range.clone())
-    }
-
-    /// Writes `g`, or adds it to what is there.
-    fn put(&mut self, g: &Tensor) -> Result<()> {
-        if !self.accumulate {
-            return g.copy_to(self.buffer, self.range.start);
-        }
-        match g.device() {
-            Device::Cpu(_) => with_real!("gradient", g.dtype(), T => {
-                self.host_mut::<T>()?.iter_mut().zip(g.host::<T>()?).for_each(|(a, b)| *a += *b);
-                Ok(())
-            }),
-            Device::Cuda(cuda) => with_kernel_type!("gradient", g.dtype(), T => {
-                let d = TensorDims { n: g.len() as i32, value: 0.0 };
-                tensor_accumulate::<T>(cuda, Launch::each(g.len()).flops(g.len()), g.input()?, self.output()?, &d)
-            }),
-        }
     }
 }

@@ -5,15 +5,100 @@
 
 #![allow(missing_docs, dead_code, unused_imports, unreachable_pub, reason = "written by build.rs, whole")]
 
-use crate::autograd::StepState;
-use crate::device::cuda::{Arg, Cuda, Entry, In, KernelType, Launch, Out, Source, null};
-use crate::error::Result;
+use crate::device::Device;
+use crate::device::cuda::{
+    Arch, Arg, Cuda, Family, In, Kernel, KernelType, Launch, Options, Out, Source, TensorMap, Tile, gpu, null,
+};
+#[cfg(tilework_emulator)]
+use crate::device::emulator;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::step::Step;
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
-/// The kernel files, each once.
-pub fn sources() -> Vec<&'static Source> {
-    let mut sources: Vec<&Source> = ENTRIES.iter().map(|entry| entry.source).collect();
-    sources.dedup_by_key(|source| source.stem);
-    sources
+/// Every kernel.
+pub fn all() -> impl Iterator<Item = &'static Kernel> {
+    SOURCES.iter().flat_map(|source| source.kernels())
+}
+
+/// The kernels for activations of one type, and those that have nothing to do with activations.
+pub fn of(dtype: DType) -> Vec<&'static Kernel> {
+    all().filter(|kernel| kernel.dtype.is_none_or(|d| d == dtype)).collect()
+}
+
+/// CUDA devices with these kernels.
+impl Device {
+    /// The emulated CUDA device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if this program was built without it.
+    pub fn emulated(options: Options) -> Result<Self> {
+        #[cfg(tilework_emulator)]
+        return Device::emulated_with(options, emulator::Options::default());
+        #[cfg(not(tilework_emulator))]
+        {
+            let _ = options;
+            Err(Error::Device {
+                device: "emulated".into(),
+                problem: "this program was built without the emulated device".into(),
+                remedy: "install a C++ compiler and build with `cargo build --release --features emulator`".into(),
+            })
+        }
+    }
+
+    /// The emulated CUDA device, run in a certain way.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    #[cfg(tilework_emulator)]
+    pub fn emulated_with(options: Options, how: emulator::Options) -> Result<Self> {
+        #[cfg(all(tilework_emulator_fma, target_arch = "x86_64"))]
+        if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
+            return Err(Error::Device {
+                device: "emulated".into(),
+                problem: "this program's kernels were built for a processor with AVX2 and FMA, and this one has not"
+                    .into(),
+                remedy: "build the program on this machine".into(),
+            });
+        }
+        Ok(Device::Cuda(Cuda::new(Box::new(emulator::Emulated::new(how)), true, options)?))
+    }
+
+    /// The first GPU.
+    ///
+    /// # Errors
+    /// [`Error::Device`] saying what is missing and what to do about it.
+    pub fn cuda(options: Options) -> Result<Self> {
+        let how = gpu::Options { sync_each_launch: options.sync_launches, ..gpu::Options::default() };
+        Ok(Device::Cuda(Cuda::new(Box::new(gpu::Gpu::new(how, all().count(), HEADERS)?), false, options)?))
+    }
+}
+
+/// A kernel for one architecture alone, which only NVRTC compiles.
+#[cfg(test)]
+mod for_one_architecture {
+    use super::*;
+    include!(concat!(env!("OUT_DIR"), "/hopper.rs"));
+
+    #[test]
+    fn a_tensor_map_is_an_argument_and_other_devices_are_refused() {
+        let Ok(device) = Device::emulated(Default::default()) else {
+            return println!("skipped: no emulated device");
+        };
+        let Device::Cuda(cuda) = &device else { unreachable!() };
+        let mut y = device.alloc(DType::F32, 128).unwrap();
+        let (map, d) = (TensorMap([1; 16]), hopper::HopperDims { bytes: 512 });
+        assert_eq!((size_of::<TensorMap>(), align_of::<TensorMap>()), (128, 64));
+        let y = y.output::<f32>(0..128).unwrap();
+        let launch = Launch::new(2, 128).cluster(2, 1, 1).shared(64 << 10);
+        let e = hopper::hopper_copy(cuda, launch, &map, y, &d).unwrap_err().to_string();
+        assert!(
+            e.contains("`hopper_copy` has no instance for f32") && e.contains("hopper_copy<float> (sm_90a only)"),
+            "{e}"
+        );
+        let kernel = hopper::HOPPER_COPY.instance(Some(DType::F32), None, 90).unwrap();
+        assert_eq!((kernel.arch, kernel.threads), (Some(Arch::specific(90)), 128));
+        assert!(hopper::HOPPER_COPY.instance(Some(DType::F16), None, 90).is_err());
+    }
 }

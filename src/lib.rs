@@ -7,7 +7,7 @@
 //!
 //! ```
 //! use tilework::data::{loader::Loader, shapes};
-//! use tilework::autograd::StepState;
+//! use tilework::step::{Rate, Step};
 //! use tilework::nn::{LayerSpec, Model};
 //! use tilework::optim::{Optimizer, Sgd};
 //! use tilework::{Ctx, Device, Var};
@@ -17,22 +17,22 @@
 //! let layers = layers.map(|l| l.parse()).into_iter().collect::<Result<Vec<LayerSpec>, _>>()?;
 //! let mut model = Model::build(&layers, [32, 32, 3], &device, 0)?;
 //! let mut grads = model.params.grads()?;
-//! let mut optimizer = Sgd::new(&model.params, 0.9, false, 0.0)?;
+//! let mut optimizer = Sgd::new(&model.params, true, false)?;
 //!
 //! let images = shapes::generate(0, 64, 1).train;
 //! let loader = Loader::new(images.into(), 64, &[0.5; 3], &[0.25; 3], &device)?;
-//! let batch = loader.epoch(loader.order(false, &StepState::default()), &StepState::default(), 0)?.next().unwrap()?;
+//! let batch = loader.epoch(loader.order(false, &Step::default()), &Step::default(), 0)?.next().unwrap()?;
 //!
 //! let mut losses = Vec::new();
 //! for step in 0..20 {
-//!     let state = StepState { step, lr: 0.05, ..StepState::default() };
-//!     let mut cx = Ctx::train(&device).with_params(&model.params).at(state);
+//!     let now = Step { step, ..Step::default() }.rate(Rate { lr: 0.05, momentum: 0.9, decay: 0.0 });
+//!     let mut cx = Ctx::train(&device).with_params(&model.params).at(now);
 //!     let x = Var::constant(batch.images.clone());
 //!     let scores = model.net.forward(&x, &mut cx)?;
 //!     let loss = scores.cross_entropy(&batch.labels, 0.0, &mut cx)?;
 //!     losses.push(loss.value().item()?);
 //!     cx.backward_loss(&loss, Some(&mut grads))?;
-//!     optimizer.step(&mut model.params, &grads, &state)?;
+//!     optimizer.step(&mut model.params, &grads)?;
 //! }
 //! assert!(losses[19] < losses[0]);
 //! # Ok::<(), tilework::Error>(())
@@ -44,14 +44,14 @@
 //! (`src/nn/spec.rs`). [`nn::Model::build`] (`src/nn/model.rs`) walks through the list with the
 //! image's size in hand, infers every other size, and reports the first layer that does not fit with
 //! a table of all before it. What comes out is an [`nn::Sequential`] (`src/nn/layers.rs`), and
-//! [`Params`](nn::params::Params) (`src/nn/params.rs`): all trainable numbers in one flat arena,
+//! [`Params`](params::Params) (`src/params.rs`): all trainable numbers in one flat arena,
 //! drawn from the seed.
 //!
 //! # 1. The loop asks for a step
 //!
 //! [`train::Trainer`] (`src/train/trainer.rs`) holds the model, the arena of gradients, the optimizer
 //! and two [`Loader`](data::loader::Loader)s (`src/data/loader.rs`), whose worker thread normalises
-//! the next images meanwhile. For each batch it fills a [`StepState`](autograd::StepState): seed,
+//! the next images meanwhile. For each batch it fills a [`Step`](step::Step): seed,
 //! epoch, step, learning rate, place of the batch. That is all that differs from step to step. The
 //! trainer itself prints and writes nothing but checkpoints: it tells
 //! [`Observer`](train::Observer)s what happened, and the progress bar and [`train::CsvLog`] are two.
@@ -117,7 +117,7 @@
 //! # The whole step at once
 //!
 //! On a CUDA device the loop does not go through all this every time. Nothing in a step depends on
-//! the step but the [`StepState`](autograd::StepState), and kernels read that from the device's
+//! the step but the [`Step`](step::Step), and kernels read that from the device's
 //! memory; the data set is there too, and one kernel makes the batch. So after two steps the trainer
 //! lets [`Cuda::capture`](device::cuda::Cuda::capture) record one, and from then on replays it: one
 //! call instead of a hundred launches. Loss and accuracy stay in a ring on the device
@@ -143,9 +143,11 @@ pub mod kernels;
 pub mod nn;
 pub mod ops;
 pub mod optim;
+pub mod params;
 pub mod recipes;
 pub mod rng;
 pub mod shape;
+pub mod step;
 pub mod tensor;
 pub mod train;
 

@@ -165,7 +165,7 @@ fn kernels_are_compiled_when_a_gpu_is_opened_and_kept() {
     };
     let count = |text: &str, what: &str| text.lines().filter(|line| line.contains(what)).count();
     let compiling = "compiling kernels for sm_90 (first time on this machine)";
-    let files = tilework::kernels::sources().len();
+    let files = tilework::kernels::SOURCES.len();
     let (text, compiled) = check(&[]);
     assert_eq!((count(&text, compiling), count(&text, "note: "), compiled), (1, 0, files), "{text}");
     let (text, compiled) = check(&[]);

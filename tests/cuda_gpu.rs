@@ -12,40 +12,53 @@ use std::ffi::{CString, c_char, c_long};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
-use tilework::device::cuda::cache::{Cache, Entry as Cached};
+use tilework::device::cuda::cache::{Cache, CompiledCode};
 use tilework::device::cuda::gpu::{Gpu, Options};
-use tilework::device::cuda::{Arg, Driver, Entry, Launch, Source, Timing};
-use tilework::dtype::DType;
+use tilework::device::cuda::{Arg, Driver, Family, Kernel, Launch, Source, TensorMap, Timing};
 
-static TOY: Source = Source { stem: "toy", text: "scale_fwd wide_fwd heavy_fwd fault_fwd plain_fwd" };
-static OTHER: Source = Source { stem: "other", text: "late_fwd" };
+static TOY: Source = Source {
+    stem: "toy",
+    text: "scale_fwd wide_fwd heavy_fwd fault_fwd plain_fwd map_fwd",
+    families: &[&Family { name: "toy", kernels: &TOYS }],
+};
+static OTHER: Source =
+    Source { stem: "other", text: "late_fwd", families: &[&Family { name: "other", kernels: &OTHERS }] };
 
-#[cfg(tilework_emulator)]
-unsafe extern "C" fn nothing(_: *const *mut std::ffi::c_void) {}
-
-const fn entry(source: &'static Source, name: &'static str, index: usize) -> Entry {
-    Entry {
+const fn kernel(source: &'static Source, name: &'static str, index: usize) -> Kernel {
+    Kernel {
         source,
+        family: name,
         name,
         index,
+        dtype: None,
+        tile: None,
+        arch: None,
         threads: 256,
         registers: 32,
         #[cfg(tilework_emulator)]
-        plain: nothing,
-        #[cfg(tilework_emulator)]
-        checked: nothing,
+        thunks: None,
     }
 }
 
-static SCALE: Entry = entry(&TOY, "scale_fwd", 0);
-static WIDE: Entry = entry(&TOY, "wide_fwd", 1);
-static HEAVY: Entry = entry(&TOY, "heavy_fwd", 2);
-static FAULT: Entry = entry(&TOY, "fault_fwd", 3);
-static PLAIN: Entry = entry(&TOY, "plain_fwd", 4);
-static LATE: Entry = entry(&OTHER, "late_fwd", 5);
-static ABSENT: Entry = entry(&OTHER, "absent_fwd", 6);
-static FOREIGN: Entry = entry(&OTHER, "late_fwd", 7);
-const ENTRIES: usize = 7;
+static TOYS: [Kernel; 6] = [
+    kernel(&TOY, "scale_fwd", 0),
+    kernel(&TOY, "wide_fwd", 1),
+    kernel(&TOY, "heavy_fwd", 2),
+    kernel(&TOY, "fault_fwd", 3),
+    kernel(&TOY, "plain_fwd", 4),
+    kernel(&TOY, "map_fwd", 7),
+];
+static OTHERS: [Kernel; 2] = [kernel(&OTHER, "late_fwd", 5), kernel(&OTHER, "absent_fwd", 6)];
+static FOREIGN: Kernel = kernel(&OTHER, "late_fwd", 8);
+static SCALE: &Kernel = &TOYS[0];
+static WIDE: &Kernel = &TOYS[1];
+static HEAVY: &Kernel = &TOYS[2];
+static FAULT: &Kernel = &TOYS[3];
+static PLAIN: &Kernel = &TOYS[4];
+static MAP: &Kernel = &TOYS[5];
+static LATE: &Kernel = &OTHERS[0];
+static ABSENT: &Kernel = &OTHERS[1];
+const KERNELS: usize = 8;
 
 /// In a process with the fakes in its loader's path: the fakes' folder. Elsewhere it starts this
 /// program again, for the test of this name alone and with these variables, and gives `None`.
@@ -70,7 +83,7 @@ fn open() -> Gpu {
 }
 
 fn open_with(options: Options) -> Gpu {
-    Gpu::new(options, ENTRIES, &[("common.cuh", "")]).unwrap()
+    Gpu::new(options, KERNELS, &[("common.cuh", "")]).unwrap()
 }
 
 /// What the fake driver has counted.
@@ -112,16 +125,16 @@ fn memory(address: u64, bytes: usize) -> Arg<'static> {
     Arg::Memory { name: "x", address, bytes, writable: true }
 }
 
-fn launch(gpu: &Gpu, entry: &'static Entry, shared: u32, args: &[Arg<'_>]) -> Result<(), String> {
+fn launch(gpu: &Gpu, kernel: &'static Kernel, shared: u32, args: &[Arg<'_>]) -> Result<(), String> {
     let shape = Launch { shared, ..Launch::new(2, 256) };
     // SAFETY: the fake's kernels touch nothing but what `scale` gives them.
-    unsafe { gpu.launch(entry, DType::F32, &shape, args) }.map_err(|e| e.to_string())
+    unsafe { gpu.launch(kernel, &shape, args) }.map_err(|e| e.to_string())
 }
 
 /// y = a·x over n floats.
 fn scale(gpu: &Gpu, x: u64, y: u64, n: i32, a: f32) {
     let dims = [n.to_le_bytes(), a.to_le_bytes()].concat();
-    launch(gpu, &SCALE, 0, &[memory(x, n as usize * 4), memory(y, n as usize * 4), Arg::Value(&dims)]).unwrap();
+    launch(gpu, SCALE, 0, &[memory(x, n as usize * 4), memory(y, n as usize * 4), Arg::Value(&dims)]).unwrap();
 }
 
 #[test]
@@ -203,13 +216,13 @@ fn every_call_works_from_a_new_thread() {
     // SAFETY: as above.
     anew(|| unsafe { gpu.copy(at + 8, at, 8) }).unwrap();
     assert_eq!(anew(|| read(&gpu, at, 64)), [vec![0; 16], vec![1; 48]].concat());
-    anew(|| gpu.prepare(&[&TOY, &OTHER], DType::F32, &mut |_| {})).unwrap();
-    anew(|| launch(&gpu, &PLAIN, 0, &[])).unwrap();
+    anew(|| gpu.prepare(&[PLAIN, LATE], &mut |_| {})).unwrap();
+    anew(|| launch(&gpu, PLAIN, 0, &[])).unwrap();
     anew(|| gpu.sync()).unwrap();
     anew(|| gpu.memory()).unwrap();
     anew(|| gpu.time(&mut || Ok(()))).unwrap();
     anew(|| gpu.begin_capture()).unwrap();
-    anew(|| launch(&gpu, &LATE, 0, &[])).unwrap();
+    anew(|| launch(&gpu, LATE, 0, &[])).unwrap();
     // A graph is not shared between threads, but can be handed over.
     let graph = anew(|| gpu.end_capture()).unwrap();
     let graph = anew(move || graph.replay().map(|()| graph)).unwrap();
@@ -238,7 +251,7 @@ fn kernels_are_compiled_once_and_launched() {
     // Another entry of the file costs nothing; from another thread too.
     std::thread::scope(|s| {
         for _ in 0..2 {
-            s.spawn(|| (0..50).for_each(|_| launch(&gpu, &PLAIN, 0, &[]).unwrap()));
+            s.spawn(|| (0..50).for_each(|_| launch(&gpu, PLAIN, 0, &[]).unwrap()));
         }
     });
     gpu.sync().unwrap();
@@ -246,24 +259,33 @@ fn kernels_are_compiled_once_and_launched() {
 
     // 48 KiB in all need no asking; beyond it the driver is asked, up to what the GPU has.
     for shared in [32 << 10, 40 << 10, 100 << 10, 90 << 10, 0] {
-        launch(&gpu, &WIDE, shared, &[]).unwrap();
+        launch(&gpu, WIDE, shared, &[]).unwrap();
     }
-    let e = launch(&gpu, &WIDE, 220 << 10, &[]).unwrap_err();
+    let e = launch(&gpu, WIDE, 220 << 10, &[]).unwrap_err();
     assert!(e.contains("wide_fwd") && e.contains("225280") && e.contains("232448"), "{e}");
-    let e = launch(&gpu, &HEAVY, 64, &[]).unwrap_err();
+    let e = launch(&gpu, HEAVY, 64, &[]).unwrap_err();
     assert!(e.contains("launching kernel `heavy_fwd` (kernels/toy.cu)") && e.contains("[256, 1, 1]"), "{e}");
     assert!(e.contains("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"), "{e}");
-    let e = launch(&gpu, &ABSENT, 0, &[]).unwrap_err();
+    let e = launch(&gpu, ABSENT, 0, &[]).unwrap_err();
     assert!(e.contains("absent_fwd") && e.contains("CUDA_ERROR_NOT_FOUND"), "{e}");
     assert!(launch(&gpu, &FOREIGN, 0, &[]).unwrap_err().contains("not in the table"));
-    let shape = Launch::new(1, 1);
-    // SAFETY: refused before anything is launched.
-    let e = unsafe { gpu.launch(&SCALE, DType::U8, &shape, &[]) }.unwrap_err().to_string();
-    assert!(e.contains("u8"), "{e}");
+
+    // A tensor map goes by value, aligned; clusters are the launch's, and must divide its grid.
+    let mut map = TensorMap([0; 16]);
+    map.0[15] = 77;
+    let cluster = |x| {
+        let shape = Launch::new(4, 128).cluster(x, 1, 1).shared(100 << 10);
+        // SAFETY: the fake's kernel reads the map alone.
+        unsafe { gpu.launch(MAP, &shape, &[Arg::Value(bytemuck::bytes_of(&map))]) }.map_err(|e| e.to_string())
+    };
+    assert_eq!((cluster(1), count("cluster"), count("map")), (Ok(()), 0, 77));
+    assert_eq!((cluster(4), count("cluster")), (Ok(()), 4));
+    let e = cluster(3).unwrap_err();
+    assert!(e.contains("map_fwd") && e.contains("clusters of [3, 1, 1]"), "{e}");
     gpu.sync().unwrap();
 
     // Time is the driver's: in the fake one millisecond for each thing on the stream.
-    let time = gpu.time(&mut || (0..3).try_for_each(|_| launch(&gpu, &PLAIN, 0, &[]).map_err(internal))).unwrap();
+    let time = gpu.time(&mut || (0..3).try_for_each(|_| launch(&gpu, PLAIN, 0, &[]).map_err(internal))).unwrap();
     assert_eq!(time, Duration::from_millis(4));
     assert!(gpu.time(&mut || Err(internal("stop".into()))).is_err());
     drop(gpu);
@@ -273,20 +295,21 @@ fn kernels_are_compiled_once_and_launched() {
     assert_eq!(compiled(), 2);
     let gpu = open();
     let mut said = Vec::new();
-    gpu.prepare(&[&TOY, &OTHER, &TOY], DType::F32, &mut |text| said.push(text.to_string())).unwrap();
-    gpu.prepare(&[&TOY], DType::F32, &mut |text| said.push(text.to_string())).unwrap();
+    gpu.prepare(&[PLAIN, LATE, SCALE], &mut |text| said.push(text.to_string())).unwrap();
+    gpu.prepare(&[PLAIN], &mut |text| said.push(text.to_string())).unwrap();
     assert!(said.is_empty(), "{said:?}");
-    launch(&gpu, &PLAIN, 0, &[]).unwrap();
+    launch(&gpu, PLAIN, 0, &[]).unwrap();
     assert_eq!(compiled(), 2);
     let cache = gpu.compiler().cache().folder().unwrap().to_path_buf();
     drop(gpu);
     for file in std::fs::read_dir(&cache).unwrap() {
         let key = file.unwrap().path().file_stem().unwrap().to_str().unwrap().to_string();
-        Cache::new(Some(cache.clone())).put(&key, &Cached { cubin: b"of another card".to_vec(), log: String::new() });
+        Cache::new(Some(cache.clone()))
+            .put(&key, &CompiledCode { cubin: b"of another card".to_vec(), names: vec![], log: String::new() });
     }
     for expected in [3, 3] {
         let gpu = open();
-        launch(&gpu, &PLAIN, 0, &[]).unwrap();
+        launch(&gpu, PLAIN, 0, &[]).unwrap();
         assert_eq!(compiled(), expected);
     }
 }
@@ -316,7 +339,7 @@ fn a_graph_records_and_replays() {
         gpu.copy(x, y, 40).unwrap();
     }
     // Loading code and reserving memory are done at once, and do not spoil the graph.
-    launch(&gpu, &LATE, 0, &[]).unwrap();
+    launch(&gpu, LATE, 0, &[]).unwrap();
     let late = alloc(&gpu, 8);
     // What cannot be recorded is refused before it could.
     let mut host = [0u8; 4];
@@ -335,7 +358,7 @@ fn a_graph_records_and_replays() {
     assert_eq!((count("launches"), count("graphs")), (6, 3));
     // A second graph counts for itself.
     gpu.begin_capture().unwrap();
-    launch(&gpu, &PLAIN, 0, &[]).unwrap();
+    launch(&gpu, PLAIN, 0, &[]).unwrap();
     assert_eq!(gpu.end_capture().unwrap().launches(), 1);
     // Between replays the host writes what changes, without waiting.
     let waits = count("waits");
@@ -363,10 +386,10 @@ fn a_kernel_is_timed_without_its_launch() {
         return;
     }
     let gpu = open();
-    let time = |entry, args: &[Arg<'_>]| {
+    let time = |kernel, args: &[Arg<'_>]| {
         let shape = Launch::new(2, 256).flops(7);
         // SAFETY: the fake's kernels touch nothing but what `scale` gives them.
-        unsafe { Timing::of(&gpu, entry, DType::F32, &shape, args) }
+        unsafe { Timing::of(&gpu, kernel, &shape, args) }
     };
     let n = 16384;
     let (x, y) = (alloc(&gpu, 4 * n), alloc(&gpu, 4 * n));
@@ -378,7 +401,7 @@ fn a_kernel_is_timed_without_its_launch() {
     // 16 copies of 128 KiB are twice the fake's L2; each is used twice in a graph of 32 launches, which
     // is replayed once to warm up and five times to measure. The fake takes a millisecond for each
     // launch and one for the clock.
-    assert_eq!((timing.entry, timing.bytes, timing.flops), ("scale_fwd", 8 * n, 7.0));
+    assert_eq!((timing.kernel, timing.bytes, timing.flops), ("scale_fwd", 8 * n, 7.0));
     assert_eq!(timing.time, Duration::from_millis(33) / 32);
     assert_eq!((count("launches"), count("graphs"), count("allocations") - allocations), (32 * 6, 6, 1));
     // What the kernel was to work on is as before, and all that was taken is given back.
@@ -405,15 +428,15 @@ fn a_fault_is_reported_with_the_last_launch() {
         return;
     }
     let gpu = open();
-    launch(&gpu, &FAULT, 0, &[]).unwrap();
-    launch(&gpu, &PLAIN, 0, &[]).unwrap();
+    launch(&gpu, FAULT, 0, &[]).unwrap();
+    launch(&gpu, PLAIN, 0, &[]).unwrap();
     let e = gpu.sync().unwrap_err().to_string();
     assert!(e.contains("CUDA_ERROR_ILLEGAL_ADDRESS") && e.contains("last one launched was kernel `plain_fwd`"), "{e}");
     assert!(e.contains("--sync-launches"), "{e}");
     // Every later call says what happened first.
     let later = [
         gpu.alloc(8).map(drop).unwrap_err().to_string(),
-        launch(&gpu, &PLAIN, 0, &[]).unwrap_err(),
+        launch(&gpu, PLAIN, 0, &[]).unwrap_err(),
         gpu.begin_capture().unwrap_err().to_string(),
         gpu.memory().map(drop).unwrap_err().to_string(),
     ];
@@ -431,9 +454,9 @@ fn a_kernel_that_fails_is_named() {
         return;
     }
     let gpu = open_with(Options { sync_each_launch: true, ..Options::default() });
-    launch(&gpu, &PLAIN, 0, &[]).unwrap();
+    launch(&gpu, PLAIN, 0, &[]).unwrap();
     assert_eq!(count("queued"), 0);
-    let e = launch(&gpu, &FAULT, 0, &[]).unwrap_err();
+    let e = launch(&gpu, FAULT, 0, &[]).unwrap_err();
     assert!(e.contains("kernel `fault_fwd` (kernels/toy.cu) failed: CUDA_ERROR_ILLEGAL_ADDRESS"), "{e}");
 }
 
@@ -444,7 +467,7 @@ fn a_fault_in_a_graph_is_reported() {
     }
     let gpu = open();
     gpu.begin_capture().unwrap();
-    launch(&gpu, &FAULT, 0, &[]).unwrap();
+    launch(&gpu, FAULT, 0, &[]).unwrap();
     let graph = gpu.end_capture().unwrap();
     graph.replay().unwrap();
     let e = gpu.sync().unwrap_err().to_string();
@@ -460,7 +483,7 @@ fn a_gpu_is_chosen_by_number() {
     let gpu = open_with(Options { ordinal: 1, ..Options::default() });
     // NVRTC does not know 121 and compiles for 120, whose code the GPU runs.
     assert_eq!((gpu.info().name.as_str(), gpu.info().arch), ("Fake GPU 1", 121));
-    launch(&gpu, &PLAIN, 0, &[]).unwrap();
-    let e = Gpu::new(Options { ordinal: 2, ..Options::default() }, ENTRIES, &[]).map(drop).unwrap_err().to_string();
+    launch(&gpu, PLAIN, 0, &[]).unwrap();
+    let e = Gpu::new(Options { ordinal: 2, ..Options::default() }, KERNELS, &[]).map(drop).unwrap_err().to_string();
     assert!(e.contains("there is no GPU 2") && e.contains("1: Fake GPU 1") && e.contains("0 to 1"), "{e}");
 }

@@ -5,10 +5,10 @@ mod device;
 
 use device::Under;
 use std::sync::atomic::AtomicBool;
-use tilework::autograd::StepState;
 use tilework::data::shapes;
 use tilework::device::cuda::Options;
 use tilework::recipes::Recipe;
+use tilework::step::Step;
 use tilework::train::{Event, Limits, Observer, Outcome, RunDir, StepReport, Trainer};
 use tilework::{Device, Error, Result};
 
@@ -161,7 +161,7 @@ fn timing_kernels_changes_no_number() {
     let mut timed = trainer();
     let timings = cuda.profile(|| timed.bench_steps(1)).unwrap();
     for kernel in ["batch", "conv2d_fwd", "batch_norm2d_fwd", "cross_entropy_fwd", "adam_step"] {
-        let launches: Vec<_> = timings.iter().filter(|t| t.entry.starts_with(kernel)).collect();
+        let launches: Vec<_> = timings.iter().filter(|t| t.kernel.starts_with(kernel)).collect();
         assert!(!launches.is_empty(), "{kernel}");
         assert!(launches.iter().all(|t| t.bytes > 0 && !t.time.is_zero()), "{launches:?}");
     }
@@ -191,6 +191,39 @@ fn waiting_for_each_launch_changes_no_number() {
     assert_eq!(losses(under.first()), losses(waiting.first()));
 }
 
+/// A loop by hand over the loader's batches: each step drops other elements, and the CPU's.
+#[test]
+fn dropout_in_a_loop_by_hand_draws_anew_each_step() {
+    use tilework::data::loader::Loader;
+    use tilework::{Ctx, Tensor};
+    let Some(under) = Under::new() else { return };
+    let dropped = |device: &Device| {
+        let data = std::sync::Arc::new(shapes::generate(0, 8, 1).train);
+        let loader = Loader::new(data, 2, &[0.5; 3], &[0.25; 3], device).unwrap();
+        let base = Step { seed: 3, epoch: 1, ..Step::default() };
+        let ones = Tensor::from_slice(device, [64], &[1f32; 64]).unwrap();
+        let batches = loader.epoch(loader.order(false, &base), &base, 0).unwrap();
+        let masks = batches.enumerate().map(|(step, batch)| {
+            batch.unwrap();
+            let mut cx = Ctx::train(device).at(Step { step: step as u64, ..base });
+            let x = cx.leaf(ones.clone());
+            let y = x.dropout(0.5, &mut cx).unwrap();
+            let mask = y.value().to_vec::<f32>().unwrap();
+            // The backward pass recomputes the mask, whatever was loaded meanwhile.
+            loader.epoch(loader.order(false, &base), &base, 2).unwrap().next().unwrap().unwrap();
+            let gx = cx.backward(&y, ones.clone(), None).unwrap().of(&x).unwrap().to_vec::<f32>().unwrap();
+            assert_eq!(mask, gx, "{device:?}, step {step}");
+            mask
+        });
+        masks.collect::<Vec<_>>()
+    };
+    let want = dropped(&Device::cpu());
+    assert!(want.windows(2).all(|w| w[0] != w[1]));
+    for (name, device) in &under.devices {
+        assert_eq!(dropped(device), want, "{name}");
+    }
+}
+
 /// What was captured is replayed on the state of the day, and keeps its memory to itself.
 #[test]
 fn captured_work_is_replayed() {
@@ -200,12 +233,12 @@ fn captured_work_is_replayed() {
     use tilework::{Ctx, DType, Tensor, Var};
     let x = Var::constant(Tensor::from_slice(device, [64], &[1f32; 64]).unwrap());
     let mut kept = Tensor::zeros(device, DType::F32, [64]).unwrap();
-    let dropped = |step: u32, kept: &mut Tensor| {
-        let state = StepState { step, ..StepState::default() };
+    let dropped = |step: u64, kept: &mut Tensor| {
+        let state = Step { step, ..Step::default() };
         let y = x.dropout(0.5, &mut Ctx::train(device).at(state))?;
         kept.copy_from(y.value())
     };
-    let state = |step| StepState { step, ..StepState::default() };
+    let state = |step| Step { step, ..Step::default() };
     device.set_step(&state(1)).unwrap();
     dropped(1, &mut kept).unwrap();
     let first = kept.to_vec::<f32>().unwrap();

@@ -5,13 +5,14 @@
 use safetensors::{SafeTensors, tensor::Dtype};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use tilework::autograd::{Mode, StepState};
+use tilework::autograd::Mode;
 use tilework::nn::{LayerSpec, Model};
 use tilework::ops::batch_norm2d::Running;
 use tilework::ops::window::Window;
 use tilework::optim::OptimizerSpec;
 use tilework::recipes::Loss;
 use tilework::rng::{Stream, stream};
+use tilework::step::{Rate, Step};
 use tilework::{Ctx, DType, Device, Result, Shape, Tensor, Var};
 
 fn file(name: &str) -> PathBuf {
@@ -225,14 +226,15 @@ fn optimizers_agree_with_pytorch() {
         for (step, ((g, after), lr)) in steps.enumerate() {
             // y = x·wᵀ with gradient 1, so that the gradient of w is x.
             let x: Vec<f32> = f64s(g).iter().map(|&v| v as f32).collect();
-            let mut cx = Ctx::train(&device).with_params(&model.params);
+            let rate = Rate { lr, ..spec.rate() };
+            let now = Step { step: step as u64, ..Step::default() }.rate(rate);
+            let mut cx = Ctx::train(&device).with_params(&model.params).at(now);
             let x = Var::constant(Tensor::from_slice(&device, [1, 1, 1, x.len()], &x).unwrap());
             let y = model.net.forward(&x, &mut cx).unwrap();
             let one = Tensor::from_slice(&device, y.shape(), &[1f32]).unwrap();
             cx.backward(&y, one, Some(&mut grads)).unwrap();
             drop(y);
-            let state = StepState { step: step as u32, lr: lr as f32, ..StepState::default() };
-            optimizer.step(&mut model.params, &grads, &state).unwrap();
+            optimizer.step(&mut model.params, &grads).unwrap();
             let got: Vec<f64> =
                 model.params.values().host::<f32>().unwrap()[range.clone()].iter().map(|&v| f64::from(v)).collect();
             close(&format!("{name}, step {step}"), &got, &f64s(after), 3e-6);
@@ -301,7 +303,7 @@ fn trajectories_agree_with_pytorch() {
         let loss_kind = if golden["loss"] == "nll" { Loss::Nll } else { Loss::CrossEntropy };
         let losses = f64s(&golden["losses"]["f64"]);
         for (t, want) in losses.iter().enumerate() {
-            let step = StepState { step: t as u32, lr: lr as f32, ..StepState::default() };
+            let step = Step { step: t as u64, ..Step::default() }.rate(spec.rate());
             let (x, labels) = batch(golden, t as u32, &device);
             let mut cx = Ctx::train(&device).with_params(&model.params).at(step);
             let scores = model.net.forward(&Var::constant(x), &mut cx).unwrap();
@@ -319,7 +321,7 @@ fn trajectories_agree_with_pytorch() {
             if t == 0 {
                 check_gradients(name, &model, &grads, golden);
             }
-            optimizer.step(&mut model.params, &grads, &step).unwrap();
+            optimizer.step(&mut model.params, &grads).unwrap();
         }
         let end = state(&mut model);
         for part in ["parameters", "buffers"] {
@@ -337,7 +339,7 @@ fn trajectories_agree_with_pytorch() {
     }
 }
 
-fn check_gradients(name: &str, model: &Model, grads: &tilework::nn::params::ParamGrads, golden: &Value) {
+fn check_gradients(name: &str, model: &Model, grads: &tilework::params::ParamGrads, golden: &Value) {
     let golden = golden["gradients"].as_object().unwrap();
     let wanted = |key: &str| golden[key]["norm"]["f64"].as_f64().unwrap();
     let largest = model.params.list().iter().map(|p| wanted(&p.key)).fold(0.0, f64::max);

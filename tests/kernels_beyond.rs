@@ -5,16 +5,17 @@ mod device;
 
 use device::Under;
 use std::sync::Arc;
-use tilework::autograd::StepState;
 use tilework::data::Dataset;
 use tilework::data::loader::{Augment, Border, Loader};
-use tilework::device::cuda::{Options, Tile};
+use tilework::device::cuda::Options;
 use tilework::nn::{LayerSpec, Model};
 use tilework::ops::batch_norm2d::Running;
 use tilework::ops::case::Fill;
 use tilework::ops::{Case, Draw, ROOMS, parity};
 use tilework::optim::{Adam, Optimizer, Sgd};
+use tilework::params::Param;
 use tilework::rng::{Stream, stream};
+use tilework::step::{Rate, Step};
 use tilework::{Ctx, DType, Device, Tensor, Var};
 
 /// Pseudo-random numbers in [-1, 1).
@@ -38,9 +39,9 @@ const STRIDING: Options = Options { explicit_conv: false, tile: None, sync_launc
 #[test]
 fn products_in_every_form() {
     let forms = [
-        Options { tile: Some(Tile::Large), ..Options::default() },
-        Options { tile: Some(Tile::Medium), ..Options::default() },
-        Options { tile: Some(Tile::Small), ..Options::default() },
+        Options { tile: Some("Simt128"), ..Options::default() },
+        Options { tile: Some("Simt64"), ..Options::default() },
+        Options { tile: Some("Simt32"), ..Options::default() },
         Options { explicit_conv: true, ..Options::default() },
     ];
     for options in forms {
@@ -79,7 +80,7 @@ fn gradients_accumulate() {
             .input("b", [size], Fill::Uniform)
     };
     let cases = [twice("small", 7, 5), twice("splits", 40, 5), twice("fours", 7, 4), fc(70, 33), fc(10, 36)];
-    for tile in [None, Some(Tile::Large), Some(Tile::Medium), Some(Tile::Small)] {
+    for tile in [None, Some("Simt128"), Some("Simt64"), Some("Simt32")] {
         let Some(under) = Under::with(Options { tile, ..Options::default() }) else { return };
         for case in &cases {
             let want = parity::run(case, &Device::cpu(), 4).unwrap();
@@ -145,20 +146,29 @@ fn model(device: &Device) -> Model {
 }
 
 /// Some steps with made-up gradients; the parameters after them.
-fn optimise(device: &Device, make: &dyn Fn(&Model) -> Box<dyn Optimizer>) -> Vec<f32> {
+fn optimise(
+    device: &Device,
+    make: &dyn Fn(&Model) -> Box<dyn Optimizer>,
+    rate: Rate,
+    change: &dyn Fn(&mut Param),
+) -> Vec<f32> {
     let mut model = model(device);
+    model.params.configure(change).unwrap();
     let mut optimizer = make(&model);
     for step in 0..5 {
-        let state = StepState { step, lr: 0.05 / (step + 1) as f32, ..StepState::default() };
-        device.set_step(&state).unwrap();
+        // Other numbers each step, and other rates for the second group.
+        let lr = 0.05 / (step + 1) as f64;
+        let mut state = Step { step, loss_scale: 1.0 + step as f32, clip: 0.9 - 0.2 * step as f32, ..Step::default() };
+        state.rates[0] = Rate { lr, ..rate };
+        state.rates[1] = Rate { lr: 0.3 * lr, momentum: 0.5 * rate.momentum, decay: rate.decay + 0.01 };
         let mut grads = model.params.grads().unwrap();
         let mut cx = Ctx::train(device).with_params(&model.params).at(state);
-        let x = Tensor::from_slice(device, [2, 6, 5, 3], &numbers(180, step)).unwrap();
+        let x = Tensor::from_slice(device, [2, 6, 5, 3], &numbers(180, step as u32)).unwrap();
         let y = model.net.forward(&Var::constant(x), &mut cx).unwrap();
-        let gy = Tensor::from_slice(device, y.shape(), &numbers(y.value().len(), 100 + step)).unwrap();
+        let gy = Tensor::from_slice(device, y.shape(), &numbers(y.value().len(), 100 + step as u32)).unwrap();
         cx.backward(&y, gy, Some(&mut grads)).unwrap();
         drop(y);
-        optimizer.step(&mut model.params, &grads, &state).unwrap();
+        optimizer.step(&mut model.params, &grads).unwrap();
     }
     let values = model.params.values();
     values.read(0..values.len()).unwrap()
@@ -168,11 +178,16 @@ fn optimise(device: &Device, make: &dyn Fn(&Model) -> Box<dyn Optimizer>) -> Vec
 fn optimizers() {
     let Some(under) = Under::with(STRIDING) else { return };
     type Make = Box<dyn Fn(&Model) -> Box<dyn Optimizer>>;
-    let sgd = |momentum, nesterov, decay| -> Make {
-        Box::new(move |m| Box::new(Sgd::new(&m.params, momentum, nesterov, decay).unwrap()))
+    let sgd = |momentum: f64, nesterov, decay| -> (Make, Rate) {
+        let make =
+            move |m: &Model| -> Box<dyn Optimizer> { Box::new(Sgd::new(&m.params, momentum > 0.0, nesterov).unwrap()) };
+        (Box::new(make), Rate { lr: 0.0, momentum, decay })
     };
-    let adam = |betas, eps, decay, decoupled| -> Make {
-        Box::new(move |m| Box::new(Adam::new(&m.params, betas, eps, decay, decoupled).unwrap()))
+    let adam = |betas: [f64; 2], eps, decay, decoupled| -> (Make, Rate) {
+        let make = move |m: &Model| -> Box<dyn Optimizer> {
+            Box::new(Adam::new(&m.params, betas[1], eps, decoupled).unwrap())
+        };
+        (Box::new(make), Rate { lr: 0.0, momentum: betas[0], decay })
     };
     let all = [
         ("sgd", sgd(0.0, false, 0.0)),
@@ -183,12 +198,39 @@ fn optimizers() {
         ("adam with decay", adam([0.7, 0.95], 1e-2, 0.1, false)),
         ("adamw", adam([0.9, 0.99], 1e-3, 0.2, true)),
     ];
-    for (what, make) in &all {
-        let want = optimise(&Device::cpu(), make);
-        for (name, device) in &under.devices {
-            close(&optimise(device, make), &want, 3e-5, &format!("{what} ({name})"));
+    let one_group = |_: &mut Param| {};
+    let groups = |p: &mut Param| {
+        p.group = u8::from(p.shape.rank() == 1);
+        p.trainable = p.key != "3.bias";
+    };
+    for (what, (make, rate)) in &all {
+        for (kind, change) in [("one group", &one_group as &dyn Fn(&mut Param)), ("groups", &groups)] {
+            let want = optimise(&Device::cpu(), make, *rate, change);
+            for (name, device) in &under.devices {
+                close(&optimise(device, make, *rate, change), &want, 3e-5, &format!("{what}, {kind} ({name})"));
+            }
         }
     }
+}
+
+/// A frozen parameter keeps its bits, has no gradient, and a group moves at its own rate.
+#[test]
+fn groups_and_frozen_parameters() {
+    let Some(under) = Under::new() else { return };
+    for device in under.devices.iter().map(|(_, d)| d).chain([&Device::cpu()]) {
+        let make: &dyn Fn(&Model) -> Box<dyn Optimizer> = &|m| Box::new(Sgd::new(&m.params, true, false).unwrap());
+        let rate = Rate { lr: 0.0, momentum: 0.9, decay: 0.1 };
+        let start = model(device);
+        let before = start.params.values().read::<f32>(0..start.params.values().len()).unwrap();
+        let freeze = |p: &mut Param| p.trainable = !p.key.starts_with("0.");
+        let after = optimise(device, make, rate, &freeze);
+        let fc = start.params.list().iter().position(|p| p.key == "3.weight").unwrap();
+        let edge = start.params.list()[fc].range().start;
+        assert_eq!(before[..edge], after[..edge]);
+        assert_ne!(before[edge..], after[edge..]);
+    }
+    let e = model(under.first()).params.configure(|p| p.group = 8).unwrap_err().to_string();
+    assert!(e.contains("group 8") && e.contains("remedy"), "{e}");
 }
 
 #[test]
@@ -250,7 +292,7 @@ fn epoch(device: &Device, data: &Arc<Dataset>, batch: usize, augment: Augment) -
     let c = data.channels;
     let (mean, std) = (&[0.1, 0.5, 0.3][..c], &[0.2, 0.25, 0.3][..c]);
     let loader = Loader::augmented(data.clone(), batch, mean, std, augment, device).unwrap();
-    let state = StepState { seed: 77, epoch: 3, step: 11, ..StepState::default() };
+    let state = Step { seed: 77, epoch: 3, step: 11, ..Step::default() };
     let batches = loader.epoch(loader.order(true, &state), &state, 0).unwrap();
     batches.map(|b| b.map(|b| (b.images.to_vec().unwrap(), b.labels.to_vec().unwrap())).unwrap()).collect()
 }

@@ -6,11 +6,11 @@ mod device;
 use device::{required, skip};
 use rayon::prelude::*;
 use tilework::device::cuda::libraries;
-use tilework::device::cuda::nvrtc::Compiler;
+use tilework::device::cuda::nvrtc::{Compiler, Unit};
 use tilework::device::cuda::resources::{Resources, limits, occupancy};
-use tilework::device::cuda::{Entry, Source};
+use tilework::device::cuda::{Arch, Family, Kernel, Source};
 use tilework::dtype::DType;
-use tilework::kernels::{ENTRIES, HEADERS, sources};
+use tilework::kernels::{HEADERS, SOURCES, all};
 
 const ARCHS: [u32; 7] = [75, 80, 86, 89, 90, 100, 120];
 
@@ -27,46 +27,50 @@ fn compiler() -> Option<Compiler> {
     Some(Compiler::with_cache(HEADERS, None).unwrap())
 }
 
-/// What is wrong with a kernel file on an architecture, in lines.
-fn faults(compiler: &Compiler, file: &'static Source, arch: u32) -> Vec<String> {
-    let compiled = match compiler.module(file, DType::F32, arch) {
-        Ok(compiled) => compiled,
+/// What is wrong with a unit, in lines.
+fn problems(compiler: &Compiler, unit: &Unit) -> Vec<String> {
+    let code = match compiler.module(unit) {
+        Ok((code, cached)) => {
+            assert!(code.cubin.starts_with(b"\x7fELF") && !cached);
+            code
+        }
         Err(e) => return vec![e.to_string()],
     };
-    assert!(compiled.cubin.starts_with(b"\x7fELF") && !compiled.cached);
-    let found = compiled.resources();
-    let mut faults = Vec::new();
-    let entries = || ENTRIES.iter().filter(|e| e.source.stem == file.stem);
-    for entry in entries() {
-        match found.iter().find(|r| r.entry == entry.name) {
-            Some(resources) => faults.extend(exceeded(entry, resources, arch)),
-            None => faults.push(format!("{}: not in the compiler's log", entry.name)),
+    let found = code.resources();
+    let mut problems = Vec::new();
+    for kernel in unit.kernels() {
+        match found.iter().find(|r| r.kernel == kernel.name) {
+            Some(resources) => problems.extend(exceeded(kernel, resources, unit.arch.number)),
+            None => problems.push(format!("{}: not in the compiler's log", kernel.name)),
         }
     }
-    let unknown = found.iter().filter(|r| !entries().any(|e| e.name == r.entry));
-    faults.extend(unknown.map(|r| format!("{}: not in the table of kernels", r.entry)));
-    faults.extend(compiled.log.lines().filter(|l| l.contains("): warning")).map(ToString::to_string));
-    faults
+    let unknown = found.iter().filter(|r| !unit.kernels().any(|k| k.name == r.kernel));
+    problems.extend(unknown.map(|r| format!("{}: not in the table of kernels", r.kernel)));
+    problems.extend(code.log.lines().filter(|l| l.contains("): warning")).map(ToString::to_string));
+    problems
 }
 
-fn exceeded(entry: &Entry, r: &Resources, arch: u32) -> Vec<String> {
-    let mut faults = Vec::new();
-    let mut fault = |bad: bool, what: String| {
+fn exceeded(kernel: &Kernel, r: &Resources, arch: u32) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut problem = |bad: bool, what: String| {
         if bad {
-            faults.push(format!("{}: {what}", entry.name));
+            problems.push(format!("{}: {what}", kernel.name));
         }
     };
-    fault(r.registers == 0, "no registers in the log".into());
-    fault(r.registers > entry.registers, format!("{} registers, its header allows {}", r.registers, entry.registers));
-    fault(r.spill_bytes > 0, format!("{} bytes are spilled", r.spill_bytes));
-    fault(r.stack > 0, format!("{} bytes of stack", r.stack));
-    fault(r.shared_bytes > SHARED, format!("{} bytes of static shared memory", r.shared_bytes));
-    // A block of as many threads as it may have fits on a multiprocessor.
-    fault(
-        occupancy(arch, r.registers, r.shared_bytes, entry.threads).is_none(),
-        format!("a block of {} threads does not fit", entry.threads),
+    problem(r.registers == 0, "no registers in the log".into());
+    problem(
+        r.registers > kernel.registers,
+        format!("{} registers, its header allows {}", r.registers, kernel.registers),
     );
-    faults
+    problem(r.spill_bytes > 0, format!("{} bytes are spilled", r.spill_bytes));
+    problem(r.stack > 0, format!("{} bytes of stack", r.stack));
+    problem(r.shared_bytes > SHARED, format!("{} bytes of static shared memory", r.shared_bytes));
+    // A block of as many threads as it may have fits on a multiprocessor.
+    problem(
+        occupancy(arch, r.registers, r.shared_bytes, kernel.threads).is_none(),
+        format!("a block of {} threads does not fit", kernel.threads),
+    );
+    problems
 }
 
 #[test]
@@ -77,27 +81,64 @@ fn every_kernel_keeps_its_budget_on_every_architecture() {
     if known.len() < ARCHS.len() {
         skip("nvrtc", &format!("NVRTC {:?} compiles only for {known:?}", compiler.nvrtc().version));
     }
-    let jobs: Vec<(u32, &Source)> =
-        known.iter().flat_map(|&arch| sources().into_iter().map(move |s| (arch, s))).collect();
-    let faults: Vec<String> = jobs
-        .into_par_iter()
-        .flat_map_iter(|(arch, file)| {
-            faults(&compiler, file, arch).into_iter().map(move |f| format!("kernels/{}.cu, sm_{arch}: {f}", file.stem))
-        })
-        .collect();
-    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+    let mut units: Vec<Unit> = Vec::new();
+    for arch in known {
+        // A kernel with features of one architecture is for that one; the others are for all.
+        for kernel in all().filter(|k| k.arch.is_none_or(|a| a.number == arch)) {
+            let unit = Unit::of(kernel, Arch::new(arch));
+            if !units.contains(&unit) {
+                units.push(unit);
+            }
+        }
+    }
+    let problems = units.into_par_iter().flat_map_iter(|unit| {
+        let place = format!("kernels/{}.cu, {:?}, {}", unit.source.stem, unit.dtype, unit.arch);
+        problems(&compiler, &unit).into_iter().map(move |p| format!("{place}: {p}"))
+    });
+    let problems: Vec<String> = problems.collect();
+    assert!(problems.is_empty(), "\n{}", problems.join("\n"));
+}
+
+static HOPPER: Source = Source { stem: "hopper", text: include_str!("kernels/hopper.cu"), families: &[&HOPPER_COPY] };
+static HOPPER_COPY: Family = Family {
+    name: "hopper_copy",
+    kernels: &[Kernel {
+        source: &HOPPER,
+        family: "hopper_copy",
+        name: "hopper_copy<float>",
+        index: 0,
+        dtype: Some(DType::F32),
+        tile: None,
+        arch: Some(Arch::specific(90)),
+        threads: 128,
+        registers: 32,
+        #[cfg(tilework_emulator)]
+        thunks: None,
+    }],
+};
+
+/// Tensor maps, clusters and wgmma, which sm_90 without the `a` has not.
+#[test]
+fn a_kernel_for_one_architecture_is_compiled_for_it() {
+    let Some(compiler) = compiler() else { return };
+    let unit = Unit::of(&HOPPER_COPY.kernels[0], Arch::new(90));
+    assert_eq!(unit.arch.to_string(), "sm_90a");
+    assert_eq!(problems(&compiler, &unit), [""; 0]);
+    let other = Unit { arch: Arch::new(90), dtype: None, ..unit };
+    assert_eq!(other.kernels().count(), 0);
+    let code = compiler.module(&unit).unwrap().0;
+    assert!(code.names[0].1.starts_with("_Z11hopper_copyIf"), "{:?}", code.names);
 }
 
 #[test]
 fn the_table_of_kernels_is_whole() {
-    let files = sources();
-    assert!(ENTRIES.iter().enumerate().all(|(i, e)| e.index == i && files.iter().any(|f| f.stem == e.source.stem)));
+    assert!(all().enumerate().all(|(i, k)| k.index == i && SOURCES.iter().any(|s| s.stem == k.source.stem)));
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels");
     // Not the page about kernels, which has examples.
     let files =
         std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).filter(|p| p.extension().unwrap() != "md");
     let texts = files.map(|p| std::fs::read_to_string(p).unwrap());
-    let written: usize = texts.map(|t| t.matches("extern \"C\" __global__").count()).sum();
-    assert_eq!(ENTRIES.len(), written);
+    let written: usize = texts.map(|t| t.matches("\n__global__ void").count()).sum();
+    assert_eq!(SOURCES.iter().map(|s| s.families.len()).sum::<usize>(), written);
     assert!(ARCHS.iter().all(|&arch| limits(arch).is_some()));
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tilework::ops::{Draw, ROOMS};
 
 /// Files that rooms share.
-const HELPERS: [&str; 4] = ["mod", "case", "parity", "window"];
+const HELPERS: [&str; 5] = ["mod", "case", "ceiling", "parity", "window"];
 
 fn ops() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops")
@@ -61,13 +61,15 @@ fn every_room_has_its_sections_in_order() {
     }
 }
 
-/// A room's kernels are in one file of its name, each under a header with the agreed parts.
+/// A room's kernels are in one file of its name. Each has a header that begins with what it computes; the
+/// first one of a file has all the agreed parts, a later one those in which it differs.
 #[test]
 fn every_room_has_its_kernels() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     for room in ROOMS {
         assert!(root.join(format!("{}.cu", room.name)).exists(), "room {} lacks kernels/{}.cu", room.name, room.name);
     }
+    const PARTS: [&str; 7] = ["Threads", "Traffic", "Launch", "Numerics", "Limits", "Registers", "Measured"];
     for entry in std::fs::read_dir(root).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_none_or(|e| e != "cu") {
@@ -75,24 +77,26 @@ fn every_room_has_its_kernels() {
         }
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.lines().count() <= 500, "{} cannot be read in one sitting", path.display());
-        let mut header: Vec<&str> = Vec::new();
+        let (mut header, mut first): (Vec<&str>, bool) = (Vec::new(), true);
         for line in text.lines() {
             if line.starts_with("//") {
-                header.push(line);
+                header.push(line.trim_start_matches("// "));
                 continue;
             }
-            if line.starts_with("extern \"C\"") {
-                let mut at = 0;
-                for part in
-                    ["Threads: ", "Traffic: ", "Launch: ", "Numerics: ", "Limits: ", "Registers: ", "Measured: "]
-                {
-                    let mark = format!("// {part}");
-                    match header[at..].iter().position(|l| l.starts_with(&mark)) {
-                        Some(found) => at += found,
-                        None => panic!("{}: a kernel's header lacks `{part}` in its place: {line}", path.display()),
-                    }
-                }
-                assert!(at > 0, "{}: a kernel's header begins with what it computes: {line}", path.display());
+            if line.starts_with("template <class T") && line.ends_with('>') {
+                continue;
+            }
+            if line.starts_with("__global__") {
+                let part =
+                    |line: &str| PARTS.iter().position(|p| line.strip_prefix(p).is_some_and(|l| l.starts_with(": ")));
+                let parts: Vec<usize> = header.iter().filter_map(|line| part(line)).collect();
+                let order = parts.is_sorted_by(|a, b| a < b);
+                assert!(order, "{}: a kernel's header has its parts in another order: {line}", path.display());
+                let whole = !first || parts.starts_with(&[0, 1, 2, 3, 4, 5]);
+                assert!(whole, "{}: the first kernel's header has not all of {PARTS:?}", path.display());
+                let what = header.first().is_some_and(|line| part(line).is_none());
+                assert!(what, "{}: a kernel's header begins with what it computes: {line}", path.display());
+                first = false;
             }
             header.clear();
         }

@@ -4,8 +4,9 @@ use super::output::{Out, table};
 use super::{BenchArgs, note};
 use crate::data::shapes;
 use crate::device::Device;
-use crate::device::cuda::{Ceiling, Cuda, Timing};
+use crate::device::cuda::{Cuda, Timing};
 use crate::error::{Error, Result};
+use crate::ops::ceiling::Ceiling;
 use crate::recipes::Recipe;
 use crate::train::Trainer;
 use std::collections::BTreeMap;
@@ -57,7 +58,7 @@ pub(super) fn run(args: &BenchArgs, out: &mut Out) -> Result<()> {
 fn by_kernel(timings: &[Timing]) -> BTreeMap<&'static str, Kernel> {
     let mut kernels: BTreeMap<&'static str, Kernel> = BTreeMap::new();
     for t in timings {
-        let k = kernels.entry(t.entry).or_default();
+        let k = kernels.entry(t.kernel).or_default();
         k.launches += 1;
         k.seconds += t.time.as_secs_f64();
         k.bytes += t.bytes;
@@ -131,7 +132,7 @@ mod tests {
 
     #[test]
     fn kernels_add_up() {
-        let timing = |entry, us, bytes, flops| Timing { entry, time: Duration::from_micros(us), bytes, flops };
+        let timing = |kernel, us, bytes, flops| Timing { kernel, time: Duration::from_micros(us), bytes, flops };
         let timings =
             [timing("a_fwd", 30, 30_000, 0.0), timing("b_fwd", 40, 5_000, 8e4), timing("a_fwd", 50, 10_000, 0.0)];
         let ceiling = Ceiling { bandwidth: 1e9, flops: 4e9 };

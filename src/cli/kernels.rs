@@ -2,40 +2,45 @@
 
 use super::output::{Out, table};
 use super::{KernelsArgs, note};
-use crate::device::cuda::nvrtc::Compiler;
+use crate::device::cuda::nvrtc::{Compiler, Unit};
 use crate::device::cuda::resources::{Resources, occupancy};
-use crate::device::cuda::{Entry, libraries};
-use crate::dtype::DType;
+use crate::device::cuda::{Arch, Kernel, libraries};
 use crate::error::{Error, Result};
-use crate::kernels::{ENTRIES, HEADERS, sources};
+use crate::kernels::{self, HEADERS, SOURCES};
 use rayon::prelude::*;
 
 /// What is compiled for on a machine without a GPU.
-const DEFAULT_ARCH: u32 = 90;
+const DEFAULT_ARCH: Arch = Arch::new(90);
 
 pub(super) fn run(args: &KernelsArgs, out: &mut Out) -> Result<()> {
-    let entries = chosen(args.op.as_deref())?;
+    let kernels = chosen(args.op.as_deref())?;
     let compiler = Compiler::new(HEADERS)?;
     let nvrtc = compiler.nvrtc();
     let gpu = libraries::driver().ok().and_then(|d| nvrtc.target(d.gpus.first()?.arch));
     let arch = args.arch.or(gpu).unwrap_or(DEFAULT_ARCH);
-    if !nvrtc.archs.contains(&arch) {
+    if !nvrtc.archs.contains(&arch.number) {
         let known = nvrtc.archs.iter().map(|a| format!("sm_{a}")).collect::<Vec<_>>().join(", ");
         return Err(Error::config(
             "--arch",
-            format!("NVRTC {}.{} does not compile for sm_{arch}", nvrtc.version.0, nvrtc.version.1),
+            format!("NVRTC {}.{} does not compile for {arch}", nvrtc.version.0, nvrtc.version.1),
             format!("it knows {known}; `tilework doctor` shows which NVRTC this is"),
         ));
     }
-    let mut files = sources();
-    files.retain(|file| entries.iter().any(|entry| entry.source.stem == file.stem));
-    let compiled = files.par_iter().map(|file| Ok(compiler.module(file, DType::F32, arch)?.resources()));
-    let compiled = compiled.collect::<Result<Vec<Vec<Resources>>>>();
+    // With `sm_90a` the kernels that are for it alone, beside those that are for every GPU.
+    let here = kernels.into_iter().filter(|k| k.arch.is_none_or(|a| a == arch));
+    let kernels: Vec<&Kernel> = here.collect();
+    let mut units: Vec<Unit> = kernels.iter().map(|k| Unit::of(k, Arch::new(arch.number))).collect();
+    units.dedup();
+    let compiled = units.par_iter().map(|unit| Ok((*unit, compiler.module(unit)?.0.resources())));
+    let compiled = compiled.collect::<Result<Vec<(Unit, Vec<Resources>)>>>();
     compiler.cache().take_notes().iter().for_each(|text| note(&format!("note: {text}")));
-    let compiled: Vec<Resources> = compiled?.into_iter().flatten().collect();
+    let compiled = compiled?;
 
-    let find = |entry: &Entry| compiled.iter().find(|r| r.entry == entry.name);
-    let rows = entries.iter().filter_map(|entry| Some(row(entry, find(entry)?, arch))).collect();
+    let find = |kernel: &Kernel| {
+        let unit = Unit::of(kernel, Arch::new(arch.number));
+        compiled.iter().find(|c| c.0 == unit)?.1.iter().find(|r| r.kernel == kernel.name)
+    };
+    let rows = kernels.iter().filter_map(|kernel| Some(row(kernel, find(kernel)?, arch))).collect();
     let heads = [
         "kernel",
         "registers",
@@ -49,7 +54,7 @@ pub(super) fn run(args: &KernelsArgs, out: &mut Out) -> Result<()> {
         "limited by",
     ];
     out.print(&format!(
-        "{}\nsm_{arch}, NVRTC {}.{}; registers, spilled bytes and stack a thread, shared bytes and threads a block, blocks a \
+        "{}\n{arch}, NVRTC {}.{}; registers, spilled bytes and stack a thread, shared bytes and threads a block, blocks a \
          multiprocessor\n",
         table(&heads, "<>>>>>>>><", rows),
         nvrtc.version.0,
@@ -58,24 +63,24 @@ pub(super) fn run(args: &KernelsArgs, out: &mut Out) -> Result<()> {
 }
 
 /// The kernels of an op, or all.
-fn chosen(op: Option<&str>) -> Result<Vec<&'static Entry>> {
-    let of = |entry: &&&Entry| op.is_none_or(|op| entry.source.stem == op || entry.name == op);
-    let entries: Vec<&Entry> = ENTRIES.iter().filter(of).copied().collect();
-    if let (true, Some(op)) = (entries.is_empty(), op) {
-        let names = sources().iter().map(|source| source.stem).collect::<Vec<_>>().join(", ");
+fn chosen(op: Option<&str>) -> Result<Vec<&'static Kernel>> {
+    let of = |k: &&Kernel| op.is_none_or(|op| [k.source.stem, k.family, k.name].contains(&op));
+    let kernels: Vec<&Kernel> = kernels::all().filter(of).collect();
+    if let (true, Some(op)) = (kernels.is_empty(), op) {
+        let names = SOURCES.iter().map(|source| source.stem).collect::<Vec<_>>().join(", ");
         return Err(Error::config(format!("op `{op}`"), "it has no kernel", format!("these have: {names}")));
     }
-    Ok(entries)
+    Ok(kernels)
 }
 
-fn row(entry: &Entry, r: &Resources, arch: u32) -> Vec<String> {
-    let fit = occupancy(arch, r.registers, r.shared_bytes, entry.threads);
+fn row(kernel: &Kernel, r: &Resources, arch: Arch) -> Vec<String> {
+    let fit = occupancy(arch.number, r.registers, r.shared_bytes, kernel.threads);
     let (blocks, share, limit) = match fit {
         Some(fit) => (fit.blocks.to_string(), format!("{:.0} %", 100.0 * fit.warps), fit.limit),
         None => ("?".into(), "?".into(), "unknown"),
     };
-    let numbers = [r.registers, entry.registers, r.spill_bytes, r.stack, r.shared_bytes, entry.threads];
-    let mut row = vec![entry.name.to_string()];
+    let numbers = [r.registers, kernel.registers, r.spill_bytes, r.stack, r.shared_bytes, kernel.threads];
+    let mut row = vec![kernel.name.to_string()];
     row.extend(numbers.map(|n| n.to_string()));
     row.extend([blocks, share, limit.to_string()]);
     row

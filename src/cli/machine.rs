@@ -3,6 +3,7 @@
 use super::note;
 use crate::device::Device;
 use crate::device::cuda::Options;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
@@ -77,7 +78,7 @@ impl Machine {
 fn gpu(options: Options) -> Result<Device> {
     let device = Device::cuda(options)?;
     if let Device::Cuda(cuda) = &device {
-        cuda.prepare(&mut |text| note(text))?;
+        cuda.prepare(&crate::kernels::of(DType::F32), &mut |text| note(text))?;
     }
     Ok(device)
 }

@@ -19,7 +19,7 @@ mod trace;
 mod train;
 
 use crate::data::Source;
-use crate::device::cuda::Order;
+use crate::device::cuda::{Arch, Order};
 use crate::error::{Error, Result};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -194,9 +194,9 @@ struct BenchArgs {
 struct KernelsArgs {
     /// Only the kernels of this op, e.g. conv2d [default: all]
     op: Option<String>,
-    /// The architecture to compile for, e.g. sm_80 [default: the GPU's, or sm_90 without one]
-    #[arg(long, value_name = "ARCH", value_parser = architecture)]
-    arch: Option<u32>,
+    /// The architecture to compile for, e.g. sm_80 or sm_90a [default: the GPU's, or sm_90 without one]
+    #[arg(long, value_name = "ARCH")]
+    arch: Option<Arch>,
 }
 
 /// Show what the threads of a block do, step by step, on the emulated device
@@ -264,11 +264,6 @@ enum Which {
 fn rate(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| "not a number".to_string())?;
     if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("a learning rate is finite and not negative".into()) }
-}
-
-fn architecture(text: &str) -> Result<u32, String> {
-    let number = text.strip_prefix("sm_").unwrap_or(text).parse();
-    number.map_err(|_| "an architecture is written sm_90, for compute capability 9.0".into())
 }
 
 fn block_index(text: &str) -> Result<[u32; 3], String> {
@@ -432,7 +427,11 @@ mod tests {
         );
         let e = parse(&["--device", "gpu"]).unwrap_err();
         assert!(e.contains("auto") && e.contains("cpu"), "{e}");
-        assert_eq!((architecture("sm_90"), architecture("75")), (Ok(90), Ok(75)));
-        assert!(architecture("sm_90a").is_err() && architecture("hopper").is_err());
+        let arch = |text: &str| text.parse::<Arch>();
+        assert_eq!(
+            (arch("sm_90"), arch("75"), arch("sm_90a")),
+            (Ok(Arch::new(90)), Ok(Arch::new(75)), Ok(Arch::specific(90)))
+        );
+        assert!(arch("sm_90f").is_err() && arch("hopper").is_err());
     }
 }

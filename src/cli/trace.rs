@@ -35,14 +35,14 @@ fn trace(args: &TraceArgs, room: &Room, case: &Case, out: &mut Out) -> Result<()
     use crate::Device;
     use crate::device::cuda::Options;
     use crate::device::emulator::{self, Follow, TraceOptions, Traced};
-    use crate::kernels::ENTRIES;
+    use crate::kernels;
     use crate::ops::parity;
     use std::sync::{Arc, Mutex, PoisonError};
 
-    // The name, or how it begins: `conv2d_fwd` finds the one of three tile sizes that is launched.
+    // The family's name, or how a kernel's begins: `conv2d_fwd` finds the tile that is launched.
     let kernel = args.kernel.clone().unwrap_or_else(|| room.name.to_string());
-    if !ENTRIES.iter().any(|e| e.name.starts_with(&kernel)) {
-        let names = ENTRIES.iter().filter(|e| e.source.stem == room.name).map(|e| e.name).collect::<Vec<_>>();
+    if !kernels::all().any(|k| k.name.starts_with(&kernel)) {
+        let names = kernels::all().filter(|k| k.source.stem == room.name).map(|k| k.name).collect::<Vec<_>>();
         let remedy = format!("{} has {}", room.name, names.join(", "));
         return Err(Error::config("--kernel", format!("there is no kernel `{kernel}`"), remedy));
     }

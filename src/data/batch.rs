@@ -6,13 +6,13 @@
 //! word 0 decides on the flip, words 1 and 2 on the crop's row and column.
 
 use super::Dataset;
-use crate::autograd::StepState;
 use crate::device::cuda::{Cuda, Launch};
 use crate::device::{Buffer, Device};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::kernels::batch::{BatchDims, batch_make};
-use crate::rng::{Stream, stream};
+use crate::rng::stream;
+use crate::step::Step;
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
@@ -91,14 +91,13 @@ impl Maker {
     }
 
     /// Writes image `index`, which stands at `position` of the epoch's order.
-    pub fn image(&self, data: &Dataset, index: usize, position: usize, state: &StepState, out: &mut [f32]) {
+    pub fn image(&self, data: &Dataset, index: usize, position: usize, state: &Step, out: &mut [f32]) {
         let bytes = data.image(index);
         if self.augment == Augment::default() {
             return self.normalise(bytes, out);
         }
         let (h, w, c) = (data.height, data.width, data.channels);
-        let draws =
-            Stream { seed: state.seed, epoch: state.epoch, step: 0, id: stream::AUGMENT }.block(position as u32);
+        let draws = state.epoch_stream(stream::AUGMENT).block(position as u32);
         let pad = self.augment.pad;
         let places = 2 * pad as u64 + 1;
         let shift = |word: u32| ((u64::from(word) * places) >> 32) as isize - pad as isize;
@@ -184,7 +183,7 @@ impl Resident {
     }
 
     /// The `n` images from the step's `batch_offset` on.
-    pub(super) fn make(&self, n: usize) -> Result<Batch> {
+    pub(super) fn make(&self, n: usize, step: &Step) -> Result<Batch> {
         let device = Device::Cuda(self.cuda.clone());
         let BatchDims { h, w, c, .. } = self.dims;
         let mut images = Tensor::empty(&device, DType::F32, [n, h as usize, w as usize, c as usize])?;
@@ -196,7 +195,7 @@ impl Resident {
             self.labels.input(0..self.labels.len())?,
             self.order.input(0..self.order.len())?,
             self.table.input(0..self.table.len())?,
-            self.cuda.step(),
+            self.cuda.step(step)?,
             images.output()?,
             labels.output()?,
             &self.dims,
@@ -225,7 +224,7 @@ mod tests {
     fn bytes(data: &Dataset, augment: Augment, position: usize) -> Vec<u8> {
         let maker = Maker::new(&[0.0], &[1.0], augment);
         let mut out = vec![0.0; data.image_len()];
-        maker.image(data, 0, position, &StepState { seed: 3, ..StepState::default() }, &mut out);
+        maker.image(data, 0, position, &Step { seed: 3, ..Step::default() }, &mut out);
         out.iter().map(|v| (v * 255.0).round() as u8).collect()
     }
 

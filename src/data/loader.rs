@@ -7,11 +7,11 @@ pub use super::batch::{Augment, Batch, Border};
 
 use super::Dataset;
 use super::batch::{Maker, Resident};
-use crate::autograd::StepState;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::rng::{Stream, stream};
+use crate::rng::stream;
+use crate::step::Step;
 use crate::tensor::Tensor;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -91,11 +91,10 @@ impl Loader {
     }
 
     /// The order of an epoch: a permutation by (seed, epoch), or the files' order.
-    pub fn order(&self, shuffle: bool, state: &StepState) -> Vec<u32> {
+    pub fn order(&self, shuffle: bool, state: &Step) -> Vec<u32> {
         match shuffle {
             false => (0..self.data.len() as u32).collect(),
-            true => Stream { seed: state.seed, epoch: state.epoch, step: 0, id: stream::SHUFFLE }
-                .permutation(self.data.len()),
+            true => state.epoch_stream(stream::SHUFFLE).permutation(self.data.len()),
         }
     }
 
@@ -105,7 +104,7 @@ impl Loader {
     }
 
     /// The images at `positions` of the epoch's order, of which the first is number `first`.
-    fn group(&self, positions: &[u32], first: usize, state: &StepState) -> Result<Batch> {
+    fn group(&self, positions: &[u32], first: usize, state: &Step) -> Result<Batch> {
         let d = &self.data;
         let mut images = Tensor::empty(&self.device, DType::F32, [positions.len(), d.height, d.width, d.channels])?;
         let mut labels = Tensor::empty(&self.device, DType::I32, [positions.len()])?;
@@ -122,7 +121,7 @@ impl Loader {
     ///
     /// # Errors
     /// [`Error::Io`] if the system gives no thread; [`Error::Device`] if the device fails.
-    pub fn epoch(&self, order: Vec<u32>, state: &StepState, first: usize) -> Result<Batches> {
+    pub fn epoch(&self, order: Vec<u32>, state: &Step, first: usize) -> Result<Batches> {
         let batch = self.batch_size;
         let start = (first * batch).min(order.len());
         let left = (order.len() - start).div_ceil(batch);
@@ -133,7 +132,7 @@ impl Loader {
             }
             None => Feed::Worker { receive: self.worker(order, *state, start)?, group: None, at: 0..0 },
         };
-        Ok(Batches { device: self.device.clone(), feed, batch, left })
+        Ok(Batches { feed, batch, left })
     }
 
     /// Whether the data set lies in the device's memory, so that [`Loader::make`] works.
@@ -155,17 +154,17 @@ impl Loader {
         self.resident()?.set_order(order)
     }
 
-    /// The `n` images from the device's [`StepState::batch_offset`] on. It is one launch, with
-    /// nothing in it that changes from step to step.
+    /// The `n` images from the step's [`Step::batch_offset`] and [`Step::first_image`] on. It is one
+    /// launch, with nothing in it that changes from step to step.
     ///
     /// # Errors
     /// As [`Loader::begin`].
-    pub fn make(&self, n: usize) -> Result<Batch> {
-        self.resident()?.make(n)
+    pub fn make(&self, n: usize, step: &Step) -> Result<Batch> {
+        self.resident()?.make(n, step)
     }
 
     /// Starts the thread that prepares groups of batches.
-    fn worker(&self, order: Vec<u32>, state: StepState, start: usize) -> Result<Receiver<Result<Batch>>> {
+    fn worker(&self, order: Vec<u32>, state: Step, start: usize) -> Result<Receiver<Result<Batch>>> {
         let per_group = GROUP.div_ceil(self.batch_size) * self.batch_size;
         let (send, receive) = sync_channel(QUEUE);
         let loader = self.clone();
@@ -187,7 +186,6 @@ impl Loader {
 
 /// The rest of an epoch's batches.
 pub struct Batches {
-    device: Device,
     feed: Feed,
     batch: usize,
     left: usize,
@@ -203,7 +201,7 @@ enum Feed {
         at: Range<usize>,
     },
     /// A kernel makes them; `at` is the position of the next image.
-    Resident { resident: Arc<Mutex<Resident>>, state: StepState, at: usize, end: usize },
+    Resident { resident: Arc<Mutex<Resident>>, state: Step, at: usize, end: usize },
 }
 
 impl Iterator for Batches {
@@ -217,10 +215,9 @@ impl Iterator for Batches {
         match &mut self.feed {
             Feed::Resident { resident, state, at, end } => {
                 let n = self.batch.min(*end - *at);
-                let here = StepState { batch_offset: *at as u32, ..*state };
+                let here = Step { batch_offset: *at as u32, ..*state };
                 *at += n;
-                let make = || resident.lock().unwrap_or_else(PoisonError::into_inner).make(n);
-                Some(self.device.set_step(&here).and_then(|()| make()))
+                Some(resident.lock().unwrap_or_else(PoisonError::into_inner).make(n, &here))
             }
             Feed::Worker { receive, group, at } => {
                 if at.start >= at.end {
@@ -271,16 +268,16 @@ mod tests {
     fn served(l: &Loader, order: Vec<u32>, first: usize) -> Vec<Vec<i32>> {
         let byte = |v: f32| ((v * 0.25 + 0.5) * 255.0).round() as i32;
         let firsts = |b: Batch| b.images.host::<f32>().unwrap().chunks(6).map(|p| byte(p[0])).collect();
-        l.epoch(order, &StepState::default(), first).unwrap().map(|b| firsts(b.unwrap())).collect()
+        l.epoch(order, &Step::default(), first).unwrap().map(|b| firsts(b.unwrap())).collect()
     }
 
     #[test]
     fn every_image_is_served_once_and_the_last_batch_is_kept() {
         let l = loader(11, 4);
         assert_eq!(l.batches(), 3);
-        let in_order = served(&l, l.order(false, &StepState::default()), 0);
+        let in_order = served(&l, l.order(false, &Step::default()), 0);
         assert_eq!(in_order, [vec![0, 1, 2, 3], vec![4, 5, 6, 7], vec![8, 9, 10]]);
-        let order = l.order(true, &StepState::default());
+        let order = l.order(true, &Step::default());
         let all = served(&l, order.clone(), 0);
         assert_eq!(all.concat().iter().map(|&v| v as u32).collect::<Vec<_>>(), order);
         // From any batch on, the same batches follow.
@@ -298,7 +295,7 @@ mod tests {
     #[test]
     fn an_abandoned_epoch_ends_its_thread() {
         let l = loader(100_000 % 256 + 4000, 4);
-        let mut b = l.epoch(l.order(false, &StepState::default()), &StepState::default(), 0).unwrap();
+        let mut b = l.epoch(l.order(false, &Step::default()), &Step::default(), 0).unwrap();
         assert!(b.next().unwrap().is_ok());
         drop(b);
     }

@@ -10,9 +10,9 @@ pub mod cuda;
 #[cfg(tilework_emulator)]
 pub mod emulator;
 
-use crate::autograd::StepState;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
+use crate::step::Step;
 use cuda::{Cuda, In, Out};
 use std::fmt;
 use std::ops::Range;
@@ -30,50 +30,6 @@ impl Device {
     /// The CPU, with a memory pool of its own.
     pub fn cpu() -> Self {
         Device::Cpu(cpu::Cpu::default())
-    }
-
-    /// The emulated CUDA device.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if this program was built without it.
-    pub fn emulated(options: cuda::Options) -> Result<Self> {
-        #[cfg(tilework_emulator)]
-        return Device::emulated_with(options, emulator::Options::default());
-        #[cfg(not(tilework_emulator))]
-        {
-            let _ = options;
-            Err(Error::Device {
-                device: "emulated".into(),
-                problem: "this program was built without the emulated device".into(),
-                remedy: "install a C++ compiler and build with `cargo build --release --features emulator`".into(),
-            })
-        }
-    }
-
-    /// The emulated CUDA device, run in a certain way.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`].
-    #[cfg(tilework_emulator)]
-    pub fn emulated_with(options: cuda::Options, how: emulator::Options) -> Result<Self> {
-        #[cfg(all(tilework_emulator_fma, target_arch = "x86_64"))]
-        if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
-            return Err(Error::Device {
-                device: "emulated".into(),
-                problem: "this program's kernels were built for a processor with AVX2 and FMA, and this one has not"
-                    .into(),
-                remedy: "build the program on this machine".into(),
-            });
-        }
-        Ok(Device::Cuda(Cuda::new(Box::new(emulator::Emulated::new(how)), true, options)?))
-    }
-
-    /// The first GPU.
-    ///
-    /// # Errors
-    /// [`Error::Device`] saying what is missing and what to do about it.
-    pub fn cuda(options: cuda::Options) -> Result<Self> {
-        Ok(Device::Cuda(Cuda::gpu(options)?))
     }
 
     /// The name that `--device` takes.
@@ -138,7 +94,7 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Device`] if the device fails.
-    pub fn set_step(&self, state: &StepState) -> Result<()> {
+    pub fn set_step(&self, state: &Step) -> Result<()> {
         match self {
             Device::Cpu(_) => Ok(()),
             Device::Cuda(cuda) => cuda.set_step(state),

@@ -1,11 +1,11 @@
 //! Layers: what a spec becomes when its sizes are known.
 
-use super::params::ParamId;
 use super::spec::LayerSpec;
 use crate::autograd::{Ctx, Var};
 use crate::error::Result;
 use crate::ops::batch_norm2d::Running;
 use crate::ops::window::Window;
+use crate::params::ParamId;
 
 /// A layer of a network: which parameters it uses, and what it keeps of its own.
 #[derive(Debug)]

@@ -1,13 +1,13 @@
 //! Models: a list of layer specs and an input size become layers with parameters.
 
 use super::layers::{Layer, Sequential};
-use super::params::{Init, Layout, Params};
 use super::spec::LayerSpec;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::batch_norm2d::Running;
 use crate::ops::{adaptive_pool2d, max_pool2d};
+use crate::params::{Init, Layout, Params};
 use crate::shape::Shape;
 use std::fmt::Write;
 

@@ -6,10 +6,10 @@
 
 use super::layers::{Layer, Sequential};
 use super::model::Model;
-use super::params::Param;
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
 use crate::ops::batch_norm2d::Running;
+use crate::params::Param;
 use crate::shape::Shape;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::BTreeMap;

@@ -80,10 +80,6 @@ struct AdaptiveMaxPool2d {
 }
 
 impl Backward for AdaptiveMaxPool2d {
-    fn name(&self) -> &'static str {
-        "adaptive_max_pool2d"
-    }
-
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape)?;
         match gy.device() {
@@ -105,10 +101,6 @@ struct AdaptiveAvgPool2d {
 }
 
 impl Backward for AdaptiveAvgPool2d {
-    fn name(&self) -> &'static str {
-        "adaptive_avg_pool2d"
-    }
-
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape)?;
         match gy.device() {

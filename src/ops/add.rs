@@ -41,10 +41,6 @@ struct Add {
 }
 
 impl Backward for Add {
-    fn name(&self) -> &'static str {
-        OP
-    }
-
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         grads.add(self.a, gy.clone())?;
         grads.add(self.b, gy)

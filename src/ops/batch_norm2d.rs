@@ -132,10 +132,6 @@ struct BatchNorm2d {
 }
 
 impl Backward for BatchNorm2d {
-    fn name(&self) -> &'static str {
-        OP
-    }
-
     fn backward(self: Box<Self>, mut gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let dtype = gy.dtype();
         let mut ggamma = Tensor::empty(gy.device(), dtype, self.mean.shape())?;
@@ -348,10 +344,10 @@ mod cuda {
             let mut part = Tensor::empty(x.device(), DType::F32, [d.c as usize, d.ranges as usize, 3])?;
             batch_norm2d_fwd_part::<T>(cuda, blocks, x.input()?, part.output()?, &d)?;
             let (rm, rv) = (running.mean.output()?, running.var.output()?);
-            batch_norm2d_fwd_merge::<T>(cuda, warps, part.input()?, m, s, rm, rv, &d)?;
+            batch_norm2d_fwd_merge(cuda, warps, part.input()?, m, s, rm, rv, &d)?;
         } else {
             let (rm, rv) = (running.mean.input()?, running.var.input()?);
-            batch_norm2d_fwd_eval::<T>(cuda, Launch::each(d.c as usize), rm, rv, m, s, &d)?;
+            batch_norm2d_fwd_eval(cuda, Launch::each(d.c as usize), rm, rv, m, s, &d)?;
         }
         let (m, s, g, b) = (mean.input()?, inv_std.input()?, gamma.input()?, beta.input()?);
         batch_norm2d_fwd::<T>(cuda, blocks, x.input()?, m, s, g, b, y.output()?, &d)

@@ -53,10 +53,6 @@ struct CrossEntropy {
 }
 
 impl Backward for CrossEntropy {
-    fn name(&self) -> &'static str {
-        OP
-    }
-
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let shape = self.logp.shape();
         let mut gx = Tensor::empty(gy.device(), gy.dtype(), shape)?;

@@ -11,7 +11,8 @@ use crate::device::Device;
 use crate::device::cuda::with_kernel_type;
 use crate::dtype::with_real;
 use crate::error::{Error, Result};
-use crate::rng::Stream;
+use crate::rng::stream;
+use crate::step::Step;
 use crate::tensor::Tensor;
 
 const OP: &str = "dropout";
@@ -27,7 +28,7 @@ impl Var {
         }
         // The stream advances even where nothing is dropped, so that the other layers' masks do not
         // depend on this layer's p.
-        let mask = Mask { p, stream: cx.dropout_stream() };
+        let mask = Mask { p, id: cx.next_dropout(), step: *cx.step() };
         if cx.mode() == Mode::Eval || p == 0.0 {
             return Ok(self.clone());
         }
@@ -39,7 +40,9 @@ impl Var {
 #[derive(Clone, Copy)]
 struct Mask {
     p: f64,
-    stream: Stream,
+    /// The layer's random stream.
+    id: u32,
+    step: Step,
 }
 
 impl Mask {
@@ -58,7 +61,7 @@ impl Mask {
         let mut y = Tensor::empty(x.device(), x.dtype(), x.shape())?;
         match x.device() {
             Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
-                cpu::apply(x.host::<T>()?, y.host_mut::<T>()?, self.threshold(), self.scale(), self.stream);
+                cpu::apply(x.host::<T>()?, y.host_mut::<T>()?, self.threshold(), self.scale(), self.step.stream(self.id));
                 Ok(())
             })?,
             Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => cuda::apply::<T>(cuda, x, &mut y, self))?,
@@ -73,10 +76,6 @@ struct Dropout {
 }
 
 impl Backward for Dropout {
-    fn name(&self) -> &'static str {
-        OP
-    }
-
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         grads.add(self.x, self.mask.apply(&gy)?)
     }
@@ -128,13 +127,8 @@ mod cuda {
     /// Only the stream's id comes from the host: the rest of it is the step's, which the kernel reads
     /// from the device, so that a recorded step draws anew each time it is replayed.
     pub(super) fn apply<T: KernelType>(cuda: &Cuda, x: &Tensor, y: &mut Tensor, mask: &Mask) -> Result<()> {
-        let d = DropoutDims {
-            n: x.len() as i32,
-            id: mask.stream.id,
-            threshold: mask.threshold(),
-            scale: mask.scale() as f32,
-        };
-        dropout_apply::<T>(cuda, Launch::each(x.len().div_ceil(4)), x.input()?, y.output()?, cuda.step(), &d)
+        let d = DropoutDims { n: x.len() as i32, id: mask.id, threshold: mask.threshold(), scale: mask.scale() as f32 };
+        dropout_apply::<T>(cuda, Launch::each(x.len().div_ceil(4)), x.input()?, y.output()?, cuda.step(&mask.step)?, &d)
     }
 }
 
@@ -148,7 +142,7 @@ fn case(n: usize, len: usize, p: f64) -> Case {
 pub fn cases() -> Vec<Case> {
     let twice = Case::new("twice", |v, cx| v[0].dropout(0.5, cx)?.dropout(0.25, cx)).input("x", [5, 7], Fill::NonZero);
     // An element stays whose word is the threshold itself.
-    let stream = Ctx::train(&Device::cpu()).at(Case::STEP).dropout_stream();
+    let stream = Case::step().stream(stream::DROPOUT);
     let at = |i| f64::from(stream.word(i)) / 4_294_967_296.0;
     vec![
         case(1, 1, 0.5),
@@ -176,8 +170,9 @@ mod tests {
         let device = Device::cpu();
         let n = 100_000;
         let x = Tensor::from_slice(&device, [n], &vec![1f32; n]).unwrap();
-        let stream = Stream { seed: 1, epoch: 0, step: 0, id: 0 };
-        let y = Mask { p: 0.3, stream }.apply(&x).unwrap().to_vec::<f32>().unwrap();
+        let step = Step { seed: 1, ..Step::default() };
+        let stream = step.stream(0);
+        let y = Mask { p: 0.3, id: 0, step }.apply(&x).unwrap().to_vec::<f32>().unwrap();
         let kept = y.iter().filter(|&&v| v != 0.0).count() as f64 / n as f64;
         assert!((kept - 0.7).abs() < 0.005, "{kept}");
         assert!(y.iter().all(|&v| v == 0.0 || (v - 1.0 / 0.7).abs() < 1e-6));

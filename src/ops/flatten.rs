@@ -58,10 +58,6 @@ struct Flatten {
 }
 
 impl Backward for Flatten {
-    fn name(&self) -> &'static str {
-        OP
-    }
-
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let [_, h, w, c] = self.shape.rank4().unwrap_or([1; 4]);
         if h * w == 1 || c == 1 {

@@ -65,10 +65,6 @@ struct Linear {
 }
 
 impl Backward for Linear {
-    fn name(&self) -> &'static str {
-        OP
-    }
-
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let dims = [gy.shape().dims()[0], self.x.shape().last(), gy.shape().last()];
         let dtype = gy.dtype();
@@ -241,12 +237,12 @@ pub(super) mod cpu {
 }
 
 pub(super) mod cuda {
-    use crate::autograd::Slot;
     use crate::device::Device;
-    use crate::device::cuda::{Cuda, KernelType, Launch, Plan, Tile};
+    use crate::device::cuda::{Cuda, KernelType, Launch, Plan};
     use crate::dtype::DType;
     use crate::error::Result;
     use crate::kernels::linear::*;
+    use crate::params::Slot;
     use crate::tensor::Tensor;
 
     fn sizes([n, inputs, outputs]: [usize; 3], accumulate: bool, plan: &Plan) -> LinearDims {
@@ -267,16 +263,21 @@ pub(super) mod cuda {
         y: &mut Tensor,
         dims: [usize; 3],
     ) -> Result<()> {
-        let plan = Plan::new(dims[0], dims[2], dims[1], cuda.options().tile);
+        let plan = Plan::new([dims[0], dims[2], dims[1]], &LINEAR_FWD, T::DTYPE, cuda)?;
         let bias = b.map(Tensor::input).transpose()?;
         let mut partial = plan.partial(x.device())?;
         let out = partial.as_mut().map(Tensor::output).transpose()?;
-        let kernel = match plan.tile {
-            Tile::Large => linear_fwd_128::<T>,
-            Tile::Medium => linear_fwd_64::<T>,
-            Tile::Small => linear_fwd_32::<T>,
-        };
-        kernel(cuda, plan.launch(), x.input()?, w.input()?, bias, y.output()?, out, &sizes(dims, false, &plan))?;
+        linear_fwd::<T>(
+            cuda,
+            plan.tile,
+            plan.launch(),
+            x.input()?,
+            w.input()?,
+            bias,
+            y.output()?,
+            out,
+            &sizes(dims, false, &plan),
+        )?;
         add_up::<T>(cuda, partial, b, y)
     }
 
@@ -287,15 +288,19 @@ pub(super) mod cuda {
         gx: &mut Tensor,
         dims: [usize; 3],
     ) -> Result<()> {
-        let plan = Plan::new(dims[0], dims[1], dims[2], cuda.options().tile);
+        let plan = Plan::new([dims[0], dims[1], dims[2]], &LINEAR_BWD_X, T::DTYPE, cuda)?;
         let mut partial = plan.partial(gy.device())?;
         let out = partial.as_mut().map(Tensor::output).transpose()?;
-        let kernel = match plan.tile {
-            Tile::Large => linear_bwd_x_128::<T>,
-            Tile::Medium => linear_bwd_x_64::<T>,
-            Tile::Small => linear_bwd_x_32::<T>,
-        };
-        kernel(cuda, plan.launch(), gy.input()?, w.input()?, gx.output()?, out, &sizes(dims, false, &plan))?;
+        linear_bwd_x::<T>(
+            cuda,
+            plan.tile,
+            plan.launch(),
+            gy.input()?,
+            w.input()?,
+            gx.output()?,
+            out,
+            &sizes(dims, false, &plan),
+        )?;
         add_up::<T>(cuda, partial, None, gx)
     }
 
@@ -306,17 +311,12 @@ pub(super) mod cuda {
         gw: &mut Slot<'_>,
         dims: [usize; 3],
     ) -> Result<()> {
-        let plan = Plan::new(dims[2], dims[1], dims[0], cuda.options().tile);
+        let plan = Plan::new([dims[2], dims[1], dims[0]], &LINEAR_BWD_W, T::DTYPE, cuda)?;
         let mut partial = plan.partial(gy.device())?;
         let out = partial.as_mut().map(Tensor::output).transpose()?;
-        let kernel = match plan.tile {
-            Tile::Large => linear_bwd_w_128::<T>,
-            Tile::Medium => linear_bwd_w_64::<T>,
-            Tile::Small => linear_bwd_w_32::<T>,
-        };
         let d = sizes(dims, gw.accumulate, &plan);
-        kernel(cuda, plan.launch(), gy.input()?, x.input()?, gw.output()?, out, &d)?;
-        add_up_gradient::<T>(cuda, partial, gw)
+        linear_bwd_w::<T>(cuda, plan.tile, plan.launch(), gy.input()?, x.input()?, gw.output()?, out, &d)?;
+        add_up_gradient(cuda, partial, gw)
     }
 
     /// `y = sum of the partial results (+ b)`, if there are several: with one alone the product is in y.
@@ -332,14 +332,10 @@ pub(super) mod cuda {
     }
 
     /// [`add_up`] for a gradient, which may be added to what is there.
-    pub(in crate::ops) fn add_up_gradient<T: KernelType>(
-        cuda: &Cuda,
-        partial: Option<Tensor>,
-        g: &mut Slot<'_>,
-    ) -> Result<()> {
+    pub(in crate::ops) fn add_up_gradient(cuda: &Cuda, partial: Option<Tensor>, g: &mut Slot<'_>) -> Result<()> {
         let Some(partial) = partial else { return Ok(()) };
         let (launch, d) = split_sum(&partial, g.accumulate);
-        linear_split_sum_w::<T>(cuda, launch, partial.input()?, g.output()?, &d)
+        linear_split_sum_w(cuda, launch, partial.input()?, g.output()?, &d)
     }
 
     /// The launch that adds partial results `[splits, ..., columns]` up.
@@ -379,7 +375,7 @@ pub(super) mod cuda {
         let device = Device::Cuda(cuda.clone());
         let mut partial = Tensor::empty(&device, DType::F32, [strips, columns])?;
         linear_column_sums::<T>(cuda, launch, gy.input()?, gb.output()?, Some(partial.output()?), &d)?;
-        add_up_gradient::<T>(cuda, Some(partial), gb)
+        add_up_gradient(cuda, Some(partial), gb)
     }
 }
 

@@ -41,10 +41,6 @@ struct LogSoftmax {
 }
 
 impl Backward for LogSoftmax {
-    fn name(&self) -> &'static str {
-        OP
-    }
-
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let mut gx = Tensor::empty(gy.device(), gy.dtype(), gy.shape())?;
         match gy.device() {

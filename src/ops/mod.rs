@@ -14,6 +14,7 @@ pub mod adaptive_pool2d;
 pub mod add;
 pub mod batch_norm2d;
 pub mod case;
+pub mod ceiling;
 pub mod conv2d;
 pub mod cross_entropy;
 pub mod dropout;

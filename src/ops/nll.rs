@@ -71,10 +71,6 @@ struct Nll {
 }
 
 impl Backward for Nll {
-    fn name(&self) -> &'static str {
-        OP
-    }
-
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape)?;
         match gy.device() {

@@ -39,10 +39,6 @@ struct Relu {
 }
 
 impl Backward for Relu {
-    fn name(&self) -> &'static str {
-        OP
-    }
-
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let mut g = gy.into_unique()?;
         match g.device().clone() {

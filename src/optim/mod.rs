@@ -8,10 +8,11 @@ pub use adam::Adam;
 pub use schedule::Schedule;
 pub use sgd::Sgd;
 
-use crate::autograd::StepState;
 use crate::device::Buffer;
+use crate::dtype::Real;
 use crate::error::{Error, Result};
-use crate::nn::params::{ParamGrads, Params};
+use crate::params::{ParamGrads, Params};
+use crate::step::Rate;
 use serde::{Deserialize, Serialize};
 
 /// The optimizer of a recipe: its kind and constants. The learning rate of a step comes from the
@@ -121,35 +122,52 @@ impl OptimizerSpec {
         within("weight_decay", decay, decay >= 0.0 && decay.is_finite(), "a finite number of at least 0")
     }
 
+    /// The rate that a run starts from.
+    pub fn rate(&self) -> Rate {
+        match *self {
+            OptimizerSpec::Sgd { lr, momentum, weight_decay, .. } => Rate { lr, momentum, decay: weight_decay },
+            OptimizerSpec::Adam { lr, betas, weight_decay, .. }
+            | OptimizerSpec::Adamw { lr, betas, weight_decay, .. } => {
+                Rate { lr, momentum: betas[0], decay: weight_decay }
+            }
+        }
+    }
+
     /// The optimizer with its state, at zero.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn build(&self, params: &Params) -> Result<Box<dyn Optimizer>> {
         Ok(match *self {
-            OptimizerSpec::Sgd { momentum, nesterov, weight_decay, .. } => {
-                Box::new(Sgd::new(params, momentum, nesterov, weight_decay)?)
-            }
-            OptimizerSpec::Adam { betas, eps, weight_decay, .. } => {
-                Box::new(Adam::new(params, betas, eps, weight_decay, false)?)
-            }
-            OptimizerSpec::Adamw { betas, eps, weight_decay, .. } => {
-                Box::new(Adam::new(params, betas, eps, weight_decay, true)?)
-            }
+            OptimizerSpec::Sgd { momentum, nesterov, .. } => Box::new(Sgd::new(params, momentum > 0.0, nesterov)?),
+            OptimizerSpec::Adam { betas, eps, .. } => Box::new(Adam::new(params, betas[1], eps, false)?),
+            OptimizerSpec::Adamw { betas, eps, .. } => Box::new(Adam::new(params, betas[1], eps, true)?),
         })
     }
 }
 
 /// What an optimizer does each step.
 pub trait Optimizer: Send {
-    /// Moves the parameters by one step; the learning rate and the step's number are in `state`.
+    /// Moves the parameters by one step, at the rates of the [`Step`](crate::step::Step) whose pass wrote the gradients.
     ///
     /// # Errors
     /// [`Error::Internal`] while a forward pass holds views of the parameters.
-    fn step(&mut self, params: &mut Params, grads: &ParamGrads, state: &StepState) -> Result<()>;
+    fn step(&mut self, params: &mut Params, grads: &ParamGrads) -> Result<()>;
 
     /// What it remembers between steps, by name: arenas laid out like the parameters.
     fn state(&mut self) -> Vec<(&'static str, &mut Buffer)>;
+}
+
+/// A gradient as it is used: unscaled, and clipped if `clip` is above 0.
+#[inline(always)]
+fn used<T: Real>(g: T, unscale: T, clip: T) -> T {
+    let g = g * unscale;
+    // Comparisons, so that NaN stays NaN.
+    match clip > T::zero() {
+        true if g > clip => clip,
+        true if g < -clip => -clip,
+        _ => g,
+    }
 }
 
 /// Elements per piece of work: a piece's parameters, gradients and state fit the L2 cache.

@@ -3,42 +3,37 @@
 //! Source: Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum in
 //! deep learning", ICML 2013, in PyTorch's form (the rate outside the momentum, no dampening).
 
-use super::{Optimizer, PIECE, zeros_like};
-use crate::autograd::StepState;
+use super::{Optimizer, PIECE, used, zeros_like};
 use crate::device::cpu::{for_pieces, vectorised};
 use crate::device::cuda::{Cuda, Launch};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::kernels::sgd::{SgdDims, sgd_step};
-use crate::nn::params::{ParamGrads, Params};
+use crate::params::{ParamGrads, Params};
+use crate::step::Rate;
 
 /// Stochastic gradient descent with momentum.
 pub struct Sgd {
-    momentum: f64,
     nesterov: bool,
-    weight_decay: f64,
     velocity: Option<Buffer>,
 }
 
 impl Sgd {
-    /// With its velocity at zero. Without momentum nothing is kept.
+    /// With its velocity at zero; without momentum nothing is kept. Learning rate, momentum and weight
+    /// decay are those of each [`Step`](crate::step::Step).
     ///
     /// # Errors
     /// [`crate::Error::OutOfMemory`].
-    pub fn new(params: &Params, momentum: f64, nesterov: bool, weight_decay: f64) -> Result<Self> {
-        let velocity = (momentum > 0.0).then(|| zeros_like(params)).transpose()?;
-        Ok(Sgd { momentum, nesterov, weight_decay, velocity })
+    pub fn new(params: &Params, momentum: bool, nesterov: bool) -> Result<Self> {
+        Ok(Sgd { nesterov, velocity: momentum.then(|| zeros_like(params)).transpose()? })
     }
 }
 
 impl Optimizer for Sgd {
-    fn step(&mut self, params: &mut Params, grads: &ParamGrads, state: &StepState) -> Result<()> {
+    fn step(&mut self, params: &mut Params, grads: &ParamGrads) -> Result<()> {
         match params.values().device().clone() {
-            Device::Cpu(_) => self.step_cpu(params.values_mut()?.host_mut()?, grads.buffer().host()?, state.lr),
-            Device::Cuda(cuda) => {
-                cuda.set_step(state)?;
-                self.step_cuda(&cuda, params.values_mut()?, grads.buffer())
-            }
+            Device::Cpu(_) => self.step_cpu(params, grads),
+            Device::Cuda(cuda) => self.step_cuda(&cuda, params, grads),
         }
     }
 
@@ -48,45 +43,45 @@ impl Optimizer for Sgd {
 }
 
 impl Sgd {
-    fn step_cpu(&mut self, p: &mut [f32], g: &[f32], lr: f32) -> Result<()> {
-        let (momentum, decay, nesterov) = (self.momentum as f32, self.weight_decay as f32, self.nesterov);
-        let (p, g) = (p.chunks_mut(PIECE), g.chunks(PIECE));
-        match &mut self.velocity {
-            None => for_pieces(p.zip(g).collect(), PIECE, |_, (p, g)| {
-                descend(p, g, lr, decay);
-            }),
-            Some(v) => {
-                let v = v.host_mut::<f32>()?.chunks_mut(PIECE);
-                for_pieces(p.zip(g).zip(v).collect(), PIECE, |_, ((p, g), v)| {
-                    roll(p, g, v, [lr, momentum, decay], nesterov);
-                });
+    fn step_cpu(&mut self, params: &mut Params, grads: &ParamGrads) -> Result<()> {
+        let (spans, step) = (params.spans(), grads.step());
+        let (p, g) = (params.values_mut()?.host_mut::<f32>()?, grads.buffer().host::<f32>()?);
+        let mut velocity = self.velocity.as_mut().map(Buffer::host_mut::<f32>).transpose()?;
+        for (span, group) in spans {
+            let Rate { lr, momentum, decay } = step.rates[usize::from(group)];
+            let constants = [lr as f32, momentum as f32, decay as f32, 1.0 / step.loss_scale, step.clip];
+            let (p, g) = (p[span.clone()].chunks_mut(PIECE), g[span.clone()].chunks(PIECE));
+            match &mut velocity {
+                None => for_pieces(p.zip(g).collect(), PIECE, |_, (p, g)| descend(p, g, constants)),
+                Some(v) => {
+                    let pieces = p.zip(g).zip(v[span].chunks_mut(PIECE)).collect();
+                    for_pieces(pieces, PIECE, |_, ((p, g), v)| roll(p, g, v, constants, self.nesterov));
+                }
             }
         }
         Ok(())
     }
 
-    fn step_cuda(&mut self, cuda: &Cuda, p: &mut Buffer, g: &Buffer) -> Result<()> {
-        let n = p.len();
-        let d = SgdDims {
-            fours: (n / 4) as i32,
-            momentum: self.momentum as f32,
-            decay: self.weight_decay as f32,
-            nesterov: self.nesterov.into(),
-        };
+    fn step_cuda(&mut self, cuda: &Cuda, params: &mut Params, grads: &ParamGrads) -> Result<()> {
+        let n = params.values().len();
+        let d = SgdDims { fours: (n / 4) as i32, nesterov: self.nesterov.into() };
+        let (p, groups) = params.values_and_groups()?;
         let v = self.velocity.as_mut().map(|v| v.output(0..n)).transpose()?;
-        sgd_step::<f32>(cuda, Launch::each(n / 4), g.input(0..n)?, v, p.output(0..n)?, cuda.step(), &d)
+        let (g, step) = (grads.buffer().input(0..n)?, cuda.step(grads.step())?);
+        sgd_step(cuda, Launch::each(n / 4), g, v, p.output(0..n)?, groups, step, &d)
     }
 }
 
 vectorised! {
-    fn descend<T>(p: &mut [T], g: &[T], lr: T, decay: T) {
-        p.iter_mut().zip(g).for_each(|(p, &g)| *p -= lr * (g + decay * *p));
+    fn descend<T>(p: &mut [T], g: &[T], constants: [T; 5]) {
+        let [lr, _, decay, unscale, clip] = constants;
+        p.iter_mut().zip(g).for_each(|(p, &g)| *p -= lr * (used(g, unscale, clip) + decay * *p));
     }
 
-    fn roll<T>(p: &mut [T], g: &[T], v: &mut [T], constants: [T; 3], nesterov: bool) {
-        let [lr, momentum, decay] = constants;
+    fn roll<T>(p: &mut [T], g: &[T], v: &mut [T], constants: [T; 5], nesterov: bool) {
+        let [lr, momentum, decay, unscale, clip] = constants;
         for ((p, &g), v) in p.iter_mut().zip(g).zip(v) {
-            let g = g + decay * *p;
+            let g = used(g, unscale, clip) + decay * *p;
             *v = momentum * *v + g;
             *p -= lr * if nesterov { g + momentum * *v } else { *v };
         }

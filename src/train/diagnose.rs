@@ -2,11 +2,12 @@
 //! not suffice, batches that a layer cannot take, losses that are not finite.
 
 use super::trainer::Trainer;
-use crate::autograd::{Ctx, StepState, Var};
+use crate::autograd::{Ctx, Var};
 use crate::data::batch::Batch;
 use crate::error::{Error, Result};
 use crate::nn::Model;
 use crate::nn::model::LayerInfo;
+use crate::step::Step;
 
 impl Trainer {
     /// Adds to an out-of-memory error the batch size that would fit.
@@ -32,7 +33,7 @@ impl Trainer {
     }
 
     /// Where a batch's forward pass first stops being finite.
-    pub(super) fn find_non_finite(&mut self, batch: &Batch, state: &StepState) -> Result<String> {
+    pub(super) fn find_non_finite(&mut self, batch: &Batch, state: &Step) -> Result<String> {
         if let Some(key) = self.non_finite_parameter()? {
             let layer = key.rsplit_once('.').map_or(key.as_str(), |(l, _)| l);
             return Ok(format!("the parameter {key} of layer {} is not finite any more", self.model.describe(layer)));

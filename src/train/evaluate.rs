@@ -1,10 +1,11 @@
 //! Loss and accuracy of a network on a data set.
 
-use crate::autograd::{Ctx, StepState, Var};
+use crate::autograd::{Ctx, Var};
 use crate::data::loader::Loader;
 use crate::error::Result;
 use crate::nn::Model;
 use crate::recipes::Loss;
+use crate::step::Step;
 use crate::tensor::Tensor;
 
 /// What an evaluation found.
@@ -34,7 +35,7 @@ pub fn evaluate(
     let classes = &loader.data().classes;
     let mut right = vec![0usize; classes.len()];
     let (mut total, mut count) = (0.0, 0);
-    let state = StepState::default();
+    let state = Step::default();
     for batch in loader.epoch(loader.order(false, &state), &state, 0)? {
         let batch = batch?;
         let n = batch.labels.len();

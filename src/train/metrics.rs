@@ -9,6 +9,7 @@ use crate::device::{Buffer, Device};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::metrics::{MetricsDims, metrics_record};
+use crate::step::Step;
 use crate::tensor::Tensor;
 
 /// Steps that the ring holds.
@@ -30,19 +31,19 @@ impl Metrics {
     }
 
     /// Notes a step's mean loss, and how many images have the largest score at their label.
-    pub(super) fn record(&mut self, loss: &Tensor, scores: &Tensor, labels: &Tensor, step: u32) -> Result<()> {
+    pub(super) fn record(&mut self, loss: &Tensor, scores: &Tensor, labels: &Tensor, step: &Step) -> Result<()> {
         match self.device.clone() {
             Device::Cpu(_) => {
                 let correct = hits(scores, labels)?.iter().filter(|(_, hit)| *hit).count();
-                let at = step as usize % RING;
+                let at = step.step as usize % RING;
                 self.losses.write(at, loss.host::<f32>()?)?;
                 self.correct.write(at, &[correct as i32])
             }
-            Device::Cuda(cuda) => self.launch(&cuda, loss, scores, labels),
+            Device::Cuda(cuda) => self.launch(&cuda, loss, scores, labels, step),
         }
     }
 
-    fn launch(&mut self, cuda: &Cuda, loss: &Tensor, scores: &Tensor, labels: &Tensor) -> Result<()> {
+    fn launch(&mut self, cuda: &Cuda, loss: &Tensor, scores: &Tensor, labels: &Tensor, step: &Step) -> Result<()> {
         let d = MetricsDims { n: labels.len() as i32, c: scores.shape().last() as i32, ring: RING as i32 };
         metrics_record::<f32>(
             cuda,
@@ -50,7 +51,7 @@ impl Metrics {
             loss.input()?,
             scores.input()?,
             labels.input()?,
-            cuda.step(),
+            cuda.step(step)?,
             self.losses.output(0..RING)?,
             self.correct.output(0..RING)?,
             &d,

@@ -9,17 +9,18 @@ use super::events::{EpochReport, Event, Observer, StepReport};
 use super::metrics::{Metrics, RING};
 use super::run::RunDir;
 use super::saver::{Place, Saver, State};
-use crate::autograd::{Ctx, StepState, Var};
+use crate::autograd::{Ctx, Var};
 use crate::data::Splits;
 use crate::data::loader::{Augment, Batch, Batches, Loader};
 use crate::device::Device;
 use crate::device::cuda::Captured;
 use crate::error::{Error, Result};
 use crate::nn::Model;
-use crate::nn::params::ParamGrads;
 use crate::nn::state::Entry;
 use crate::optim::Optimizer;
+use crate::params::ParamGrads;
 use crate::recipes::Recipe;
+use crate::step::{Rate, Step};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,7 +80,7 @@ const WARM_UP: u32 = 2;
 /// Where a step's batch comes from.
 enum Feed {
     /// The loader's thread.
-    Host(Batches),
+    Host(Box<Batches>),
     /// The loader's kernel, at the step's place.
     Resident,
 }
@@ -240,7 +241,8 @@ impl Trainer {
             let epoch = self.position.epoch;
             let started = Event::EpochStarted { epoch: epoch + 1, epochs, done: self.position.batch, batches };
             tell(observers, &started)?;
-            let state = StepState { seed: self.recipe.seed, epoch, lr: lr as f32, ..StepState::default() };
+            let rate = Rate { lr, ..self.recipe.optimizer.rate() };
+            let state = Step { seed: self.recipe.seed, epoch, ..Step::default() }.rate(rate);
             let order = self.train.order(self.recipe.shuffle, &state);
             let before = self.position.seconds;
             let start = Instant::now();
@@ -248,7 +250,7 @@ impl Trainer {
             while self.position.batch < batches {
                 let images = self.train.images(self.position.batch);
                 let offset = self.position.batch * self.recipe.batch_size;
-                let state = StepState { step: self.position.step as u32, batch_offset: offset as u32, ..state };
+                let state = Step { step: self.position.step, batch_offset: offset as u32, ..state };
                 self.saved(false, observers)?;
                 self.step(&mut feed, images, &state).map_err(|e| self.advise(e, images))?;
                 let p = &mut self.position;
@@ -341,12 +343,12 @@ impl Trainer {
     }
 
     /// The batches from the position on.
-    fn feed(&self, order: Vec<u32>, state: &StepState) -> Result<Feed> {
+    fn feed(&self, order: Vec<u32>, state: &Step) -> Result<Feed> {
         if self.train.is_resident() {
             self.train.begin(&order)?;
             return Ok(Feed::Resident);
         }
-        Ok(Feed::Host(self.train.epoch(order, state, self.position.batch)?))
+        Ok(Feed::Host(Box::new(self.train.epoch(order, state, self.position.batch)?)))
     }
 
     /// Steps after which their numbers are fetched: where that means waiting for the device, many.
@@ -382,7 +384,7 @@ impl Trainer {
     }
 
     /// One step on the next `images` images: launch by launch, or by replaying a recorded one.
-    fn step(&mut self, feed: &mut Feed, images: usize, state: &StepState) -> Result<()> {
+    fn step(&mut self, feed: &mut Feed, images: usize, state: &Step) -> Result<()> {
         self.device.set_step(state)?;
         let whole = images == self.recipe.batch_size;
         let Device::Cuda(cuda) = self.device.clone() else { return self.compute(feed, images, state) };
@@ -402,15 +404,15 @@ impl Trainer {
     }
 
     /// Forward, backward, update, numbers noted.
-    fn compute(&mut self, feed: &mut Feed, images: usize, state: &StepState) -> Result<()> {
+    fn compute(&mut self, feed: &mut Feed, images: usize, state: &Step) -> Result<()> {
         let batch = match feed {
-            Feed::Resident => self.train.make(images)?,
+            Feed::Resident => self.train.make(images, state)?,
             Feed::Host(batches) => batches.next().unwrap_or_else(|| Err(Error::Internal("too few batches".into())))?,
         };
         self.compute_on(&batch, state)
     }
 
-    fn compute_on(&mut self, batch: &Batch, state: &StepState) -> Result<()> {
+    fn compute_on(&mut self, batch: &Batch, state: &Step) -> Result<()> {
         let mut cx = Ctx::train(&self.device).with_params(&self.model.params).at(*state);
         let scores = self.model.net.forward(&Var::constant(batch.images.clone()), &mut cx)?;
         let loss = self.recipe.loss.of(&scores, &batch.labels, self.recipe.label_smoothing, &mut cx)?;
@@ -423,10 +425,10 @@ impl Trainer {
                 return Err(self.non_finite(value, self.position.step + 1, origin));
             }
         }
-        self.metrics.record(loss.value(), scores.value(), &batch.labels, state.step)?;
+        self.metrics.record(loss.value(), scores.value(), &batch.labels, state)?;
         drop(scores);
         cx.backward_loss(&loss, Some(&mut self.grads))?;
-        self.optimizer.step(&mut self.model.params, &self.grads, state)
+        self.optimizer.step(&mut self.model.params, &self.grads)
     }
 
     /// The test set's loss and accuracy.

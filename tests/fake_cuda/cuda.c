@@ -5,7 +5,7 @@
 // Environment: FAKE_CUDA_INIT (what cuInit returns), FAKE_CUDA_COUNT (GPUs), FAKE_CUDA_VERSION (12090),
 // FAKE_CUDA_ARCH (90), FAKE_CUDA_MEMORY (bytes). Kernels by name: scale_fwd(x, y, {n, a}) computes
 // y = a * x; fault_fwd fails when it runs; heavy_fwd is refused at its launch; wide_fwd has 16 KiB of
-// static shared memory; every other kernel does nothing.
+// static shared memory; map_fwd(map) takes a tensor map; every other kernel does nothing.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +33,7 @@ static long head, tail;
 static Graph recording;
 static Range ranges[1024], pinned[64];
 static size_t used;
+static long last_cluster, last_map, map_aligned;
 static long count_launch, count_graph, count_wait, count_alloc, count_context;
 
 static long number(const char *name, long otherwise) {
@@ -42,6 +43,8 @@ static long number(const char *name, long otherwise) {
 
 // What the tests ask: launches done, graphs replayed, objects alive.
 API long fake_count(const char *what) {
+    if (!strcmp(what, "cluster")) return last_cluster;
+    if (!strcmp(what, "map")) return map_aligned ? last_map : -1;
     if (!strcmp(what, "launches")) return count_launch;
     if (!strcmp(what, "graphs")) return count_graph;
     if (!strcmp(what, "waits")) return count_wait;
@@ -242,7 +245,9 @@ API Result cuModuleUnload(Module *m) { free(m->text); free(m); live--; return ch
 API Result cuModuleGetFunction(Function **f, Module *m, const char *name) {
     Result r = check();
     if (r) return r;
-    if (!strstr(m->text, name)) return NOT_FOUND;
+    // What the fake NVRTC makes of a kernel's name.
+    if (strncmp(name, "_Z", 2) || !strstr(m->text, name + 2)) return NOT_FOUND;
+    name += 2;
     *f = calloc(1, sizeof **f);  // never freed, as the driver's are
     snprintf((*f)->name, sizeof (*f)->name, "%s", name);
     return OK;
@@ -254,13 +259,22 @@ API Result cuFuncSetAttribute(Function *f, int what, int v) {
     f->dynamic = v;
     return check();
 }
-API Result cuLaunchKernel(Function *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                          unsigned shared, void *s, void **args, void **extra) {
+typedef struct { int id; char pad[4]; unsigned value[16]; } Attribute;
+typedef struct { unsigned grid[3], block[3], shared; void *stream; Attribute *attributes; unsigned count; } Config;
+API Result cuLaunchKernelEx(const Config *c, Function *f, void **args, void **extra) {
     Result r = check();
     if (r) return r;
-    if (s != &stream || extra || !(gx * gy * gz) || !(bx * by * bz) || bx * by * bz > 1024) return INVALID;
+    unsigned threads = c->block[0] * c->block[1] * c->block[2];
+    if (c->stream != &stream || extra || !(c->grid[0] * c->grid[1] * c->grid[2]) || !threads || threads > 1024) return INVALID;
     int most = f->dynamic ? f->dynamic : 49152 - fixed(f);
-    if ((int)shared > most) return INVALID;
+    if ((int)c->shared > most) return INVALID;
+    // Clusters: from sm_90 on, of at most 8 blocks, each side a divisor of the grid's.
+    if (c->count > 1 || (c->count && (c->attributes->id != 4 || number("FAKE_CUDA_ARCH", 90) < 90))) return INVALID;
+    for (int i = 0; c->count && i < 3; i++)
+        if (!c->attributes->value[i] || c->grid[i] % c->attributes->value[i]) return INVALID;
+    last_cluster = c->count ? c->attributes->value[0] * c->attributes->value[1] * c->attributes->value[2] : 0;
+    if (last_cluster > 8) return INVALID;
+    if (!strncmp(f->name, "map_fwd", 7)) { last_map = ((uint64_t *)args[0])[15]; map_aligned = (uint64_t)args[0] % 64 == 0; }
     if (!strcmp(f->name, "heavy_fwd")) return RESOURCES;
     Op op = {.kind = RUN, .f = f};
     if (!strcmp(f->name, "scale_fwd")) {

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #define API __attribute__((visibility("default")))
-typedef struct { char *text; char *name; } Program;
+typedef struct { char *text; char *name; char *lowered; } Program;
 
 static int number(const char *name, int otherwise) {
     const char *text = getenv(name);
@@ -29,13 +29,23 @@ API int nvrtcCreateProgram(Program **p, const char *text, const char *name, int 
     (*p)->text = malloc(strlen(text) + 8);
     sprintf((*p)->text, "FAKE%s", text);
     (*p)->name = strdup(name);
+    (*p)->lowered = 0;
     return 0;
 }
 API int nvrtcDestroyProgram(Program **p) {
     free((*p)->text);
     free((*p)->name);
+    free((*p)->lowered);
     free(*p);
     *p = 0;
+    return 0;
+}
+API int nvrtcAddNameExpression(Program *p, const char *name) { (void)p; (void)name; return 0; }
+// A mark and the expression.
+API int nvrtcGetLoweredName(Program *p, const char *name, const char **lowered) {
+    p->lowered = realloc(p->lowered, strlen(name) + 3);
+    sprintf(p->lowered, "_Z%s", name);
+    *lowered = p->lowered;
     return 0;
 }
 #ifndef TRUNCATED

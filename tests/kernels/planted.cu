@@ -8,7 +8,7 @@ struct PlantedDims {
 };
 
 // Sums a block's values in shared memory; the bug leaves out a barrier.
-extern "C" __global__ void __launch_bounds__(64) missing_barrier(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) missing_barrier(const float* x, float* y, PlantedDims d) {
   SHARED(float, tile, [64]);
   int t = threadIdx.x;
   tile[t] = x[t];
@@ -17,7 +17,7 @@ extern "C" __global__ void __launch_bounds__(64) missing_barrier(const float* x,
 }
 
 // Copies through shared memory asynchronously; the bug leaves out the wait.
-extern "C" __global__ void __launch_bounds__(64) missing_wait(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) missing_wait(const float* x, float* y, PlantedDims d) {
   SHARED(float, tile, [64]);
   int t = threadIdx.x;
   emu::cp_async(&tile[t], &x[t], 4);
@@ -27,19 +27,19 @@ extern "C" __global__ void __launch_bounds__(64) missing_wait(const float* x, fl
   y[t] = tile[63 - t];
 }
 
-extern "C" __global__ void __launch_bounds__(64) copy_elsewhere(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) copy_elsewhere(const float* x, float* y, PlantedDims d) {
   SHARED(float, tile, [64]);
   float* to = d.bug ? y : tile;
   emu::cp_async(&to[threadIdx.x], &x[threadIdx.x], 4);
 }
 
-extern "C" __global__ void __launch_bounds__(64) crooked_copy(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) crooked_copy(const float* x, float* y, PlantedDims d) {
   SHARED(float, tile, [128]);
   if (threadIdx.x == 0) emu::cp_async(&tile[d.bug * 2], x, 16);
 }
 
 // A copy begins while other threads may still read its destination.
-extern "C" __global__ void __launch_bounds__(64) early_copy(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) early_copy(const float* x, float* y, PlantedDims d) {
   SHARED(float, tile, [64]);
   int t = threadIdx.x;
   tile[t] = x[t];
@@ -53,23 +53,23 @@ extern "C" __global__ void __launch_bounds__(64) early_copy(const float* x, floa
   y[t] = v + tile[63 - t];
 }
 
-extern "C" __global__ void __launch_bounds__(64) bound_read(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) bound_read(const float* x, float* y, PlantedDims d) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < d.n) y[i] = x[i + d.bug];
 }
 
-extern "C" __global__ void __launch_bounds__(64) bound_write(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) bound_write(const float* x, float* y, PlantedDims d) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < d.n + d.bug) y[i] = 2.0f;
 }
 
-extern "C" __global__ void __launch_bounds__(64) input_write(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) input_write(const float* x, float* y, PlantedDims d) {
   int i = threadIdx.x;
   float* to = d.bug ? const_cast<float*>(x) : y;
   to[i] = 1.0f;
 }
 
-extern "C" __global__ void __launch_bounds__(64) plain_increment(const float* x, int* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) plain_increment(const float* x, int* y, PlantedDims d) {
   SHARED(int, count, [1]);
   if (threadIdx.x == 0) count[0] = 0;
   __syncthreads();
@@ -82,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(64) plain_increment(const float* x,
   if (threadIdx.x == 0) y[0] = count[0];
 }
 
-extern "C" __global__ void __launch_bounds__(64) conditional_barrier(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) conditional_barrier(const float* x, float* y, PlantedDims d) {
   int t = threadIdx.x;
   if (!d.bug || t < 40) {
     y[t] = x[t];
@@ -90,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(64) conditional_barrier(const float
   }
 }
 
-extern "C" __global__ void __launch_bounds__(64) two_barriers(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) two_barriers(const float* x, float* y, PlantedDims d) {
   int t = threadIdx.x;
   if (d.bug && t < 32) {
     __syncthreads();
@@ -100,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(64) two_barriers(const float* x, fl
   y[t] = x[t];
 }
 
-extern "C" __global__ void __launch_bounds__(64) uninitialised(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) uninitialised(const float* x, float* y, PlantedDims d) {
   SHARED(float, tile, [64]);
   int t = threadIdx.x;
   if (!d.bug || t != 7) tile[t] = x[t];
@@ -108,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(64) uninitialised(const float* x, f
   y[t] = tile[t];
 }
 
-extern "C" __global__ void __launch_bounds__(64) misaligned(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) misaligned(const float* x, float* y, PlantedDims d) {
   int t = threadIdx.x;
   if (t < 8) {
     float4 v = *(const float4*)&x[t * 4 + d.bug];
@@ -116,14 +116,14 @@ extern "C" __global__ void __launch_bounds__(64) misaligned(const float* x, floa
   }
 }
 
-extern "C" __global__ void __launch_bounds__(64) outside_array(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) outside_array(const float* x, float* y, PlantedDims d) {
   int t = threadIdx.x;
   float four[4] = {};
   for (int k = 0; k < 4 + d.bug; ++k) four[k] = x[t];
   y[t] = four[0] + four[3];
 }
 
-extern "C" __global__ void __launch_bounds__(64) divergent_shuffle(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) divergent_shuffle(const float* x, float* y, PlantedDims d) {
   int t = threadIdx.x;
   float v = x[t];
   if (!d.bug || t < 16) v += __shfl_xor_sync(0xffffffffu, v, 1);
@@ -131,14 +131,14 @@ extern "C" __global__ void __launch_bounds__(64) divergent_shuffle(const float* 
   y[t] = v;
 }
 
-extern "C" __global__ void __launch_bounds__(64) exited_lane(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) exited_lane(const float* x, float* y, PlantedDims d) {
   int t = threadIdx.x;
   if (d.bug && t % 32 == 3) return;
   __syncwarp();
   y[t] = x[t];
 }
 
-extern "C" __global__ void __launch_bounds__(64) two_collectives(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) two_collectives(const float* x, float* y, PlantedDims d) {
   int t = threadIdx.x;
   float v = x[t];
   if (d.bug && t % 32 < 8) {
@@ -150,19 +150,19 @@ extern "C" __global__ void __launch_bounds__(64) two_collectives(const float* x,
 }
 
 // Every block writes the same element.
-extern "C" __global__ void __launch_bounds__(64) blocks_race(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) blocks_race(const float* x, float* y, PlantedDims d) {
   if (threadIdx.x == 0) y[d.bug ? 0 : blockIdx.x] = (float)blockIdx.x;
 }
 
 // A block reads what another one writes.
-extern "C" __global__ void __launch_bounds__(64) blocks_read(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) blocks_read(const float* x, float* y, PlantedDims d) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
   float v = d.bug ? y[(i + 64) % d.n] : x[i];
   y[i] = v;
 }
 
 // Lanes hand a value on through shared memory; a shuffle does not order memory, __syncwarp does.
-extern "C" __global__ void __launch_bounds__(64) missing_syncwarp(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) missing_syncwarp(const float* x, float* y, PlantedDims d) {
   SHARED(float, tile, [64]);
   int t = threadIdx.x;
   tile[t] = x[t];
@@ -175,7 +175,7 @@ extern "C" __global__ void __launch_bounds__(64) missing_syncwarp(const float* x
 }
 
 // As above among half a warp; the bug takes the wrong half.
-extern "C" __global__ void __launch_bounds__(64) wrong_syncwarp(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) wrong_syncwarp(const float* x, float* y, PlantedDims d) {
   SHARED(float, tile, [64]);
   int t = threadIdx.x, lane = t & 31;
   unsigned half = lane < 16 ? 0x0000ffffu : 0xffff0000u, comb = lane & 1 ? 0xaaaaaaaau : 0x55555555u;
@@ -189,7 +189,7 @@ extern "C" __global__ void __launch_bounds__(64) wrong_syncwarp(const float* x, 
 }
 
 // Writes past its static shared memory, or into its guard; the checker's own find, or the canary's.
-extern "C" __global__ void __launch_bounds__(64) shared_overrun(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) shared_overrun(const float* x, float* y, PlantedDims d) {
   SHARED(float, tile, [64]);
   int t = threadIdx.x;
   float* at = tile;  // an array the compiler does not see the end of
@@ -198,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(64) shared_overrun(const float* x, 
   y[t] = tile[t];
 }
 
-extern "C" __global__ void __launch_bounds__(64) dynamic_overrun(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) dynamic_overrun(const float* x, float* y, PlantedDims d) {
   DYN_SMEM(float, part);
   int t = threadIdx.x;
   part[t + d.bug] = x[t];
@@ -207,7 +207,7 @@ extern "C" __global__ void __launch_bounds__(64) dynamic_overrun(const float* x,
 }
 
 // Half a warp each with masks of their own, which overlap from round to round.
-extern "C" __global__ void __launch_bounds__(1024) masks(const int* x, int* y, PlantedDims d) {
+__global__ void __launch_bounds__(1024) masks(const int* x, int* y, PlantedDims d) {
   int t = threadIdx.x, lane = t & 31, v = t;
   for (int round = 0; round < 4; ++round) {
     bool low = round & 1 ? (lane & 1) == 0 : lane < 16;
@@ -224,7 +224,7 @@ extern "C" __global__ void __launch_bounds__(1024) masks(const int* x, int* y, P
 }
 
 // Sum over a block of any size: shuffles where whole warps exist, shared memory between warps.
-extern "C" __global__ void __launch_bounds__(1024) block_sum(const int* x, int* y, PlantedDims d) {
+__global__ void __launch_bounds__(1024) block_sum(const int* x, int* y, PlantedDims d) {
   SHARED(int, part, [32]);
   int t = threadIdx.x, lane = t & 31, warp = t >> 5, warps = (blockDim.x + 31) / 32;
   int left = blockDim.x - warp * 32, v = x[blockIdx.x * blockDim.x + t];
@@ -242,7 +242,7 @@ extern "C" __global__ void __launch_bounds__(1024) block_sum(const int* x, int* 
 }
 
 // The order in which threads run: each takes a ticket.
-extern "C" __global__ void __launch_bounds__(64) tickets(const float* x, int* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) tickets(const float* x, int* y, PlantedDims d) {
   SHARED(int, next, [1]);
   if (threadIdx.x == 0) next[0] = 0;
   __syncthreads();
@@ -250,18 +250,18 @@ extern "C" __global__ void __launch_bounds__(64) tickets(const float* x, int* y,
 }
 
 // The line of an access through a function of the shim is the kernel's.
-extern "C" __global__ void __launch_bounds__(64) inlined_read(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) inlined_read(const float* x, float* y, PlantedDims d) {
   int i = threadIdx.x;
   float v = __ldg(&x[i + d.bug]);
   y[i] = v;
 }
 
-extern "C" __global__ void __launch_bounds__(64) long_memset(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) long_memset(const float* x, float* y, PlantedDims d) {
   if (threadIdx.x == 0) memset(y, 0, (d.n + d.bug) * 4);
 }
 
 // An atomic and a plain access to one place.
-extern "C" __global__ void __launch_bounds__(64) half_atomic(const float* x, int* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) half_atomic(const float* x, int* y, PlantedDims d) {
   SHARED(int, most, [1]);
   if (threadIdx.x == 0) most[0] = 0;
   __syncthreads();
@@ -271,7 +271,7 @@ extern "C" __global__ void __launch_bounds__(64) half_atomic(const float* x, int
 }
 
 // A pointer that may be null, used without asking.
-extern "C" __global__ void __launch_bounds__(64) null_read(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) null_read(const float* x, float* y, PlantedDims d) {
   const float* from = d.bug ? nullptr : x;
   y[threadIdx.x] = from[threadIdx.x];
 }
@@ -290,7 +290,7 @@ __device__ V turned(V v) {
 __constant__ float WEIGHTS[4] = {1.0f, 2.0f, 3.0f, 4.0f};
 
 // Nothing wrong: a local array, constants, bytes of one word written by four threads, shared memory in a template.
-extern "C" __global__ void __launch_bounds__(64) innocent(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) innocent(const float* x, float* y, PlantedDims d) {
   SHARED(unsigned char, bytes, [64]);
   int t = threadIdx.x;
   float part[4];
@@ -302,7 +302,7 @@ extern "C" __global__ void __launch_bounds__(64) innocent(const float* x, float*
 }
 
 // Copies of four floats of which the last are cut off: zeros take their place.
-extern "C" __global__ void __launch_bounds__(16) cut_copy(const float* x, float* y, PlantedDims d) {
+__global__ void __launch_bounds__(16) cut_copy(const float* x, float* y, PlantedDims d) {
   SHARED(float, tile, [2][64]);
   int t = threadIdx.x;
   for (int stage = 0; stage < 2; ++stage) {
@@ -315,7 +315,7 @@ extern "C" __global__ void __launch_bounds__(16) cut_copy(const float* x, float*
   for (int i = t; i < 64; i += 16) y[i] = tile[d.bug][i];
 }
 
-extern "C" __global__ void __launch_bounds__(64) atomics(const float* x, int* y, PlantedDims d) {
+__global__ void __launch_bounds__(64) atomics(const float* x, int* y, PlantedDims d) {
   int t = threadIdx.x;
   atomicAdd(&y[0], t);
   atomicMax(&y[1], t);

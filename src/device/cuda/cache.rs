@@ -4,6 +4,7 @@
 //! and then renamed: processes can share the folder, and what a crash or a bad disk leaves is
 //! noticed, thrown away and compiled anew.
 
+use super::resources::{self, Resources};
 use sha2::{Digest, Sha256};
 use std::env;
 use std::ffi::OsString;
@@ -14,11 +15,26 @@ use std::sync::{Mutex, PoisonError};
 
 /// What is kept of a compilation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct CompiledCode {
     /// The machine code.
     pub cubin: Vec<u8>,
-    /// The compiler's log.
+    /// The name of each kernel in the source, and in the code.
+    pub names: Vec<(String, String)>,
+    /// The log of NVRTC and ptxas: warnings, and each kernel's resources.
     pub log: String,
+}
+
+impl CompiledCode {
+    /// The resources of each kernel, from the log.
+    pub fn resources(&self) -> Vec<Resources> {
+        let mut all = resources::parse(&self.log);
+        for r in &mut all {
+            if let Some((name, _)) = self.names.iter().find(|n| n.1 == r.kernel) {
+                r.kernel.clone_from(name);
+            }
+        }
+        all
+    }
 }
 
 /// A folder of compiled kernels, or none.
@@ -68,7 +84,7 @@ impl Cache {
     }
 
     /// The entry of this name if it is there and whole.
-    pub fn get(&self, key: &str) -> Option<Entry> {
+    pub fn get(&self, key: &str) -> Option<CompiledCode> {
         let path = self.path(key)?;
         let bytes = fs::read(&path).ok()?;
         let entry = decode(key, &bytes);
@@ -84,7 +100,7 @@ impl Cache {
     }
 
     /// Keeps an entry; where that fails there is a note, and the program goes on.
-    pub fn put(&self, key: &str, entry: &Entry) {
+    pub fn put(&self, key: &str, entry: &CompiledCode) {
         let (Some(path), Some(folder)) = (self.path(key), &self.folder) else { return };
         let write = || {
             fs::create_dir_all(folder)?;
@@ -122,13 +138,15 @@ fn default_folder_from(env: &dyn Fn(&str) -> Option<OsString>, home: Option<Path
     cache.unwrap_or_else(env::temp_dir).join("tilework").join("kernels")
 }
 
-/// magic, length of the code (u64, little-endian), code, log, SHA-256 of the key and all before.
-fn encode(key: &str, entry: &Entry) -> Vec<u8> {
+/// magic, length of the code (u64, little-endian), code, a line for each name, an empty line, log,
+/// SHA-256 of the key and all before.
+fn encode(key: &str, entry: &CompiledCode) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEAD + entry.cubin.len() + entry.log.len() + SUM);
+    let names: String = entry.names.iter().map(|(name, lowered)| format!("{name}\t{lowered}\n")).collect();
     bytes.extend(MAGIC);
     bytes.extend((entry.cubin.len() as u64).to_le_bytes());
     bytes.extend(&entry.cubin);
-    bytes.extend(entry.log.as_bytes());
+    bytes.extend([names.as_str(), "\n", &entry.log].concat().as_bytes());
     let sum = checksum(key, &bytes);
     bytes.extend(sum);
     bytes
@@ -139,23 +157,32 @@ fn checksum(key: &str, bytes: &[u8]) -> [u8; SUM] {
     Sha256::new().chain_update(key).chain_update(bytes).finalize().into()
 }
 
-fn decode(key: &str, bytes: &[u8]) -> Option<Entry> {
+fn decode(key: &str, bytes: &[u8]) -> Option<CompiledCode> {
     let (bytes, sum) = bytes.split_last_chunk::<SUM>()?;
     if checksum(key, bytes) != *sum {
         return None;
     }
     let rest = bytes.strip_prefix(MAGIC)?;
     let (length, rest) = rest.split_first_chunk::<8>()?;
-    let (cubin, log) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
-    Some(Entry { cubin: cubin.to_vec(), log: String::from_utf8(log.to_vec()).ok()? })
+    let (cubin, text) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+    let (mut names, mut text) = (Vec::new(), str::from_utf8(text).ok()?);
+    loop {
+        let (line, rest) = text.split_once('\n')?;
+        text = rest;
+        match line.split_once('\t') {
+            Some((name, lowered)) => names.push((name.to_string(), lowered.to_string())),
+            None => return Some(CompiledCode { cubin: cubin.to_vec(), names, log: text.to_string() }),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn entry() -> Entry {
-        Entry { cubin: (0..=255).collect(), log: "ptxas info".into() }
+    fn entry() -> CompiledCode {
+        let names = vec![("a<float>".into(), "_Z1aIfEvv".into()), ("b".into(), "_Z1bv".into())];
+        CompiledCode { cubin: (0..=255).collect(), names, log: "ptxas info\nof two lines".into() }
     }
 
     #[test]

@@ -5,12 +5,11 @@
 //! and launch to order several streams, and one stream needs no ordering. It would also stand in the
 //! way of capturing a graph.
 
-use super::launch::{Address, Entry};
+use super::launch::{Address, Kernel};
 use super::libcuda::{self, DriverLibrary};
-use crate::dtype::DType;
+use super::nvrtc::Unit;
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUevent, CUmodule, CUresult, CUstream};
-use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -33,10 +32,8 @@ pub(super) struct Context {
     pub(super) stream: CUstream,
     /// Wait after every launch.
     pub(super) sync_each_launch: AtomicBool,
-    /// Loaded code, by kernel file and storage type. It is here so that a graph keeps it alive.
-    pub(super) modules: Mutex<HashMap<(&'static str, DType), Module>>,
-    /// Modules that were loaded a second time, by two threads at once.
-    spare: Mutex<Vec<Module>>,
+    /// Loaded code. It is here so that a graph keeps it alive.
+    pub(super) modules: Mutex<Vec<Module>>,
     last: Mutex<Last>,
     fault: OnceLock<String>,
     ring: Mutex<Option<Ring>>,
@@ -46,12 +43,17 @@ pub(super) struct Context {
 #[derive(Clone, Copy)]
 enum Last {
     Nothing,
-    Kernel(&'static Entry),
+    Kernel(&'static Kernel),
     Graph { launches: usize },
 }
 
-/// A module of the driver.
-pub(super) struct Module(pub(super) CUmodule);
+/// A unit of code that the driver has loaded.
+pub(super) struct Module {
+    pub(super) raw: CUmodule,
+    pub(super) unit: Unit,
+    /// The name of each kernel in the source, and in the code.
+    pub(super) names: Vec<(String, String)>,
+}
 
 // SAFETY: handles of the driver belong to the process, not to a thread; a thread makes the context
 // current (`enter`) before it uses them, and the driver has its own locks.
@@ -76,7 +78,6 @@ impl Context {
             stream: std::ptr::null_mut(),
             sync_each_launch: AtomicBool::new(false),
             modules: Mutex::default(),
-            spare: Mutex::default(),
             last: Mutex::new(Last::Nothing),
             fault: OnceLock::new(),
             ring: Mutex::new(None),
@@ -126,7 +127,7 @@ impl Context {
         }
         let last = match *lock(&self.last) {
             Last::Nothing => None,
-            Last::Kernel(entry) => Some(kernel(entry)),
+            Last::Kernel(kernel) => Some(in_words(kernel)),
             Last::Graph { launches } => Some(format!("a graph of {launches} launches")),
         };
         let (problem, remedy) = match last {
@@ -138,13 +139,8 @@ impl Context {
         error(problem, remedy)
     }
 
-    /// Keeps a module until the context is closed.
-    pub(super) fn keep(&self, module: Module) {
-        lock(&self.spare).push(module);
-    }
-
     /// Notes what was launched last, for the message when it fails.
-    pub(super) fn launched(&self, what: &'static Entry) {
+    pub(super) fn launched(&self, what: &'static Kernel) {
         *lock(&self.last) = Last::Kernel(what);
     }
 
@@ -248,9 +244,8 @@ impl Drop for Context {
             unsafe {
                 sys::cuStreamSynchronize(self.stream);
                 *lock(&self.ring) = None;
-                let modules = lock(&self.modules).drain().map(|(_, module)| module).collect::<Vec<_>>();
-                for module in modules.into_iter().chain(lock(&self.spare).drain(..)) {
-                    sys::cuModuleUnload(module.0);
+                for module in lock(&self.modules).drain(..) {
+                    sys::cuModuleUnload(module.raw);
                 }
                 sys::cuStreamDestroy_v2(self.stream);
             }
@@ -261,8 +256,8 @@ impl Drop for Context {
 }
 
 /// A kernel in words.
-pub(super) fn kernel(entry: &Entry) -> String {
-    format!("kernel `{}` (kernels/{}.cu)", entry.name, entry.source.stem)
+pub(super) fn in_words(kernel: &Kernel) -> String {
+    format!("kernel `{}` (kernels/{}.cu)", kernel.name, kernel.source.stem)
 }
 
 /// The lock, also after a panic elsewhere: what is behind these locks is valid at every moment.

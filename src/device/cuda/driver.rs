@@ -1,7 +1,6 @@
 //! What a CUDA device must be able to do, whether it is a GPU or the emulated one.
 
-use super::launch::{Arg, Entry, Launch, Source};
-use crate::dtype::DType;
+use super::launch::{Arg, Kernel, Launch};
 use crate::error::Result;
 use std::time::Duration;
 
@@ -76,14 +75,14 @@ pub trait Driver: Send + Sync {
     /// `at` is the start of `bytes` bytes of this device's memory.
     unsafe fn zero(&self, at: Address, bytes: usize) -> Result<()>;
 
-    /// Launches a kernel compiled for elements of type `dtype`.
+    /// Launches a kernel.
     ///
     /// # Errors
     /// [`crate::Error::Device`] if the kernel cannot be compiled or launched.
     ///
     /// # Safety
-    /// `args` are those of the entry, in order, and what they say of the memory is true.
-    unsafe fn launch(&self, entry: &'static Entry, dtype: DType, launch: &Launch, args: &[Arg<'_>]) -> Result<()>;
+    /// `args` are those of the kernel, in order, and what they say of the memory is true.
+    unsafe fn launch(&self, kernel: &'static Kernel, launch: &Launch, args: &[Arg<'_>]) -> Result<()>;
 
     /// Waits until all work is done.
     ///
@@ -103,13 +102,13 @@ pub trait Driver: Send + Sync {
     /// [`crate::Error::Device`] if what was recorded cannot be replayed.
     fn end_capture(&self) -> Result<Box<dyn Graph>>;
 
-    /// Makes the kernels of these files ready, so that no launch has to. `say` is told, in a line
+    /// Makes these kernels ready, so that no launch has to. `say` is told, in a line
     /// each, what will take a while and what the user should know.
     ///
     /// # Errors
     /// [`crate::Error::Device`] when one does not compile or load.
-    fn prepare(&self, sources: &[&'static Source], dtype: DType, say: &mut dyn FnMut(&str)) -> Result<()> {
-        let _ = (sources, dtype, say);
+    fn prepare(&self, kernels: &[&'static Kernel], say: &mut dyn FnMut(&str)) -> Result<()> {
+        let _ = (kernels, say);
         Ok(())
     }
 

@@ -2,47 +2,12 @@
 //!
 //! The choice follows from the sizes alone, never from the GPU, so that every GPU gives the same bits.
 
-use super::launch::Launch;
+use super::Cuda;
+use super::launch::{Family, Launch, Tile};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::tensor::Tensor;
-
-/// Side of a block's tile of the product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tile {
-    /// 128 x 128, 256 threads.
-    Large,
-    /// 64 x 64, 128 threads.
-    Medium,
-    /// 32 x 32, 64 threads.
-    Small,
-}
-
-impl Tile {
-    fn side(self) -> usize {
-        match self {
-            Tile::Large => 128,
-            Tile::Medium => 64,
-            Tile::Small => 32,
-        }
-    }
-
-    /// Elements along K that a step takes.
-    fn depth(self) -> usize {
-        if self == Tile::Large { 8 } else { 16 }
-    }
-
-    /// Work that a busy multiprocessor does per unit of time, against the other tiles: larger tiles
-    /// load less for each product.
-    fn speed(self) -> f64 {
-        match self {
-            Tile::Large => 16.0,
-            Tile::Medium => 12.0,
-            Tile::Small => 7.0,
-        }
-    }
-}
 
 /// Blocks that keep a large GPU busy: two for each of 132 multiprocessors.
 const BLOCKS: usize = 264;
@@ -55,7 +20,7 @@ const MAX_PARTIAL: usize = 1 << 24;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
     /// The block's tile.
-    pub tile: Tile,
+    pub tile: &'static Tile,
     /// Ranges of K, each with a partial result of its own.
     pub splits: usize,
     /// Steps of a range.
@@ -66,38 +31,32 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The cheapest cut, or the cheapest with the tile that is asked for.
-    pub fn new(m: usize, n: usize, k: usize, asked: Option<Tile>) -> Self {
-        let plan = |tile: Tile| {
-            let side = tile.side();
-            let blocks = m.div_ceil(side) * n.div_ceil(side);
-            let steps = k.div_ceil(tile.depth());
+    /// The cheapest cut with a tile that the family has for this type, or with the one that the device's
+    /// options ask for; the first of equals.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is no such tile.
+    pub fn new([m, n, k]: [usize; 3], family: &Family, dtype: DType, cuda: &Cuda) -> Result<Self> {
+        let asked = cuda.options().tile;
+        let tiles = family.tiles(dtype, cuda.info().arch).filter(|t| asked.is_none_or(|name| t.name == name));
+        let plans = tiles.map(|tile| {
+            let blocks = m.div_ceil(tile.m) * n.div_ceil(tile.n);
+            let steps = k.div_ceil(tile.k);
             let splits = (BLOCKS / blocks).min(steps / MIN_STEPS).min(MAX_PARTIAL / (m * n).max(1)).max(1);
             let split_steps = steps.div_ceil(splits).max(1);
             let splits = steps.div_ceil(split_steps).max(1);
             let busy = ((blocks * splits) as f64 / BLOCKS as f64).min(1.0);
-            let cost = (blocks * side * side * steps * tile.depth()) as f64 / tile.speed() / busy;
+            let cost = (blocks * tile.m * tile.n * steps * tile.k) as f64 / f64::from(tile.speed) / busy;
             (Plan { tile, splits, split_steps, m, n, k }, cost)
-        };
-        if let Some(tile) = asked {
-            return plan(tile).0;
-        }
-        let (mut best, mut least) = plan(Tile::Large);
-        for tile in [Tile::Medium, Tile::Small] {
-            let (plan, cost) = plan(tile);
-            if cost < least {
-                (best, least) = (plan, cost);
-            }
-        }
-        best
+        });
+        let best = plans.min_by(|a, b| a.1.total_cmp(&b.1)).map(|best| best.0);
+        best.ok_or_else(|| family.lacks(&format!("{dtype}, {}", asked.unwrap_or("any tile"))))
     }
 
     /// The launch of the product.
     pub fn launch(&self) -> Launch {
-        let side = self.tile.side();
-        let threads = if self.tile == Tile::Large { 256 } else { 2 * side as u32 };
-        let tiles = self.m.div_ceil(side) * self.n.div_ceil(side);
-        Launch::new(0, threads).grid(tiles, 1, self.splits).flops(2 * self.m * self.n * self.k)
+        let tiles = self.m.div_ceil(self.tile.m) * self.n.div_ceil(self.tile.n);
+        Launch::new(0, self.tile.threads).grid(tiles, 1, self.splits).flops(2 * self.m * self.n * self.k)
     }
 
     /// Memory for the partial results `[splits, m, n]`; `None` if there is one alone, which is the
@@ -140,19 +99,23 @@ mod tests {
         }
     }
 
+    fn plan(m: usize, n: usize, k: usize) -> Plan {
+        let Device::Cuda(cuda) = Device::emulated(Default::default()).unwrap() else { unreachable!() };
+        Plan::new([m, n, k], &crate::kernels::linear::LINEAR_FWD, DType::F32, &cuda).unwrap()
+    }
+
     #[test]
     fn plans_cover_k_and_fill_the_device() {
         for (m, n, k) in
             [(1, 1, 1), (4, 120, 400), (3136, 6, 75), (16, 1024, 18_432), (6, 75, 3136), (4096, 4096, 4096)]
         {
-            let p = Plan::new(m, n, k, None);
-            let steps = k.div_ceil(p.tile.depth());
+            let p = plan(m, n, k);
+            let steps = k.div_ceil(p.tile.k);
             assert!(p.splits * p.split_steps >= steps && (p.splits - 1) * p.split_steps < steps, "{p:?}");
             assert!(p.splits * m * n <= MAX_PARTIAL || p.splits == 1, "{p:?}");
         }
-        assert_eq!(Plan::new(4096, 4096, 4096, None).tile, Tile::Large);
-        assert_eq!(Plan::new(4096, 4096, 4096, None).splits, 1);
-        assert_eq!(Plan::new(3136, 6, 75, None).tile, Tile::Small);
-        assert!(Plan::new(16, 1024, 18_432, None).splits > 1);
+        assert_eq!((plan(4096, 4096, 4096).tile.name, plan(4096, 4096, 4096).splits), ("Simt128", 1));
+        assert_eq!(plan(3136, 6, 75).tile.name, "Simt32");
+        assert!(plan(16, 1024, 18_432).splits > 1);
     }
 }

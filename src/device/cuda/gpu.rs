@@ -1,13 +1,13 @@
 //! The real GPU: [`Driver`] over NVIDIA's driver, through cudarc.
 
-use super::context::{Context, Module, kernel, lock};
+use super::arch::Arch;
+use super::context::{Context, Module, in_words, lock};
 use super::driver::{Driver, Graph, Info};
-use super::launch::{Address, Arg, Entry, Launch, Source};
+use super::launch::{Address, Arg, Kernel, Launch};
 use super::libraries;
-use super::nvrtc::Compiler;
-use crate::dtype::DType;
+use super::nvrtc::{Compiler, Unit};
 use crate::error::{Error, Result};
-use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction, CUgraphExec, CUmodule, CUresult};
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction, CUgraphExec, CUresult};
 use rayon::prelude::*;
 use std::ffi::{CString, c_void};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
@@ -29,9 +29,9 @@ pub struct Gpu {
     details: Details,
     compiler: Compiler,
     /// What to compile for: the GPU's own architecture, or the next older of its family.
-    target: u32,
-    /// By `Entry::index`, then by storage type.
-    functions: Vec<[OnceLock<Function>; 3]>,
+    target: Arch,
+    /// By `Kernel::index`.
+    functions: Vec<OnceLock<Function>>,
     capturing: AtomicBool,
     captured: AtomicUsize,
     context: Arc<Context>,
@@ -92,13 +92,13 @@ const UNASKED: u32 = 48 << 10;
 const MOST_ARGS: usize = 64;
 
 impl Gpu {
-    /// Opens a GPU. `entries` is the number of kernels (`Entry::index` is below it), `headers` the
+    /// Opens a GPU. `kernels` is their number (`Kernel::index` is below it), `headers` the
     /// files they include. Kernels are compiled, or taken from the cache, at their first launch.
     ///
     /// # Errors
     /// [`Error::Device`] when driver, GPU or NVRTC are missing or do not work.
-    pub fn new(options: Options, entries: usize, headers: &'static [(&'static str, &'static str)]) -> Result<Self> {
-        Self::with_compiler(options, entries, |_| Compiler::new(headers))
+    pub fn new(options: Options, kernels: usize, headers: &'static [(&'static str, &'static str)]) -> Result<Self> {
+        Self::with_compiler(options, kernels, |_| Compiler::new(headers))
     }
 
     /// As [`new`](Self::new), with a compiler of the caller's.
@@ -107,7 +107,7 @@ impl Gpu {
     /// As for [`new`](Self::new), and those of `compiler`.
     pub fn with_compiler(
         options: Options,
-        entries: usize,
+        kernels: usize,
         compiler: impl FnOnce(&Info) -> Result<Compiler>,
     ) -> Result<Self> {
         let driver = libraries::driver()?;
@@ -151,7 +151,7 @@ impl Gpu {
             details,
             compiler,
             target,
-            functions: (0..entries).map(|_| Default::default()).collect(),
+            functions: (0..kernels).map(|_| OnceLock::new()).collect(),
             capturing: AtomicBool::new(false),
             captured: AtomicUsize::new(0),
             context: Arc::new(context),
@@ -173,65 +173,67 @@ impl Gpu {
         self.context.sync_each_launch.store(on, Relaxed);
     }
 
-    /// The loaded kernel of an entry.
-    fn function(&self, entry: &'static Entry, dtype: DType) -> Result<&Function> {
-        let column = match dtype {
-            DType::F32 => 0,
-            DType::F16 => 1,
-            DType::BF16 => 2,
-            other => return Err(Error::Internal(format!("{} was asked for in {other}", kernel(entry)))),
-        };
-        let cell = self.functions.get(entry.index).map(|row| &row[column]);
-        let cell = cell.ok_or_else(|| Error::Internal(format!("{} is not in the table of kernels", kernel(entry))))?;
+    /// The loaded function of a kernel.
+    fn function(&self, kernel: &'static Kernel) -> Result<&Function> {
+        let cell = self.functions.get(kernel.index);
+        let cell =
+            cell.ok_or_else(|| Error::Internal(format!("{} is not in the table of kernels", in_words(kernel))))?;
         if let Some(function) = cell.get() {
             return Ok(function);
         }
-        let mut modules = lock(&self.context.modules);
-        let module = match modules.get(&(entry.source.stem, dtype)) {
-            Some(module) => module.0,
+        let find = || lock(&self.context.modules).iter().find_map(|module| self.find(module, kernel));
+        let function = match find() {
+            Some(function) => function?,
             None => {
-                let module = self.load(entry.source, dtype)?;
-                modules.entry((entry.source.stem, dtype)).or_insert(module).0
+                self.load(Unit::of(kernel, self.target))?;
+                find().ok_or_else(|| Error::Internal(format!("{} is not in its unit", in_words(kernel))))??
             }
         };
-        let function = self.find(module, entry)?;
         Ok(cell.get_or_init(|| function))
     }
 
-    fn find(&self, module: CUmodule, entry: &'static Entry) -> Result<Function> {
-        let name = CString::new(entry.name).map_err(|e| Error::Internal(e.to_string()))?;
-        let doing = format!("loading {}", kernel(entry));
-        let (mut raw, mut fixed) = (std::ptr::null_mut(), 0);
-        // SAFETY: the module is loaded, the name ends in NUL, the pointer is to a live handle.
-        self.context.check(&doing, unsafe { sys::cuModuleGetFunction(&mut raw, module, name.as_ptr()) })?;
-        let what = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
-        // SAFETY: as above.
-        self.context.check(&doing, unsafe { sys::cuFuncGetAttribute(&mut fixed, what, raw) })?;
-        Ok(Function { raw, fixed: fixed.max(0) as u32, allowed: AtomicU32::new(0) })
+    /// The function of a kernel, if this module has it.
+    fn find(&self, module: &Module, kernel: &'static Kernel) -> Option<Result<Function>> {
+        let name = module.names.iter().find(|n| n.0 == kernel.name && module.unit.source.stem == kernel.source.stem)?;
+        Some(CString::new(name.1.as_str()).map_err(|e| Error::Internal(e.to_string())).and_then(|name| {
+            let doing = format!("loading {}", in_words(kernel));
+            let (mut raw, mut fixed) = (std::ptr::null_mut(), 0);
+            // SAFETY: the module is loaded, the name ends in NUL, the pointer is to a live handle.
+            let found = unsafe { sys::cuModuleGetFunction(&mut raw, module.raw, name.as_ptr()) };
+            self.context.check(&doing, found)?;
+            let what = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+            // SAFETY: as above.
+            self.context.check(&doing, unsafe { sys::cuFuncGetAttribute(&mut fixed, what, raw) })?;
+            Ok(Function { raw, fixed: fixed.max(0) as u32, allowed: AtomicU32::new(0) })
+        }))
     }
 
-    /// Compiles a kernel file and loads it. Code out of the cache that the driver does not take is
-    /// compiled anew, once.
-    fn load(&self, source: &'static Source, dtype: DType) -> Result<Module> {
-        let mut code = self.compiler.module(source, dtype, self.target)?;
+    /// Compiles a unit and loads it. Code out of the cache that the driver does not take is compiled
+    /// anew, once. Two threads that load one unit at once keep both: either serves.
+    fn load(&self, unit: Unit) -> Result<()> {
+        let (mut code, mut cached) = self.compiler.module(&unit)?;
         loop {
-            let mut module = Module(std::ptr::null_mut());
+            let mut raw = std::ptr::null_mut();
             // SAFETY: the image is a whole CUBIN, which carries its own length.
-            match unsafe { sys::cuModuleLoadData(&mut module.0, code.cubin.as_ptr().cast()) } {
-                CUresult::CUDA_SUCCESS => return Ok(module),
+            match unsafe { sys::cuModuleLoadData(&mut raw, code.cubin.as_ptr().cast()) } {
+                CUresult::CUDA_SUCCESS => {
+                    lock(&self.context.modules).push(Module { raw, unit, names: code.names });
+                    return Ok(());
+                }
                 // Invalid image, PTX or source; no binary for this GPU; unsupported version.
-                refused if code.cached && [200, 209, 218, 222, 300].contains(&(refused as u32)) => {
-                    code = self.compiler.rebuild(source, dtype, self.target)?;
+                refused if cached && [200, 209, 218, 222, 300].contains(&(refused as u32)) => {
+                    (code, cached) = (self.compiler.rebuild(&unit)?, false);
                 }
                 refused => {
-                    return Err(self.context.failure(&format!("loading kernels/{}.cu", source.stem), refused as u32));
+                    let doing = format!("loading kernels/{}.cu", unit.source.stem);
+                    return Err(self.context.failure(&doing, refused as u32));
                 }
             }
         }
     }
 
     /// Lets a kernel have this much dynamic shared memory.
-    fn allow(&self, function: &Function, entry: &'static Entry, dynamic: u32) -> Result<()> {
+    fn allow(&self, function: &Function, kernel: &'static Kernel, dynamic: u32) -> Result<()> {
         if dynamic + function.fixed <= UNASKED || dynamic <= function.allowed.load(Relaxed) {
             return Ok(());
         }
@@ -243,7 +245,7 @@ impl Gpu {
         let result = unsafe { sys::cuFuncSetAttribute(function.raw, what, most as i32) };
         let doing = format!(
             "giving {} {dynamic} bytes of dynamic shared memory beside {} static ones (a block of this GPU may have {})",
-            kernel(entry),
+            in_words(kernel),
             function.fixed,
             self.details.shared_per_block,
         );
@@ -324,12 +326,12 @@ impl Driver for Gpu {
         self.context.check("zeroing memory", result)
     }
 
-    unsafe fn launch(&self, entry: &'static Entry, dtype: DType, launch: &Launch, args: &[Arg<'_>]) -> Result<()> {
+    unsafe fn launch(&self, kernel: &'static Kernel, launch: &Launch, args: &[Arg<'_>]) -> Result<()> {
         self.context.enter()?;
-        let function = self.function(entry, dtype)?;
-        self.allow(function, entry, launch.shared)?;
+        let function = self.function(kernel)?;
+        self.allow(function, kernel, launch.shared)?;
         if args.len() > MOST_ARGS {
-            return Err(Error::Internal(format!("{} has {} arguments", kernel(entry), args.len())));
+            return Err(Error::Internal(format!("{} has {} arguments", in_words(kernel), args.len())));
         }
         // The driver wants the address of each argument, and has copied them all when it returns.
         let mut pointers = [std::ptr::null_mut::<c_void>(); MOST_ARGS];
@@ -339,29 +341,39 @@ impl Driver for Gpu {
                 Arg::Value(bytes) => bytes.as_ptr().cast_mut().cast(),
             };
         }
+        let [x, y, z] = launch.cluster;
+        let mut cluster = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z },
+            },
+        };
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+        let config = sys::CUlaunchConfig {
+            gridDimX: gx,
+            gridDimY: gy,
+            gridDimZ: gz,
+            blockDimX: bx,
+            blockDimY: by,
+            blockDimZ: bz,
+            sharedMemBytes: launch.shared,
+            hStream: self.context.stream,
+            attrs: &raw mut cluster,
+            // GPUs before sm_90 know no clusters, not even of one block.
+            numAttrs: u32::from(launch.cluster != [1; 3]),
+        };
         // SAFETY: function and stream are alive; there are as many pointers as the kernel has parameters,
         // of its types, which the generated launchers see to; the caller vouches for the memory.
         let result = unsafe {
-            sys::cuLaunchKernel(
-                function.raw,
-                gx,
-                gy,
-                gz,
-                bx,
-                by,
-                bz,
-                launch.shared,
-                self.context.stream,
-                pointers.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
+            sys::cuLaunchKernelEx(&raw const config, function.raw, pointers.as_mut_ptr(), std::ptr::null_mut())
         };
         if result != CUresult::CUDA_SUCCESS {
-            let shape = format!("grid {:?}, block {:?}, {} bytes shared", launch.grid, launch.block, launch.shared);
-            return Err(self.context.failure(&format!("launching {} ({shape})", kernel(entry)), result as u32));
+            let Launch { grid, block, shared, cluster, .. } = launch;
+            let shape = format!("grid {grid:?}, block {block:?}, {shared} bytes shared, clusters of {cluster:?}");
+            return Err(self.context.failure(&format!("launching {} ({shape})", in_words(kernel)), result as u32));
         }
-        self.context.launched(entry);
+        self.context.launched(kernel);
         if self.capturing.load(Relaxed) {
             self.captured.fetch_add(1, Relaxed);
         } else if self.context.sync_each_launch.load(Relaxed) {
@@ -411,24 +423,22 @@ impl Driver for Gpu {
     }
 
     /// Compiles and loads in parallel; what is loaded already stays.
-    fn prepare(&self, sources: &[&'static Source], dtype: DType, say: &mut dyn FnMut(&str)) -> Result<()> {
-        let cached = sources.iter().map(|source| self.compiler.is_cached(source, dtype, self.target));
-        if cached.collect::<Result<Vec<_>>>()?.contains(&false) {
-            say(&format!("compiling kernels for sm_{} (first time on this machine)", self.target));
+    fn prepare(&self, kernels: &[&'static Kernel], say: &mut dyn FnMut(&str)) -> Result<()> {
+        let mut units: Vec<Unit> = Vec::new();
+        let here = kernels.iter().filter(|k| k.arch.is_none_or(|a| a.number == self.info.arch));
+        // Kernels of no type last: they are in any unit of their file.
+        let (plain, typed): (Vec<&Kernel>, _) = here.partition(|k| k.dtype.is_none());
+        for kernel in typed.into_iter().chain(plain) {
+            let unit = Unit::of(kernel, self.target);
+            let served = |u: &Unit| *u == unit || (kernel.dtype.is_none() && u.source.stem == unit.source.stem);
+            if !units.iter().any(served) && !lock(&self.context.modules).iter().any(|m| served(&m.unit)) {
+                units.push(unit);
+            }
         }
-        let done = sources.par_iter().try_for_each(|source| {
-            self.context.enter()?;
-            if lock(&self.context.modules).contains_key(&(source.stem, dtype)) {
-                return Ok(());
-            }
-            // Not under the lock, which would let only one compile at a time.
-            let module = self.load(source, dtype)?;
-            if let Some(older) = lock(&self.context.modules).insert((source.stem, dtype), module) {
-                // Loaded twice at once: kernels of the first may be in use, so it stays until the end.
-                self.context.keep(older);
-            }
-            Ok(())
-        });
+        if units.iter().any(|unit| !self.compiler.is_cached(unit)) {
+            say(&format!("compiling kernels for {} (first time on this machine)", self.target));
+        }
+        let done = units.into_par_iter().try_for_each(|unit| self.context.enter().and_then(|()| self.load(unit)));
         self.compiler.cache().take_notes().iter().for_each(|text| say(&format!("note: {text}")));
         done
     }

@@ -1,10 +1,12 @@
-//! Kernels and how they are called: entries, launch geometry, arguments.
+//! Kernels and how they are called: families, launch geometry, arguments.
 //!
-//! `build.rs` reads `kernels/*.cu` and writes one function for each entry into [`crate::kernels`]. A
+//! `build.rs` reads `kernels/*.cu` and writes one function for each family into `crate::kernels`. A
 //! `const T*` becomes an [`In`], a `T*` an [`Out`], so that an input cannot be passed for an output.
 
+use super::arch::Arch;
 pub(super) use super::driver::Address;
-use crate::dtype::Element;
+use crate::dtype::{DType, Element};
+use crate::error::{Error, Result};
 use std::marker::PhantomData;
 
 /// A file `kernels/<stem>.cu`.
@@ -14,27 +16,98 @@ pub struct Source {
     pub stem: &'static str,
     /// Its text.
     pub text: &'static str,
+    /// Its families, in their order.
+    pub families: &'static [&'static Family],
 }
 
-/// A kernel: one `extern "C" __global__` function.
+impl Source {
+    /// All its kernels.
+    pub fn kernels(&self) -> impl Iterator<Item = &'static Kernel> {
+        self.families.iter().flat_map(|f| f.kernels)
+    }
+}
+
+/// The kernels that one `__global__` function stands for: a template with its instances, or one alone.
 #[derive(Debug)]
-pub struct Entry {
+pub struct Family {
+    /// The function's name.
+    pub name: &'static str,
+    /// Its instances, in their order.
+    pub kernels: &'static [Kernel],
+}
+
+impl Family {
+    /// The instance with these arguments for a GPU of compute capability `arch` (90 for 9.0): the one
+    /// that is made for it alone, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Device`] naming kernel, type, tile and what there is instead.
+    pub fn instance(&self, dtype: Option<DType>, tile: Option<&Tile>, arch: u32) -> Result<&'static Kernel> {
+        let fits = |k: &&Kernel| k.dtype == dtype && k.tile == tile && k.arch.is_none_or(|a| a.number == arch);
+        self.kernels.iter().filter(fits).max_by_key(|k| k.arch).ok_or_else(|| {
+            let words = dtype.map(|d| d.to_string()).into_iter().chain(tile.map(|t| t.name.to_string()));
+            self.lacks(&words.collect::<Vec<_>>().join(", "))
+        })
+    }
+
+    /// The tiles that there are for a type on a GPU of compute capability `arch`.
+    pub fn tiles(&self, dtype: DType, arch: u32) -> impl Iterator<Item = &'static Tile> {
+        let fits = move |k: &&Kernel| k.dtype == Some(dtype) && k.arch.is_none_or(|a| a.number == arch);
+        self.kernels.iter().filter(fits).filter_map(|k| k.tile)
+    }
+
+    /// The error that there is no instance with these arguments.
+    pub(super) fn lacks(&self, arguments: &str) -> Error {
+        let there = self.kernels.iter().map(|k| k.arch.map_or(k.name.into(), |a| format!("{} ({a} only)", k.name)));
+        Error::Device {
+            device: "cuda".into(),
+            problem: format!("kernel `{}` has no instance for {arguments} on this device", self.name),
+            remedy: format!("there are {}; its file's `Instances:` line says so", there.collect::<Vec<_>>().join(", ")),
+        }
+    }
+}
+
+/// A kernel: an instance of a family.
+#[derive(Debug)]
+pub struct Kernel {
     /// Where it is written.
     pub source: &'static Source,
-    /// Its name.
+    /// Its family's name.
+    pub family: &'static str,
+    /// Its name with its arguments, as C++ writes it: `linear_fwd<float, Simt64>`.
     pub name: &'static str,
-    /// Its place in [`crate::kernels::ENTRIES`].
+    /// Its place among all kernels.
     pub index: usize,
+    /// The type that it stores activations in, where it is a template over one.
+    pub dtype: Option<DType>,
+    /// Its tile, where it is a template over one.
+    pub tile: Option<&'static Tile>,
+    /// The architecture whose own features it uses, if it does.
+    pub arch: Option<Arch>,
     /// Threads per block, at most: its `__launch_bounds__`.
     pub threads: u32,
     /// Registers per thread that its header allows.
     pub registers: u32,
-    /// The entry compiled for the emulated device.
+    /// It as compiled for the emulated device: plain, and with every access to memory reported to the checker.
     #[cfg(tilework_emulator)]
-    pub plain: Thunk,
-    /// The same, with every access to memory reported to the checker.
-    #[cfg(tilework_emulator)]
-    pub checked: Thunk,
+    pub thunks: Option<[Thunk; 2]>,
+}
+
+/// How a block cuts a matrix product: a struct of `kernels/gemm.cuh`.
+#[derive(Debug, PartialEq)]
+pub struct Tile {
+    /// Its name there.
+    pub name: &'static str,
+    /// Rows of a block's tile.
+    pub m: usize,
+    /// Columns of a block's tile.
+    pub n: usize,
+    /// Elements along K that a step takes.
+    pub k: usize,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Work that a busy multiprocessor does per unit of time, against the other tiles.
+    pub speed: u32,
 }
 
 /// A kernel compiled for the host; `args[i]` points to its argument `i`.
@@ -90,6 +163,8 @@ pub struct Launch {
     pub block: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared: u32,
+    /// Blocks of a cluster, which run at once and share their shared memory; from sm_90 on.
+    pub cluster: [u32; 3],
     /// Floating-point operations, for reports.
     pub flops: f64,
     /// Whether the kernel strides over what its grid does not cover, so that any grid will do.
@@ -99,7 +174,8 @@ pub struct Launch {
 impl Launch {
     /// `blocks` blocks of `threads` threads in a row.
     pub fn new(blocks: usize, threads: u32) -> Self {
-        Launch { grid: [blocks as u32, 1, 1], block: [threads, 1, 1], shared: 0, flops: 0.0, strides: false }
+        let grid = [blocks as u32, 1, 1];
+        Launch { grid, block: [threads, 1, 1], shared: 0, cluster: [1; 3], flops: 0.0, strides: false }
     }
 
     /// At least one thread of a block of [`BLOCK`] for each of `n` elements, up to as many blocks as
@@ -121,6 +197,11 @@ impl Launch {
     /// With dynamic shared memory.
     pub fn shared(self, bytes: usize) -> Self {
         Launch { shared: bytes as u32, ..self }
+    }
+
+    /// In clusters of so many blocks; each divides the grid.
+    pub fn cluster(self, x: u32, y: u32, z: u32) -> Self {
+        Launch { cluster: [x, y, z], ..self }
     }
 
     /// With the number of floating-point operations.
@@ -184,6 +265,12 @@ impl<T: bytemuck::Pod> Out<'_, T> {
         Arg::Memory { name, address: self.address, bytes: self.len * size_of::<T>(), writable: true }
     }
 }
+
+/// A tensor map (`CUtensorMap`): what the tensor memory accelerator of sm_90 knows of a tensor that it
+/// copies tiles of. The bytes are the driver's.
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+pub struct TensorMap(pub [u64; 16]);
 
 /// A null pointer where the kernel allows one.
 pub(crate) const fn null(name: &'static str) -> Arg<'static> {

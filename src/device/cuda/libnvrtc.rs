@@ -1,5 +1,6 @@
 //! `libnvrtc`, the compiler: loading the one that fits the driver and its GPUs.
 
+use super::arch::Arch;
 use super::libcuda::{DriverLibrary, driver_or_fault};
 use super::libraries::{Fault, broken_note, file_of, lacks, open, open_by_name, with_surroundings};
 use super::places::{self, Place, Surroundings};
@@ -12,12 +13,14 @@ use std::sync::OnceLock;
 
 /// Every function of `libnvrtc` that this crate calls.
 pub(super) const NVRTC_FUNCTIONS: &[&str] = &[
+    "nvrtcAddNameExpression",
     "nvrtcCompileProgram",
     "nvrtcCreateProgram",
     "nvrtcDestroyProgram",
     "nvrtcGetCUBIN",
     "nvrtcGetCUBINSize",
     "nvrtcGetErrorString",
+    "nvrtcGetLoweredName",
     "nvrtcGetNumSupportedArchs",
     "nvrtcGetProgramLog",
     "nvrtcGetProgramLogSize",
@@ -46,8 +49,8 @@ pub struct NvrtcLibrary {
 impl NvrtcLibrary {
     /// The architecture to compile for so that a GPU of architecture `arch` can run it: `arch`
     /// itself, or else the next older of its family, whose machine code it runs too.
-    pub fn target(&self, arch: u32) -> Option<u32> {
-        self.archs.iter().copied().filter(|&a| a <= arch && a / 10 == arch / 10).max()
+    pub fn target(&self, arch: u32) -> Option<Arch> {
+        self.archs.iter().copied().filter(|&a| a <= arch && a / 10 == arch / 10).max().map(Arch::new)
     }
 }
 

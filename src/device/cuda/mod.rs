@@ -1,11 +1,11 @@
 //! The CUDA device: one stream of kernels, on a GPU or on the emulated device.
 //!
-//! [`Cuda`] is the handle: a [`Driver`], a pool of its memory, and the [`StepState`] that kernels
+//! [`Cuda`] is the handle: a [`Driver`], a pool of its memory, and the [`Step`] that kernels
 //! read. Everything above it is the same for both drivers; the only difference between a GPU and
 //! the emulated device is who runs the kernels.
 
+mod arch;
 pub mod cache;
-mod ceiling;
 mod context;
 mod driver;
 mod gemm;
@@ -20,17 +20,17 @@ mod pool;
 pub mod resources;
 mod timing;
 
-pub use ceiling::Ceiling;
+pub use arch::Arch;
 pub use driver::{Address, Driver, Graph, Info};
-pub use gemm::{Plan, Tile, magic};
-pub use launch::{Arg, BLOCK, Entry, In, KernelType, Launch, Order, Out, Source, Thunk};
+pub use gemm::{Plan, magic};
+pub use launch::{Arg, BLOCK, Family, In, Kernel, KernelType, Launch, Order, Out, Source, TensorMap, Thunk, Tile};
 pub(crate) use launch::{null, with_kernel_type};
 pub use timing::Timing;
 
 use super::MemoryStats;
-use crate::autograd::StepState;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::step::Step;
 use pool::Pool;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,8 +47,8 @@ pub struct Cuda {
 pub struct Options {
     /// Convolution with the patches laid out in memory, instead of found as they are needed.
     pub explicit_conv: bool,
-    /// The tile of all matrix products, instead of the one that suits their sizes: for tests.
-    pub tile: Option<Tile>,
+    /// The tile of all matrix products by name, instead of the one that suits their sizes: for tests.
+    pub tile: Option<&'static str>,
     /// Wait after each launch, so that the kernel that fails is known.
     pub sync_launches: bool,
     /// No more blocks than this in kernels that stride over their elements: for tests, whose tensors
@@ -64,7 +64,7 @@ struct Inner {
     /// Where kernels read the step's state.
     state: Address,
     /// What is there.
-    current: Mutex<StepState>,
+    current: Mutex<Step>,
     /// The launches so far, if they are being timed.
     profile: Mutex<Option<Vec<Timing>>>,
 }
@@ -80,9 +80,9 @@ impl Cuda {
     /// # Errors
     /// [`Error::Device`] if the device refuses its first work.
     pub fn new(driver: Box<dyn Driver>, emulated: bool, options: Options) -> Result<Self> {
-        let current = StepState::default();
+        let current = Step::default();
         let mut pool = Pool::default();
-        let state = pool.alloc(driver.as_ref(), size_of::<StepState>())?;
+        let state = pool.alloc(driver.as_ref(), size_of::<Step>())?;
         // SAFETY: the block has the state's size.
         unsafe { driver.write(state, bytemuck::bytes_of(&current))? };
         let inner = Inner {
@@ -97,23 +97,13 @@ impl Cuda {
         Ok(Cuda { inner: Arc::new(inner) })
     }
 
-    /// The first GPU.
-    ///
-    /// # Errors
-    /// [`Error::Device`] saying what is missing and what to do about it.
-    pub fn gpu(options: Options) -> Result<Self> {
-        let how = gpu::Options { sync_each_launch: options.sync_launches, ..gpu::Options::default() };
-        let gpu = gpu::Gpu::new(how, crate::kernels::ENTRIES.len(), crate::kernels::HEADERS)?;
-        Cuda::new(Box::new(gpu), false, options)
-    }
-
-    /// Makes every kernel ready, so that no step has to wait for one to be compiled. `say` is told,
-    /// in a line each, what will take a while and what the user should know.
+    /// Makes kernels ready, so that no step has to wait for one to be compiled. `say` is told, in a
+    /// line each, what will take a while and what the user should know.
     ///
     /// # Errors
     /// [`Error::Device`] when one does not compile.
-    pub fn prepare(&self, say: &mut dyn FnMut(&str)) -> Result<()> {
-        self.driver().prepare(&crate::kernels::sources(), DType::F32, say)
+    pub fn prepare(&self, kernels: &[&'static Kernel], say: &mut dyn FnMut(&str)) -> Result<()> {
+        self.driver().prepare(kernels, say)
     }
 
     /// Whether it is the emulated device.
@@ -167,7 +157,7 @@ impl Cuda {
     ///
     /// # Errors
     /// [`Error::Device`] if the device fails.
-    pub fn set_step(&self, state: &StepState) -> Result<()> {
+    pub fn set_step(&self, state: &Step) -> Result<()> {
         let mut current = lock(&self.inner.current);
         if *current != *state {
             // SAFETY: the block has the state's size.
@@ -177,12 +167,16 @@ impl Cuda {
         Ok(())
     }
 
-    /// The state that kernels read.
-    pub(crate) fn step(&self) -> In<'_, StepState> {
-        In::new(self.inner.state, 1)
+    /// A step for a kernel to read: what is in the device's memory from here on.
+    ///
+    /// # Errors
+    /// As [`Cuda::set_step`]; within a capture, if it is not there already.
+    pub fn step(&self, step: &Step) -> Result<In<'_, Step>> {
+        self.set_step(step)?;
+        Ok(In::new(self.inner.state, 1))
     }
 
-    /// Launches a kernel; the generated launchers call it.
+    /// Launches the instance of a family; the generated launchers call it.
     ///
     /// # Errors
     /// [`Error::Device`] naming the kernel.
@@ -191,11 +185,13 @@ impl Cuda {
     /// As for [`Driver::launch`].
     pub(crate) unsafe fn launch(
         &self,
-        entry: &'static Entry,
-        dtype: DType,
+        family: &'static Family,
+        dtype: Option<DType>,
+        tile: Option<&Tile>,
         mut launch: Launch,
         args: &[Arg<'_>],
     ) -> Result<()> {
+        let kernel = family.instance(dtype, tile, self.info().arch)?;
         if launch.grid.contains(&0) {
             return Ok(());
         }
@@ -204,10 +200,10 @@ impl Cuda {
         }
         if let Some(timings) = lock(&self.inner.profile).as_mut() {
             // SAFETY: the caller's promise.
-            timings.push(unsafe { Timing::of(self.driver(), entry, dtype, &launch, args)? });
+            timings.push(unsafe { Timing::of(self.driver(), kernel, &launch, args)? });
         }
         // SAFETY: the caller's promise.
-        unsafe { self.driver().launch(entry, dtype, &launch, args) }
+        unsafe { self.driver().launch(kernel, &launch, args) }
     }
 
     /// Runs `work` once, and beside it each of its launches many times, to see what each takes.
@@ -300,7 +296,7 @@ impl Drop for Inner {
         // Work in flight may use the blocks; an error here has no one to tell.
         let _ = self.driver.sync();
         let pool = self.pool.get_mut().unwrap_or_else(PoisonError::into_inner);
-        pool.give(self.state, size_of::<StepState>());
+        pool.give(self.state, size_of::<Step>());
         pool.release(self.driver.as_ref());
     }
 }

@@ -3,11 +3,11 @@
 //! CUBIN, not PTX: `ptxas` runs inside NVRTC, so that a mistake in inline assembly is found here, on
 //! any machine, and not when a GPU loads the kernel; and the log has registers and spills.
 
-use super::cache::{Cache, Entry};
-use super::launch::Source;
+use super::arch::Arch;
+use super::cache::{Cache, CompiledCode};
+use super::launch::{Kernel, Source};
 use super::libnvrtc;
 use super::libraries::{self, NvrtcLibrary};
-use super::resources::{self, Resources};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use cudarc::nvrtc::sys::{self, nvrtcProgram, nvrtcResult};
@@ -17,21 +17,35 @@ use std::path::PathBuf;
 /// Lines of the compiler's log that an error shows.
 const MOST_LINES: usize = 60;
 
-/// Machine code and what the compiler said.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Compiled {
-    /// The code, for the driver to load.
-    pub cubin: Vec<u8>,
-    /// The log of NVRTC and ptxas: warnings, and each entry's resources.
-    pub log: String,
-    /// Whether it came out of the cache.
-    pub cached: bool,
+/// What is compiled at once: the kernels of a file that have one storage type and one architecture.
+/// Kernels that are no templates are in every unit of their file.
+#[derive(Clone, Copy, Debug)]
+pub struct Unit {
+    /// The file.
+    pub source: &'static Source,
+    /// The storage type; none where the file has no template.
+    pub dtype: Option<DType>,
+    /// What to compile for.
+    pub arch: Arch,
 }
 
-impl Compiled {
-    /// The resources of each entry, from the log.
-    pub fn resources(&self) -> Vec<Resources> {
-        resources::parse(&self.log)
+impl Unit {
+    /// The unit of a kernel on a GPU that `arch` is compiled for.
+    pub fn of(kernel: &Kernel, arch: Arch) -> Self {
+        let dtype = kernel.dtype.or_else(|| kernel.source.kernels().find_map(|k| k.dtype));
+        Unit { source: kernel.source, dtype, arch: kernel.arch.unwrap_or(arch) }
+    }
+
+    /// Its kernels.
+    pub fn kernels(&self) -> impl Iterator<Item = &'static Kernel> {
+        let (dtype, specific) = (self.dtype, self.arch.specific.then_some(self.arch));
+        self.source.kernels().filter(move |k| k.dtype.is_none() || (k.dtype == dtype && k.arch == specific))
+    }
+}
+
+impl PartialEq for Unit {
+    fn eq(&self, other: &Self) -> bool {
+        (self.source.stem, self.dtype, self.arch) == (other.source.stem, other.dtype, other.arch)
     }
 }
 
@@ -61,8 +75,8 @@ impl Compiler {
         let nvrtc = libraries::nvrtc()?;
         // Without its second file NVRTC compiles nothing. Better said now than at the first launch.
         if nvrtc.builtins.is_none() {
-            let arch = nvrtc.archs.iter().copied().max().unwrap_or(80);
-            compile("probe.cu", "extern \"C\" __global__ void probe() {}", &[], &options(DType::F32, arch)?)?;
+            let arch = Arch::new(nvrtc.archs.iter().copied().max().unwrap_or(80));
+            compile("probe.cu", "__global__ void probe() {}", &[], &[], &options(arch))?;
         }
         Ok(Compiler { nvrtc, headers, cache: Cache::new(folder) })
     }
@@ -77,77 +91,56 @@ impl Compiler {
         &self.cache
     }
 
-    /// The code of a kernel file for an architecture (90 for `sm_90`): from the cache, else compiled.
+    /// The code of a unit, and whether it came out of the cache; else it is compiled.
     ///
     /// # Errors
     /// [`Error::Device`] when it does not compile, with file, line and the compiler's own words.
-    pub fn module(&self, source: &Source, dtype: DType, arch: u32) -> Result<Compiled> {
-        self.build(source, dtype, arch, true)
+    pub fn module(&self, unit: &Unit) -> Result<(CompiledCode, bool)> {
+        match self.cache.get(&self.key(unit)) {
+            Some(code) => Ok((code, true)),
+            None => self.rebuild(unit).map(|code| (code, false)),
+        }
     }
 
     /// Compiles, whatever the cache has, and replaces what it has.
     ///
     /// # Errors
     /// As for [`module`](Self::module).
-    pub fn rebuild(&self, source: &Source, dtype: DType, arch: u32) -> Result<Compiled> {
-        self.build(source, dtype, arch, false)
+    pub fn rebuild(&self, unit: &Unit) -> Result<CompiledCode> {
+        let names: Vec<&str> = unit.kernels().map(|k| k.name).collect();
+        let file = format!("kernels/{}.cu", unit.source.stem);
+        let code = compile(&file, unit.source.text, self.headers, &names, &options(unit.arch))?;
+        self.cache.put(&self.key(unit), &code);
+        Ok(code)
     }
 
-    /// Whether the cache has the code of a kernel file.
-    ///
-    /// # Errors
-    /// As for [`options`].
-    pub fn is_cached(&self, source: &Source, dtype: DType, arch: u32) -> Result<bool> {
-        Ok(self.cache.has(&self.key(source, &options(dtype, arch)?)))
+    /// Whether the cache has the code of a unit.
+    pub fn is_cached(&self, unit: &Unit) -> bool {
+        self.cache.has(&self.key(unit))
     }
 
-    /// The cache's name for a kernel file compiled with these options.
-    fn key(&self, source: &Source, options: &[String]) -> String {
+    /// The cache's name for a unit.
+    fn key(&self, unit: &Unit) -> String {
         let version = format!("nvrtc {}.{}", self.nvrtc.version.0, self.nvrtc.version.1);
-        let mut parts = vec![version.as_str(), source.stem, source.text];
+        let options = options(unit.arch);
+        let mut parts = vec![version.as_str(), unit.source.stem, unit.source.text];
         parts.extend(options.iter().map(String::as_str));
+        parts.extend(unit.kernels().map(|k| k.name));
         parts.extend(self.headers.iter().flat_map(|(name, text)| [*name, *text]));
         Cache::key(&parts)
     }
-
-    fn build(&self, source: &Source, dtype: DType, arch: u32, look: bool) -> Result<Compiled> {
-        let options = options(dtype, arch)?;
-        let key = self.key(source, &options);
-        if look && let Some(Entry { cubin, log }) = self.cache.get(&key) {
-            return Ok(Compiled { cubin, log, cached: true });
-        }
-        let compiled = compile(&format!("kernels/{}.cu", source.stem), source.text, self.headers, &options)?;
-        self.cache.put(&key, &Entry { cubin: compiled.cubin.clone(), log: compiled.log.clone() });
-        Ok(compiled)
-    }
 }
 
-/// NVRTC's options for a storage type and an architecture (90 for `sm_90`).
-///
-/// # Errors
-/// [`Error::Device`] for a type that the kernels do not store activations in.
-pub fn options(dtype: DType, arch: u32) -> Result<Vec<String>> {
-    let storage = match dtype {
-        DType::F32 => "float",
-        other => {
-            return Err(Error::Device {
-                device: "cuda".into(),
-                problem: format!("there are no kernels for {other} activations"),
-                remedy: "train in f32, or use `--device cpu`".into(),
-            });
-        }
-    };
-    Ok(vec![
-        format!("--gpu-architecture=sm_{arch}"),
+/// NVRTC's options for an architecture.
+fn options(arch: Arch) -> Vec<String> {
+    vec![
+        format!("--gpu-architecture={arch}"),
         "--std=c++17".into(),
-        // Not `T` itself: NVRTC's own headers have template parameters of that name, and a macro
-        // would break them. common.cuh makes `T` a typedef of it.
-        format!("-DTILEWORK_T={storage}"),
         "-lineinfo".into(),
         // Two options: joined by a comma, ptxas takes neither.
         "--ptxas-options=-v".into(),
         "--ptxas-options=--warn-on-spills".into(),
-    ])
+    ]
 }
 
 /// A program of NVRTC, destroyed when dropped.
@@ -160,20 +153,24 @@ impl Drop for Program {
     }
 }
 
-/// Compiles `text`, called `file` in messages, with headers that exist in memory only.
-///
-/// # Errors
-/// [`Error::Device`] when there is no NVRTC, or `text` does not compile: the first error's file and
-/// line, then the whole log.
-pub fn compile(file: &str, text: &str, headers: &[(&str, &str)], options: &[String]) -> Result<Compiled> {
+/// Compiles the kernels `names` of `text`, called `file` in messages, with headers that exist in
+/// memory only.
+fn compile(
+    file: &str,
+    text: &str,
+    headers: &[(&str, &str)],
+    names: &[&str],
+    options: &[String],
+) -> Result<CompiledCode> {
     libraries::nvrtc()?;
     let c = |s: &str| CString::new(s).map_err(|_| Error::Internal(format!("{file} or a header of it has a NUL byte")));
     let (c_text, c_file) = (c(text)?, c(file)?);
     let texts = headers.iter().map(|h| c(h.1)).collect::<Result<Vec<_>>>()?;
-    let names = headers.iter().map(|h| c(h.0)).collect::<Result<Vec<_>>>()?;
+    let files = headers.iter().map(|h| c(h.0)).collect::<Result<Vec<_>>>()?;
+    let expressions = names.iter().map(|n| c(n)).collect::<Result<Vec<_>>>()?;
     let options = options.iter().map(|o| c(o)).collect::<Result<Vec<_>>>()?;
     let pointers = |v: &[CString]| v.iter().map(|s| s.as_ptr()).collect::<Vec<*const c_char>>();
-    let (p_texts, p_names, p_options) = (pointers(&texts), pointers(&names), pointers(&options));
+    let (p_texts, p_files, p_options) = (pointers(&texts), pointers(&files), pointers(&options));
 
     let mut program = Program(std::ptr::null_mut());
     // SAFETY: `libraries::nvrtc` saw that every function is there; the strings end in NUL and outlive
@@ -185,13 +182,20 @@ pub fn compile(file: &str, text: &str, headers: &[(&str, &str)], options: &[Stri
             c_file.as_ptr(),
             headers.len() as c_int,
             p_texts.as_ptr(),
-            p_names.as_ptr(),
+            p_files.as_ptr(),
         )
     };
     if created != nvrtcResult::NVRTC_SUCCESS {
         // Nothing was made, so nothing is to be destroyed.
         std::mem::forget(program);
         return Err(failure(file, created, ""));
+    }
+    for expression in &expressions {
+        // SAFETY: the program was made above and is not compiled yet; the string ends in NUL.
+        let added = unsafe { sys::nvrtcAddNameExpression(program.0, expression.as_ptr()) };
+        if added != nvrtcResult::NVRTC_SUCCESS {
+            return Err(failure(file, added, ""));
+        }
     }
     // SAFETY: the program was made above; strings and array as before.
     let done = unsafe { sys::nvrtcCompileProgram(program.0, p_options.len() as c_int, p_options.as_ptr()) };
@@ -205,8 +209,22 @@ pub fn compile(file: &str, text: &str, headers: &[(&str, &str)], options: &[Stri
     let mut cubin = vec![0u8; size];
     // SAFETY: the buffer has the size that NVRTC asked for.
     let got = unsafe { sys::nvrtcGetCUBIN(program.0, cubin.as_mut_ptr().cast()) };
-    match [sized, got].into_iter().find(|&r| r != nvrtcResult::NVRTC_SUCCESS) {
-        None if !cubin.is_empty() => Ok(Compiled { cubin, log, cached: false }),
+    let mut results = vec![sized, got];
+    let lowered = names.iter().zip(&expressions).map(|(name, expression)| {
+        let mut lowered = std::ptr::null();
+        // SAFETY: the program was compiled above with this name.
+        let result = unsafe { sys::nvrtcGetLoweredName(program.0, expression.as_ptr(), &mut lowered) };
+        results.push(result);
+        if lowered.is_null() {
+            return (name.to_string(), String::new());
+        }
+        // SAFETY: the text ends in NUL and lives as long as the program.
+        let lowered = unsafe { CStr::from_ptr(lowered) }.to_string_lossy().into_owned();
+        (name.to_string(), lowered)
+    });
+    let names = lowered.collect();
+    match results.into_iter().find(|&r| r != nvrtcResult::NVRTC_SUCCESS) {
+        None if !cubin.is_empty() => Ok(CompiledCode { cubin, names, log }),
         None => Err(failure(file, nvrtcResult::NVRTC_ERROR_INTERNAL_ERROR, &log)),
         Some(code) => Err(failure(file, code, &log)),
     }
@@ -272,17 +290,38 @@ fn first_error(log: &str) -> Option<(String, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::cuda::launch::Family;
     use crate::device::cuda::resources::Resources;
     use rayon::prelude::*;
 
-    const RELU: Source = Source {
-        stem: "relu",
-        text: "#include \"common.cuh\"\nextern \"C\" __global__ void __launch_bounds__(256) relu_fwd(const T* x, T* y, int n) {\n\
-               __shared__ float pad[64];\nint i = blockIdx.x * 256 + threadIdx.x; pad[threadIdx.x % 64] = 1.f; __syncthreads();\n\
-               if (i < n) y[i] = mine(x[i]) * pad[0];\n}\n",
-    };
+    const TEXT: &str = "#include \"common.cuh\"\ntemplate <class T>\n__global__ void __launch_bounds__(256) relu_fwd(const T* x, T* y, int n) {\n\
+        __shared__ float pad[64];\nint i = blockIdx.x * 256 + threadIdx.x; pad[threadIdx.x % 64] = 1.f; __syncthreads();\n\
+        if (i < n) y[i] = mine(x[i]) * pad[0];\n}\n__global__ void plain(int* x) { *x = 1; }\n";
     static HEADERS: &[(&str, &str)] =
-        &[("common.cuh", "typedef TILEWORK_T T;\n__device__ inline T mine(T x) { return x > 0.f ? x : 0.f; }\n")];
+        &[("common.cuh", "template <class T> __device__ T mine(T x) { return x > 0.f ? x : 0.f; }\n")];
+    static RELU: Source = Source { stem: "relu", text: TEXT, families: &[&FWD, &PLAIN] };
+    static FWD: Family = Family { name: "relu_fwd", kernels: &[kernel(&RELU, "relu_fwd<float>", Some(DType::F32))] };
+    static PLAIN: Family = Family { name: "plain", kernels: &[kernel(&RELU, "plain", None)] };
+
+    const fn kernel(source: &'static Source, name: &'static str, dtype: Option<DType>) -> Kernel {
+        Kernel {
+            source,
+            family: name,
+            name,
+            index: 0,
+            dtype,
+            tile: None,
+            arch: None,
+            threads: 256,
+            registers: 32,
+            #[cfg(tilework_emulator)]
+            thunks: None,
+        }
+    }
+
+    fn relu(arch: u32) -> Unit {
+        Unit::of(&PLAIN.kernels[0], Arch::new(arch))
+    }
 
     /// Says so and returns false without NVRTC, which is a failure where it is required.
     fn nvrtc_is_here() -> bool {
@@ -295,14 +334,6 @@ mod tests {
                 false
             }
         }
-    }
-
-    #[test]
-    fn options_name_type_and_architecture() {
-        let o = options(DType::F32, 90).unwrap();
-        assert!(o.contains(&"--gpu-architecture=sm_90".to_string()) && o.contains(&"-DTILEWORK_T=float".to_string()));
-        let e = options(DType::F64, 90).unwrap_err().to_string();
-        assert!(e.contains("no kernels for f64") && e.contains("remedy"), "{e}");
     }
 
     #[test]
@@ -322,26 +353,28 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let compiler = Compiler::with_cache(HEADERS, Some(tmp.path().to_path_buf())).unwrap();
         [75, 80, 86, 89, 90, 100, 120].into_par_iter().for_each(|arch| {
-            assert!(!compiler.is_cached(&RELU, DType::F32, arch).unwrap());
-            let made = compiler.module(&RELU, DType::F32, arch).unwrap();
-            assert!(compiler.is_cached(&RELU, DType::F32, arch).unwrap());
-            assert!(!made.cached && made.cubin.starts_with(b"\x7fELF"), "sm_{arch}");
-            let [Resources { entry, registers, spill_bytes, shared_bytes, stack }] = &made.resources()[..] else {
+            assert!(!compiler.is_cached(&relu(arch)));
+            let (made, cached) = compiler.module(&relu(arch)).unwrap();
+            assert!(compiler.is_cached(&relu(arch)));
+            assert!(!cached && made.cubin.starts_with(b"\x7fELF"), "sm_{arch}");
+            let mut all = made.resources();
+            all.sort_by(|a, b| b.kernel.cmp(&a.kernel));
+            let [Resources { kernel, registers, spill_bytes, shared_bytes, stack }, plain] = &all[..] else {
                 panic!("{}", made.log)
             };
-            assert_eq!((entry.as_str(), *spill_bytes, *stack), ("relu_fwd", 0, 0));
+            // Names are the source's; in the code they are mangled.
+            assert_eq!((kernel.as_str(), *spill_bytes, *stack), ("relu_fwd<float>", 0, 0));
+            assert_eq!((plain.kernel.as_str(), made.names[0].1.as_str()), ("plain", "_Z8relu_fwdIfEvPKT_PS0_i"));
             assert!((4..=32).contains(registers), "{registers}");
             // From sm_90 on ptxas counts the 1 KiB that the system reserves, in some versions.
             assert!(*shared_bytes >= 256, "{shared_bytes}");
-            let again = compiler.module(&RELU, DType::F32, arch).unwrap();
-            assert!(again.cached && again.cubin == made.cubin && again.log == made.log);
+            assert_eq!(compiler.module(&relu(arch)).unwrap(), (made, true));
         });
-        // Another text of a header, or of the kernel, is another entry.
-        static OTHER: &[(&str, &str)] =
-            &[("common.cuh", "typedef TILEWORK_T T;\n__device__ inline T mine(T x) { return x; }\n")];
+        // Another text of a header is another entry.
+        static OTHER: &[(&str, &str)] = &[("common.cuh", "template <class T> __device__ T mine(T x) { return x; }\n")];
         let other = Compiler::with_cache(OTHER, Some(tmp.path().to_path_buf())).unwrap();
-        assert!(!other.module(&RELU, DType::F32, 80).unwrap().cached);
-        assert!(!compiler.rebuild(&RELU, DType::F32, 80).unwrap().cached);
+        assert!(!other.module(&relu(80)).unwrap().1);
+        compiler.rebuild(&relu(80)).unwrap();
     }
 
     #[test]
@@ -351,9 +384,10 @@ mod tests {
         }
         let compiler = Compiler::with_cache(HEADERS, None).unwrap();
         let error = |text: &'static str| {
-            compiler.module(&Source { stem: "bad", text }, DType::F32, 80).unwrap_err().to_string()
+            let source = Box::leak(Box::new(Source { stem: "bad", text, families: &[] }));
+            compiler.module(&Unit { source, dtype: None, arch: Arch::new(80) }).unwrap_err().to_string()
         };
-        let e = error("#include \"common.cuh\"\n\nextern \"C\" __global__ void k() { foo(); }\n");
+        let e = error("#include \"common.cuh\"\n\n__global__ void k() { foo(); }\n");
         assert!(
             e.contains("kernels/bad.cu, line 3: NVRTC_ERROR_COMPILATION") && e.contains("\"foo\" is undefined"),
             "{e}"
@@ -361,9 +395,9 @@ mod tests {
         let e = error("#include \"missing.cuh\"\n");
         assert!(e.contains("kernels/bad.cu, line 1") && e.contains("missing.cuh"), "{e}");
         // Only ptxas sees this one.
-        let e = error("extern \"C\" __global__ void k() { asm volatile(\"mma.bogus.f32 %%r0;\"); }\n");
+        let e = error("__global__ void k() { asm volatile(\"mma.bogus.f32 %%r0;\"); }\n");
         assert!(e.contains("kernels/bad.cu") && e.contains("ptxas"), "{e}");
-        let e = compiler.module(&RELU, DType::F32, 5).unwrap_err().to_string();
+        let e = compiler.module(&relu(5)).unwrap_err().to_string();
         assert!(e.contains("invalid value") || e.contains("INVALID_OPTION"), "{e}");
     }
 }

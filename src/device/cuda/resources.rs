@@ -1,10 +1,10 @@
 //! What a kernel takes of a multiprocessor, and how many of its blocks fit there.
 
-/// The resources of one entry, as ptxas reports them (`--ptxas-options=-v`).
+/// The resources of one kernel, as ptxas reports them (`--ptxas-options=-v`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resources {
-    /// The kernel's name.
-    pub entry: String,
+    /// Its name, as the log has it.
+    pub kernel: String,
     /// 32-bit registers per thread.
     pub registers: u32,
     /// Bytes per thread that registers are spilled to, stores and loads together.
@@ -15,13 +15,13 @@ pub struct Resources {
     pub stack: u32,
 }
 
-/// Reads the resources of every entry out of a log.
+/// Reads the resources of every kernel out of a log.
 pub fn parse(log: &str) -> Vec<Resources> {
     let mut out: Vec<Resources> = Vec::new();
     for line in log.lines() {
         if let Some((_, rest)) = line.split_once("Compiling entry function '") {
-            let entry = rest.split('\'').next().unwrap_or_default().to_string();
-            out.push(Resources { entry, registers: 0, spill_bytes: 0, shared_bytes: 0, stack: 0 });
+            let kernel = rest.split('\'').next().unwrap_or_default().to_string();
+            out.push(Resources { kernel, registers: 0, spill_bytes: 0, shared_bytes: 0, stack: 0 });
             continue;
         }
         // Functions that were not inlined are listed after their kernel and count with it.
@@ -132,8 +132,8 @@ mod tests {
             ptxas info    : Function properties for a_bwd\n\
             ptxas         .     8 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
             ptxas info    : Used 10 registers, 372 bytes cmem[0]\n";
-        let expected = |entry: &str, registers, spill_bytes, shared_bytes, stack| Resources {
-            entry: entry.into(),
+        let expected = |kernel: &str, registers, spill_bytes, shared_bytes, stack| Resources {
+            kernel: kernel.into(),
             registers,
             spill_bytes,
             shared_bytes,

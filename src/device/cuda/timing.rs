@@ -5,8 +5,7 @@
 //! L2 cache, so that each finds its inputs where a long step leaves them: in the GPU's memory.
 
 use super::driver::{Address, Driver, Graph};
-use super::launch::{Arg, Entry, Launch};
-use crate::dtype::DType;
+use super::launch::{Arg, Kernel, Launch};
 use crate::error::{Error, Result};
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub struct Timing {
     /// The kernel's name.
-    pub entry: &'static str,
+    pub kernel: &'static str,
     /// The device's time.
     pub time: Duration,
     /// Bytes of its arguments: each must be read or written once at least.
@@ -37,19 +36,13 @@ impl Timing {
     ///
     /// # Safety
     /// As for [`Driver::launch`].
-    pub unsafe fn of(
-        driver: &dyn Driver,
-        entry: &'static Entry,
-        dtype: DType,
-        launch: &Launch,
-        args: &[Arg<'_>],
-    ) -> Result<Self> {
+    pub unsafe fn of(driver: &dyn Driver, kernel: &'static Kernel, launch: &Launch, args: &[Arg<'_>]) -> Result<Self> {
         // The emulated device has no launch worth hiding, and takes its time.
         let (least, replays) = if driver.info().arch == 0 { (2, 1) } else { (LAUNCHES, REPLAYS) };
         let bytes = args.iter().map(|arg| memory(arg).1).sum();
         let copies = Copies::new(driver, args, copies(driver.info().l2_bytes, bytes)).map_err(|e| match e {
             Error::Device { device, problem, remedy } => {
-                Error::Device { device, problem: format!("timing kernel `{}`: {problem}", entry.name), remedy }
+                Error::Device { device, problem: format!("timing kernel `{}`: {problem}", kernel.name), remedy }
             }
             other => other,
         })?;
@@ -57,7 +50,7 @@ impl Timing {
         driver.begin_capture()?;
         // SAFETY: the caller's promise; a copy is as large as what it is a copy of.
         let recorded = (0..launches)
-            .try_for_each(|i| unsafe { driver.launch(entry, dtype, launch, &copies.args(args, i % copies.count)) });
+            .try_for_each(|i| unsafe { driver.launch(kernel, launch, &copies.args(args, i % copies.count)) });
         // Also after an error: the stream must not stay in capture.
         let graph = driver.end_capture();
         recorded?;
@@ -67,7 +60,7 @@ impl Timing {
         let mut times = (0..replays).map(|_| time(graph.as_ref())).collect::<Result<Vec<_>>>()?;
         times.sort();
         let time = times[replays / 2] / launches as u32;
-        Ok(Timing { entry: entry.name, time, bytes, flops: launch.flops })
+        Ok(Timing { kernel: kernel.name, time, bytes, flops: launch.flops })
     }
 }
 

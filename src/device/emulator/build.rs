@@ -1,7 +1,8 @@
 //! Part of `build.rs`: compiles the kernels for the host, twice: plain, and with every memory access
 //! reported to the checker.
 
-use super::{Fault, File, Head, declaration, heads, without_comments};
+use super::kernels::{Head, heads, without_comments};
+use super::{File, Problem, declaration, thunks};
 use std::collections::hash_map::DefaultHasher;
 use std::fmt::Write;
 use std::hash::{Hash, Hasher};
@@ -10,7 +11,7 @@ use std::process::Command;
 use std::{env, fs};
 
 /// Compiles every kernel file twice. False, with a warning, where there is no C++ compiler.
-pub(super) fn compile(root: &Path, out: &Path, files: &[File]) -> Result<bool, Fault> {
+pub(super) fn compile(root: &Path, out: &Path, files: &[File]) -> Result<bool, Problem> {
     let shim = root.join("src/device/emulator");
     println!("cargo::rerun-if-changed={}", shim.display());
     for variable in ["CXX", "CXXFLAGS", "NUM_JOBS"] {
@@ -18,7 +19,7 @@ pub(super) fn compile(root: &Path, out: &Path, files: &[File]) -> Result<bool, F
     }
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).warnings(false).debug(false).cargo_warnings(false);
-    build.include(&shim).include(root.join("kernels")).define("TILEWORK_EMULATED", None).define("TILEWORK_T", "float");
+    build.include(&shim).include(root.join("kernels")).define("TILEWORK_EMULATED", None);
     // A fiber's stack has no guard page: no frame may be larger than a part of it.
     let limit = "-Werror=frame-larger-than=16384";
     for flag in ["-g1", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", limit] {
@@ -46,8 +47,9 @@ pub(super) fn compile(root: &Path, out: &Path, files: &[File]) -> Result<bool, F
         fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?.hash(&mut common);
     }
     let mut jobs = Vec::new();
-    for file in files.iter().filter(|f| !f.entries.is_empty()) {
-        let names: Vec<&str> = file.entries.iter().map(|e| e.name.as_str()).collect();
+    for file in files.iter().filter(|f| !f.families.is_empty()) {
+        let all = file.families.iter().flat_map(|f| f.kernels.iter().map(move |k| (k, f)));
+        let names: Vec<String> = all.filter(|(k, _)| k.arch.is_none()).map(|(k, f)| k.name(f)).collect();
         for checked in [false, true] {
             jobs.push(job(&file.path, &names, checked, common.clone(), out)?);
         }
@@ -72,7 +74,7 @@ fn has_fma() -> bool {
     }
 }
 
-fn no_compiler(why: &str) -> Result<bool, Fault> {
+fn no_compiler(why: &str) -> Result<bool, Problem> {
     println!("cargo::warning=the emulated device is left out: {why}; install g++ or clang++, or set CXX");
     Ok(false)
 }
@@ -85,20 +87,20 @@ struct Job {
 }
 
 /// The kernels with planted bugs, which the emulated device's own tests run; not part of a package.
-fn planted(root: &Path, out: &Path, common: &DefaultHasher) -> Result<Vec<Job>, Fault> {
+fn planted(root: &Path, out: &Path, common: &DefaultHasher) -> Result<Vec<Job>, Problem> {
     let path = root.join("tests/kernels/planted.cu");
     println!("cargo::rerun-if-changed={}", path.display());
     let code = without_comments(&fs::read_to_string(&path).unwrap_or_default());
     let heads: Result<Vec<Head<'_>>, _> = heads(&code).collect();
     let heads = heads.map_err(|(_, what)| format!("{}: {what}", path.display()))?;
-    let names: Vec<&str> = heads.iter().map(|h| h.name).collect();
+    let names: Vec<String> = heads.iter().map(|h| h.name.to_string()).collect();
     let mut table = String::new();
     for name in &names {
         table += &declaration(name);
     }
     table += "pub(crate) static PLANTED: &[(&str, Thunk, Thunk)] = &[\n";
     for name in &names {
-        let _ = writeln!(table, "    ({name:?}, tilework_plain_{name}, tilework_checked_{name}),");
+        let _ = writeln!(table, "    ({name:?}, {}),", thunks(name).join(", "));
     }
     table += "];\n";
     let list = out.join("planted.rs");
@@ -111,18 +113,15 @@ fn planted(root: &Path, out: &Path, common: &DefaultHasher) -> Result<Vec<Job>, 
 
 /// The C++ file of a kernel file, and the object it becomes: named by all that goes into it, so
 /// that what is there already need not be made again.
-fn job(path: &Path, names: &[&str], checked: bool, mut hash: DefaultHasher, out: &Path) -> Result<Job, Fault> {
+fn job(path: &Path, names: &[String], checked: bool, mut hash: DefaultHasher, out: &Path) -> Result<Job, Problem> {
     let kind = if checked { "checked" } else { "plain" };
     let mut text = String::from("#include \"cuda.h\"\n");
-    // The two builds of a kernel must not meet in the linker: the kernel itself gets another name,
-    // its helpers a namespace without one.
-    for name in names {
-        let _ = writeln!(text, "#define {name} {name}_{kind}");
-    }
+    // The two builds of a kernel must not meet in the linker: a namespace without a name.
     let _ = writeln!(text, "namespace {{\n#include {path:?}\n}}");
     for name in names {
-        let thunk = format!("void tilework_{kind}_{name}(void* const* args) {{ emu::call({name}, args); }}");
-        let _ = writeln!(text, "extern \"C\" EMU_NATIVE {thunk}");
+        let thunk = &thunks(name)[usize::from(checked)];
+        let _ =
+            writeln!(text, "extern \"C\" EMU_NATIVE void {thunk}(void* const* args) {{ emu::call({name}, args); }}");
     }
     text.hash(&mut hash);
     fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?.hash(&mut hash);
@@ -139,11 +138,11 @@ fn job(path: &Path, names: &[&str], checked: bool, mut hash: DefaultHasher, out:
 }
 
 /// Runs the jobs whose objects are missing, as many at a time as cargo allows.
-fn run_all(jobs: Vec<Job>, compiler: &cc::Tool) -> Result<(), Fault> {
+fn run_all(jobs: Vec<Job>, compiler: &cc::Tool) -> Result<(), Problem> {
     let lanes = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize).max(1);
     let todo: Vec<Job> = jobs.into_iter().filter(|j| !j.object.exists()).collect();
     let next = std::sync::atomic::AtomicUsize::new(0);
-    let work = || -> Result<(), Fault> {
+    let work = || -> Result<(), Problem> {
         while let Some(job) = todo.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
             run(job, compiler)?;
         }
@@ -155,7 +154,7 @@ fn run_all(jobs: Vec<Job>, compiler: &cc::Tool) -> Result<(), Fault> {
     })
 }
 
-fn run(job: &Job, compiler: &cc::Tool) -> Result<(), Fault> {
+fn run(job: &Job, compiler: &cc::Tool) -> Result<(), Problem> {
     // Renamed when complete: an interrupted build leaves no half object under the final name.
     let partial = job.object.with_extension("partial");
     let mut command: Command = compiler.to_command();

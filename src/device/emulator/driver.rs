@@ -2,10 +2,8 @@
 
 use super::{Event, Follow, Order, Region, run, run_checked, run_traced};
 use crate::device::cpu::free_memory;
-use crate::device::cuda::{Address, Arg, Driver, Entry, Graph, Info, Launch};
-use crate::dtype::DType;
+use crate::device::cuda::{Address, Arg, Driver, Graph, Info, Kernel, Launch};
 use crate::error::{Error, Result};
-use crate::kernels::ENTRIES;
 use std::alloc::Layout;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,7 +31,8 @@ impl Default for Options {
 /// What to trace.
 #[derive(Clone, Debug)]
 pub struct TraceOptions {
-    /// The kernel's name, or how it begins if no kernel has it; its first launch is traced.
+    /// The name of a family of kernels, or how a kernel's begins if no family has it; its first launch
+    /// is traced.
     pub kernel: String,
     /// A block and some of its threads.
     pub follow: Follow,
@@ -42,11 +41,9 @@ pub struct TraceOptions {
 }
 
 impl TraceOptions {
-    fn means(&self, entry: &Entry) -> bool {
-        match ENTRIES.iter().any(|e| e.name == self.kernel) {
-            true => entry.name == self.kernel,
-            false => entry.name.starts_with(&self.kernel),
-        }
+    fn means(&self, kernel: &Kernel) -> bool {
+        let whole = kernel.source.families.iter().any(|family| family.name == self.kernel);
+        if whole { kernel.family == self.kernel } else { kernel.name.starts_with(&self.kernel) }
     }
 }
 
@@ -80,7 +77,7 @@ const GAP: usize = 64;
 
 /// What was recorded.
 enum Node {
-    Launch { entry: &'static Entry, launch: Launch, args: Vec<Owned> },
+    Launch { kernel: &'static Kernel, launch: Launch, args: Vec<Owned> },
     Copy { to: Address, from: Address, bytes: usize },
     Zero { at: Address, bytes: usize },
 }
@@ -149,7 +146,7 @@ fn failed(problem: String) -> Error {
 ///
 /// # Safety
 /// As for [`Driver::launch`].
-unsafe fn execute(options: &Options, entry: &'static Entry, launch: &Launch, args: &[Owned]) -> Result<()> {
+unsafe fn execute(options: &Options, kernel: &'static Kernel, launch: &Launch, args: &[Owned]) -> Result<()> {
     let mut args = args.to_vec();
     let regions: Vec<Region> = args
         .iter()
@@ -167,22 +164,27 @@ unsafe fn execute(options: &Options, entry: &'static Entry, launch: &Launch, arg
             Owned::Value(value) => value.as_mut_ptr().cast(),
         })
         .collect();
+    let problem = |what: &str| failed(format!("kernel `{}`: {what}", kernel.name));
+    if launch.cluster != [1; 3] {
+        return Err(problem("clusters are not emulated"));
+    }
+    let [plain, checked] = kernel.thunks.ok_or_else(|| problem("is not compiled for the emulated device"))?;
     let launch = super::Launch {
-        kernel: entry.name,
-        plain: entry.plain,
-        checked: entry.checked,
+        kernel: kernel.name,
+        plain,
+        checked,
         grid: launch.grid,
         block: launch.block,
         shared: launch.shared,
         args: &pointers,
     };
     let order = options.order;
-    let wanted = |t: &&TraceOptions| t.means(entry) && lock(&t.traced).kernel.is_empty();
+    let wanted = |t: &&TraceOptions| t.means(kernel) && lock(&t.traced).kernel.is_empty();
     let traced = options.trace.as_ref().filter(wanted);
     let report = if let Some(trace) = traced {
         // SAFETY: the caller's promise.
         let (events, report) = unsafe { run_traced(&launch, order, &regions, &trace.follow) };
-        *lock(&trace.traced) = Traced { kernel: entry.name, events };
+        *lock(&trace.traced) = Traced { kernel: kernel.name, events };
         report
     } else if options.checked || options.trace.is_some() {
         // SAFETY: the caller's promise.
@@ -257,17 +259,14 @@ impl Driver for Emulated {
         Ok(())
     }
 
-    unsafe fn launch(&self, entry: &'static Entry, dtype: DType, launch: &Launch, args: &[Arg<'_>]) -> Result<()> {
-        if dtype != DType::F32 {
-            return Err(Error::Internal(format!("the emulated device has no kernels for {dtype}")));
-        }
+    unsafe fn launch(&self, kernel: &'static Kernel, launch: &Launch, args: &[Arg<'_>]) -> Result<()> {
         let args: Vec<Owned> = args.iter().map(Owned::of).collect();
         if lock(&self.recording).is_some() {
-            self.record(|| Node::Launch { entry, launch: *launch, args });
+            self.record(|| Node::Launch { kernel, launch: *launch, args });
             return Ok(());
         }
         // SAFETY: the caller's promise.
-        unsafe { execute(&self.options, entry, launch, &args) }
+        unsafe { execute(&self.options, kernel, launch, &args) }
     }
 
     fn sync(&self) -> Result<()> {
@@ -311,7 +310,7 @@ impl Graph for Recorded {
             match node {
                 // SAFETY: the arguments were good when they were recorded, and `Captured` keeps
                 // their memory from being given to anyone else.
-                Node::Launch { entry, launch, args } => unsafe { execute(&self.options, entry, launch, args)? },
+                Node::Launch { kernel, launch, args } => unsafe { execute(&self.options, kernel, launch, args)? },
                 // SAFETY: as above.
                 Node::Copy { to, from, bytes } => unsafe {
                     std::ptr::copy_nonoverlapping(*from as *const u8, *to as *mut u8, *bytes);

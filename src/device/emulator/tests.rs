@@ -75,7 +75,7 @@ fn finds(name: &str, make: impl Fn(bool) -> Case, kind: FindingKind, text: &str)
         assert_eq!(at.file, "kernels/planted.cu");
         let source = include_str!("../../../tests/kernels/planted.cu");
         let above = source.lines().take(at.line as usize).collect::<Vec<_>>().join("\n");
-        let last = above.rfind("extern \"C\"").expect("a kernel above");
+        let last = above.rfind("__global__").expect("a kernel above");
         assert!(above[last..].contains(&format!(" {name}(")), "{name} is not at {at}");
 
         let report = make(false).check(name, order).unwrap_or_else(|f| panic!("{order:?}: {f}"));

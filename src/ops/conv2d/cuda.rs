@@ -6,12 +6,12 @@
 //! to study first. [`Options::explicit_conv`](crate::device::cuda::Options) chooses it.
 
 use super::Dims;
-use crate::autograd::Slot;
 use crate::device::Device;
-use crate::device::cuda::{Cuda, KernelType, Launch, Plan, Tile, magic};
+use crate::device::cuda::{Cuda, KernelType, Launch, Plan, magic};
 use crate::error::Result;
 use crate::kernels::conv2d::*;
 use crate::ops::linear::cuda as linear;
+use crate::params::Slot;
 use crate::tensor::Tensor;
 
 /// The kernels' sizes.
@@ -69,17 +69,12 @@ pub(super) fn forward<T: KernelType>(
     if cuda.options().explicit_conv {
         return explicit::forward::<T>(cuda, x, w, b, y, d);
     }
-    let plan = Plan::new(d.n * d.pixels(), d.o, d.patch(), cuda.options().tile);
+    let plan = Plan::new([d.n * d.pixels(), d.o, d.patch()], &CONV2D_FWD, T::DTYPE, cuda)?;
     let bias = b.map(Tensor::input).transpose()?;
     let mut partial = plan.partial(x.device())?;
     let out = partial.as_mut().map(Tensor::output).transpose()?;
-    let kernel = match plan.tile {
-        Tile::Large => conv2d_fwd_128::<T>,
-        Tile::Medium => conv2d_fwd_64::<T>,
-        Tile::Small => conv2d_fwd_32::<T>,
-    };
     let sizes = sizes(d, false, plan.split_steps);
-    kernel(cuda, plan.launch(), x.input()?, w.input()?, bias, y.output()?, out, &sizes)?;
+    conv2d_fwd::<T>(cuda, plan.tile, plan.launch(), x.input()?, w.input()?, bias, y.output()?, out, &sizes)?;
     linear::add_up::<T>(cuda, partial, b, y)
 }
 
@@ -88,16 +83,11 @@ pub(super) fn backward_x<T: KernelType>(cuda: &Cuda, gy: &Tensor, w: &Tensor, gx
         return explicit::backward_x::<T>(cuda, gy, w, gx, d);
     }
     let [kh, kw] = d.window.kernel;
-    let plan = Plan::new(gx.len() / d.c, d.c, kh * kw * d.o, cuda.options().tile);
+    let plan = Plan::new([gx.len() / d.c, d.c, kh * kw * d.o], &CONV2D_BWD_X, T::DTYPE, cuda)?;
     let mut partial = plan.partial(gy.device())?;
     let out = partial.as_mut().map(Tensor::output).transpose()?;
-    let kernel = match plan.tile {
-        Tile::Large => conv2d_bwd_x_128::<T>,
-        Tile::Medium => conv2d_bwd_x_64::<T>,
-        Tile::Small => conv2d_bwd_x_32::<T>,
-    };
     let sizes = sizes(d, false, plan.split_steps);
-    kernel(cuda, plan.launch(), gy.input()?, w.input()?, gx.output()?, out, &sizes)?;
+    conv2d_bwd_x::<T>(cuda, plan.tile, plan.launch(), gy.input()?, w.input()?, gx.output()?, out, &sizes)?;
     linear::add_up::<T>(cuda, partial, None, gx)
 }
 
@@ -111,17 +101,12 @@ pub(super) fn backward_w<T: KernelType>(
     if cuda.options().explicit_conv {
         return explicit::backward_w::<T>(cuda, gy, x, gw, d);
     }
-    let plan = Plan::new(d.o, d.patch(), d.n * d.pixels(), cuda.options().tile);
+    let plan = Plan::new([d.o, d.patch(), d.n * d.pixels()], &CONV2D_BWD_W, T::DTYPE, cuda)?;
     let mut partial = plan.partial(gy.device())?;
     let out = partial.as_mut().map(Tensor::output).transpose()?;
-    let kernel = match plan.tile {
-        Tile::Large => conv2d_bwd_w_128::<T>,
-        Tile::Medium => conv2d_bwd_w_64::<T>,
-        Tile::Small => conv2d_bwd_w_32::<T>,
-    };
     let sizes = sizes(d, gw.accumulate, plan.split_steps);
-    kernel(cuda, plan.launch(), gy.input()?, x.input()?, gw.output()?, out, &sizes)?;
-    linear::add_up_gradient::<T>(cuda, partial, gw)
+    conv2d_bwd_w::<T>(cuda, plan.tile, plan.launch(), gy.input()?, x.input()?, gw.output()?, out, &sizes)?;
+    linear::add_up_gradient(cuda, partial, gw)
 }
 
 /// The form with the patches in memory.

@@ -127,10 +127,6 @@ struct Conv2d {
 }
 
 impl Backward for Conv2d {
-    fn name(&self) -> &'static str {
-        OP
-    }
-
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let dtype = gy.dtype();
         let device = gy.device().clone();

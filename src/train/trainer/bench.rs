@@ -1,19 +1,23 @@
 //! Steps outside of any run, for benches and tools.
 
 use super::{Feed, Trainer};
-use crate::autograd::StepState;
 use crate::data::loader::Batch;
 use crate::error::{Error, Result};
+use crate::step::Step;
 
 impl Trainer {
+    /// The next step, at the rate that the run starts from.
+    fn first_step(&self) -> Step {
+        let base = Step { seed: self.recipe.seed, step: self.position.step, ..Step::default() };
+        base.rate(self.recipe.optimizer.rate())
+    }
+
     /// One step on a batch outside of any run; for benches. The mini-batch's loss.
     ///
     /// # Errors
     /// As [`Trainer::run`].
     pub fn step_once(&mut self, batch: &Batch) -> Result<f64> {
-        let lr = self.recipe.optimizer.lr() as f32;
-        let state = StepState { seed: self.recipe.seed, step: self.position.step as u32, lr, ..StepState::default() };
-        self.device.set_step(&state)?;
+        let state = self.first_step();
         self.compute_on(batch, &state)?;
         self.position.step += 1;
         Ok(self.metrics.take(self.position.step - 1, 1)?[0].0)
@@ -38,8 +42,7 @@ impl Trainer {
             let problem = format!("{images} images a batch, and the data has {}", self.train.data().len());
             return Err(Error::config("batch_size", problem, "use a smaller batch, or more data"));
         }
-        let lr = self.recipe.optimizer.lr() as f32;
-        let base = StepState { seed: self.recipe.seed, lr, ..StepState::default() };
+        let base = self.first_step();
         let order = self.train.order(false, &base);
         let mut feed = None;
         for _ in 0..n {
@@ -51,7 +54,7 @@ impl Trainer {
                 Some(feed) => feed,
                 None => self.feed(order.clone(), &base)?,
             };
-            let state = StepState { step: self.position.step as u32, batch_offset: (at * images) as u32, ..base };
+            let state = Step { step: self.position.step, batch_offset: (at * images) as u32, ..base };
             self.step(&mut now, images, &state)?;
             feed = Some(now);
             self.position.step += 1;
@@ -64,9 +67,9 @@ impl Trainer {
     /// # Errors
     /// As [`Loader::epoch`](crate::data::loader::Loader::epoch).
     pub fn first_batch(&self) -> Result<Batch> {
-        let order = self.train.order(false, &StepState::default());
+        let order = self.train.order(false, &Step::default());
         self.train
-            .epoch(order, &StepState::default(), 0)?
+            .epoch(order, &Step::default(), 0)?
             .next()
             .unwrap_or_else(|| Err(Error::Internal("a data set without a batch".into())))
     }

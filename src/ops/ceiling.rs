@@ -1,7 +1,7 @@
 //! The ceilings of a device, measured on it: what a copy moves and what multiply-adds compute.
 
-use super::{BLOCK, Cuda, Launch};
 use crate::device::Device;
+use crate::device::cuda::{BLOCK, Cuda, Launch};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::ceiling::{CeilingDims, ceiling_copy, ceiling_multiply_add};
@@ -35,9 +35,9 @@ impl Cuda {
         let (mut copy, mut compute) = (f64::INFINITY, f64::INFINITY);
         // The first launch of each compiles and warms up.
         for round in 0..=repeats {
-            let copied = self.time(&mut || ceiling_copy::<f32>(self, Launch::each(n), x.input()?, y.output()?, &d))?;
+            let copied = self.time(&mut || ceiling_copy(self, Launch::each(n), x.input()?, y.output()?, &d))?;
             let computed =
-                self.time(&mut || ceiling_multiply_add::<f32>(self, Launch::new(blocks, BLOCK), y.output()?, &d))?;
+                self.time(&mut || ceiling_multiply_add(self, Launch::new(blocks, BLOCK), y.output()?, &d))?;
             if round > 0 {
                 copy = copy.min(copied.as_secs_f64());
                 compute = compute.min(computed.as_secs_f64());

@@ -4,14 +4,15 @@
 //! place. A parameter's view of the arena lives only as long as a forward and backward pass; between
 //! passes the arena is owned by [`Params`] alone and may be written.
 
-use crate::autograd::Slot;
-use crate::device::cuda::{BLOCK, Cuda, Launch};
+use crate::device::cuda::{BLOCK, Cuda, In, Launch, Out, with_kernel_type};
 use crate::device::{Buffer, Device};
-use crate::dtype::DType;
+use crate::dtype::{DType, Element, with_real};
 use crate::error::{Error, Result};
 use crate::kernels::params::{ParamsDims, params_norm};
-use crate::rng::{Stream, stream, to_unit};
+use crate::kernels::tensor::{TensorDims, tensor_accumulate};
+use crate::rng::{stream, to_unit};
 use crate::shape::Shape;
+use crate::step::{GROUPS, Step};
 use crate::tensor::Tensor;
 use std::ops::Range;
 use std::sync::Arc;
@@ -39,6 +40,10 @@ pub struct Param {
     pub shape: Shape,
     /// How it starts.
     pub init: Init,
+    /// Its group: which of a step's rates it moves at.
+    pub group: u8,
+    /// Whether it is trained. A frozen parameter has no gradient, and optimizers leave it alone.
+    pub trainable: bool,
     offset: usize,
 }
 
@@ -63,7 +68,7 @@ impl Layout {
     /// Adds a parameter.
     pub fn add(&mut self, key: String, shape: impl Into<Shape>, init: Init) -> ParamId {
         let shape = shape.into();
-        self.params.push(Param { key, shape, init, offset: self.len });
+        self.params.push(Param { key, shape, init, group: 0, trainable: true, offset: self.len });
         self.len += shape.len().next_multiple_of(ALIGN);
         ParamId(self.params.len() - 1)
     }
@@ -79,7 +84,13 @@ impl Layout {
 pub struct Params {
     layout: Layout,
     values: Arc<Buffer>,
+    /// On a CUDA device, where not all parameters are trained in group 0: the group of each [`ALIGN`]
+    /// elements of the arena.
+    groups: Option<Buffer>,
 }
+
+/// What kernels find for a frozen parameter in place of its group.
+const FROZEN: u8 = u8::MAX;
 
 impl Params {
     /// The parameters of a layout, initialised from a seed.
@@ -94,7 +105,7 @@ impl Params {
                 Init::Constant(v) => place.fill(v),
                 Init::FanIn(fan_in) => {
                     let bound = (1.0 / (fan_in as f64).sqrt()) as f32;
-                    let s = Stream { seed, epoch: 0, step: 0, id: stream::INIT + i as u32 };
+                    let s = Step { seed, ..Step::default() }.stream(stream::INIT + i as u32);
                     for (block, out) in place.chunks_mut(4).enumerate() {
                         for (x, word) in out.iter_mut().zip(s.block(block as u32)) {
                             *x = (2.0 * to_unit(word) - 1.0) * bound;
@@ -105,7 +116,7 @@ impl Params {
         }
         let mut buffer = device.alloc(DType::F32, layout.len)?;
         buffer.write(0, &values)?;
-        Ok(Params { layout, values: Arc::new(buffer) })
+        Ok(Params { layout, values: Arc::new(buffer), groups: None })
     }
 
     /// What is in the arena, in order.
@@ -116,6 +127,63 @@ impl Params {
     /// The number of trainable numbers, padding not counted.
     pub fn count(&self) -> usize {
         self.layout.params.iter().map(|p| p.shape.len()).sum()
+    }
+
+    /// Changes the group of parameters, or whether they are trained, one after the other:
+    /// `params.configure(|p| p.trainable = p.key.starts_with("fc."))`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a group that a [`Step`] has no rate for; [`Error::OutOfMemory`].
+    pub fn configure(&mut self, mut change: impl FnMut(&mut Param)) -> Result<()> {
+        let mut layout = self.layout.clone();
+        for p in &mut layout.params {
+            let before = p.clone();
+            change(p);
+            *p = Param { group: p.group, trainable: p.trainable, ..before };
+            if usize::from(p.group) >= GROUPS {
+                let problem = format!("group {} of `{}`, and there are {GROUPS}", p.group, p.key);
+                return Err(Error::config("parameter groups", problem, format!("use 0 to {}", GROUPS - 1)));
+            }
+        }
+        let uniform = layout.params.iter().all(|p| p.trainable && p.group == 0);
+        self.groups = match self.values.device() {
+            device @ Device::Cuda(_) if !uniform => {
+                let mut table = Vec::with_capacity(layout.len / ALIGN);
+                for p in &layout.params {
+                    let group = if p.trainable { p.group } else { FROZEN };
+                    table.resize(table.len() + p.shape.len().div_ceil(ALIGN), group);
+                }
+                let mut buffer = device.alloc(DType::U8, table.len())?;
+                buffer.write(0, &table)?;
+                Some(buffer)
+            }
+            _ => None,
+        };
+        self.layout = layout;
+        Ok(())
+    }
+
+    /// The parts of the arena that are trained, each as long as can be in one group.
+    pub fn spans(&self) -> Vec<(Range<usize>, u8)> {
+        let mut spans: Vec<(Range<usize>, u8)> = Vec::new();
+        for p in self.list().iter().filter(|p| p.trainable) {
+            let range = p.offset..p.offset + p.shape.len().next_multiple_of(ALIGN);
+            match spans.last_mut() {
+                Some((last, group)) if last.end == range.start && *group == p.group => last.end = range.end,
+                _ => spans.push((range, p.group)),
+            }
+        }
+        spans
+    }
+
+    /// The arena, to be written, and the group of each [`ALIGN`] elements; `None` if all are trained in
+    /// group 0.
+    ///
+    /// # Errors
+    /// As [`Params::values_mut`].
+    pub(crate) fn values_and_groups(&mut self) -> Result<(&mut Buffer, Option<In<'_, u8>>)> {
+        let groups = self.groups.as_ref().map(|g| g.input(0..g.len())).transpose()?;
+        Ok((owned(&mut self.values)?, groups))
     }
 
     /// A parameter as a tensor. While it lives the arena cannot be written.
@@ -137,8 +205,7 @@ impl Params {
     /// # Errors
     /// [`Error::Internal`] while a forward pass still holds views of it.
     pub fn values_mut(&mut self) -> Result<&mut Buffer> {
-        Arc::get_mut(&mut self.values)
-            .ok_or_else(|| Error::Internal("parameters were to be written during a forward pass".into()))
+        owned(&mut self.values)
     }
 
     /// An arena for the gradients.
@@ -152,8 +219,13 @@ impl Params {
             buffer,
             ranges: self.list().iter().map(Param::range).collect(),
             written: vec![false; self.list().len()],
+            step: Step::default(),
         })
     }
+}
+
+fn owned(values: &mut Arc<Buffer>) -> Result<&mut Buffer> {
+    Arc::get_mut(values).ok_or_else(|| Error::Internal("parameters were to be written during a forward pass".into()))
 }
 
 /// The gradients of all parameters, laid out like the parameters.
@@ -162,11 +234,18 @@ pub struct ParamGrads {
     buffer: Buffer,
     ranges: Vec<Range<usize>>,
     written: Vec<bool>,
+    step: Step,
 }
 
 impl ParamGrads {
-    pub(crate) fn begin(&mut self) {
+    pub(crate) fn begin(&mut self, step: Step) {
         self.written.fill(false);
+        self.step = step;
+    }
+
+    /// The step whose backward pass wrote them last.
+    pub fn step(&self) -> &Step {
+        &self.step
     }
 
     /// Zeroes what the pass did not reach. There is no zeroing beforehand: the first contribution
@@ -180,7 +259,7 @@ impl ParamGrads {
 
     pub(crate) fn slot(&mut self, id: ParamId) -> Result<Slot<'_>> {
         let accumulate = std::mem::replace(&mut self.written[id.0], true);
-        Ok(Slot::new(&mut self.buffer, self.ranges[id.0].clone(), accumulate))
+        Ok(Slot { buffer: &mut self.buffer, range: self.ranges[id.0].clone(), accumulate })
     }
 
     /// The arena.
@@ -208,10 +287,10 @@ impl ParamGrads {
         let blocks = first.grid[0] as usize;
         let mut partial = self.buffer.device().alloc(DType::F32, blocks)?;
         let d = ParamsDims { n: n as i32, root: 0 };
-        params_norm::<f32>(cuda, first.flops(2 * n), self.buffer.input(0..n)?, partial.output(0..blocks)?, &d)?;
+        params_norm(cuda, first.flops(2 * n), self.buffer.input(0..n)?, partial.output(0..blocks)?, &d)?;
         let mut norm = self.buffer.device().alloc(DType::F32, 1)?;
         let d = ParamsDims { n: blocks as i32, root: 1 };
-        params_norm::<f32>(cuda, Launch::new(1, BLOCK), partial.input(0..blocks)?, norm.output(0..1)?, &d)?;
+        params_norm(cuda, Launch::new(1, BLOCK), partial.input(0..blocks)?, norm.output(0..1)?, &d)?;
         Ok(f64::from(norm.read::<f32>(0..1)?[0]))
     }
 
@@ -222,6 +301,64 @@ impl ParamGrads {
     pub fn of(&self, id: usize) -> Result<Vec<f32>> {
         let range = self.ranges.get(id).ok_or_else(|| Error::Internal(format!("no parameter {id}")))?;
         self.buffer.read(range.clone())
+    }
+}
+
+/// A gradient to be written in place: part of a buffer.
+pub struct Slot<'a> {
+    buffer: &'a mut Buffer,
+    range: Range<usize>,
+    /// Add to what is there instead of overwriting it.
+    pub accumulate: bool,
+}
+
+impl<'a> Slot<'a> {
+    /// All of a tensor.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn of_tensor(t: &'a mut Tensor, accumulate: bool) -> Result<Self> {
+        // An accumulated gradient may still be shared with the op that sent it: own it first.
+        if accumulate && !t.is_unique() {
+            let mut copy = Tensor::empty(t.device(), t.dtype(), t.shape())?;
+            copy.copy_from(t)?;
+            *t = copy;
+        }
+        let (buffer, range) = t.buffer_mut()?;
+        Ok(Slot { buffer, range, accumulate })
+    }
+
+    /// The elements, in host memory.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if `T` is not the element type.
+    pub fn host_mut<T: Element>(&mut self) -> Result<&mut [T]> {
+        Ok(&mut self.buffer.host_mut()?[self.range.clone()])
+    }
+
+    /// The elements as the output of a CUDA kernel.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if `T` is not the element type or they are not on a CUDA device.
+    pub fn output<T: Element>(&mut self) -> Result<Out<'_, T>> {
+        self.buffer.output(self.range.clone())
+    }
+
+    /// Writes `g`, or adds it to what is there.
+    pub(crate) fn put(&mut self, g: &Tensor) -> Result<()> {
+        if !self.accumulate {
+            return g.copy_to(self.buffer, self.range.start);
+        }
+        match g.device() {
+            Device::Cpu(_) => with_real!("gradient", g.dtype(), T => {
+                self.host_mut::<T>()?.iter_mut().zip(g.host::<T>()?).for_each(|(a, b)| *a += *b);
+                Ok(())
+            }),
+            Device::Cuda(cuda) => with_kernel_type!("gradient", g.dtype(), T => {
+                let d = TensorDims { n: g.len() as i32, value: 0.0 };
+                tensor_accumulate::<T>(cuda, Launch::each(g.len()).flops(g.len()), g.input()?, self.output()?, &d)
+            }),
+        }
     }
 }
 

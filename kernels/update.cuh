@@ -1,0 +1,16 @@
+// What the optimizers share: the constants of each group of parameters, and its gradients.
+#pragma once
+#include "four.cuh"
+
+// In `groups`: the parameters are frozen, and are left alone.
+constexpr unsigned char FROZEN = 255;
+
+// The group of the i-th four elements; `groups` has one for each 16, or is null where all are in group 0.
+__device__ __forceinline__ int group_of(const unsigned char* groups, int i) { return groups ? groups[i / 4] : 0; }
+
+// A gradient as it is used: unscaled, and clipped if `clip` is above 0.
+__device__ __forceinline__ float used(float g, float unscale, float clip) {
+  g *= unscale;
+  // Comparisons, so that NaN stays NaN.
+  return clip > 0.0f ? (g > clip ? clip : g < -clip ? -clip : g) : g;
+}
