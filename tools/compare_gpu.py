@@ -195,21 +195,22 @@ def describe(line):
 
 
 def compare(names, batches, measure_ours, args):
-    """Measures everything and prints it as it comes. `measure_ours(name, batch)` gives seconds by side; a
-    batch of 0 is the recipe's."""
+    """Measures everything and prints it as it comes. `measure_ours(names, batch)` gives seconds by network
+    and side; a batch of 0 is the recipe's."""
     jobs = [(name, batch) for batch in batches for name in names]
     entries = {title(*job): {"seconds": {}, "failed": {}} for job in jobs}
     rounds = []
 
     def ours():
         rounds.append({})
-        for job in jobs:
-            what, best = title(*job), entries[title(*job)]["seconds"]
-            rounds[-1][what] = measure_ours(*job)
-            for side, seconds in rounds[-1][what].items():
-                print(f"{what}, {side}: {seconds * 1e3:.3f} ms", flush=True)
-                # The better of the two; both are in the file.
-                best[side] = min(seconds, best.get(side, seconds))
+        for batch in batches:
+            for name, seconds in measure_ours(names, batch).items():
+                rounds[-1][title(name, batch)] = seconds
+                best = entries[title(name, batch)]["seconds"]
+                for side, value in seconds.items():
+                    print(f"{title(name, batch)}, {side}: {value * 1e3:.3f} ms", flush=True)
+                    # The better of the two rounds; both are in the file.
+                    best[side] = min(value, best.get(side, value))
 
     ours()
     lines, ended = theirs(jobs, args)

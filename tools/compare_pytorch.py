@@ -119,9 +119,9 @@ def group(args):
     return "train_step/" if args.device == "cpu" else f"{args.device}/train_step/"
 
 
-def measure_ours(bench, name, sides, args, batch=0):
-    """Seconds by side, and the cores that others kept busy meanwhile."""
-    ids = {side: name if side == "ours" else f"{name}/{side}" for side in sides}
+def measure_ours(bench, names, sides, args, batch=0):
+    """Seconds by network and side, and the cores that others kept busy meanwhile."""
+    ids = {(name, side): name if side == "ours" else f"{name}/{side}" for name in names for side in sides}
     with tempfile.TemporaryDirectory(prefix="compare_pytorch.") as home:
         options = ["--warm-up-time", args.warm_up, "--measurement-time", args.seconds, "--sample-size", 20 if args.device == "cpu" else 10, "--noplot"]
         env = {"CRITERION_HOME": home, "RAYON_NUM_THREADS": str(args.threads), "TILEWORK_DEVICE": args.device}
@@ -129,13 +129,13 @@ def measure_ours(bench, name, sides, args, batch=0):
             env["TILEWORK_BATCH_SIZE"] = str(batch)
         pattern = f"^{group(args)}({'|'.join(ids.values())})$"
         _, others = watched([bench, "--bench", pattern, *map(str, options)], env)
-        seconds = {}
-        for side, id in ids.items():
+        seconds = {name: {} for name in names}
+        for (name, side), id in ids.items():
             # Criterion turns the slashes of the group's name into underscores.
             estimates = Path(home, group(args)[:-1].replace("/", "_"), id, "new", "estimates.json")
             if not estimates.exists():
                 sys.exit(f"the bench left no {estimates.relative_to(home)}: does it still time {group(args)}{id}?")
-            seconds[side] = json.loads(estimates.read_text())["median"]["point_estimate"] * 1e-9
+            seconds[name][side] = json.loads(estimates.read_text())["median"]["point_estimate"] * 1e-9
         return seconds, others
 
 
@@ -164,7 +164,7 @@ def on_gpu(names, timed, bench, args):
     """The GPU's comparison, or its rehearsal."""
     import compare_gpu
 
-    ours = lambda name, batch: measure_ours(bench, name, compare_gpu.OURS, args, batch)[0] if name in timed else {}
+    ours = lambda names, batch: measure_ours(bench, [n for n in names if n in timed], compare_gpu.OURS, args, batch)[0]
     result = compare_gpu.compare(names, args.batches, ours, args)
     print(table(compare_gpu.report(result)))
     return result
@@ -182,8 +182,8 @@ def on_cpu(names, timed, bench, args):
             for side in sides[number % len(sides) :] + sides[: number % len(sides)]:
                 wait_for_quiet(args.wait)
                 if side == "ours":
-                    seconds, others = measure_ours(bench, name, [side], args)
-                    seconds = seconds[side]
+                    seconds, others = measure_ours(bench, [name], [side], args)
+                    seconds = seconds[name][side]
                 else:
                     theirs, others = measure_theirs(side, name, args)
                     seconds, result["torch"] = theirs["seconds"], theirs["torch"]
