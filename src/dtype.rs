@@ -29,6 +29,17 @@ impl DType {
             DType::U8 => 1,
         }
     }
+
+    /// The largest relative error of rounding a number to this type; 0 for integers.
+    pub fn rounding(self) -> f64 {
+        match self {
+            DType::F64 => f64::EPSILON / 2.0,
+            DType::F32 => f64::from(f32::EPSILON) / 2.0,
+            DType::F16 => half::f16::EPSILON.to_f64() / 2.0,
+            DType::BF16 => half::bf16::EPSILON.to_f64() / 2.0,
+            DType::U8 | DType::I32 => 0.0,
+        }
+    }
 }
 
 impl fmt::Display for DType {

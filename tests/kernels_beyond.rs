@@ -11,7 +11,8 @@ use tilework::device::cuda::Options;
 use tilework::nn::{LayerSpec, Model};
 use tilework::ops::batch_norm2d::Running;
 use tilework::ops::case::Fill;
-use tilework::ops::{Case, Draw, ROOMS, parity};
+use tilework::ops::parity::{self, Expected};
+use tilework::ops::{Case, Draw, ROOMS};
 use tilework::optim::{Adam, Optimizer, Sgd};
 use tilework::params::Param;
 use tilework::rng::{Stream, stream};
@@ -49,10 +50,10 @@ fn products_in_every_form() {
         for room in ROOMS.iter().filter(|r| ["conv2d", "linear"].contains(&r.name)) {
             let random = (0..4).map(|seed| (room.random_case)(&mut Draw::new(seed)));
             for case in (room.cases)().into_iter().filter(|c| !c.bench).chain(random) {
-                let want = parity::run(&case, &Device::cpu(), 2).unwrap();
+                let want = Expected::of(&case, 2).unwrap();
                 for (name, device) in &under.devices {
-                    let got = parity::run(&case, device, 2).unwrap();
-                    let d = parity::compare(&got, &want);
+                    let got = parity::run(&case, device, DType::F32, 2).unwrap();
+                    let d = want.compare(&got);
                     let ok = d.error <= parity::tolerance(room.name);
                     assert!(ok, "{} {} ({name}, {options:?}): {d:?}", room.name, case.name);
                 }
@@ -83,10 +84,10 @@ fn gradients_accumulate() {
     for tile in [None, Some("Simt128"), Some("Simt64"), Some("Simt32")] {
         let Some(under) = Under::with(Options { tile, ..Options::default() }) else { return };
         for case in &cases {
-            let want = parity::run(case, &Device::cpu(), 4).unwrap();
+            let want = Expected::of(case, 4).unwrap();
             for (name, device) in &under.devices {
-                let d = parity::compare(&parity::run(case, device, 4).unwrap(), &want);
-                assert!(d.error <= 4e-5, "{} {tile:?} ({name}): {d:?}", case.name);
+                let d = want.compare(&parity::run(case, device, DType::F32, 4).unwrap());
+                assert!(d.error <= parity::tolerance("conv2d"), "{} {tile:?} ({name}): {d:?}", case.name);
             }
         }
     }
@@ -99,10 +100,10 @@ fn views_that_are_not_aligned() {
     let Some(under) = Under::new() else { return };
     for room in ROOMS {
         for case in (room.cases)().into_iter().filter(|c| !c.bench) {
-            let want = parity::run(&case, &Device::cpu(), 3).unwrap();
+            let want = Expected::of(&case, 3).unwrap();
             for (name, device) in &under.devices {
                 for which in 0..=case.inputs.len() {
-                    let got = parity::run_with(&case, device, 3, &|i, tensor| {
+                    let got = parity::run_with(&case, device, DType::F32, 3, &|i, tensor| {
                         if i != which {
                             return Ok(tensor);
                         }
@@ -112,7 +113,7 @@ fn views_that_are_not_aligned() {
                             .reshape(tensor.shape())
                     });
                     let got = got.unwrap_or_else(|e| panic!("{} {} ({name}, {which}): {e}", room.name, case.name));
-                    let d = parity::compare(&got, &want);
+                    let d = want.compare(&got);
                     let ok = d.error <= parity::tolerance(room.name);
                     assert!(ok, "{} {} ({name}, {which}): {d:?}", room.name, case.name);
                 }
@@ -127,11 +128,11 @@ fn grids_stride() {
     let Some(under) = Under::with(STRIDING) else { return };
     for room in ROOMS.iter().filter(|r| !["conv2d", "linear"].contains(&r.name)) {
         for case in (room.cases)().into_iter().filter(|c| !c.bench) {
-            let want = parity::run(&case, &Device::cpu(), 6).unwrap();
+            let want = Expected::of(&case, 6).unwrap();
             for (name, device) in &under.devices {
-                let got = parity::run(&case, device, 6)
+                let got = parity::run(&case, device, DType::F32, 6)
                     .unwrap_or_else(|e| panic!("{} {} ({name}): {e}", room.name, case.name));
-                let d = parity::compare(&got, &want);
+                let d = want.compare(&got);
                 assert!(d.error <= parity::tolerance(room.name), "{} {} ({name}): {d:?}", room.name, case.name);
             }
         }

@@ -35,6 +35,7 @@ fn trace(args: &TraceArgs, room: &Room, case: &Case, out: &mut Out) -> Result<()
     use crate::Device;
     use crate::device::cuda::Options;
     use crate::device::emulator::{self, Follow, TraceOptions, Traced};
+    use crate::dtype::DType;
     use crate::kernels;
     use crate::ops::parity;
     use std::sync::{Arc, Mutex, PoisonError};
@@ -51,7 +52,7 @@ fn trace(args: &TraceArgs, room: &Room, case: &Case, out: &mut Out) -> Result<()
     let how = TraceOptions { kernel: kernel.clone(), follow, traced: traced.clone() };
     let how = emulator::Options { order: args.order, trace: Some(how), ..emulator::Options::default() };
     let device = Device::emulated_with(Options::default(), how)?;
-    let outcome = parity::run(case, &device, 1);
+    let outcome = parity::run(case, &device, DType::F32, 1);
     let traced = traced.lock().unwrap_or_else(PoisonError::into_inner);
     if traced.kernel.is_empty() {
         // A fault before it is worth more than its absence.

@@ -2,10 +2,10 @@
 
 use crate::device;
 use std::sync::{Arc, Mutex};
-use tilework::Device;
 use tilework::device::cuda::Options;
 use tilework::device::emulator::{self, Action, Event, Follow, TraceOptions, Traced};
 use tilework::ops::{ROOMS, parity};
+use tilework::{DType, Device};
 
 /// What the first block of a kernel does in an op's case, named by how it begins.
 fn trace(room: &str, start: &str, kernel: &str) -> Vec<Event> {
@@ -15,7 +15,7 @@ fn trace(room: &str, start: &str, kernel: &str) -> Vec<Event> {
     let follow = Follow { block: [0; 3], threads: 0..256 };
     let trace = TraceOptions { kernel: kernel.into(), follow, traced: traced.clone() };
     let how = emulator::Options { trace: Some(trace), ..emulator::Options::default() };
-    parity::run(&case, &Device::emulated_with(Options::default(), how).unwrap(), 0).unwrap();
+    parity::run(&case, &Device::emulated_with(Options::default(), how).unwrap(), DType::F32, 0).unwrap();
     let traced = traced.lock().unwrap();
     traced.events.clone()
 }
