@@ -164,7 +164,7 @@ fn timing_kernels_changes_no_number() {
     };
     let state = |mut t: Trainer| {
         t.bench_steps(2).unwrap();
-        t.model.state_dict().unwrap()
+        t.engine.model.state_dict().unwrap()
     };
     let mut timed = trainer();
     let timings = cuda.profile(|| timed.bench_steps(1)).unwrap();

@@ -50,7 +50,7 @@ pub(super) fn run(args: &BenchArgs, out: &mut Out) -> Result<()> {
     // The first step is not a recorded one, so that its launches can be seen.
     let timings = cuda.profile(|| trainer.bench_steps(1))?;
     let replayed = if cuda.options().sync_launches { None } else { Some(time(cuda, &mut trainer, args.steps)?) };
-    trainer.without_graph();
+    trainer.engine.without_graph();
     let step = Step { replayed, launched: time(cuda, &mut trainer, args.steps)? };
     out.print(&report(&by_kernel(&timings), &args.op, cuda.ceiling(5)?, &step)?)
 }
