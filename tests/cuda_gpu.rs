@@ -13,8 +13,13 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 use tilework::device::cuda::cache::{Cache, CompiledCode};
+<<<<<<< HEAD
 use tilework::device::cuda::gpu::{Gpu, GpuOptions};
 use tilework::device::cuda::{Arg, Driver, Family, Kernel, Launch, Source, TensorMap};
+=======
+use tilework::device::cuda::gpu::{Gpu, Options};
+use tilework::device::cuda::{Arg, Driver, Family, Kernel, Launch, Source, TensorMap, Timing};
+>>>>>>> main
 
 static TOY: Source = Source {
     stem: "toy",
@@ -375,6 +380,49 @@ fn a_graph_records_and_replays() {
     assert_eq!(count("contexts"), 1);
     drop(graph);
     assert_eq!((count("contexts"), count("live")), (0, 0));
+}
+
+/// A kernel is timed in a graph of many launches on copies of its memory that take turns.
+#[test]
+fn a_kernel_is_timed_without_its_launch() {
+    if inside("a_kernel_is_timed_without_its_launch", &[]).is_none() {
+        return;
+    }
+    let gpu = open();
+    let time = |kernel, args: &[Arg<'_>]| {
+        let shape = Launch::new(2, 256).flops(7);
+        // SAFETY: the fake's kernels touch nothing but what `scale` gives them.
+        unsafe { Timing::of(&gpu, kernel, &shape, args) }
+    };
+    let n = 16384;
+    let (x, y) = (alloc(&gpu, 4 * n), alloc(&gpu, 4 * n));
+    write(&gpu, x, &bytes(&vec![1.0; n]));
+    write(&gpu, y, &bytes(&vec![7.0; n]));
+    let dims = [(n as i32).to_le_bytes(), 2f32.to_le_bytes()].concat();
+    let (before, allocations) = (gpu.memory().unwrap(), count("allocations"));
+    let timing = time(&SCALE, &[memory(x, 4 * n), memory(y, 4 * n), Arg::Value(&dims)]).unwrap();
+    // 16 copies of 128 KiB are twice the fake's L2; each is used twice in a graph of 32 launches, which
+    // is replayed once to warm up and five times to measure. The fake takes a millisecond for each
+    // launch and one for the clock.
+    assert_eq!((timing.kernel, timing.bytes, timing.flops), ("scale_fwd", 8 * n, 7.0));
+    assert_eq!(timing.time, Duration::from_millis(33) / 32);
+    assert_eq!((count("launches"), count("graphs"), count("allocations") - allocations), (32 * 6, 6, 1));
+    // What the kernel was to work on is as before, and all that was taken is given back.
+    assert_eq!((floats(&read(&gpu, y, 4 * n)), gpu.memory().unwrap()), (vec![7.0; n], before));
+    // No arguments, a null pointer, less memory than all copies need.
+    time(&PLAIN, &[]).unwrap();
+    time(&PLAIN, &[memory(0, 0)]).unwrap();
+    let rest = alloc(&gpu, gpu.memory().unwrap().0 - 3 * 8 * n);
+    let timing = time(&PLAIN, &[memory(x, 4 * n), memory(y, 4 * n)]).unwrap();
+    assert_eq!(timing.time, Duration::from_millis(33) / 32);
+    // SAFETY: from `alloc`, and not used any more.
+    unsafe { gpu.free(rest, 0) };
+    alloc(&gpu, gpu.memory().unwrap().0);
+    let e = time(&SCALE, &[memory(x, 4 * n), memory(y, 4 * n)]).unwrap_err().to_string();
+    assert!(e.contains("scale_fwd") && e.contains("smaller batch"), "{e}");
+    // After a launch that the driver refuses the stream is no longer being recorded.
+    assert!(time(&HEAVY, &[]).is_err());
+    gpu.sync().unwrap();
 }
 
 #[test]

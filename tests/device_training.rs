@@ -33,7 +33,12 @@ fn recipe(name: &str, set: &[&str]) -> Recipe {
 }
 
 /// Trains on few images for some steps: the steps' reports and the state dict.
-fn train(recipe: &Recipe, device: &Device, steps: u64, graph: bool) -> (Vec<StepReport>, tilework::nn::state::Entries) {
+fn train(
+    recipe: &Recipe,
+    device: &Device,
+    steps: u64,
+    graph: bool,
+) -> (Vec<StepReport>, tilework::nn::state::StateDict) {
     train_on(60, recipe, device, steps, graph)
 }
 
@@ -43,7 +48,7 @@ fn train_on(
     device: &Device,
     steps: u64,
     graph: bool,
-) -> (Vec<StepReport>, tilework::nn::state::Entries) {
+) -> (Vec<StepReport>, tilework::nn::state::StateDict) {
     let mut trainer = Trainer::new(recipe.clone(), shapes::generate(0, images, 20), device).unwrap();
     if !graph {
         trainer.engine.without_graph();
@@ -145,6 +150,32 @@ fn steps_for_benches_train() {
     }
     let few = Trainer::new(recipe("a1-lenet", &["batch_size=30"]), shapes::generate(0, 20, 10), under.first());
     assert!(few.unwrap().bench_steps(1).unwrap_err().to_string().contains("batch"));
+}
+
+/// A step whose kernels are timed, each by itself, is a step like any other.
+#[test]
+fn timing_kernels_changes_no_number() {
+    let Some(under) = Under::new() else { return };
+    let device = under.first();
+    let Device::Cuda(cuda) = device else { panic!("a CUDA device") };
+    let trainer = || {
+        let recipe = recipe("quickstart", &["batch_size=2"]);
+        Trainer::new(recipe, shapes::generate(0, 6, 10), device).unwrap()
+    };
+    let state = |mut t: Trainer| {
+        t.bench_steps(2).unwrap();
+        t.engine.model.state_dict().unwrap()
+    };
+    let mut timed = trainer();
+    let timings = cuda.profile(|| timed.bench_steps(1)).unwrap();
+    for kernel in ["batch", "conv2d_fwd", "batch_norm2d_fwd", "cross_entropy_fwd", "adam_step"] {
+        let launches: Vec<_> = timings.iter().filter(|t| t.kernel.starts_with(kernel)).collect();
+        assert!(!launches.is_empty(), "{kernel}");
+        assert!(launches.iter().all(|t| t.bytes > 0 && !t.time.is_zero()), "{launches:?}");
+    }
+    let mut plain = trainer();
+    plain.bench_steps(1).unwrap();
+    assert!(state(timed) == state(plain));
 }
 
 #[test]

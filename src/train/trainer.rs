@@ -64,10 +64,10 @@ impl Trainer {
         let Splits { train, test } = splits;
         let model = Model::build(&recipe.layers, [train.height, train.width, train.channels], device, recipe.seed)?;
         let classes = train.classes.len();
-        if model.output().dims() != [classes] {
+        if model.output.dims() != [classes] {
             return Err(Error::config(
                 "layers",
-                format!("the network ends with {}, and the data has {classes} classes", model.output()),
+                format!("the network ends with {}, and the data has {classes} classes", model.output),
                 format!("end it with `flatten` and `fc {classes}`"),
             ));
         }
@@ -300,7 +300,7 @@ impl Trainer {
     pub fn evaluate(&mut self, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Evaluation> {
         let loss = self.recipe.loss;
         let loss = move |scores: &Var, labels: &Tensor, cx: &mut Ctx<'_>| loss.of(scores, labels, 0.0, cx);
-        evaluate(&mut self.engine.model, &mut self.test, &loss, progress)
+        evaluate(&self.engine.model, &mut self.test, &loss, progress)
     }
 
     /// One step on a batch outside of any run; for benches. The mini-batch's loss.

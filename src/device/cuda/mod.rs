@@ -18,11 +18,13 @@ pub mod nvrtc;
 mod places;
 mod pool;
 pub mod resources;
+mod timing;
 
 pub use arch::Arch;
 pub use driver::{Address, Driver, Graph, Info};
 pub use launch::{Arg, BLOCK, Family, In, Kernel, KernelType, Launch, Order, Out, Source, TensorMap, Thunk, Tile};
 pub(crate) use launch::{null, with_kernel_type};
+pub use timing::Timing;
 
 use super::MemoryStats;
 use crate::dtype::DType;
@@ -64,19 +66,6 @@ struct Inner {
     current: Mutex<Step>,
     /// The launches so far, if they are being timed.
     profile: Mutex<Option<Vec<Timing>>>,
-}
-
-/// A launch that was timed.
-#[derive(Clone, Debug)]
-pub struct Timing {
-    /// The kernel's name.
-    pub kernel: &'static str,
-    /// The device's time.
-    pub time: Duration,
-    /// Bytes of its arguments: each must be read or written once at least.
-    pub bytes: usize,
-    /// Floating-point operations.
-    pub flops: f64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -208,20 +197,15 @@ impl Cuda {
         if let Some(most) = self.inner.options.max_blocks.filter(|_| launch.strides) {
             launch.grid[0] = launch.grid[0].min(most);
         }
+        if let Some(timings) = lock(&self.inner.profile).as_mut() {
+            // SAFETY: the caller's promise.
+            timings.push(unsafe { Timing::of(self.driver(), kernel, &launch, args)? });
+        }
         // SAFETY: the caller's promise.
-        let mut run = || unsafe { self.driver().launch(kernel, &launch, args) };
-        let mut profile = lock(&self.inner.profile);
-        let Some(timings) = profile.as_mut() else {
-            drop(profile);
-            return run();
-        };
-        let time = self.driver().time(&mut run)?;
-        let bytes = |arg: &Arg<'_>| if let Arg::Memory { bytes, .. } = arg { *bytes } else { 0 };
-        timings.push(Timing { kernel: kernel.name, time, bytes: args.iter().map(bytes).sum(), flops: launch.flops });
-        Ok(())
+        unsafe { self.driver().launch(kernel, &launch, args) }
     }
 
-    /// Runs `work` and times each of its launches.
+    /// Runs `work` once, and beside it each of its launches many times, to see what each takes.
     ///
     /// # Errors
     /// Whatever `work` reports.
