@@ -13,13 +13,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 use tilework::device::cuda::cache::{Cache, CompiledCode};
-<<<<<<< HEAD
 use tilework::device::cuda::gpu::{Gpu, GpuOptions};
-use tilework::device::cuda::{Arg, Driver, Family, Kernel, Launch, Source, TensorMap};
-=======
-use tilework::device::cuda::gpu::{Gpu, Options};
 use tilework::device::cuda::{Arg, Driver, Family, Kernel, Launch, Source, TensorMap, Timing};
->>>>>>> main
 
 static TOY: Source = Source {
     stem: "toy",
