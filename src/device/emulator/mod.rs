@@ -16,6 +16,7 @@ mod shared;
 mod source;
 mod stacks;
 #[cfg(test)]
+#[path = "../../../tests/kernels/planted.rs"]
 mod tests;
 mod trace;
 mod warp;
