@@ -1,4 +1,4 @@
-//! What only the emulated device can show: its findings, its trace, and memory of any size. With
+//! What only the emulated device can show: its trace, and memory of any size. With
 //! `TILEWORK_DEVICE=cuda`, and in a program built without that device, these tests are skipped.
 
 #[path = "../device/mod.rs"]
@@ -8,8 +8,6 @@ mod device;
 mod accesses;
 #[cfg(tilework_emulator)]
 mod memory;
-#[cfg(tilework_emulator)]
-mod planted;
 
 #[cfg(not(tilework_emulator))]
 #[test]

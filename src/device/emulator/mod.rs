@@ -15,6 +15,9 @@ mod shadow;
 mod shared;
 mod source;
 mod stacks;
+#[cfg(test)]
+#[path = "../../../tests/kernels/planted.rs"]
+mod tests;
 mod trace;
 mod warp;
 
@@ -233,20 +236,4 @@ unsafe fn checked(
     }
     let (report, events) = checker.finish();
     (events, outcome.map(|()| report))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_order_visits_every_block_once() {
-        for n in [1, 2, 3, 64, 97, 1000] {
-            for order in [Order::Forward, Order::Reverse].into_iter().chain((0..50).map(Order::Random)) {
-                let mut seen: Vec<u32> = (0..n).map(|i| Walk::new(order, n).nth(i)).collect();
-                seen.sort_unstable();
-                assert!(seen.iter().copied().eq(0..n), "{n} {order:?}");
-            }
-        }
-    }
 }

@@ -1,12 +1,14 @@
 //! Kernels with planted bugs (tests/kernels/planted.cu): each is reported, and its correct twin passes.
 
-use tilework::device::cuda::{Order, Thunk};
-use tilework::device::emulator::{
-    Fault, FaultKind, FindingKind, Follow, Launch, Region, Report, run, run_checked, run_traced,
-};
+use super::*;
 
-// `PLANTED`: name, plain and checked thunk of every kernel in planted.cu, written by build.rs.
-include!(concat!(env!("OUT_DIR"), "/planted.rs"));
+/// Name, plain and checked thunk of every kernel in planted.cu.
+#[allow(unused_qualifications, reason = "written by build.rs")]
+mod planted {
+    use super::Thunk;
+    include!(concat!(env!("OUT_DIR"), "/planted.rs"));
+}
+use planted::PLANTED;
 
 /// Arguments as a kernel of planted.cu takes them.
 struct Case {
@@ -71,7 +73,7 @@ fn finds(name: &str, make: impl Fn(bool) -> Case, kind: FindingKind, text: &str)
         assert!(found.to_string().contains(text), "{found}");
         let at = found.at.as_ref().expect("a source line");
         assert_eq!(at.file, "kernels/planted.cu");
-        let source = include_str!("../kernels/planted.cu");
+        let source = include_str!("planted.cu");
         let above = source.lines().take(at.line as usize).collect::<Vec<_>>().join("\n");
         let last = above.rfind("__global__").expect("a kernel above");
         assert!(above[last..].contains(&format!(" {name}(")), "{name} is not at {at}");
@@ -353,6 +355,17 @@ fn a_seed_gives_one_order() {
     assert_eq!(tickets(Order::Reverse), (0..64).rev().collect::<Vec<_>>());
     assert_eq!(tickets(Order::Random(5)), tickets(Order::Random(5)));
     assert_ne!(tickets(Order::Random(5)), tickets(Order::Random(6)));
+}
+
+#[test]
+fn every_order_visits_every_block_once() {
+    for n in [1, 2, 3, 64, 97, 1000] {
+        for order in ORDERS.into_iter().chain((0..50).map(Order::Random)) {
+            let mut seen: Vec<u32> = (0..n).map(|i| Walk::new(order, n).nth(i)).collect();
+            seen.sort_unstable();
+            assert!(seen.iter().copied().eq(0..n), "{n} {order:?}");
+        }
+    }
 }
 
 #[test]
