@@ -1,5 +1,5 @@
 // Adaptive pools: the largest value, or the mean, under windows that follow from the output's size.
-// Instances: T = float
+// Instances: T = float, half, bf16
 #include "pool.cuh"
 
 struct AdaptivePool2dDims {

@@ -1,5 +1,5 @@
 // Addition: y = a + b.
-// Instances: T = float
+// Instances: T = float, half, bf16
 #include "four.cuh"
 
 struct AddDims {

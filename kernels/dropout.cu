@@ -1,5 +1,5 @@
 // Dropout: zero with probability p, scale by 1/(1 - p) otherwise.
-// Instances: T = float
+// Instances: T = float, half, bf16
 #include "four.cuh"
 #include "philox.cuh"
 

@@ -1,5 +1,5 @@
 // Max-pool: the largest value under each window; the gradient goes to its place.
-// Instances: T = float
+// Instances: T = float, half, bf16
 #include "pool.cuh"
 
 struct MaxPool2dDims {

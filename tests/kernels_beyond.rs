@@ -50,11 +50,11 @@ fn products_in_every_form() {
         for room in ROOMS.iter().filter(|r| ["conv2d", "linear"].contains(&r.name)) {
             let random = (0..4).map(|seed| (room.random_case)(&mut Draw::new(seed)));
             for case in (room.cases)().into_iter().filter(|c| !c.bench).chain(random) {
-                let want = Expected::of(&case, 2).unwrap();
+                let want = Expected::of(room, &case, DType::F32, 2).unwrap();
                 for (name, device) in &under.devices {
                     let got = parity::run(&case, device, DType::F32, 2).unwrap();
-                    let d = want.compare(&got);
-                    let ok = d.error <= parity::tolerance(room.name);
+                    let d = want.compare(&got).unwrap();
+                    let ok = d.error <= 1.0;
                     assert!(ok, "{} {} ({name}, {options:?}): {d:?}", room.name, case.name);
                 }
             }
@@ -84,10 +84,10 @@ fn gradients_accumulate() {
     for tile in [None, Some("Simt128"), Some("Simt64"), Some("Simt32")] {
         let Some(under) = Under::with(Options { tile, ..Options::default() }) else { return };
         for case in &cases {
-            let want = Expected::of(case, 4).unwrap();
+            let want = Expected::of(&ROOMS[3], case, DType::F32, 4).unwrap();
             for (name, device) in &under.devices {
-                let d = want.compare(&parity::run(case, device, DType::F32, 4).unwrap());
-                assert!(d.error <= parity::tolerance("conv2d"), "{} {tile:?} ({name}): {d:?}", case.name);
+                let d = want.compare(&parity::run(case, device, DType::F32, 4).unwrap()).unwrap();
+                assert!(d.error <= 1.0, "{} {tile:?} ({name}): {d:?}", case.name);
             }
         }
     }
@@ -100,7 +100,7 @@ fn views_that_are_not_aligned() {
     let Some(under) = Under::new() else { return };
     for room in ROOMS {
         for case in (room.cases)().into_iter().filter(|c| !c.bench) {
-            let want = Expected::of(&case, 3).unwrap();
+            let want = Expected::of(room, &case, DType::F32, 3).unwrap();
             for (name, device) in &under.devices {
                 for which in 0..=case.inputs.len() {
                     let got = parity::run_with(&case, device, DType::F32, 3, &|i, tensor| {
@@ -113,8 +113,8 @@ fn views_that_are_not_aligned() {
                             .reshape(tensor.shape())
                     });
                     let got = got.unwrap_or_else(|e| panic!("{} {} ({name}, {which}): {e}", room.name, case.name));
-                    let d = want.compare(&got);
-                    let ok = d.error <= parity::tolerance(room.name);
+                    let d = want.compare(&got).unwrap();
+                    let ok = d.error <= 1.0;
                     assert!(ok, "{} {} ({name}, {which}): {d:?}", room.name, case.name);
                 }
             }
@@ -128,12 +128,12 @@ fn grids_stride() {
     let Some(under) = Under::with(STRIDING) else { return };
     for room in ROOMS.iter().filter(|r| !["conv2d", "linear"].contains(&r.name)) {
         for case in (room.cases)().into_iter().filter(|c| !c.bench) {
-            let want = Expected::of(&case, 6).unwrap();
+            let want = Expected::of(room, &case, DType::F32, 6).unwrap();
             for (name, device) in &under.devices {
                 let got = parity::run(&case, device, DType::F32, 6)
                     .unwrap_or_else(|e| panic!("{} {} ({name}): {e}", room.name, case.name));
-                let d = want.compare(&got);
-                assert!(d.error <= parity::tolerance(room.name), "{} {} ({name}): {d:?}", room.name, case.name);
+                let d = want.compare(&got).unwrap();
+                assert!(d.error <= 1.0, "{} {} ({name}): {d:?}", room.name, case.name);
             }
         }
     }

@@ -87,8 +87,8 @@ impl Var {
             ));
         }
         let mut y = Tensor::empty(x.device(), x.dtype(), x.shape())?;
-        let mut mean = Tensor::empty(x.device(), x.dtype(), channels)?;
-        let mut inv_std = Tensor::empty(x.device(), x.dtype(), channels)?;
+        let mut mean = Tensor::empty(x.device(), x.dtype().sums(), channels)?;
+        let mut inv_std = Tensor::empty(x.device(), x.dtype().sums(), channels)?;
         match x.device() {
             Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
                 let (mean, inv_std) = (mean.host_mut::<T>()?, inv_std.host_mut::<T>()?);
@@ -134,8 +134,8 @@ struct BatchNorm2d {
 impl Backward for BatchNorm2d {
     fn backward(self: Box<Self>, mut gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let dtype = gy.dtype();
-        let mut ggamma = Tensor::empty(gy.device(), dtype, self.mean.shape())?;
-        let mut gbeta = Tensor::empty(gy.device(), dtype, self.mean.shape())?;
+        let mut ggamma = Tensor::empty(gy.device(), dtype.sums(), self.mean.shape())?;
+        let mut gbeta = Tensor::empty(gy.device(), dtype.sums(), self.mean.shape())?;
         let in_place = gy.is_unique();
         let mut other = if in_place { None } else { Some(Tensor::empty(gy.device(), dtype, gy.shape())?) };
         match gy.device().clone() {
@@ -365,7 +365,7 @@ mod cuda {
         let mut part = Tensor::empty(gy.device(), DType::F32, [d.c as usize, d.ranges as usize, 2])?;
         let (x, mean, inv_std) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?);
         batch_norm2d_bwd_part::<T>(cuda, blocks, x, gy.input()?, mean, part.output()?, &d)?;
-        batch_norm2d_bwd_merge::<T>(cuda, warps, part.input()?, inv_std, ggamma.output()?, gbeta.output()?, &d)
+        batch_norm2d_bwd_merge(cuda, warps, part.input()?, inv_std, ggamma.output()?, gbeta.output()?, &d)
     }
 
     /// Turns `g` from gy into gx.
@@ -391,12 +391,12 @@ fn case(x: [usize; 4], train: bool) -> Case {
     let c = x[3];
     let mode = if train { Mode::Train } else { Mode::Eval };
     Case::new(format!("{x:?} {mode:?}"), move |v, cx| {
-        let mut running = Running::new(cx.device(), v[0].value().dtype(), c)?;
+        let mut running = Running::new(cx.device(), v[0].value().dtype().sums(), c)?;
         cx.with_mode_during(mode, |cx| v[0].batch_norm2d(&v[1], &v[2], &mut running, 0.1, 1e-5, cx))
     })
     .input("x", x, Fill::Uniform)
-    .input("gamma", [c], Fill::NonZero)
-    .input("beta", [c], Fill::Uniform)
+    .param("gamma", [c], Fill::NonZero)
+    .param("beta", [c], Fill::Uniform)
     .flops(x.iter().product::<usize>() * 7)
 }
 
@@ -406,12 +406,11 @@ fn far_from_zero(x: [usize; 4]) -> Case {
     let [n, h, w, c] = x;
     let far = move |v: &[Var], cx: &mut Ctx<'_>| {
         let of = |i: usize| 10_000.0 + if i < n * h * w * c / 2 { 0.5 } else { -0.5 };
-        let values = with_real!(OP, v[0].value().dtype(), T => {
-            Tensor::from_slice(cx.device(), x, &(0..n * h * w * c).map(|i| of(i) as T).collect::<Vec<_>>())
-        })?;
+        let values: Vec<f32> = (0..n * h * w * c).map(of).collect();
+        let values = Tensor::from_slice(cx.device(), x, &values)?.to_dtype(v[0].value().dtype())?;
         apply(&[Var::constant(values), v[1].clone(), v[2].clone()], cx)?.add(&v[0], cx)
     };
-    Case { inputs, ..Case::new(format!("{x:?} far from zero"), far) }
+    Case { inputs, half: false, ..Case::new(format!("{x:?} far from zero"), far) }
 }
 
 /// Evaluation after two steps of training. The gradient takes the running statistics for constants,
@@ -419,7 +418,7 @@ fn far_from_zero(x: [usize; 4]) -> Case {
 fn after_training(x: [usize; 4]) -> Case {
     let c = x[3];
     let apply = move |v: &[Var], cx: &mut Ctx<'_>| {
-        let mut running = Running::new(cx.device(), v[0].value().dtype(), c)?;
+        let mut running = Running::new(cx.device(), v[0].value().dtype().sums(), c)?;
         for momentum in [0.3, 0.6] {
             cx.with_mode_during(Mode::Train, |cx| v[0].batch_norm2d(&v[1], &v[2], &mut running, momentum, 1e-5, cx))?;
         }

@@ -28,7 +28,7 @@ impl Var {
         }
         check_labels(OP, self.value(), labels)?;
         let x = self.value();
-        let mut loss = Tensor::empty(x.device(), x.dtype(), Shape::SCALAR)?;
+        let mut loss = Tensor::empty(x.device(), x.dtype().sums(), Shape::SCALAR)?;
         let mut logp = Tensor::empty(x.device(), x.dtype(), x.shape())?;
         match x.device() {
             Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
@@ -54,16 +54,16 @@ struct CrossEntropy {
 
 impl Backward for CrossEntropy {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        let shape = self.logp.shape();
-        let mut gx = Tensor::empty(gy.device(), gy.dtype(), shape)?;
+        let (shape, dtype) = (self.logp.shape(), self.logp.dtype());
+        let mut gx = Tensor::empty(gy.device(), dtype, shape)?;
         match gy.device() {
-            Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
+            Device::Cpu(_) => with_real!(OP, dtype, T => {
                 let logp = self.logp.host::<T>()?;
                 let labels = self.labels.host()?;
                 cpu::backward(gy.host::<T>()?[0], logp, labels, gx.host_mut::<T>()?, shape.last(), self.smoothing);
                 Ok(())
             })?,
-            Device::Cuda(cuda) => with_kernel_type!(OP, gy.dtype(), T => {
+            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => {
                 cuda::backward::<T>(cuda, &gy, &self.logp, &self.labels, &mut gx, self.smoothing)
             })?,
         }
@@ -126,7 +126,7 @@ mod cuda {
         let mut rows = Tensor::empty(x.device(), DType::F32, [d.n as usize])?;
         let warps = Launch::new(rows.len().div_ceil(8), BLOCK);
         cross_entropy_fwd::<T>(cuda, warps, x.input()?, labels.input()?, logp.output()?, rows.output()?, &d)?;
-        cross_entropy_mean::<T>(cuda, Launch::new(1, BLOCK), rows.input()?, loss.output()?, &d)
+        cross_entropy_mean(cuda, Launch::new(1, BLOCK), rows.input()?, loss.output()?, &d)
     }
 
     pub(super) fn backward<T: KernelType>(

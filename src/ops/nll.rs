@@ -21,7 +21,7 @@ impl Var {
     pub fn nll(&self, labels: &Tensor, cx: &mut Ctx<'_>) -> Result<Var> {
         check_labels(OP, self.value(), labels)?;
         let x = self.value();
-        let mut loss = Tensor::empty(x.device(), x.dtype(), Shape::SCALAR)?;
+        let mut loss = Tensor::empty(x.device(), x.dtype().sums(), Shape::SCALAR)?;
         match x.device() {
             Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
                 loss.host_mut::<T>()?[0] = cpu::forward(x.host::<T>()?, labels.host()?, x.shape().last());
@@ -31,7 +31,12 @@ impl Var {
                 with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, labels, &mut loss))?
             }
         }
-        Ok(cx.record(loss, &[self], || Nll { x: self.id(), shape: self.shape(), labels: labels.clone() }))
+        Ok(cx.record(loss, &[self], || Nll {
+            x: self.id(),
+            shape: self.shape(),
+            dtype: x.dtype(),
+            labels: labels.clone(),
+        }))
     }
 }
 
@@ -67,19 +72,20 @@ pub(super) fn check_labels(op: &'static str, x: &Tensor, labels: &Tensor) -> Res
 struct Nll {
     x: Option<VarId>,
     shape: Shape,
+    dtype: DType,
     labels: Tensor,
 }
 
 impl Backward for Nll {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape)?;
+        let mut gx = Tensor::empty(gy.device(), self.dtype, self.shape)?;
         match gy.device() {
-            Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
+            Device::Cpu(_) => with_real!(OP, self.dtype, T => {
                 cpu::backward(gy.host::<T>()?[0], self.labels.host()?, gx.host_mut::<T>()?, self.shape.last());
                 Ok(())
             })?,
             Device::Cuda(cuda) => {
-                with_kernel_type!(OP, gy.dtype(), T => cuda::backward::<T>(cuda, &gy, &self.labels, &mut gx))?
+                with_kernel_type!(OP, self.dtype, T => cuda::backward::<T>(cuda, &gy, &self.labels, &mut gx))?
             }
         }
         grads.add(self.x, gx)
