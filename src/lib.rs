@@ -139,6 +139,7 @@ pub mod data;
 pub mod device;
 pub mod dtype;
 pub mod error;
+mod formats;
 pub mod kernels;
 pub mod nn;
 pub mod ops;

@@ -5,7 +5,7 @@ mod device;
 
 use device::{required, skip};
 use rayon::prelude::*;
-use tilework::device::cuda::libraries;
+use tilework::device::cuda::chain;
 use tilework::device::cuda::nvrtc::{Compiler, Unit};
 use tilework::device::cuda::resources::{Resources, limits, occupancy};
 use tilework::device::cuda::{Arch, Family, Kernel, Source};
@@ -19,7 +19,7 @@ const SHARED: u32 = 48 << 10;
 
 /// A compiler without a cache, or a line that says why there is none.
 fn compiler() -> Option<Compiler> {
-    if let Err(e) = libraries::nvrtc() {
+    if let Err(e) = chain::nvrtc() {
         assert!(!required("nvrtc"), "TILEWORK_REQUIRE has nvrtc, and {e}");
         skip("nvrtc", "no libnvrtc");
         return None;

@@ -3,7 +3,7 @@
 use super::output::{Out, table};
 use crate::data::{Source, find};
 use crate::device::cuda::cache::Cache;
-use crate::device::cuda::libraries;
+use crate::device::cuda::chain;
 use crate::error::Result;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ pub(super) fn run(out: &mut Out) -> Result<()> {
     if let Some(memory) = memory() {
         row(true, "memory", memory);
     }
-    let links = libraries::report();
+    let links = chain::report();
     for link in &links {
         let remedy = link.remedy.as_ref().map_or_else(String::new, |remedy| format!("; remedy: {remedy}"));
         row(link.ok, link.what, link.found.clone() + &remedy);

@@ -4,7 +4,7 @@ use super::output::{Out, table};
 use super::{KernelsArgs, note};
 use crate::device::cuda::nvrtc::{Compiler, Unit};
 use crate::device::cuda::resources::{Resources, occupancy};
-use crate::device::cuda::{Arch, Kernel, libraries};
+use crate::device::cuda::{Arch, Kernel, chain};
 use crate::error::{Error, Result};
 use crate::kernels::{self, HEADERS, SOURCES};
 use rayon::prelude::*;
@@ -16,7 +16,7 @@ pub(super) fn run(args: &KernelsArgs, out: &mut Out) -> Result<()> {
     let kernels = chosen(args.op.as_deref())?;
     let compiler = Compiler::new(HEADERS)?;
     let nvrtc = compiler.nvrtc();
-    let gpu = libraries::driver().ok().and_then(|d| nvrtc.target(d.gpus.first()?.arch));
+    let gpu = chain::driver().ok().and_then(|d| nvrtc.target(d.gpus.first()?.arch));
     let arch = args.arch.or(gpu).unwrap_or(DEFAULT_ARCH);
     if !nvrtc.archs.contains(&arch.number) {
         let known = nvrtc.archs.iter().map(|a| format!("sm_{a}")).collect::<Vec<_>>().join(", ");

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use flate2::read::GzDecoder;
 
-use super::cifar::{Assembly, Fault, LAYOUTS, Layout};
+use super::cifar::{Assembly, LAYOUTS, Layout, ReadError};
 use super::{Source, Splits, grouped};
 use crate::{Error, Result};
 
@@ -79,7 +79,7 @@ pub(super) fn load(path: &Path, layout: &Layout, source: Source) -> Result<Split
 }
 
 /// What [`walk`] calls for each regular file, with name, size and contents; false ends the walk.
-type Visit<'v> = dyn FnMut(&str, u64, &mut dyn Read) -> Result<bool, Fault> + 'v;
+type Visit<'v> = dyn FnMut(&str, u64, &mut dyn Read) -> Result<bool, ReadError> + 'v;
 
 fn walk(path: &Path, visit: &mut Visit<'_>) -> Result<()> {
     let file = File::open(path).map_err(Error::io("open", path))?;
@@ -88,7 +88,7 @@ fn walk(path: &Path, visit: &mut Visit<'_>) -> Result<()> {
     walk_stream(file, &mut stream, visit).map_err(|fault| stream.error(fault))
 }
 
-fn walk_stream(file: File, stream: &mut Stream<'_>, visit: &mut Visit<'_>) -> Result<(), Fault> {
+fn walk_stream(file: File, stream: &mut Stream<'_>, visit: &mut Visit<'_>) -> Result<(), ReadError> {
     let mut packed = BufReader::with_capacity(1 << 18, Counter { inner: file, count: stream.packed.clone() });
     let gzip = is_gzip(io::BufRead::fill_buf(&mut packed)?);
     let unpacked: Box<dyn Read> = if gzip { Box::new(GzDecoder::new(packed)) } else { Box::new(packed) };
@@ -115,11 +115,11 @@ fn walk_stream(file: File, stream: &mut Stream<'_>, visit: &mut Visit<'_>) -> Re
 }
 
 impl Stream<'_> {
-    fn error(&self, fault: Fault) -> Error {
+    fn error(&self, fault: ReadError) -> Error {
         let remedy = "get the archive anew with `tilework data fetch cifar10` (or cifar100)";
         match fault {
-            Fault::Bad(problem) => Error::file(self.path.join(&self.entry), problem, remedy),
-            Fault::Io(e) => {
+            ReadError::Bad(problem) => Error::file(self.path.join(&self.entry), problem, remedy),
+            ReadError::Io(e) => {
                 let what = match e.kind() {
                     _ if self.unpacked.get() >= UNPACKED_LIMIT => "is far too large for CIFAR".to_string(),
                     io::ErrorKind::UnexpectedEof => "the archive is cut off".to_string(),

@@ -10,8 +10,8 @@
 use std::io::{self, Read};
 use std::path::Path;
 
-use super::pickle::Pickle;
 use super::{Dataset, Source, Splits, grouped, names};
+use crate::formats::pickle::Pickle;
 use crate::{Error, Result};
 
 const SIDE: usize = 32;
@@ -115,14 +115,14 @@ impl Layout {
 
 /// What is wrong with one file: the reader failed, or the contents are not as they should be.
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(super) enum ReadError {
     Io(io::Error),
     Bad(String),
 }
 
-impl From<io::Error> for Fault {
+impl From<io::Error> for ReadError {
     fn from(e: io::Error) -> Self {
-        Fault::Io(e)
+        ReadError::Io(e)
     }
 }
 
@@ -154,7 +154,7 @@ impl<'a> Assembly<'a> {
 
     /// Takes a file of which the folder or archive says that it has `size` bytes. Files that are of
     /// no use are passed over; returns whether this one was used.
-    pub(super) fn take(&mut self, name: &str, size: u64, from: &mut dyn Read) -> Result<bool, Fault> {
+    pub(super) fn take(&mut self, name: &str, size: u64, from: &mut dyn Read) -> Result<bool, ReadError> {
         let (names, key) = self.layout.names_file(self.source);
         if name == names {
             self.classes = self.read_names(key, size, from)?;
@@ -215,13 +215,13 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    fn read_binary(&self, records: usize, size: u64, from: &mut dyn Read) -> Result<Part, Fault> {
+    fn read_binary(&self, records: usize, size: u64, from: &mut dyn Read) -> Result<Part, ReadError> {
         let kinds = self.labels();
         let mut record = vec![0; kinds.len() + PIXELS];
         let expected = (records * record.len()) as u64;
         if size != expected {
             let (expected, size) = (grouped(expected), grouped(size));
-            return Err(Fault::Bad(format!("expected {expected} bytes, got {size}")));
+            return Err(ReadError::Bad(format!("expected {expected} bytes, got {size}")));
         }
         let mut images = vec![0; records * PIXELS];
         let mut labels = Vec::with_capacity(records);
@@ -239,22 +239,22 @@ impl<'a> Assembly<'a> {
         Ok((images, labels))
     }
 
-    fn read_python(&self, records: usize, size: u64, from: &mut dyn Read) -> Result<Part, Fault> {
+    fn read_python(&self, records: usize, size: u64, from: &mut dyn Read) -> Result<Part, ReadError> {
         // Escaped text, the most wasteful of the pickle formats, takes up to four times the bytes.
         let limit = (records * (PIXELS + 64)) as u64 * 4 + (1 << 20);
         let bytes = read_bounded(size, limit, from)?;
-        let pickle = Pickle::parse(&bytes).map_err(Fault::Bad)?;
-        let data = pickle.matrix("data", records, PIXELS).map_err(Fault::Bad)?;
+        let pickle = Pickle::parse(&bytes).map_err(ReadError::Bad)?;
+        let data = pickle.matrix("data", records, PIXELS).map_err(ReadError::Bad)?;
         let mut images = vec![0; data.len()];
         for (planes, image) in data.chunks_exact(PIXELS).zip(images.chunks_exact_mut(PIXELS)) {
             interleave(planes, image);
         }
         let mut labels = Vec::with_capacity(records);
         for (kind, classes, wanted) in self.labels() {
-            let values = pickle.integers(kind).map_err(Fault::Bad)?;
+            let values = pickle.integers(kind).map_err(ReadError::Bad)?;
             if values.len() != records {
                 let (records, got) = (grouped(records as u64), grouped(values.len() as u64));
-                return Err(Fault::Bad(format!("expected {records} `{kind}`, got {got}")));
+                return Err(ReadError::Bad(format!("expected {records} `{kind}`, got {got}")));
             }
             for (n, value) in values.into_iter().enumerate() {
                 let label = check_label(kind, n, value, classes)?;
@@ -266,26 +266,26 @@ impl<'a> Assembly<'a> {
         Ok((images, labels))
     }
 
-    fn read_names(&self, key: &str, size: u64, from: &mut dyn Read) -> Result<Vec<String>, Fault> {
+    fn read_names(&self, key: &str, size: u64, from: &mut dyn Read) -> Result<Vec<String>, ReadError> {
         let bytes = read_bounded(size, NAMES_LIMIT, from)?;
         let names: Vec<String> = if self.layout.python {
-            Pickle::parse(&bytes).and_then(|p| p.strings(key)).map_err(Fault::Bad)?
+            Pickle::parse(&bytes).and_then(|p| p.strings(key)).map_err(ReadError::Bad)?
         } else {
             let text = String::from_utf8_lossy(&bytes);
             text.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect()
         };
         let expected = self.classes.len();
         if names.len() != expected {
-            return Err(Fault::Bad(format!("expected the names of {expected} classes, got {}", names.len())));
+            return Err(ReadError::Bad(format!("expected the names of {expected} classes, got {}", names.len())));
         }
         Ok(names)
     }
 }
 
-fn check_label(kind: &str, record: usize, label: i64, classes: u8) -> Result<u8, Fault> {
+fn check_label(kind: &str, record: usize, label: i64, classes: u8) -> Result<u8, ReadError> {
     u8::try_from(label).ok().filter(|l| *l < classes).ok_or_else(|| {
         let kind = kind.trim_end_matches('s').replace('_', " ");
-        Fault::Bad(format!("record {record} has {kind} {label}, which must be 0 to {}", classes - 1))
+        ReadError::Bad(format!("record {record} has {kind} {label}, which must be 0 to {}", classes - 1))
     })
 }
 
@@ -299,15 +299,15 @@ fn interleave(planes: &[u8], image: &mut [u8]) {
 }
 
 /// All of a file of at most `limit` bytes. Memory grows with what is really there.
-fn read_bounded(size: u64, limit: u64, from: &mut dyn Read) -> Result<Vec<u8>, Fault> {
+fn read_bounded(size: u64, limit: u64, from: &mut dyn Read) -> Result<Vec<u8>, ReadError> {
     if size > limit {
-        return Err(Fault::Bad(format!("expected at most {} bytes, got {}", grouped(limit), grouped(size))));
+        return Err(ReadError::Bad(format!("expected at most {} bytes, got {}", grouped(limit), grouped(size))));
     }
     let mut bytes = Vec::new();
     from.take(size).read_to_end(&mut bytes)?;
     if bytes.len() as u64 != size {
         let (size, got) = (grouped(size), grouped(bytes.len() as u64));
-        return Err(Fault::Bad(format!("expected {size} bytes, got {got}")));
+        return Err(ReadError::Bad(format!("expected {size} bytes, got {got}")));
     }
     Ok(bytes)
 }
@@ -338,10 +338,10 @@ pub(super) mod tests {
         vec![("train.bin", [record(3), record(4)].concat()), ("test.bin", record(5))]
     }
 
-    fn problem(fault: Fault) -> String {
+    fn problem(fault: ReadError) -> String {
         match fault {
-            Fault::Bad(p) => p,
-            Fault::Io(e) => panic!("{e}"),
+            ReadError::Bad(p) => p,
+            ReadError::Io(e) => panic!("{e}"),
         }
     }
 
@@ -377,7 +377,7 @@ pub(super) mod tests {
         bad[3075] = 100;
         let p = problem(a.take("train.bin", 6148, &mut &bad[..]).unwrap_err());
         assert_eq!(p, "record 1 has fine label 100, which must be 0 to 99");
-        assert!(matches!(a.take("train.bin", 6148, &mut &bad[..50]).unwrap_err(), Fault::Io(_)));
+        assert!(matches!(a.take("train.bin", 6148, &mut &bad[..50]).unwrap_err(), ReadError::Io(_)));
         assert!(a.take("test.bin", 3074, &mut &record(1)[..]).unwrap());
         let e = a.finish(Path::new("here")).unwrap_err().to_string();
         assert!(e.contains("here: `train.bin` is missing") && e.contains("data fetch cifar100"), "{e}");

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use super::cifar::{Assembly, Fault, LAYOUTS, Layout};
+use super::cifar::{Assembly, LAYOUTS, Layout, ReadError};
 use super::{Source, Splits, archive, listed};
 use crate::{Error, Result};
 
@@ -192,8 +192,8 @@ fn load_folder(dir: &Path, layout: &Layout, source: Source) -> Result<Splits> {
         let size = file.metadata().map_err(Error::io("read", &path))?.len();
         let mut reader = BufReader::with_capacity(1 << 18, file);
         assembly.take(name, size, &mut reader).map_err(|fault| match fault {
-            Fault::Bad(problem) => Error::file(&path, problem, layout.remedy()),
-            Fault::Io(e) => Error::io("read", &path)(e),
+            ReadError::Bad(problem) => Error::file(&path, problem, layout.remedy()),
+            ReadError::Io(e) => Error::io("read", &path)(e),
         })?;
     }
     assembly.finish(dir)

@@ -30,7 +30,6 @@ mod info;
 pub mod loader;
 mod locate;
 mod names;
-mod pickle;
 pub mod shapes;
 
 pub use info::describe;

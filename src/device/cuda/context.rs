@@ -82,7 +82,7 @@ impl Context {
             fault: OnceLock::new(),
             ring: Mutex::new(None),
         };
-        // SAFETY: `libraries::driver` saw that every function is there and initialised the driver; the
+        // SAFETY: `chain::driver` saw that every function is there and initialised the driver; the
         // pointer is to a field of a live value.
         let result = unsafe { sys::cuDeviceGet(&mut out.device, ordinal as i32) };
         out.check("opening the GPU", result)?;

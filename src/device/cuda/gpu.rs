@@ -1,10 +1,10 @@
 //! The real GPU: [`Driver`] over NVIDIA's driver, through cudarc.
 
 use super::arch::Arch;
+use super::chain;
 use super::context::{Context, Module, in_words, lock};
 use super::driver::{Driver, Graph, Info};
 use super::launch::{Address, Arg, Kernel, Launch};
-use super::libraries;
 use super::nvrtc::{Compiler, Unit};
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction, CUgraphExec, CUresult};
@@ -110,7 +110,7 @@ impl Gpu {
         kernels: usize,
         compiler: impl FnOnce(&Info) -> Result<Compiler>,
     ) -> Result<Self> {
-        let driver = libraries::driver()?;
+        let driver = chain::driver()?;
         let context = Context::open(driver, options.ordinal)?;
         context.sync_each_launch.store(options.sync_each_launch, Relaxed);
         let told = |what| -> Result<u32> {

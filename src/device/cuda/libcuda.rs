@@ -1,6 +1,6 @@
 //! `libcuda`, the driver: loading it, and what its first answers mean.
 
-use super::libraries::{Fault, broken_note, file_of, lacks, open, open_by_name, with_surroundings};
+use super::libraries::{Missing, broken_note, file_of, lacks, open, open_by_name, with_surroundings};
 use super::places::{self, Surroundings};
 use crate::error::Result;
 use cudarc::driver::sys;
@@ -81,15 +81,15 @@ pub struct DriverLibrary {
 /// # Errors
 /// [`Error::Device`](crate::Error::Device) when there is no driver, or none that works, or no GPU.
 pub fn driver() -> Result<&'static DriverLibrary> {
-    driver_or_fault().map_err(|fault| fault.clone().into())
+    driver_or_missing().map_err(|missing| missing.clone().into())
 }
 
-pub(super) fn driver_or_fault() -> Result<&'static DriverLibrary, &'static Fault> {
-    static DRIVER: OnceLock<Result<DriverLibrary, Fault>> = OnceLock::new();
+pub(super) fn driver_or_missing() -> Result<&'static DriverLibrary, &'static Missing> {
+    static DRIVER: OnceLock<Result<DriverLibrary, Missing>> = OnceLock::new();
     DRIVER.get_or_init(|| with_surroundings(load_driver)).as_ref()
 }
 
-fn load_driver(at: &Surroundings<'_>) -> Result<DriverLibrary, Fault> {
+fn load_driver(at: &Surroundings<'_>) -> Result<DriverLibrary, Missing> {
     let mut broken = Vec::new();
     let mut opened = open_by_name(&["cuda", "nvcuda"], &mut broken);
     for folder in places::driver(at).iter().flat_map(|p| &p.folders) {
@@ -99,7 +99,7 @@ fn load_driver(at: &Surroundings<'_>) -> Result<DriverLibrary, Fault> {
         }
     }
     let Some(library) = opened else {
-        return Err(Fault::new(
+        return Err(Missing::new(
             format!(
                 "libcuda, NVIDIA's driver, was not found in the loader's path or where drivers are installed{}",
                 broken_note(&broken)
@@ -111,7 +111,7 @@ fn load_driver(at: &Surroundings<'_>) -> Result<DriverLibrary, Fault> {
     std::mem::forget(library);
     // SAFETY: as in `open`.
     if !unsafe { sys::is_culib_present() } {
-        return Err(Fault::new("libcuda was loaded, but under a name that is not the driver's", INSTALL_DRIVER));
+        return Err(Missing::new("libcuda was loaded, but under a name that is not the driver's", INSTALL_DRIVER));
     }
     // SAFETY: a library of this name was just seen to be there.
     let library = unsafe { sys::culib() };
@@ -120,17 +120,17 @@ fn load_driver(at: &Surroundings<'_>) -> Result<DriverLibrary, Fault> {
     if let Some(name) = lacks(library, DRIVER_FUNCTIONS) {
         let text =
             format!("{shown} has no function `{name}`: it is too old (CUDA 12.0 is needed), or no driver at all");
-        return Err(Fault::new(text, INSTALL_DRIVER));
+        return Err(Missing::new(text, INSTALL_DRIVER));
     }
     initialise(library, path, &shown)
 }
 
 /// `cuInit` and the list of GPUs. The results are read as numbers: a driver may give one that the
 /// bindings' enum does not have.
-fn initialise(library: &Library, path: Option<PathBuf>, shown: &str) -> Result<DriverLibrary, Fault> {
+fn initialise(library: &Library, path: Option<PathBuf>, shown: &str) -> Result<DriverLibrary, Missing> {
     type Init = unsafe extern "C" fn(u32) -> u32;
     type Number = unsafe extern "C" fn(*mut c_int) -> u32;
-    let gone = |_| Fault::new(format!("{shown} cannot be used"), INSTALL_DRIVER);
+    let gone = |_| Missing::new(format!("{shown} cannot be used"), INSTALL_DRIVER);
     let (mut version, mut count) = (0, 0);
     // SAFETY: the types are those of CUDA's documentation, and the pointers are to live integers.
     let code = unsafe {
@@ -148,7 +148,7 @@ fn initialise(library: &Library, path: Option<PathBuf>, shown: &str) -> Result<D
     }
     if version.0 < 12 {
         let text = format!("the driver ({shown}) supports CUDA {}.{}, and 12.0 is needed", version.0, version.1);
-        return Err(Fault::new(text, "install a newer driver: 525 or later (https://www.nvidia.com/drivers)"));
+        return Err(Missing::new(text, "install a newer driver: 525 or later (https://www.nvidia.com/drivers)"));
     }
     let gpus: Vec<GpuName> = (0..count).filter_map(gpu_name).collect();
     if gpus.is_empty() {
@@ -158,34 +158,34 @@ fn initialise(library: &Library, path: Option<PathBuf>, shown: &str) -> Result<D
 }
 
 /// What the driver's first answer means when it is an error.
-fn refused(code: u32, shown: &str) -> Fault {
+fn refused(code: u32, shown: &str) -> Missing {
     let visible = std::env::var("CUDA_VISIBLE_DEVICES");
     match code {
-        34 => Fault::new(
+        34 => Missing::new(
             format!("{shown} is the stub library of a CUDA toolkit, not a driver"),
             "install NVIDIA's driver, and take the toolkit's `stubs` folder out of LD_LIBRARY_PATH",
         ),
-        100 if visible.is_ok() => Fault::new(
+        100 if visible.is_ok() => Missing::new(
             format!("the driver reports no GPU; CUDA_VISIBLE_DEVICES is `{}`", visible.unwrap_or_default()),
             "unset CUDA_VISIBLE_DEVICES, or name a GPU that `nvidia-smi -L` lists",
         ),
-        100 => Fault::new(
+        100 => Missing::new(
             "the driver reports no GPU",
             "see whether `nvidia-smi` lists one; a container must be started with `--gpus all`",
         ),
-        35 | 36 => Fault::new(
+        35 | 36 => Missing::new(
             format!("the driver ({shown}) is too old for its libraries"),
             "install a newer driver: 525 or later (https://www.nvidia.com/drivers)",
         ),
-        803 => Fault::new(
+        803 => Missing::new(
             "the driver's library and its kernel module are of different versions",
             "restart the machine: the driver was updated while it ran",
         ),
-        802 => Fault::new(
+        802 => Missing::new(
             "the GPUs are not ready yet",
             "wait for the machine to finish starting; on a system with NVSwitch start nvidia-fabricmanager",
         ),
-        _ => Fault::new(
+        _ => Missing::new(
             format!("the driver ({shown}) does not start: {}", error_text(code)),
             "see whether `nvidia-smi` works; restart the machine or reinstall the driver if it does not",
         ),

@@ -1,8 +1,8 @@
 //! `libnvrtc`, the compiler: loading the one that fits the driver and its GPUs.
 
 use super::arch::Arch;
-use super::libcuda::{DriverLibrary, driver_or_fault};
-use super::libraries::{Fault, broken_note, file_of, lacks, open, open_by_name, with_surroundings};
+use super::libcuda::{DriverLibrary, driver_or_missing};
+use super::libraries::{Missing, broken_note, file_of, lacks, open, open_by_name, with_surroundings};
 use super::places::{self, Place, Surroundings};
 use crate::error::Result;
 use cudarc::nvrtc::sys;
@@ -59,12 +59,12 @@ impl NvrtcLibrary {
 /// # Errors
 /// [`Error::Device`](crate::Error::Device) when there is none, or none that fits.
 pub fn nvrtc() -> Result<&'static NvrtcLibrary> {
-    nvrtc_or_fault().map_err(|fault| fault.clone().into())
+    nvrtc_or_missing().map_err(|missing| missing.clone().into())
 }
 
-pub(super) fn nvrtc_or_fault() -> Result<&'static NvrtcLibrary, &'static Fault> {
-    static NVRTC: OnceLock<Result<NvrtcLibrary, Fault>> = OnceLock::new();
-    NVRTC.get_or_init(|| with_surroundings(|at| load_nvrtc(at, driver_or_fault().ok()))).as_ref()
+pub(super) fn nvrtc_or_missing() -> Result<&'static NvrtcLibrary, &'static Missing> {
+    static NVRTC: OnceLock<Result<NvrtcLibrary, Missing>> = OnceLock::new();
+    NVRTC.get_or_init(|| with_surroundings(|at| load_nvrtc(at, driver_or_missing().ok()))).as_ref()
 }
 
 /// One NVRTC, opened and asked for its version.
@@ -115,10 +115,10 @@ fn load_builtins(of: &NvrtcLibrary) -> Option<PathBuf> {
 }
 
 /// Why this NVRTC does not do for this driver and its GPUs.
-fn unfit(found: &NvrtcLibrary, driver: &DriverLibrary) -> Option<Fault> {
+fn unfit(found: &NvrtcLibrary, driver: &DriverLibrary) -> Option<Missing> {
     let ((major, minor), (newest, _)) = (found.version, driver.version);
     if major > newest {
-        return Some(Fault::new(
+        return Some(Missing::new(
             format!(
                 "NVRTC {major}.{minor} is newer than the driver, which supports CUDA {newest}.{}",
                 driver.version.1
@@ -133,7 +133,7 @@ fn unfit(found: &NvrtcLibrary, driver: &DriverLibrary) -> Option<Fault> {
             (Some(a), Some(b)) => format!(" (it knows sm_{a} to sm_{b})"),
             _ => String::new(),
         };
-        return Some(Fault::new(
+        return Some(Missing::new(
             format!("NVRTC {major}.{minor} cannot compile for {} (sm_{}){known}", gpu.name, gpu.arch),
             format!("{INSTALL_NVRTC}: a version that knows the GPU"),
         ));
@@ -141,7 +141,7 @@ fn unfit(found: &NvrtcLibrary, driver: &DriverLibrary) -> Option<Fault> {
     None
 }
 
-fn load_nvrtc(at: &Surroundings<'_>, driver: Option<&DriverLibrary>) -> Result<NvrtcLibrary, Fault> {
+fn load_nvrtc(at: &Surroundings<'_>, driver: Option<&DriverLibrary>) -> Result<NvrtcLibrary, Missing> {
     let mut broken = Vec::new();
     let (mut misfit, mut half) = (None, None);
     let by_name = open_by_name(&["nvrtc"], &mut broken).map(|library| (library, "the loader's path"));
@@ -156,8 +156,8 @@ fn load_nvrtc(at: &Surroundings<'_>, driver: Option<&DriverLibrary>) -> Result<N
                 continue;
             }
         };
-        if let Some(fault) = driver.and_then(|d| unfit(&found, d)) {
-            misfit.get_or_insert(fault);
+        if let Some(missing) = driver.and_then(|d| unfit(&found, d)) {
+            misfit.get_or_insert(missing);
             continue;
         }
         found.builtins = load_builtins(&found);
@@ -175,7 +175,7 @@ fn load_nvrtc(at: &Surroundings<'_>, driver: Option<&DriverLibrary>) -> Result<N
     Err(misfit.unwrap_or_else(|| {
         let (note, looked) = (broken_note(&broken), looked_in(&places));
         let text = format!("libnvrtc, NVIDIA's run-time compiler, was not found{note}; looked in {looked}");
-        Fault::new(text, INSTALL_NVRTC)
+        Missing::new(text, INSTALL_NVRTC)
     }))
 }
 
@@ -186,13 +186,13 @@ fn looked_in(places: &[Place]) -> String {
 }
 
 /// Keeps the library that was chosen, and makes sure that it is the one that cudarc takes.
-fn taken_by_cudarc(chosen: Candidate) -> Result<NvrtcLibrary, Fault> {
+fn taken_by_cudarc(chosen: Candidate) -> Result<NvrtcLibrary, Missing> {
     let Candidate { library, found } = chosen;
     // Never closed: cudarc finds it by its name, and its code is run until the process ends.
     std::mem::forget(library);
     // SAFETY: as in `open`.
     if !unsafe { sys::is_culib_present() } {
-        return Err(Fault::new("libnvrtc was loaded, but under a name that is not its own", INSTALL_NVRTC));
+        return Err(Missing::new("libnvrtc was loaded, but under a name that is not its own", INSTALL_NVRTC));
     }
     // SAFETY: a library of this name was just seen to be there.
     let library = unsafe { sys::culib() };
@@ -201,16 +201,16 @@ fn taken_by_cudarc(chosen: Candidate) -> Result<NvrtcLibrary, Fault> {
         return Ok(found);
     }
     let show = |p: &Option<PathBuf>| p.as_ref().map_or_else(|| "libnvrtc".to_string(), |p| p.display().to_string());
-    Err(Fault::new(
+    Err(Missing::new(
         format!("the loader puts {} before {}, which is the one that fits", show(&path), show(&found.path)),
         "take the first one's folder out of LD_LIBRARY_PATH, or uninstall it",
     ))
 }
 
 /// NVRTC's second file is missing.
-pub(super) fn no_builtins(nvrtc: &NvrtcLibrary) -> Fault {
+pub(super) fn no_builtins(nvrtc: &NvrtcLibrary) -> Missing {
     let (major, minor) = nvrtc.version;
-    Fault::new(
+    Missing::new(
         format!("libnvrtc-builtins.so.{major}.{minor}, the second file of NVRTC, was not found beside it"),
         format!("install NVRTC anew, whole: {INSTALL_NVRTC}"),
     )

@@ -1,5 +1,4 @@
-//! Finding and loading `libcuda` (the driver) and `libnvrtc` (the compiler), and saying what is
-//! missing.
+//! Opening `libcuda` (the driver) and `libnvrtc` (the compiler).
 //!
 //! cudarc opens both libraries by name when the first of their functions is called, and panics when
 //! a library or a function is not there. So everything is proved here first: the library is opened
@@ -7,10 +6,6 @@
 //! the same one to cudarc by its name (SONAME); then every function that this crate calls is looked
 //! up in the very library that cudarc has taken.
 
-use super::libcuda::driver_or_fault;
-pub use super::libcuda::{DriverLibrary, GpuName, driver};
-pub use super::libnvrtc::{NvrtcLibrary, nvrtc};
-use super::libnvrtc::{no_builtins, nvrtc_or_fault};
 use super::places::Surroundings;
 use crate::error::Error;
 use libloading::Library;
@@ -19,20 +14,20 @@ use std::path::{Path, PathBuf};
 
 /// Why something cannot be used, and how to mend it.
 #[derive(Clone, Debug)]
-pub(super) struct Fault {
+pub(super) struct Missing {
     pub(super) problem: String,
     pub(super) remedy: String,
 }
 
-impl Fault {
+impl Missing {
     pub(super) fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Fault { problem: problem.into(), remedy: remedy.into() }
+        Missing { problem: problem.into(), remedy: remedy.into() }
     }
 }
 
-impl From<Fault> for Error {
-    fn from(fault: Fault) -> Self {
-        Error::Device { device: "cuda".into(), problem: fault.problem, remedy: fault.remedy }
+impl From<Missing> for Error {
+    fn from(missing: Missing) -> Self {
+        Error::Device { device: "cuda".into(), problem: missing.problem, remedy: missing.remedy }
     }
 }
 
@@ -86,93 +81,9 @@ pub(super) fn broken_note(broken: &[String]) -> String {
     broken.first().map_or_else(String::new, |e| format!(" (there is one that cannot be loaded: {e})"))
 }
 
-/// One link of the chain from the program to the GPU.
-#[derive(Clone, Debug)]
-pub struct Link {
-    /// What is looked at: `driver`, `gpu`, `nvrtc`.
-    pub what: &'static str,
-    /// Whether it is there and works.
-    pub ok: bool,
-    /// What was found, with version and path, or what is wrong.
-    pub found: String,
-    /// How to mend it, when it is not right.
-    pub remedy: Option<String>,
-}
-
-/// The whole chain, in the order of use, for `tilework doctor`.
-pub fn report() -> Vec<Link> {
-    let at = |path: &Option<PathBuf>| path.as_ref().map_or_else(String::new, |p| format!(", {}", p.display()));
-    let bad = |what, fault: &Fault| Link {
-        what,
-        ok: false,
-        found: fault.problem.clone(),
-        remedy: Some(fault.remedy.clone()),
-    };
-    let good = |what, found: String| Link { what, ok: true, found, remedy: None };
-    let mut out = Vec::new();
-    match driver_or_fault() {
-        Ok(d) => {
-            out.push(good("driver", format!("supports CUDA {}.{}{}", d.version.0, d.version.1, at(&d.path))));
-            out.extend(d.gpus.iter().enumerate().map(|(i, g)| good("gpu", format!("{i}: {} (sm_{})", g.name, g.arch))));
-        }
-        Err(fault) => out.push(bad("driver", fault)),
-    }
-    match nvrtc_or_fault() {
-        Ok(n) => {
-            out.push(good("nvrtc", format!("{}.{}{} ({})", n.version.0, n.version.1, at(&n.path), n.place)));
-            if n.builtins.is_none() {
-                out.push(bad("nvrtc", &no_builtins(n)));
-            }
-        }
-        Err(fault) => out.push(bad("nvrtc", fault)),
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::{libcuda::DRIVER_FUNCTIONS, libnvrtc::NVRTC_FUNCTIONS};
     use super::*;
-
-    /// The functions whose names begin so and that a source calls through cudarc or looks up itself.
-    fn called<'a>(sources: &[&'a str], before: &[&str], prefix: &str) -> Vec<&'a str> {
-        let mut names: Vec<&str> = Vec::new();
-        for source in sources {
-            // Not in the tests of the source.
-            let source = source.split("#[cfg(test)]").next().unwrap_or_default();
-            for mark in before {
-                names.extend(source.split(mark).skip(1).filter_map(|rest| {
-                    let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_')?;
-                    let (name, after) = rest.split_at(end);
-                    let big = name.strip_prefix(prefix)?.starts_with(|c: char| c.is_ascii_uppercase());
-                    (big && after.starts_with(['(', '"'])).then_some(name)
-                }));
-            }
-        }
-        names.sort_unstable();
-        names.dedup();
-        names
-    }
-
-    /// A function that is called and was not looked up before would make cudarc panic.
-    #[test]
-    fn every_function_that_is_called_is_looked_up_first() {
-        let sources = [
-            include_str!("libcuda.rs"),
-            include_str!("libnvrtc.rs"),
-            include_str!("context.rs"),
-            include_str!("gpu.rs"),
-        ];
-        let marks = ["sys::", "(b\"", "get(\""];
-        let sorted = |list: &[&'static str]| {
-            let mut list = list.to_vec();
-            list.sort_unstable();
-            list
-        };
-        assert_eq!(called(&sources, &marks, "cu"), sorted(DRIVER_FUNCTIONS));
-        let sources = [include_str!("libnvrtc.rs"), include_str!("nvrtc.rs")];
-        assert_eq!(called(&sources, &marks, "nvrtc"), sorted(NVRTC_FUNCTIONS));
-    }
 
     #[test]
     fn a_library_that_is_there_is_told_from_one_that_is_not() {
@@ -182,6 +93,5 @@ mod tests {
         let mut broken = Vec::new();
         assert!(open_by_name(&["surely-no-such-library"], &mut broken).is_none() && broken.is_empty());
         assert!(open(&file).unwrap_err().contains("libjunk.so"));
-        assert!(report().iter().all(|link| link.ok || link.remedy.is_some()));
     }
 }

@@ -6,6 +6,7 @@
 
 mod arch;
 pub mod cache;
+pub mod chain;
 mod context;
 mod driver;
 mod gemm;
@@ -13,7 +14,7 @@ pub mod gpu;
 mod launch;
 mod libcuda;
 mod libnvrtc;
-pub mod libraries;
+mod libraries;
 pub mod nvrtc;
 mod places;
 mod pool;

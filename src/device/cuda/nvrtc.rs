@@ -5,9 +5,9 @@
 
 use super::arch::Arch;
 use super::cache::{Cache, CompiledCode};
+use super::chain::{self, NvrtcLibrary};
 use super::launch::{Kernel, Source};
 use super::libnvrtc;
-use super::libraries::{self, NvrtcLibrary};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use cudarc::nvrtc::sys::{self, nvrtcProgram, nvrtcResult};
@@ -72,7 +72,7 @@ impl Compiler {
     /// # Errors
     /// [`Error::Device`] when there is no NVRTC.
     pub fn with_cache(headers: &'static [(&'static str, &'static str)], folder: Option<PathBuf>) -> Result<Self> {
-        let nvrtc = libraries::nvrtc()?;
+        let nvrtc = chain::nvrtc()?;
         // Without its second file NVRTC compiles nothing. Better said now than at the first launch.
         if nvrtc.builtins.is_none() {
             let arch = Arch::new(nvrtc.archs.iter().copied().max().unwrap_or(80));
@@ -162,7 +162,7 @@ fn compile(
     names: &[&str],
     options: &[String],
 ) -> Result<CompiledCode> {
-    libraries::nvrtc()?;
+    chain::nvrtc()?;
     let c = |s: &str| CString::new(s).map_err(|_| Error::Internal(format!("{file} or a header of it has a NUL byte")));
     let (c_text, c_file) = (c(text)?, c(file)?);
     let texts = headers.iter().map(|h| c(h.1)).collect::<Result<Vec<_>>>()?;
@@ -173,7 +173,7 @@ fn compile(
     let (p_texts, p_files, p_options) = (pointers(&texts), pointers(&files), pointers(&options));
 
     let mut program = Program(std::ptr::null_mut());
-    // SAFETY: `libraries::nvrtc` saw that every function is there; the strings end in NUL and outlive
+    // SAFETY: `chain::nvrtc` saw that every function is there; the strings end in NUL and outlive
     // the call; the arrays have the lengths given.
     let created = unsafe {
         sys::nvrtcCreateProgram(
@@ -246,7 +246,7 @@ fn log_of(program: &Program) -> String {
 
 fn failure(file: &str, code: nvrtcResult, log: &str) -> Error {
     if code == nvrtcResult::NVRTC_ERROR_BUILTIN_OPERATION_FAILURE
-        && let Ok(nvrtc) = libraries::nvrtc()
+        && let Ok(nvrtc) = chain::nvrtc()
     {
         return libnvrtc::no_builtins(nvrtc).into();
     }
@@ -326,7 +326,7 @@ mod tests {
     /// Says so and returns false without NVRTC, which is a failure where it is required.
     fn nvrtc_is_here() -> bool {
         let required = std::env::var("TILEWORK_REQUIRE").unwrap_or_default();
-        match libraries::nvrtc() {
+        match chain::nvrtc() {
             Ok(_) => true,
             Err(e) if required.split(',').any(|w| w == "nvrtc") => panic!("TILEWORK_REQUIRE has nvrtc: {e}"),
             Err(_) => {

@@ -15,7 +15,7 @@ use machine::{Id, Object, bytes_of};
 
 /// A pickled dictionary.
 #[derive(Debug)]
-pub(super) struct Pickle<'a> {
+pub(crate) struct Pickle<'a> {
     objects: Vec<Object<'a>>,
     root: Id,
 }
@@ -25,7 +25,7 @@ impl<'a> Pickle<'a> {
     ///
     /// # Errors
     /// The problem in words, with its place in the file.
-    pub(super) fn parse(input: &'a [u8]) -> Result<Self, String> {
+    pub(crate) fn parse(input: &'a [u8]) -> Result<Self, String> {
         let (objects, root) = machine::run(input)?;
         match objects.get(root) {
             Some(Object::Dict(_)) => Ok(Pickle { objects, root }),
@@ -45,7 +45,7 @@ impl<'a> Pickle<'a> {
     }
 
     /// The array of bytes called `key`, which must have this shape.
-    pub(super) fn matrix(&self, key: &str, rows: usize, columns: usize) -> Result<&[u8], String> {
+    pub(crate) fn matrix(&self, key: &str, rows: usize, columns: usize) -> Result<&[u8], String> {
         let Object::Array(Some(array)) = self.get(key)? else { return Err(format!("`{key}` is no numpy array")) };
         if array.shape != [rows, columns] {
             return Err(format!("`{key}` should have shape [{rows}, {columns}], got {:?}", array.shape));
@@ -58,7 +58,7 @@ impl<'a> Pickle<'a> {
     }
 
     /// The list of integers called `key`.
-    pub(super) fn integers(&self, key: &str) -> Result<Vec<i64>, String> {
+    pub(crate) fn integers(&self, key: &str) -> Result<Vec<i64>, String> {
         self.list(key, "integers", |object| match object {
             Object::Integer(i) => Some(*i),
             _ => None,
@@ -66,7 +66,7 @@ impl<'a> Pickle<'a> {
     }
 
     /// The list of strings called `key`.
-    pub(super) fn strings(&self, key: &str) -> Result<Vec<String>, String> {
+    pub(crate) fn strings(&self, key: &str) -> Result<Vec<String>, String> {
         self.list(key, "strings", |object| bytes_of(object).map(|b| String::from_utf8_lossy(b).into_owned()))
     }
 

@@ -1,0 +1,3 @@
+//! What other programs read and write.
+
+pub(crate) mod pickle;
