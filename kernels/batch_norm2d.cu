@@ -249,7 +249,8 @@ __device__ __forceinline__ void normalise(const T* x, const float* mean, const f
 template <class T>
 __global__ void __launch_bounds__(256)
     batch_norm2d_fwd(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
-                     const float* __restrict__ gamma, const float* __restrict__ beta, T* __restrict__ y, BatchNorm2dDims d) {
+                     const float* __restrict__ gamma, const float* __restrict__ beta, T* __restrict__ y,
+                     BatchNorm2dDims d) {
   if (d.c % 4 == 0 && is_aligned(x) && is_aligned(y)) {
     normalise<4>(x, mean, inv_std, gamma, beta, y, d);
   } else {
@@ -299,8 +300,8 @@ __global__ void __launch_bounds__(256, 4)
 // Limits: ranges * c < 2^31.
 // Registers: at most 48.
 __global__ void __launch_bounds__(256)
-    batch_norm2d_bwd_merge(const float* __restrict__ part, const float* __restrict__ inv_std, float* __restrict__ ggamma,
-                           float* __restrict__ gbeta, BatchNorm2dDims d) {
+    batch_norm2d_bwd_merge(const float* __restrict__ part, const float* __restrict__ inv_std,
+                           float* __restrict__ ggamma, float* __restrict__ gbeta, BatchNorm2dDims d) {
   int c = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (c >= d.c) return;
   Sums all = merge_ranges(reinterpret_cast<const Sums*>(part) + c * d.ranges, d.ranges, lane);
@@ -312,7 +313,8 @@ __global__ void __launch_bounds__(256)
 
 template <int V, class T>
 __device__ __forceinline__ void input_gradient(const T* x, const float* mean, const float* inv_std, const float* gamma,
-                                               const float* ggamma, const float* gbeta, T* g, const BatchNorm2dDims& d) {
+                                               const float* ggamma, const float* gbeta, T* g,
+                                               const BatchNorm2dDims& d) {
   Share<V> my(d);
   if (my.first >= my.last) return;
   // gx = a * gy + b * (x - mean) + e, per channel.
@@ -346,8 +348,8 @@ __device__ __forceinline__ void input_gradient(const T* x, const float* mean, co
 template <class T>
 __global__ void __launch_bounds__(256)
     batch_norm2d_bwd_input(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
-                           const float* __restrict__ gamma, const float* __restrict__ ggamma, const float* __restrict__ gbeta,
-                           T* __restrict__ g, BatchNorm2dDims d) {
+                           const float* __restrict__ gamma, const float* __restrict__ ggamma,
+                           const float* __restrict__ gbeta, T* __restrict__ g, BatchNorm2dDims d) {
   if (d.c % 4 == 0 && is_aligned(x) && is_aligned(g)) {
     input_gradient<4>(x, mean, inv_std, gamma, ggamma, gbeta, g, d);
   } else {
