@@ -75,7 +75,7 @@ fn on_cuda(c: &mut Criterion, cuda: &Cuda) {
                         let small = cuda.is_emulated().then_some(2);
                         let (mut trainer, batch) = trainer(name, &device, small).expect("a built-in recipe builds");
                         if how == "launched" {
-                            trainer.without_graph();
+                            trainer.engine.without_graph();
                         }
                         trainer.bench_steps(WARM_UP).expect("steps");
                         images = batch;

@@ -8,27 +8,27 @@
 //! ```
 //! use tilework::data::{loader::Loader, shapes};
 //! use tilework::step::{Rate, Step};
-//! use tilework::nn::{LayerSpec, Model};
+//! use tilework::nn::{Model, layer};
 //! use tilework::optim::{Optimizer, Sgd};
 //! use tilework::{Ctx, Device, Var};
 //!
 //! let device = Device::cpu();
-//! let layers = ["max_pool 4", "conv 3x3, 8 channels", "relu", "flatten", "fc 10"];
-//! let layers = layers.map(|l| l.parse()).into_iter().collect::<Result<Vec<LayerSpec>, _>>()?;
-//! let mut model = Model::build(&layers, [32, 32, 3], &device, 0)?;
+//! let net = ["max_pool 4", "conv 3x3, 8 channels", "relu", "flatten", "fc 10"].map(layer);
+//! let net = net.into_iter().collect::<Result<Vec<_>, _>>()?;
+//! let mut model = Model::new(net, [32, 32, 3], &device, 0)?;
 //! let mut grads = model.params.grads()?;
 //! let mut optimizer = Sgd::new(&model.params, true, false)?;
 //!
 //! let images = shapes::generate(0, 64, 1).train;
 //! let loader = Loader::new(images.into(), 64, &[0.5; 3], &[0.25; 3], &device)?;
-//! let batch = loader.epoch(loader.order(false, &Step::default()), &Step::default(), 0)?.next().unwrap()?;
+//! let batch = loader.feed(false).batch(&Step::default())?;
 //!
 //! let mut losses = Vec::new();
 //! for step in 0..20 {
 //!     let now = Step { step, ..Step::default() }.rate(Rate { lr: 0.05, momentum: 0.9, decay: 0.0 });
-//!     let mut cx = Ctx::train(&device).with_params(&model.params).at(now);
+//!     let mut cx = model.train(now);
 //!     let x = Var::constant(batch.images.clone());
-//!     let scores = model.net.forward(&x, &mut cx)?;
+//!     let scores = model.forward(&x, &mut cx)?;
 //!     let loss = scores.cross_entropy(&batch.labels, 0.0, &mut cx)?;
 //!     losses.push(loss.value().item()?);
 //!     cx.backward_loss(&loss, Some(&mut grads))?;
@@ -40,21 +40,23 @@
 //!
 //! # Before the step: a network from text
 //!
-//! A [`recipes::Recipe`] lists layers as phrases. Each is parsed to an [`nn::LayerSpec`]
-//! (`src/nn/spec.rs`). [`nn::Model::build`] (`src/nn/model.rs`) walks through the list with the
-//! image's size in hand, infers every other size, and reports the first layer that does not fit with
-//! a table of all before it. What comes out is an [`nn::Sequential`] (`src/nn/layers.rs`), and
-//! [`Params`](params::Params) (`src/params.rs`): all trainable numbers in one flat arena,
-//! drawn from the seed.
+//! A [`recipes::Recipe`] lists layers as phrases (`src/nn/spec.rs`). The table [`nn::LAYERS`] says
+//! which [`Layer`](nn::Layer) reads a phrase; each has a room in `src/nn/layers/`. A
+//! [`Builder`](nn::Builder) (`src/nn/builder.rs`) walks through them with the image's size in hand,
+//! lets each infer the next size, and reports the first layer that does not fit with a table of all
+//! before it. The [`Model`](nn::Model) that comes out has the layers, their
+//! [`Params`](params::Params) (all trainable numbers in one flat arena, drawn from the seed) and
+//! their [`Buffers`](params::Buffers), the running statistics.
 //!
 //! # 1. The loop asks for a step
 //!
-//! [`train::Trainer`] (`src/train/trainer.rs`) holds the model, the arena of gradients, the optimizer
-//! and two [`Loader`](data::loader::Loader)s (`src/data/loader.rs`), whose worker thread normalises
-//! the next images meanwhile. For each batch it fills a [`Step`](step::Step): seed,
-//! epoch, step, learning rate, place of the batch. That is all that differs from step to step. The
-//! trainer itself prints and writes nothing but checkpoints: it tells
-//! [`Observer`](train::Observer)s what happened, and the progress bar and [`train::CsvLog`] are two.
+//! [`train::Trainer`] (`src/train/trainer.rs`) knows where a run stands. For each batch it fills a
+//! [`Step`](step::Step): seed, epoch, step, learning rate, place of the batch. That is all that differs
+//! from step to step. [`train::Engine`] (`src/train/engine.rs`), which holds the model, the arena of
+//! gradients, the optimizer and a [`Feed`](data::loader::Feed) of batches, takes the step; the feed's
+//! thread normalises the next images meanwhile. The trainer itself prints and writes nothing but
+//! checkpoints: it tells [`Observer`](train::Observer)s what happened, and the progress bar and
+//! [`train::CsvLog`] are two.
 //!
 //! # 2. Forward: from layers to operations
 //!
@@ -118,7 +120,7 @@
 //!
 //! On a CUDA device the loop does not go through all this every time. Nothing in a step depends on
 //! the step but the [`Step`](step::Step), and kernels read that from the device's
-//! memory; the data set is there too, and one kernel makes the batch. So after two steps the trainer
+//! memory; the data set is there too, and one kernel makes the batch. So after two steps the engine
 //! lets [`Cuda::capture`](device::cuda::Cuda::capture) record one, and from then on replays it: one
 //! call instead of a hundred launches. Loss and accuracy stay in a ring on the device
 //! (`src/train/metrics.rs`) until 64 steps of them are fetched at once.
@@ -128,7 +130,8 @@
 //! - Randomness ([`rng`]): Philox, a function of (seed, epoch, step, stream, index). Dropout
 //!   recomputes its mask in the backward pass; a resumed run draws what it would have drawn.
 //! - Checkpoints ([`train::checkpoint`]) hold the state dict ([`nn::state`]) by PyTorch's names and
-//!   in PyTorch's layouts, the optimizer's arenas, and the [`Position`](train::Position).
+//!   in PyTorch's layouts, the optimizer's arenas, and the [`Position`](train::Position). A thread
+//!   writes them while training goes on.
 //! - Data sets ([`data`]): CIFAR in its official forms, and `shapes`, which is generated.
 //! - The program ([`cli`]): one file per subcommand.
 //! - Errors ([`Error`]): what was wrong, where, and what to do about it.

@@ -47,8 +47,8 @@ pub struct Step {
     pub loss_scale: f32,
     /// Decay of the weights' moving average, for whoever keeps one.
     pub ema: f32,
-    /// The groups' rates.
-    pub rates: [Rate; GROUPS],
+    /// The groups' rates: [`GROUPS`] of them. (A literal: rustc 1.95 stumbles over the constant in closures of other crates.)
+    pub rates: [Rate; 8],
 }
 
 impl Default for Step {

@@ -55,7 +55,7 @@ fn steps(name: &str, set: &[&str], n: usize) -> Vec<u64> {
     let mut t = trainer(name, set);
     let batch = t.first_batch().unwrap();
     let mut all: Vec<u64> = (0..n).map(|_| t.step_once(&batch).unwrap().to_bits()).collect();
-    all.extend(t.model.params.values().host::<f32>().unwrap().iter().map(|x| u64::from(x.to_bits())));
+    all.extend(t.engine.model.params.values().host::<f32>().unwrap().iter().map(|x| u64::from(x.to_bits())));
     all
 }
 

@@ -5,12 +5,15 @@ mod device;
 
 use device::Under;
 use std::sync::atomic::AtomicBool;
+use tilework::data::loader::Loader;
 use tilework::data::shapes;
 use tilework::device::cuda::Options;
+use tilework::nn::Model;
+use tilework::optim::{Optimizer, Sgd};
 use tilework::recipes::Recipe;
-use tilework::step::Step;
-use tilework::train::{Event, Limits, Observer, Outcome, RunDir, StepReport, Trainer};
-use tilework::{Device, Error, Result};
+use tilework::step::{Rate, Step};
+use tilework::train::{Engine, Event, Limits, Observer, Outcome, RunDir, StepReport, Trainer};
+use tilework::{Ctx, DType, Device, Error, Result, Tensor, Var};
 
 /// Keeps the steps' reports.
 #[derive(Default)]
@@ -30,7 +33,12 @@ fn recipe(name: &str, set: &[&str]) -> Recipe {
 }
 
 /// Trains on few images for some steps: the steps' reports and the state dict.
-fn train(recipe: &Recipe, device: &Device, steps: u64, graph: bool) -> (Vec<StepReport>, tilework::nn::state::Entries) {
+fn train(
+    recipe: &Recipe,
+    device: &Device,
+    steps: u64,
+    graph: bool,
+) -> (Vec<StepReport>, tilework::nn::state::StateDict) {
     train_on(60, recipe, device, steps, graph)
 }
 
@@ -40,10 +48,10 @@ fn train_on(
     device: &Device,
     steps: u64,
     graph: bool,
-) -> (Vec<StepReport>, tilework::nn::state::Entries) {
+) -> (Vec<StepReport>, tilework::nn::state::StateDict) {
     let mut trainer = Trainer::new(recipe.clone(), shapes::generate(0, images, 20), device).unwrap();
     if !graph {
-        trainer.without_graph();
+        trainer.engine.without_graph();
     }
     let folder = tempfile::tempdir().unwrap();
     let run = RunDir::create(folder.path(), "run").unwrap();
@@ -51,7 +59,7 @@ fn train_on(
     let limits = Limits { max_steps: Some(steps) };
     let outcome = trainer.run(&run, limits, &AtomicBool::new(false), &mut [&mut seen]).unwrap();
     assert_eq!(outcome, Outcome::Finished);
-    (seen.0, trainer.model.state_dict().unwrap())
+    (seen.0, trainer.engine.model.state_dict().unwrap())
 }
 
 #[test]
@@ -127,12 +135,12 @@ fn steps_for_benches_train() {
         let recipe = recipe("a1-lenet", &["batch_size=8", "shuffle=false"]);
         let mut trainer = Trainer::new(recipe, shapes::generate(0, 20, 10), device).unwrap();
         if !graph {
-            trainer.without_graph();
+            trainer.engine.without_graph();
         }
         trainer.bench_steps(3).unwrap();
         trainer.bench_steps(4).unwrap();
         assert_eq!(trainer.position().step, 7);
-        trainer.model.params.values().read::<f32>(0..trainer.model.params.count()).unwrap()
+        trainer.engine.model.params.values().read::<f32>(0..trainer.engine.model.params.count()).unwrap()
     };
     let (replayed, launched) = (state(under.first(), true), state(under.first(), false));
     assert!(replayed == launched, "with and without a recorded step");
@@ -168,23 +176,21 @@ fn waiting_for_each_launch_changes_no_number() {
 /// A loop by hand over the loader's batches: each step drops other elements, and the CPU's.
 #[test]
 fn dropout_in_a_loop_by_hand_draws_anew_each_step() {
-    use tilework::data::loader::Loader;
-    use tilework::{Ctx, Tensor};
     let Some(under) = Under::new() else { return };
     let dropped = |device: &Device| {
         let data = std::sync::Arc::new(shapes::generate(0, 8, 1).train);
         let loader = Loader::new(data, 2, &[0.5; 3], &[0.25; 3], device).unwrap();
         let base = Step { seed: 3, epoch: 1, ..Step::default() };
         let ones = Tensor::from_slice(device, [64], &[1f32; 64]).unwrap();
-        let batches = loader.epoch(loader.order(false, &base), &base, 0).unwrap();
-        let masks = batches.enumerate().map(|(step, batch)| {
-            batch.unwrap();
-            let mut cx = Ctx::train(device).at(Step { step: step as u64, ..base });
+        let (mut feed, mut other) = (loader.feed(false), loader.feed(true));
+        let masks = (0..4u32).map(|step| {
+            feed.batch(&Step { batch_offset: 2 * step, ..base }).unwrap();
+            let mut cx = Ctx::train(device).at(Step { step: u64::from(step), ..base });
             let x = cx.leaf(ones.clone());
             let y = x.dropout(0.5, &mut cx).unwrap();
             let mask = y.value().to_vec::<f32>().unwrap();
             // The backward pass recomputes the mask, whatever was loaded meanwhile.
-            loader.epoch(loader.order(false, &base), &base, 2).unwrap().next().unwrap().unwrap();
+            other.batch(&Step { batch_offset: 4, ..base }).unwrap();
             let gx = cx.backward(&y, ones.clone(), None).unwrap().of(&x).unwrap().to_vec::<f32>().unwrap();
             assert_eq!(mask, gx, "{device:?}, step {step}");
             mask
@@ -198,13 +204,50 @@ fn dropout_in_a_loop_by_hand_draws_anew_each_step() {
     }
 }
 
+/// A schedule by hand: rate, momentum and decay change with each step, and a recorded step need not be recorded anew.
+#[test]
+fn a_recorded_step_follows_any_schedule() {
+    let Some(under) = Under::new() else { return };
+    for kind in ["sgd", "adamw"] {
+        let set = [format!("optimizer={{ kind = \"{kind}\", lr = 0.1 }}")];
+        let recipe = recipe("a1-lenet", &set.each_ref().map(String::as_str));
+        let losses = |device: &Device, graph: bool| {
+            let data = std::sync::Arc::new(shapes::generate(0, 20, 1).train);
+            let loader = Loader::new(data, 5, &[0.5; 3], &[0.25; 3], device).unwrap();
+            let model = Model::build(&recipe.layers, [32, 32, 3], device, 7).unwrap();
+            // SGD keeps a velocity, whatever the momentum of the first step.
+            let optimizer: Box<dyn Optimizer> = match kind {
+                "sgd" => Box::new(Sgd::new(&model.params, true, true).unwrap()),
+                _ => recipe.optimizer.build(&model.params).unwrap(),
+            };
+            let loss = |s: &Var, labels: &Tensor, cx: &mut Ctx<'_>| s.cross_entropy(labels, 0.1, cx);
+            let mut engine = Engine::new(model, optimizer, loader.feed(true), loss).unwrap();
+            if !graph {
+                engine.without_graph();
+            }
+            for step in 0..16 {
+                let wave = (step as f64).sin().abs();
+                let rate = Rate { lr: 0.01 * wave, momentum: 0.9 - 0.5 * wave, decay: 0.1 * wave };
+                let (epoch, batch_offset) = ((step / 4) as u32, 5 * (step % 4) as u32);
+                let clip = if step % 3 == 0 { 0.01 } else { 0.0 };
+                engine.step(&Step { step, epoch, batch_offset, clip, ..Step::default() }.rate(rate)).unwrap();
+            }
+            engine.results(0, 16).unwrap().into_iter().map(|(loss, _)| loss).collect::<Vec<_>>()
+        };
+        let (replayed, launched) = (losses(under.first(), true), losses(under.first(), false));
+        assert_eq!(replayed, launched, "{kind}");
+        for (got, want) in replayed.iter().zip(losses(&Device::cpu(), true)) {
+            assert!((got - want).abs() <= 1e-4, "{kind}: {got} and {want}");
+        }
+    }
+}
+
 /// What was captured is replayed on the state of the day, and keeps its memory to itself.
 #[test]
 fn captured_work_is_replayed() {
     let Some(under) = Under::new() else { return };
     let device = under.first();
     let Device::Cuda(cuda) = device else { panic!("a CUDA device") };
-    use tilework::{Ctx, DType, Tensor, Var};
     let x = Var::constant(Tensor::from_slice(device, [64], &[1f32; 64]).unwrap());
     let mut kept = Tensor::zeros(device, DType::F32, [64]).unwrap();
     let dropped = |step: u64, kept: &mut Tensor| {

@@ -5,7 +5,7 @@ mod device;
 
 use device::Under;
 use tilework::dtype::Float;
-use tilework::ops::batch_norm2d::Running;
+use tilework::ops::batch_norm2d::running;
 use tilework::{Ctx, DType, Device, Tensor, Var};
 
 /// Batch-norm in evaluation, with mean 0 and variance 1: what it makes of `[1, 1, 1, c]`, and the
@@ -16,8 +16,9 @@ fn shift(device: &Device, x: Tensor, gamma: f64, beta: &[f32], gy: Tensor) -> (V
     let mut scale = Tensor::empty(device, DType::F32, [c]).unwrap();
     scale.fill(gamma).unwrap();
     let beta = cx.leaf(Tensor::from_slice(device, [c], beta).unwrap());
-    let mut running = Running::new(device, DType::F32, c).unwrap();
-    let y = Var::constant(x).batch_norm2d(&Var::constant(scale), &beta, &mut running, 0.1, 0.0, &mut cx).unwrap();
+    let [mut mean, mut var] = running(device, DType::F32, c).unwrap();
+    let y =
+        Var::constant(x).batch_norm2d(&Var::constant(scale), &beta, [&mut mean, &mut var], 0.1, 0.0, &mut cx).unwrap();
     let values = y.value().to_f64().unwrap();
     let grads = cx.backward(&y, gy, None).unwrap();
     (values, grads.of(&beta).unwrap().to_vec().unwrap())

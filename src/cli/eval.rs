@@ -37,7 +37,7 @@ pub(super) fn run(args: &EvalArgs, out: &mut Out) -> Result<()> {
     let data = Data::reopen(source, args.data.as_deref(), config.run.data.as_deref())?;
     let (device, device_name) = args.machine.device()?;
     let mut trainer = Trainer::new(config.recipe, data.splits, &device)?;
-    trainer.model.load_state_dict(&checkpoint.model, &path)?;
+    trainer.engine.model.load_state_dict(&checkpoint.model, &path)?;
     let Evaluation { loss, accuracy, count: n, per_class: classes } = trainer.evaluate(&mut |_| Ok(()))?;
     if args.json {
         let report = Report { accuracy, loss, count: n, per_class: &classes };

@@ -48,6 +48,7 @@ enum Command {
     Eval(EvalArgs),
     Summary(SummaryArgs),
     /// List the built-in recipes, or print one as a start for your own
+    #[command(after_help = recipes::layers())]
     Recipes {
         /// The recipe to print
         name: Option<String>,

@@ -53,7 +53,7 @@ fn fresh(args: &TrainArgs) -> Result<Session> {
     let (device, device_name) = args.machine.device()?;
     let mut trainer = Trainer::new(recipe.clone(), data.splits, &device)?;
     if args.no_graph {
-        trainer.without_graph();
+        trainer.engine.without_graph();
     }
     if let Some(path) = &args.init {
         trainer.init_from(path)?;
@@ -96,7 +96,7 @@ fn resume(args: &TrainArgs, path: &Path) -> Result<Session> {
     let (device, device_name) = args.machine.device()?;
     let mut trainer = Trainer::new(config.recipe.clone(), data.splits, &device)?;
     if args.no_graph {
-        trainer.without_graph();
+        trainer.engine.without_graph();
     }
     config.run.data = data.path;
     let mut _lock = lock(&run)?;
@@ -212,7 +212,7 @@ impl Session {
     fn header(&self) -> String {
         let Recipe { about, epochs, batch_size, seed, optimizer, .. } = &self.config.recipe;
         let at = self.trainer.position();
-        let macs: usize = self.trainer.model.layers.iter().map(|l| l.macs).sum();
+        let macs: usize = self.trainer.engine.model.layers.iter().map(|l| l.macs).sum();
         let resumed = match at.step {
             0 => String::new(),
             step => format!(", goes on after step {}", count(step as usize)),
@@ -229,7 +229,7 @@ impl Session {
             if about.is_empty() { "" } else { ": " },
             self.data,
             self.device,
-            count(self.trainer.model.params.count()),
+            count(self.trainer.engine.model.params.count()),
             count(macs),
             count(self.trainer.batches()),
             optimizer.lr(),

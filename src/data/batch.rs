@@ -148,8 +148,6 @@ pub(super) struct Resident {
     labels: Buffer,
     /// The normalisation tables, `[c, 256]`.
     table: Buffer,
-    /// The epoch's order, `[images]`.
-    order: Buffer,
     dims: BatchDims,
 }
 
@@ -172,18 +170,12 @@ impl Resident {
             reflect: i32::from(augment.border == Border::Reflect),
             flip: augment.flip_threshold(),
         };
-        let order = device.alloc(DType::I32, data.len())?;
-        Ok(Resident { cuda: cuda.clone(), images, labels, table, order, dims })
+        Ok(Resident { cuda: cuda.clone(), images, labels, table, dims })
     }
 
-    /// Sets the epoch's order.
-    pub(super) fn set_order(&mut self, order: &[u32]) -> Result<()> {
-        let order: Vec<i32> = order.iter().map(|&i| i as i32).collect();
-        self.order.write(0, &order)
-    }
-
-    /// The `n` images from the step's `batch_offset` on.
-    pub(super) fn make(&self, n: usize, step: &Step) -> Result<Batch> {
+    /// The `n` images from the step's `batch_offset` and `first_image` on, in an order of the data set's images. It
+    /// is one launch, with nothing in it that changes from step to step.
+    pub(super) fn make(&self, order: &Buffer, n: usize, step: &Step) -> Result<Batch> {
         let device = Device::Cuda(self.cuda.clone());
         let BatchDims { h, w, c, .. } = self.dims;
         let mut images = Tensor::empty(&device, DType::F32, [n, h as usize, w as usize, c as usize])?;
@@ -193,7 +185,7 @@ impl Resident {
             Launch::new(n, 256),
             self.images.input(0..self.images.len())?,
             self.labels.input(0..self.labels.len())?,
-            self.order.input(0..self.order.len())?,
+            order.input(0..order.len())?,
             self.table.input(0..self.table.len())?,
             self.cuda.step(step)?,
             images.output()?,

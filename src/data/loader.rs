@@ -1,28 +1,28 @@
 //! Batches: the images of an epoch in their order.
 //!
-//! On the CPU a worker thread prepares them ahead; on a CUDA device the data set lies in the
-//! device's memory and a kernel makes each batch.
+//! A [`Loader`] is a data set cut into batches, a [`Feed`] serves them. On the CPU a worker thread prepares them
+//! ahead; on a CUDA device the data set lies in the device's memory and a kernel makes each batch.
 
 pub use super::batch::{Augment, Batch, Border};
 
 use super::Dataset;
 use super::batch::{Maker, Resident};
-use crate::device::Device;
+use crate::device::{Buffer, Device};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::rng::stream;
 use crate::step::Step;
 use crate::tensor::Tensor;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Images that the worker prepares at a time, at least: waking a thread costs more than a small batch.
 const GROUP: usize = 256;
 /// Groups that wait in the queue. One more is being filled and one is being used.
 const QUEUE: usize = 1;
 
-/// Serves the batches of a data set.
+/// A data set as batches.
 #[derive(Clone)]
 pub struct Loader {
     data: Arc<Dataset>,
@@ -30,7 +30,7 @@ pub struct Loader {
     maker: Maker,
     device: Device,
     /// The data set in the device's memory, on a CUDA device.
-    resident: Option<Arc<Mutex<Resident>>>,
+    resident: Option<Arc<Resident>>,
 }
 
 impl Loader {
@@ -75,7 +75,7 @@ impl Loader {
         let maker = Maker::new(mean, std, augment);
         let resident = match device {
             Device::Cpu(_) => None,
-            Device::Cuda(cuda) => Some(Arc::new(Mutex::new(Resident::new(&data, &maker, cuda)?))),
+            Device::Cuda(cuda) => Some(Arc::new(Resident::new(&data, &maker, cuda)?)),
         };
         Ok(Loader { data, batch_size: batch_size.min(1 << 24), maker, device: device.clone(), resident })
     }
@@ -83,6 +83,11 @@ impl Loader {
     /// The data set.
     pub fn data(&self) -> &Dataset {
         &self.data
+    }
+
+    /// Images in a batch; the last one of an epoch may have fewer.
+    pub fn batch_size(&self) -> usize {
+        self.batch_size
     }
 
     /// Batches in an epoch.
@@ -116,62 +121,20 @@ impl Loader {
         Ok(Batch { images, labels })
     }
 
-    /// Serves the batches from number `first` on, in the given order. Random changes are drawn from
-    /// the seed and the epoch in `state`.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if the system gives no thread; [`Error::Device`] if the device fails.
-    pub fn epoch(&self, order: Vec<u32>, state: &Step, first: usize) -> Result<Batches> {
-        let batch = self.batch_size;
-        let start = (first * batch).min(order.len());
-        let left = (order.len() - start).div_ceil(batch);
-        let feed = match &self.resident {
-            Some(resident) => {
-                self.begin(&order)?;
-                Feed::Resident { resident: resident.clone(), state: *state, at: start, end: order.len() }
-            }
-            None => Feed::Worker { receive: self.worker(order, *state, start)?, group: None, at: 0..0 },
-        };
-        Ok(Batches { feed, batch, left })
+    /// Serves the batches: in an order of its own for each epoch with `shuffle`, else in the files' order.
+    pub fn feed(&self, shuffle: bool) -> Feed {
+        Feed { loader: self.clone(), shuffle, epoch: None, order: Arc::default(), on_device: None, worker: None }
     }
 
-    /// Whether the data set lies in the device's memory, so that [`Loader::make`] works.
-    pub fn is_resident(&self) -> bool {
-        self.resident.is_some()
-    }
-
-    fn resident(&self) -> Result<MutexGuard<'_, Resident>> {
-        let resident = self.resident.as_ref();
-        let resident = resident.ok_or_else(|| Error::Internal("this loader's data set is on the host".into()))?;
-        Ok(resident.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Sets the order in which [`Loader::make`] takes the images.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the device fails; [`Error::Internal`] if the data set is on the host.
-    pub fn begin(&self, order: &[u32]) -> Result<()> {
-        self.resident()?.set_order(order)
-    }
-
-    /// The `n` images from the step's [`Step::batch_offset`] and [`Step::first_image`] on. It is one
-    /// launch, with nothing in it that changes from step to step.
-    ///
-    /// # Errors
-    /// As [`Loader::begin`].
-    pub fn make(&self, n: usize, step: &Step) -> Result<Batch> {
-        self.resident()?.make(n, step)
-    }
-
-    /// Starts the thread that prepares groups of batches.
-    fn worker(&self, order: Vec<u32>, state: Step, start: usize) -> Result<Receiver<Result<Batch>>> {
+    /// Starts the thread that prepares groups of batches, from position `start` of the order on.
+    fn worker(&self, order: Arc<Vec<u32>>, step: Step, start: usize) -> Result<Worker> {
         let per_group = GROUP.div_ceil(self.batch_size) * self.batch_size;
         let (send, receive) = sync_channel(QUEUE);
         let loader = self.clone();
         let work = move || {
             for (i, positions) in order[start..].chunks(per_group).enumerate() {
                 // The receiver is gone when the run stops early.
-                if send.send(loader.group(positions, start + i * per_group, &state)).is_err() {
+                if send.send(loader.group(positions, start + i * per_group, &step)).is_err() {
                     return;
                 }
             }
@@ -180,71 +143,102 @@ impl Loader {
             .name("loader".into())
             .spawn(work)
             .map_err(Error::io("start a thread", "loader".as_ref()))?;
-        Ok(receive)
+        Ok(Worker { receive, group: None, at: 0..0, next: start })
     }
 }
 
-/// The rest of an epoch's batches.
-pub struct Batches {
-    feed: Feed,
-    batch: usize,
-    left: usize,
+/// Serves the batch of any step: best one after the other, as they are prepared.
+pub struct Feed {
+    loader: Loader,
+    shuffle: bool,
+    /// Seed and epoch of the order.
+    epoch: Option<(u64, u32)>,
+    order: Arc<Vec<u32>>,
+    /// The order on a CUDA device.
+    on_device: Option<Buffer>,
+    worker: Option<Worker>,
 }
 
-/// Where batches come from.
-enum Feed {
-    /// A thread prepares groups of them.
-    Worker {
-        receive: Receiver<Result<Batch>>,
-        group: Option<Batch>,
-        /// The positions of the group that have not been served.
-        at: Range<usize>,
-    },
-    /// A kernel makes them; `at` is the position of the next image.
-    Resident { resident: Arc<Mutex<Resident>>, state: Step, at: usize, end: usize },
+/// The thread that prepares batches, from the side that takes them.
+struct Worker {
+    receive: Receiver<Result<Batch>>,
+    group: Option<Batch>,
+    /// The positions of the group that have not been served.
+    at: Range<usize>,
+    /// The position in the epoch's order that they begin at.
+    next: usize,
 }
 
-impl Iterator for Batches {
-    type Item = Result<Batch>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.left == 0 {
-            return None;
-        }
-        self.left -= 1;
-        match &mut self.feed {
-            Feed::Resident { resident, state, at, end } => {
-                let n = self.batch.min(*end - *at);
-                let here = Step { batch_offset: *at as u32, ..*state };
-                *at += n;
-                Some(resident.lock().unwrap_or_else(PoisonError::into_inner).make(n, &here))
-            }
-            Feed::Worker { receive, group, at } => {
-                if at.start >= at.end {
-                    // Given back before the next is taken, so that the pool has it for the worker.
-                    *group = None;
-                    match receive.recv() {
-                        Ok(Ok(next)) => {
-                            *at = 0..next.labels.len();
-                            *group = Some(next);
-                        }
-                        Ok(Err(e)) => return Some(Err(e)),
-                        Err(_) => return Some(Err(Error::Internal("the loader's thread ended early".into()))),
-                    }
-                }
-                let n = self.batch.min(at.len());
-                let start = at.start;
-                at.start += n;
-                let group = group.as_ref()?;
-                let part =
-                    || Ok(Batch { images: group.images.narrow(start, n)?, labels: group.labels.narrow(start, n)? });
-                Some(part())
-            }
-        }
+impl Feed {
+    /// What it serves.
+    pub fn loader(&self) -> &Loader {
+        &self.loader
     }
 
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.left, Some(self.left))
+    /// The batch of a step: from the image at its `batch_offset` and `first_image` on, in the order of its seed and
+    /// epoch, as many as there are up to the batch size.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the epoch has no such image; [`Error::Io`] if the system gives no thread;
+    /// [`Error::Device`] if the device fails.
+    pub fn batch(&mut self, step: &Step) -> Result<Batch> {
+        let n = self.seek(step)?;
+        self.take(n, step)
+    }
+
+    /// What is left to the host for a step's batch; the images that it has.
+    pub(crate) fn seek(&mut self, step: &Step) -> Result<usize> {
+        let at = (step.batch_offset + step.first_image) as usize;
+        let left = self.loader.data.len().saturating_sub(at);
+        if left == 0 {
+            let problem = format!("image {at} of an epoch of {}", self.loader.data.len());
+            return Err(Error::config("batch_offset", problem, "begin the next epoch"));
+        }
+        if self.epoch != Some((step.seed, step.epoch)) {
+            self.worker = None;
+            self.order = Arc::new(self.loader.order(self.shuffle, step));
+            if self.loader.resident.is_some() {
+                let order: Vec<i32> = self.order.iter().map(|&i| i as i32).collect();
+                let buffer = match self.on_device.take() {
+                    Some(buffer) => buffer,
+                    None => self.loader.device.alloc(DType::I32, order.len())?,
+                };
+                self.on_device.insert(buffer).write(0, &order)?;
+            }
+            self.epoch = Some((step.seed, step.epoch));
+        }
+        if self.loader.resident.is_none() && self.worker.as_ref().is_none_or(|w| w.next != at) {
+            self.worker = None;
+            self.worker = Some(self.loader.worker(self.order.clone(), *step, at)?);
+        }
+        Ok(self.loader.batch_size.min(left))
+    }
+
+    /// The `n` images that [`Feed::seek`] has found. On a CUDA device it can be recorded.
+    pub(crate) fn take(&mut self, n: usize, step: &Step) -> Result<Batch> {
+        match (&self.loader.resident, &self.on_device, &mut self.worker) {
+            (Some(resident), Some(order), _) => resident.make(order, n, step),
+            (None, _, Some(worker)) => worker.take(n),
+            _ => Err(Error::Internal("a batch that was not looked for".into())),
+        }
+    }
+}
+
+impl Worker {
+    fn take(&mut self, n: usize) -> Result<Batch> {
+        if self.at.is_empty() {
+            // Given back before the next is taken, so that the pool has it for the thread.
+            self.group = None;
+            let group = self.receive.recv();
+            let group = group.map_err(|_| Error::Internal("the loader's thread ended early".into()))??;
+            self.at = 0..group.labels.len();
+            self.group = Some(group);
+        }
+        let start = self.at.start;
+        self.at.start += n;
+        self.next += n;
+        let group = self.group.as_ref().ok_or_else(|| Error::Internal("no group of batches".into()))?;
+        Ok(Batch { images: group.images.narrow(start, n)?, labels: group.labels.narrow(start, n)? })
     }
 }
 
@@ -265,39 +259,45 @@ mod tests {
         Loader::new(Arc::new(data), batch, &[0.5; 3], &[0.25; 3], &Device::cpu()).unwrap()
     }
 
-    fn served(l: &Loader, order: Vec<u32>, first: usize) -> Vec<Vec<i32>> {
+    /// The first byte of each image, batch by batch from number `first` on.
+    fn served(feed: &mut Feed, epoch: u32, first: usize) -> Vec<Vec<i32>> {
         let byte = |v: f32| ((v * 0.25 + 0.5) * 255.0).round() as i32;
         let firsts = |b: Batch| b.images.host::<f32>().unwrap().chunks(6).map(|p| byte(p[0])).collect();
-        l.epoch(order, &Step::default(), first).unwrap().map(|b| firsts(b.unwrap())).collect()
+        let l = feed.loader().clone();
+        let step = |b: usize| Step { epoch, batch_offset: (b * l.batch_size) as u32, ..Step::default() };
+        (first..l.batches()).map(|b| firsts(feed.batch(&step(b)).unwrap())).collect()
     }
 
     #[test]
     fn every_image_is_served_once_and_the_last_batch_is_kept() {
         let l = loader(11, 4);
         assert_eq!(l.batches(), 3);
-        let in_order = served(&l, l.order(false, &Step::default()), 0);
+        let in_order = served(&mut l.feed(false), 0, 0);
         assert_eq!(in_order, [vec![0, 1, 2, 3], vec![4, 5, 6, 7], vec![8, 9, 10]]);
-        let order = l.order(true, &Step::default());
-        let all = served(&l, order.clone(), 0);
-        assert_eq!(all.concat().iter().map(|&v| v as u32).collect::<Vec<_>>(), order);
-        // From any batch on, the same batches follow.
-        assert_eq!(served(&l, order.clone(), 1), all[1..]);
-        assert_eq!(served(&l, order, 3), Vec::<Vec<i32>>::new());
+        let mut feed = l.feed(true);
+        for epoch in [0, 1, 0] {
+            let order = l.order(true, &Step { epoch, ..Step::default() });
+            let all = served(&mut feed, epoch, 0);
+            assert_eq!(all.concat().iter().map(|&v| v as u32).collect::<Vec<_>>(), order);
+            // From any batch on, the same batches follow, in a feed that was elsewhere and in a new one.
+            assert_eq!(served(&mut feed, epoch, 1), all[1..]);
+            assert_eq!(served(&mut l.feed(true), epoch, 2), all[2..]);
+        }
+        let e = feed.batch(&Step { batch_offset: 11, ..Step::default() }).unwrap_err().to_string();
+        assert!(e.contains("image 11 of an epoch of 11"), "{e}");
     }
 
     #[test]
     fn groups_hold_whole_batches() {
-        let l = loader(200, 60);
-        let sizes: Vec<_> = served(&l, (0..200).collect(), 0).iter().map(Vec::len).collect();
+        let sizes: Vec<_> = served(&mut loader(200, 60).feed(false), 0, 0).iter().map(Vec::len).collect();
         assert_eq!(sizes, [60, 60, 60, 20]);
     }
 
     #[test]
     fn an_abandoned_epoch_ends_its_thread() {
-        let l = loader(100_000 % 256 + 4000, 4);
-        let mut b = l.epoch(l.order(false, &Step::default()), &Step::default(), 0).unwrap();
-        assert!(b.next().unwrap().is_ok());
-        drop(b);
+        let mut feed = loader(100_000 % 256 + 4000, 4).feed(false);
+        assert!(feed.batch(&Step::default()).is_ok());
+        drop(feed);
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod schedule;
 mod sgd;
 
 pub use adam::Adam;
-pub use schedule::Schedule;
+pub use schedule::{Point, Schedule};
 pub use sgd::Sgd;
 
 use crate::device::Buffer;

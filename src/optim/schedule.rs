@@ -1,9 +1,23 @@
-//! The learning rate as a function of the epoch.
+//! The rates as a function of the place in the run.
 
 use crate::error::{Error, Result};
+use crate::step::Rate;
 use serde::{Deserialize, Serialize};
 
-/// How the learning rate changes, once an epoch (PyTorch's schedulers of the same names).
+/// A step's place in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Point {
+    /// The epoch, counted from 0.
+    pub epoch: u32,
+    /// Epochs in the run.
+    pub epochs: u32,
+    /// The batch within the epoch, counted from 0.
+    pub batch: usize,
+    /// Batches in an epoch.
+    pub batches: usize,
+}
+
+/// How the learning rate changes: it is asked for each batch, and these change it once an epoch (PyTorch's schedulers of the same names).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Schedule {
@@ -29,16 +43,17 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// The rate in an epoch, counted from 0, of a run of `epochs`, starting from `lr`.
-    pub fn at(&self, lr: f64, epoch: u32, epochs: u32) -> f64 {
-        match self {
-            Schedule::Constant => lr,
-            Schedule::Step { every, gamma } => lr * gamma.powi((epoch / (*every).max(1)) as i32),
+    /// The rate at a place in a run that starts from the rate `first`.
+    pub fn at(&self, first: Rate, at: Point) -> Rate {
+        let lr = match self {
+            Schedule::Constant => first.lr,
+            Schedule::Step { every, gamma } => first.lr * gamma.powi((at.epoch / (*every).max(1)) as i32),
             Schedule::Cosine { over, min } => {
-                let over = f64::from(over.unwrap_or(epochs).max(1));
-                min + (lr - min) * (1.0 + (std::f64::consts::PI * f64::from(epoch) / over).cos()) / 2.0
+                let over = f64::from(over.unwrap_or(at.epochs).max(1));
+                min + (first.lr - min) * (1.0 + (std::f64::consts::PI * f64::from(at.epoch) / over).cos()) / 2.0
             }
-        }
+        };
+        Rate { lr, ..first }
     }
 
     /// Checks the constants.
@@ -70,14 +85,19 @@ mod tests {
 
     #[test]
     fn rates() {
-        assert_eq!(Schedule::Constant.at(0.1, 7, 10), 0.1);
+        let at = |s: &Schedule, lr, epoch, epochs| {
+            let rate = |batch| s.at(Rate { lr, momentum: 0.9, decay: 0.1 }, Point { epoch, epochs, batch, batches: 5 });
+            assert_eq!((rate(4), rate(0).momentum, rate(0).decay), (rate(0), 0.9, 0.1));
+            rate(0).lr
+        };
+        assert_eq!(at(&Schedule::Constant, 0.1, 7, 10), 0.1);
         let step = Schedule::Step { every: 22, gamma: 0.1 };
-        assert_relative_eq!(step.at(1e-3, 21, 47), 1e-3);
-        assert_relative_eq!(step.at(1e-3, 22, 47), 1e-4);
+        assert_relative_eq!(at(&step, 1e-3, 21, 47), 1e-3);
+        assert_relative_eq!(at(&step, 1e-3, 22, 47), 1e-4);
         let cosine = Schedule::Cosine { over: None, min: 0.0 };
-        assert_relative_eq!(cosine.at(0.1, 0, 8), 0.1);
-        assert_relative_eq!(cosine.at(0.1, 4, 8), 0.05);
-        assert_relative_eq!(Schedule::Cosine { over: Some(200), min: 0.01 }.at(0.1, 200, 20), 0.01);
+        assert_relative_eq!(at(&cosine, 0.1, 0, 8), 0.1);
+        assert_relative_eq!(at(&cosine, 0.1, 4, 8), 0.05);
+        assert_relative_eq!(at(&Schedule::Cosine { over: Some(200), min: 0.01 }, 0.1, 200, 20), 0.01);
         assert!(Schedule::Step { every: 0, gamma: 0.1 }.check().is_err());
     }
 }

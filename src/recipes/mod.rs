@@ -26,11 +26,13 @@
 //! kind = "constant"                 # constant, step, cosine
 //! ```
 
+use crate::autograd::{Ctx, Var};
 use crate::data::Source;
 use crate::data::batch::Augment;
 use crate::error::{Error, Result};
 use crate::nn::LayerSpec;
 use crate::optim::{OptimizerSpec, Schedule};
+use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -103,6 +105,19 @@ pub enum Loss {
     CrossEntropy,
     /// Negative log-likelihood of the network's log-probabilities.
     Nll,
+}
+
+impl Loss {
+    /// The loss of a network's outputs `[n, classes]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the shapes do not match or a label is not a class.
+    pub fn of(self, scores: &Var, labels: &Tensor, smoothing: f64, cx: &mut Ctx<'_>) -> Result<Var> {
+        match self {
+            Loss::CrossEntropy => scores.cross_entropy(labels, smoothing, cx),
+            Loss::Nll => scores.nll(labels, cx),
+        }
+    }
 }
 
 impl Recipe {
@@ -182,11 +197,12 @@ impl Recipe {
             "0.1 is usual",
         )?;
         must(!self.layers.is_empty(), "layers", "the network has no layers".into(), "list at least one")?;
-        let log_softmax = self.layers.last() == Some(&LayerSpec::LogSoftmax);
+        let layers = self.layers.iter().map(|l| Ok(l.read()?.1.phrase())).collect::<Result<Vec<_>>>()?;
+        let last = layers.last().map_or("", String::as_str);
         must(
-            log_softmax == (self.loss == Loss::Nll),
+            (last == "log_softmax") == (self.loss == Loss::Nll),
             "loss",
-            format!("{:?} with a last layer `{}`", self.loss, self.layers.last().map_or("", |l| l.name())),
+            format!("{:?} with a last layer `{last}`", self.loss),
             "\"nll\" needs a last layer log_softmax, \"cross-entropy\" has it built in",
         )?;
         must(
@@ -238,7 +254,7 @@ mod tests {
             assert_eq!(Recipe::parse(&recipe.to_toml().unwrap(), "again", &[]).unwrap(), recipe);
             assert!(!recipe.about.is_empty());
             let model = Model::build(&recipe.layers, [32, 32, 3], &Device::cpu(), 0).unwrap();
-            assert_eq!(model.output().dims(), [10]);
+            assert_eq!(model.output.dims(), [10]);
             let want = match *name {
                 "a1-lenet" => 62_006,
                 "b1-bn-cnn" => 20_715_146,

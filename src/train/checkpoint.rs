@@ -6,7 +6,7 @@
 //! checkpoint is there, and [`load`] finds it.
 
 use crate::error::{Error, Result};
-use crate::nn::state::{Entries, deserialize, serialize};
+use crate::nn::state::{StateDict, deserialize, serialize};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -44,9 +44,9 @@ pub struct Position {
 #[derive(Debug, PartialEq)]
 pub struct Checkpoint {
     /// The state dict.
-    pub model: Entries,
+    pub model: StateDict,
     /// The optimizer's arenas; `None` for a checkpoint that is for evaluation only.
-    pub optimizer: Option<Entries>,
+    pub optimizer: Option<StateDict>,
     /// How far the run had come.
     pub position: Position,
 }
@@ -59,7 +59,7 @@ struct Manifest {
     files: BTreeMap<String, FileInfo>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct FileInfo {
     bytes: u64,
     sha256: String,
@@ -119,23 +119,25 @@ fn beside(dir: &Path, suffix: &str) -> PathBuf {
 /// # Errors
 /// [`Error::Io`]; then the checkpoint that was there is still there.
 pub fn save(dir: &Path, checkpoint: &Checkpoint) -> Result<()> {
-    let optimizer = checkpoint.optimizer.as_ref().map(|o| Contents::new(OPTIMIZER, o)).transpose()?;
-    let contents = [Some(Contents::new(MODEL, &checkpoint.model)?), optimizer];
-    replace(dir, &contents.iter().flatten().collect::<Vec<_>>(), &checkpoint.position)
+    let parts = [(MODEL, Some(&checkpoint.model)), (OPTIMIZER, checkpoint.optimizer.as_ref())];
+    let contents = parts.into_iter().filter_map(|(name, entries)| Some(Contents::new(name, entries?)));
+    let contents = contents.collect::<Result<Vec<_>>>()?;
+    replace(dir, &contents.iter().collect::<Vec<_>>(), &checkpoint.position)
 }
 
 /// A file of a checkpoint, ready to be written: to several checkpoints if need be.
 pub(super) struct Contents {
     name: &'static str,
     bytes: Vec<u8>,
-    sha256: String,
+    info: FileInfo,
 }
 
 impl Contents {
     /// Of the file [`MODEL`] or [`OPTIMIZER`].
-    pub(super) fn new(name: &'static str, entries: &Entries) -> Result<Self> {
+    pub(super) fn new(name: &'static str, entries: &StateDict) -> Result<Self> {
         let bytes = serialize(entries)?;
-        Ok(Contents { name, sha256: sha256(&bytes), bytes })
+        let info = FileInfo { bytes: bytes.len() as u64, sha256: sha256(&bytes) };
+        Ok(Contents { name, bytes, info })
     }
 }
 
@@ -164,9 +166,9 @@ fn write_all(dir: &Path, contents: &[&Contents], position: &Position) -> Result<
     remove_dir(dir)?;
     fs::create_dir(dir).map_err(Error::io("make the folder", dir))?;
     let mut files = BTreeMap::new();
-    for Contents { name, bytes, sha256 } in contents {
+    for Contents { name, bytes, info } in contents {
         write_synced(&dir.join(name), bytes)?;
-        files.insert(name.to_string(), FileInfo { bytes: bytes.len() as u64, sha256: sha256.clone() });
+        files.insert(name.to_string(), info.clone());
     }
     let tilework = env!("CARGO_PKG_VERSION").to_string();
     let manifest = Manifest { format: 1, tilework, position: position.clone(), files };
@@ -255,7 +257,7 @@ fn read(dir: &Path) -> Result<Checkpoint> {
             "use the program that wrote it",
         ));
     }
-    let entries = |name: &str| -> Result<Option<Entries>> {
+    let entries = |name: &str| -> Result<Option<StateDict>> {
         let Some(info) = manifest.files.get(name) else { return Ok(None) };
         let path = dir.join(name);
         let bytes = contents(&path)?;
@@ -275,10 +277,10 @@ fn read(dir: &Path) -> Result<Checkpoint> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::state::Entry;
+    use crate::nn::state::Array;
 
     fn checkpoint(x: f32) -> Checkpoint {
-        let entries = Entries::from([("0.weight".to_string(), Entry::f32(&[2], &[x, 1.5]))]);
+        let entries = StateDict::from([("0.weight".to_string(), Array::f32(&[2], &[x, 1.5]))]);
         Checkpoint {
             model: entries.clone(),
             optimizer: Some(entries),

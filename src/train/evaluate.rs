@@ -1,12 +1,14 @@
 //! Loss and accuracy of a network on a data set.
 
 use crate::autograd::{Ctx, Var};
-use crate::data::loader::Loader;
+use crate::data::loader::Feed;
 use crate::error::Result;
 use crate::nn::Model;
-use crate::recipes::Loss;
 use crate::step::Step;
 use crate::tensor::Tensor;
+
+/// What is minimised: the loss of a network's outputs `[n, classes]` and their labels `[n]`.
+pub type Objective = dyn Fn(&Var, &Tensor, &mut Ctx<'_>) -> Result<Var> + Send;
 
 /// What an evaluation found.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,27 +23,27 @@ pub struct Evaluation {
     pub per_class: Vec<(String, f64)>,
 }
 
-/// Runs the network in evaluation mode over all of a loader's images, in the files' order.
-/// `progress` is called with the number of images done.
+/// Runs the network in evaluation mode over all images of a feed. `progress` is called with the number of images
+/// done.
 ///
 /// # Errors
-/// Whatever the ops or the loader report.
+/// Whatever the ops or the feed report.
 pub fn evaluate(
-    model: &mut Model,
-    loader: &Loader,
-    loss: Loss,
+    model: &Model,
+    feed: &mut Feed,
+    loss: &Objective,
     progress: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Evaluation> {
-    let classes = &loader.data().classes;
+    let data = feed.loader().clone();
+    let classes = &data.data().classes;
     let mut right = vec![0usize; classes.len()];
     let (mut total, mut count) = (0.0, 0);
-    let state = Step::default();
-    for batch in loader.epoch(loader.order(false, &state), &state, 0)? {
-        let batch = batch?;
+    while count < data.data().len() {
+        let batch = feed.batch(&Step { batch_offset: count as u32, ..Step::default() })?;
         let n = batch.labels.len();
-        let mut cx = Ctx::eval(batch.images.device()).with_params(&model.params);
-        let scores = model.net.forward(&Var::constant(batch.images), &mut cx)?;
-        let mean = loss.of(&scores, &batch.labels, 0.0, &mut cx)?;
+        let mut cx = model.eval();
+        let scores = model.forward(&Var::constant(batch.images), &mut cx)?;
+        let mean = loss(&scores, &batch.labels, &mut cx)?;
         total += mean.value().item()? * n as f64;
         count += n;
         for (label, hit) in hits(scores.value(), &batch.labels)? {
@@ -51,7 +53,7 @@ pub fn evaluate(
         }
         progress(count)?;
     }
-    let per_class = classes.iter().zip(&right).zip(loader.data().counts());
+    let per_class = classes.iter().zip(&right).zip(data.data().counts());
     Ok(Evaluation {
         loss: total / count as f64,
         accuracy: right.iter().sum::<usize>() as f64 / count as f64,
@@ -67,17 +69,4 @@ pub(super) fn hits(scores: &Tensor, labels: &Tensor) -> Result<Vec<(usize, bool)
     let largest = |row: &[f32]| row.iter().enumerate().fold(0, |best, (i, &v)| if v > row[best] { i } else { best });
     let rows = labels.iter().zip(scores.chunks(classes));
     Ok(rows.map(|(&l, row)| (l as usize, largest(row) == l as usize)).collect())
-}
-
-impl Loss {
-    /// The loss of a network's outputs `[n, classes]`.
-    ///
-    /// # Errors
-    /// [`crate::Error::Shape`] if the shapes do not match or a label is not a class.
-    pub fn of(self, scores: &Var, labels: &Tensor, smoothing: f64, cx: &mut Ctx<'_>) -> Result<Var> {
-        match self {
-            Loss::CrossEntropy => scores.cross_entropy(labels, smoothing, cx),
-            Loss::Nll => scores.nll(labels, cx),
-        }
-    }
 }

@@ -4,7 +4,7 @@
 //! in the device's memory, and one read fetches those of many steps.
 
 use super::evaluate::hits;
-use crate::device::cuda::{Cuda, Launch, with_kernel_type};
+use crate::device::cuda::{Launch, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -32,28 +32,22 @@ impl Metrics {
 
     /// Notes a step's mean loss, and how many images have the largest score at their label.
     pub(super) fn record(&mut self, loss: &Tensor, scores: &Tensor, labels: &Tensor, step: &Step) -> Result<()> {
-        match self.device.clone() {
-            Device::Cpu(_) => {
-                let correct = hits(scores, labels)?.iter().filter(|(_, hit)| *hit).count();
-                let at = step.step as usize % RING;
-                self.losses.write(at, loss.host::<f32>()?)?;
-                self.correct.write(at, &[correct as i32])
-            }
-            Device::Cuda(cuda) => self.launch(&cuda, loss, scores, labels, step),
-        }
-    }
-
-    fn launch(&mut self, cuda: &Cuda, loss: &Tensor, scores: &Tensor, labels: &Tensor, step: &Step) -> Result<()> {
+        let Device::Cuda(cuda) = self.device.clone() else {
+            let correct = hits(scores, labels)?.iter().filter(|(_, hit)| *hit).count();
+            let at = step.step as usize % RING;
+            self.losses.write(at, loss.host::<f32>()?)?;
+            return self.correct.write(at, &[correct as i32]);
+        };
         let d = MetricsDims { n: labels.len() as i32, c: scores.shape().last() as i32, ring: RING as i32 };
         let (loss, labels, step) = (loss.input()?, labels.input()?, cuda.step(step)?);
         let (losses, correct) = (self.losses.output(0..RING)?, self.correct.output(0..RING)?);
         with_kernel_type!("metrics", scores.dtype(), T => {
-            metrics_record::<T>(cuda, Launch::new(1, 256), loss, scores.input()?, labels, step, losses, correct, &d)
+            metrics_record::<T>(&cuda, Launch::new(1, 256), loss, scores.input()?, labels, step, losses, correct, &d)
         })
     }
 
     /// Loss and correct images of `count` steps, at most [`RING`], from step `first` on.
-    pub(super) fn take(&self, first: u64, count: usize) -> Result<Vec<(f64, usize)>> {
+    pub(super) fn read(&self, first: u64, count: usize) -> Result<Vec<(f64, usize)>> {
         let (losses, correct) = (self.losses.read::<f32>(0..RING)?, self.correct.read::<i32>(0..RING)?);
         let at = |i: usize| (first as usize + i) % RING;
         Ok((0..count).map(|i| (f64::from(losses[at(i)]), correct[at(i)] as usize)).collect())

@@ -1,11 +1,13 @@
-//! Training: the loop, what it reports, what it leaves on disk.
+//! Training: the steps, the run of a recipe, what it reports, what it leaves on disk.
 //!
-//! [`Trainer`] runs the loop and tells [`Observer`]s what happens: the CSV files are one observer,
-//! the progress bar another. [`checkpoint`] saves and loads, [`run`] is the folder of a run.
+//! [`Engine`] takes steps. [`Trainer`] has it take those of a recipe's run, saves, and tells [`Observer`]s what happens:
+//! the CSV files are one observer, the progress bar another. [`checkpoint`] saves and loads, [`run`] is the folder of
+//! a run.
 
 pub mod checkpoint;
 mod csv_log;
 mod diagnose;
+pub mod engine;
 mod evaluate;
 mod events;
 mod metrics;
@@ -15,7 +17,8 @@ mod trainer;
 
 pub use checkpoint::Position;
 pub use csv_log::CsvLog;
-pub use evaluate::{Evaluation, evaluate};
+pub use engine::Engine;
+pub use evaluate::{Evaluation, Objective, evaluate};
 pub use events::{EpochReport, Event, Observer, StepReport};
 pub use run::RunDir;
 pub use trainer::{Limits, Outcome, Trainer};

@@ -1,26 +1,22 @@
-//! The training loop.
-
-mod bench;
+//! A run of a recipe: its epochs and schedule, what is told of it, saved of it, and gone on from.
 
 use super::checkpoint::{Checkpoint, Position};
-use super::diagnose::{check_last_batch, check_memory};
+use super::diagnose::{check_last_batch, check_memory, non_finite, non_finite_parameter};
+use super::engine::Engine;
 use super::evaluate::{Evaluation, evaluate};
 use super::events::{EpochReport, Event, Observer, StepReport};
-use super::metrics::{Metrics, RING};
 use super::run::RunDir;
 use super::saver::{Place, Saver, State};
 use crate::autograd::{Ctx, Var};
 use crate::data::Splits;
-use crate::data::loader::{Augment, Batch, Batches, Loader};
+use crate::data::loader::{Augment, Batch, Feed, Loader};
 use crate::device::Device;
-use crate::device::cuda::Captured;
 use crate::error::{Error, Result};
 use crate::nn::Model;
-use crate::nn::state::Entry;
-use crate::optim::Optimizer;
-use crate::params::ParamGrads;
+use crate::optim::Point;
 use crate::recipes::Recipe;
-use crate::step::{Rate, Step};
+use crate::step::Step;
+use crate::tensor::Tensor;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,44 +41,17 @@ pub enum Outcome {
     Stopped,
 }
 
-/// A network in training.
+/// A recipe's run: the engine, and where it stands.
 pub struct Trainer {
     recipe: Recipe,
-    /// The network.
-    pub model: Model,
-    optimizer: Box<dyn Optimizer>,
-    grads: ParamGrads,
+    /// What takes the steps.
+    pub engine: Engine,
     train: Loader,
-    test: Loader,
-    pub(super) device: Device,
-    pub(super) position: Position,
+    test: Feed,
+    position: Position,
     saver: Saver,
-    metrics: Metrics,
     /// Steps whose numbers are still on the device.
     pending: Vec<StepReport>,
-    replay: Replay,
-    /// Bytes that are in use whatever the batch.
-    pub(super) fixed: usize,
-}
-
-/// Recording a step on a CUDA device, to replay it from then on.
-#[derive(Default)]
-struct Replay {
-    enabled: bool,
-    /// Steps of a whole batch that ran launch by launch.
-    warm: u32,
-    step: Option<Captured>,
-}
-
-/// Steps that run before one is recorded: after them every buffer that a step takes is in the pool.
-const WARM_UP: u32 = 2;
-
-/// Where a step's batch comes from.
-enum Feed {
-    /// The loader's thread.
-    Host(Box<Batches>),
-    /// The loader's kernel, at the step's place.
-    Resident,
 }
 
 impl Trainer {
@@ -95,10 +64,10 @@ impl Trainer {
         let Splits { train, test } = splits;
         let model = Model::build(&recipe.layers, [train.height, train.width, train.channels], device, recipe.seed)?;
         let classes = train.classes.len();
-        if model.output().dims() != [classes] {
+        if model.output.dims() != [classes] {
             return Err(Error::config(
                 "layers",
-                format!("the network ends with {}, and the data has {classes} classes", model.output()),
+                format!("the network ends with {}, and the data has {classes} classes", model.output),
                 format!("end it with `flatten` and `fc {classes}`"),
             ));
         }
@@ -106,27 +75,14 @@ impl Trainer {
         check_memory(&model, recipe.batch_size.min(train.len()))?;
         let (mean, std) = (&recipe.data.mean, &recipe.data.std);
         let loader = |data, batch, augment| Loader::augmented(Arc::new(data), batch, mean, std, augment, device);
-        Ok(Trainer {
-            train: loader(train, recipe.batch_size, recipe.augment)?,
-            test: loader(test, EVAL_BATCH, Augment::default())?,
-            optimizer: recipe.optimizer.build(&model.params)?,
-            grads: model.params.grads()?,
-            device: device.clone(),
-            position: Position::default(),
-            saver: Saver::new(),
-            metrics: Metrics::new(device)?,
-            fixed: device.memory().in_use,
-            pending: Vec::new(),
-            replay: Replay { enabled: can_replay(device), ..Replay::default() },
-            model,
-            recipe,
-        })
-    }
-
-    /// Launches every kernel of every step, instead of recording a step and replaying it. The
-    /// numbers are the same.
-    pub fn without_graph(&mut self) {
-        self.replay = Replay::default();
+        let train = loader(train, recipe.batch_size, recipe.augment)?;
+        let test = loader(test, EVAL_BATCH, Augment::default())?.feed(false);
+        let optimizer = recipe.optimizer.build(&model.params)?;
+        let (loss, smoothing) = (recipe.loss, recipe.label_smoothing);
+        let loss = move |s: &Var, labels: &Tensor, cx: &mut Ctx<'_>| loss.of(s, labels, smoothing, cx);
+        let engine = Engine::new(model, optimizer, train.feed(recipe.shuffle), loss)?;
+        let (position, saver) = (Position::default(), Saver::new());
+        Ok(Trainer { recipe, engine, train, test, position, saver, pending: Vec::new() })
     }
 
     /// How far it has come.
@@ -153,18 +109,7 @@ impl Trainer {
             let at = format!("step {}, {} epochs and {} batches of {batches}", p.step, p.epoch, p.batch);
             return Err(bad(format!("its position is no position of this run: {at}")));
         }
-        self.model.load_state_dict(&checkpoint.model, path)?;
-        let mut state = self.optimizer.state();
-        if state.len() != saved.len() {
-            return Err(bad(format!("its optimizer has {} states, the recipe's {}", saved.len(), state.len())));
-        }
-        for (name, buffer) in &mut state {
-            let values = saved.get(*name).and_then(Entry::to_f32);
-            let values = values
-                .filter(|v| v.len() == buffer.len())
-                .ok_or_else(|| bad(format!("its optimizer state `{name}` does not fit")))?;
-            buffer.write(0, &values)?;
-        }
+        self.engine.restore(&checkpoint.model, &saved, path)?;
         self.position = checkpoint.position;
         Ok(())
     }
@@ -175,8 +120,8 @@ impl Trainer {
     /// [`Error::Io`] and [`Error::File`].
     pub fn init_from(&mut self, path: &Path) -> Result<()> {
         let bytes = std::fs::read(path).map_err(Error::io("read the weights", path))?;
-        self.model.load_state_dict(&crate::nn::state::deserialize(&bytes, path)?, path)?;
-        match self.non_finite_parameter()? {
+        self.engine.model.load_state_dict(&crate::nn::state::deserialize(&bytes, path)?, path)?;
+        match non_finite_parameter(&self.engine.model)? {
             None => Ok(()),
             Some(key) => Err(Error::file(
                 path,
@@ -189,17 +134,11 @@ impl Trainer {
     /// Begins to save the state as it is: as `last`, and as `best` before it if it is the best so far.
     fn save(&mut self, run: &RunDir, best: bool, observers: &mut [&mut dyn Observer]) -> Result<()> {
         self.saved(true, observers)?;
-        let places: Vec<Place> = [("best", true), ("last", false)]
-            .into_iter()
-            .filter(|(_, is_best)| best || !is_best)
-            .map(|(name, is_best)| (run.path().join(name), is_best))
-            .collect();
+        let places = [("best", true), ("last", false)].into_iter().skip(usize::from(!best));
+        let places: Vec<Place> = places.map(|(name, best)| (run.path().join(name), best)).collect();
         places.iter().try_for_each(|(path, _)| tell(observers, &Event::Saving { path }))?;
-        let host = &self.saver.host;
-        let optimizer = self.optimizer.state().into_iter().map(|(name, b)| Ok((name, b.to_host(host)?)));
-        let optimizer = optimizer.collect::<Result<_>>()?;
-        let state = State { model: self.model.snapshot(host)?, optimizer, position: self.position.clone() };
-        self.saver.start(state, places)
+        let (model, optimizer) = self.engine.snapshot(&self.saver.host)?;
+        self.saver.start(State { model, optimizer, position: self.position.clone() }, places)
     }
 
     /// Tells the observers what has been saved by now, or, with `wait`, when it is.
@@ -237,67 +176,60 @@ impl Trainer {
         let (epochs, batches) = (self.recipe.epochs, self.train.batches());
         let limit = limits.max_steps.unwrap_or(u64::MAX);
         while self.position.epoch < epochs && self.position.step < limit {
-            let lr = self.recipe.schedule.at(self.recipe.optimizer.lr(), self.position.epoch, epochs);
-            let epoch = self.position.epoch;
-            let started = Event::EpochStarted { epoch: epoch + 1, epochs, done: self.position.batch, batches };
-            tell(observers, &started)?;
-            let rate = Rate { lr, ..self.recipe.optimizer.rate() };
-            let state = Step { seed: self.recipe.seed, epoch, ..Step::default() }.rate(rate);
-            let order = self.train.order(self.recipe.shuffle, &state);
-            let before = self.position.seconds;
+            let Position { epoch, batch: done, seconds, .. } = self.position;
+            tell(observers, &Event::EpochStarted { epoch: epoch + 1, epochs, done, batches })?;
             let start = Instant::now();
-            let mut feed = self.feed(order, &state)?;
-            while self.position.batch < batches {
-                let images = self.train.images(self.position.batch);
-                let offset = self.position.batch * self.recipe.batch_size;
-                let state = Step { step: self.position.step, batch_offset: offset as u32, ..state };
+            let mut stopped = false;
+            while self.position.batch < batches && self.position.step < limit && !stopped {
                 self.saved(false, observers)?;
-                self.step(&mut feed, images, &state).map_err(|e| self.advise(e, images))?;
-                let p = &mut self.position;
-                p.step += 1;
-                p.batch += 1;
-                let (step, batch) = (p.step, p.batch);
-                self.pending.push(StepReport {
-                    step,
-                    epoch: epoch + 1,
-                    batch,
-                    batches,
-                    images,
-                    lr,
-                    loss: 0.0,
-                    correct: 0,
-                });
-                let stopped = stop.load(Ordering::Relaxed);
-                if step >= limit || stopped || batch == batches || self.pending.len() == self.patience() {
+                self.step()?;
+                stopped = stop.load(Ordering::Relaxed);
+                let last = self.position.batch == batches || self.position.step == limit;
+                if last || stopped || self.pending.len() == self.engine.patience() {
                     self.report(observers)?;
                 }
-                if step >= limit {
-                    break;
-                }
-                if stopped {
-                    self.position.seconds = before + start.elapsed().as_secs_f64();
-                    self.save(run, false, observers)?;
-                    return Ok(Outcome::Stopped);
-                }
             }
-            self.position.seconds = before + start.elapsed().as_secs_f64();
-            if self.finish_epoch(lr, run, stop, observers)? == Outcome::Stopped {
+            self.position.seconds = seconds + start.elapsed().as_secs_f64();
+            if stopped || !self.finish_epoch(run, stop, observers)? {
+                self.save(run, false, observers)?;
                 return Ok(Outcome::Stopped);
             }
         }
         Ok(Outcome::Finished)
     }
 
-    /// Evaluates, reports and saves. Asked to stop meanwhile, it saves the epoch as not yet evaluated.
-    fn finish_epoch(
-        &mut self,
-        lr: f64,
-        run: &RunDir,
-        stop: &AtomicBool,
-        observers: &mut [&mut dyn Observer],
-    ) -> Result<Outcome> {
-        let total = self.test.data().len();
-        let loss = self.recipe.loss;
+    /// Takes the next step. Its numbers are still to be fetched.
+    fn step(&mut self) -> Result<()> {
+        let Position { epoch, step, batch, .. } = self.position;
+        let (images, batches, here) = (self.train.images(batch), self.train.batches(), self.at(batch));
+        self.engine.step(&here)?;
+        let (step, epoch, batch) = (step + 1, epoch + 1, batch + 1);
+        (self.position.step, self.position.batch) = (step, batch);
+        self.pending.push(StepReport {
+            step,
+            epoch,
+            batch,
+            batches,
+            images,
+            lr: here.rates[0].lr,
+            loss: 0.0,
+            correct: 0,
+        });
+        Ok(())
+    }
+
+    /// The step at a batch of the current epoch.
+    fn at(&self, batch: usize) -> Step {
+        let (Recipe { seed, batch_size, optimizer, schedule, epochs, .. }, p) = (&self.recipe, &self.position);
+        let point = Point { epoch: p.epoch, epochs: *epochs, batch, batches: self.train.batches() };
+        let batch_offset = (batch * batch_size) as u32;
+        let step = Step { seed: *seed, epoch: p.epoch, step: p.step, batch_offset, ..Step::default() };
+        step.rate(schedule.at(optimizer.rate(), point))
+    }
+
+    /// Evaluates, reports and saves; false if it was asked to stop before it had evaluated.
+    fn finish_epoch(&mut self, run: &RunDir, stop: &AtomicBool, observers: &mut [&mut dyn Observer]) -> Result<bool> {
+        let total = self.test.loader().data().len();
         let mut progress = |done| {
             tell(observers, &Event::Evaluating { done, total })?;
             match stop.load(Ordering::Relaxed) {
@@ -305,17 +237,15 @@ impl Trainer {
                 false => Ok(()),
             }
         };
-        let test = match evaluate(&mut self.model, &self.test, loss, &mut progress) {
-            Err(_) if stop.load(Ordering::Relaxed) => {
-                self.save(run, false, observers)?;
-                return Ok(Outcome::Stopped);
-            }
+        let test = match self.evaluate(&mut progress) {
+            Err(_) if stop.load(Ordering::Relaxed) => return Ok(false),
             test => test?,
         };
         if !test.loss.is_finite() {
             let origin = "its loss on the test set, after the epoch's last update".to_string();
-            return Err(self.non_finite(test.loss, self.position.step, origin));
+            return Err(non_finite(test.loss, self.position.step, self.position.epoch, origin));
         }
+        let lr = self.at(self.position.batch.saturating_sub(1)).rates[0].lr;
         let p = &mut self.position;
         // Cut short by a step limit, the epoch is not over: going on from here takes its other
         // batches, and what counts as best must not depend on where a run was cut.
@@ -338,40 +268,20 @@ impl Trainer {
             *p = Position { epoch: epoch + 1, step, best_accuracy, ..Position::default() };
         }
         tell(observers, &Event::EpochEnded(&report))?;
-        self.save(run, best, observers)?;
-        Ok(Outcome::Finished)
-    }
-
-    /// The batches from the position on.
-    fn feed(&self, order: Vec<u32>, state: &Step) -> Result<Feed> {
-        if self.train.is_resident() {
-            self.train.begin(&order)?;
-            return Ok(Feed::Resident);
-        }
-        Ok(Feed::Host(Box::new(self.train.epoch(order, state, self.position.batch)?)))
-    }
-
-    /// Steps after which their numbers are fetched: where that means waiting for the device, many.
-    fn patience(&self) -> usize {
-        match self.device {
-            Device::Cpu(_) => 1,
-            Device::Cuda(_) if can_replay(&self.device) => RING,
-            // Where each launch is waited for, so is each step's loss.
-            Device::Cuda(_) => 1,
-        }
+        self.save(run, best, observers).map(|()| true)
     }
 
     /// Fetches the pending steps' numbers, checks them and tells the observers.
     fn report(&mut self, observers: &mut [&mut dyn Observer]) -> Result<()> {
         let Some(first) = self.pending.first() else { return Ok(()) };
-        let numbers = self.metrics.take(first.step - 1, self.pending.len())?;
+        let numbers = self.engine.results(first.step - 1, self.pending.len())?;
         for (mut report, (loss, correct)) in std::mem::take(&mut self.pending).into_iter().zip(numbers) {
             if !loss.is_finite() {
-                let origin = match self.non_finite_parameter()? {
+                let origin = match non_finite_parameter(&self.engine.model)? {
                     Some(key) => format!("by now the parameter {key} is not finite either"),
                     None => "the parameters are finite again".into(),
                 };
-                return Err(self.non_finite(loss, report.step, origin));
+                return Err(non_finite(loss, report.step, self.position.epoch, origin));
             }
             (report.loss, report.correct) = (loss, correct);
             let p = &mut self.position;
@@ -383,66 +293,54 @@ impl Trainer {
         Ok(())
     }
 
-    /// One step on the next `images` images: launch by launch, or by replaying a recorded one.
-    fn step(&mut self, feed: &mut Feed, images: usize, state: &Step) -> Result<()> {
-        self.device.set_step(state)?;
-        let whole = images == self.recipe.batch_size;
-        let Device::Cuda(cuda) = self.device.clone() else { return self.compute(feed, images, state) };
-        if !self.replay.enabled || !whole || self.replay.warm < WARM_UP {
-            self.replay.warm += u32::from(whole);
-            return self.compute(feed, images, state);
-        }
-        if let Some(step) = &self.replay.step {
-            step.replay()?;
-            // What a forward pass counts on the host.
-            return self.model.count_batch();
-        }
-        let recorded = cuda.capture(|| self.compute(feed, images, state))?;
-        recorded.replay()?;
-        self.replay.step = Some(recorded);
-        Ok(())
-    }
-
-    /// Forward, backward, update, numbers noted.
-    fn compute(&mut self, feed: &mut Feed, images: usize, state: &Step) -> Result<()> {
-        let batch = match feed {
-            Feed::Resident => self.train.make(images, state)?,
-            Feed::Host(batches) => batches.next().unwrap_or_else(|| Err(Error::Internal("too few batches".into())))?,
-        };
-        self.compute_on(&batch, state)
-    }
-
-    fn compute_on(&mut self, batch: &Batch, state: &Step) -> Result<()> {
-        let mut cx = Ctx::train(&self.device).with_params(&self.model.params).at(*state);
-        let scores = self.model.net.forward(&Var::constant(batch.images.clone()), &mut cx)?;
-        let loss = self.recipe.loss.of(&scores, &batch.labels, self.recipe.label_smoothing, &mut cx)?;
-        // Where reading the loss costs nothing it is checked before it does any harm.
-        if let Device::Cpu(_) = self.device {
-            let value = loss.value().item()?;
-            if !value.is_finite() {
-                drop(cx);
-                let origin = self.find_non_finite(batch, state)?;
-                return Err(self.non_finite(value, self.position.step + 1, origin));
-            }
-        }
-        self.metrics.record(loss.value(), scores.value(), &batch.labels, state)?;
-        drop(scores);
-        cx.backward_loss(&loss, Some(&mut self.grads))?;
-        self.optimizer.step(&mut self.model.params, &self.grads)
-    }
-
     /// The test set's loss and accuracy.
     ///
     /// # Errors
     /// As [`evaluate`].
     pub fn evaluate(&mut self, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Evaluation> {
-        evaluate(&mut self.model, &self.test, self.recipe.loss, progress)
+        let loss = self.recipe.loss;
+        let loss = move |scores: &Var, labels: &Tensor, cx: &mut Ctx<'_>| loss.of(scores, labels, 0.0, cx);
+        evaluate(&self.engine.model, &mut self.test, &loss, progress)
     }
-}
 
-/// Whether steps can be recorded: on a CUDA device, unless each launch is to be waited for.
-fn can_replay(device: &Device) -> bool {
-    matches!(device, Device::Cuda(cuda) if !cuda.options().sync_launches)
+    /// One step on a batch outside of any run; for benches. The mini-batch's loss.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn step_once(&mut self, batch: &Batch) -> Result<f64> {
+        let step = self.at(0);
+        self.engine.step_on(batch, &step)?;
+        self.position.step += 1;
+        Ok(self.engine.results(step.step, 1)?[0].0)
+    }
+
+    /// `n` steps outside of any run, as a run makes them, over the whole batches of the first epoch again and again.
+    /// Nothing is read back, so that on return the last steps may still be under way on a CUDA device: time the call
+    /// with [`Cuda::time`](crate::device::cuda::Cuda::time), or wait with [`Device::sync`]. No loss is looked at.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the data does not fill a batch; else as [`Engine::step`].
+    pub fn bench_steps(&mut self, n: usize) -> Result<()> {
+        let (images, all) = (self.recipe.batch_size, self.train.data().len());
+        if all < images {
+            let problem = format!("{images} images a batch, and the data has {all}");
+            return Err(Error::config("batch_size", problem, "use a smaller batch, or more data"));
+        }
+        for _ in 0..n {
+            let batch = self.position.step as usize % (all / images);
+            self.engine.step(&self.at(batch))?;
+            self.position.step += 1;
+        }
+        Ok(())
+    }
+
+    /// The first batch of the training data in the files' order.
+    ///
+    /// # Errors
+    /// As [`Feed::batch`].
+    pub fn first_batch(&self) -> Result<Batch> {
+        self.train.feed(false).batch(&Step::default())
+    }
 }
 
 /// Adds to an error where the last good checkpoint is.
