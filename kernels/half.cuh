@@ -23,14 +23,14 @@ __device__ __forceinline__ float from_float<float>(float v) {
 
 template <>
 __device__ __forceinline__ bf16 from_float<bf16>(float v) {
-#if __CUDA_ARCH__ >= 800
-  bf16 out;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(v));
-  return out;
-#else
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 800
   unsigned bits = __float_as_uint(v);
   if (v != v) return {0x7fff};
   return {(unsigned short)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+#else
+  bf16 out;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(v));
+  return out;
 #endif
 }
 
@@ -47,7 +47,7 @@ template <>
 __device__ __forceinline__ half from_float<half>(float v) {
   unsigned bits = __float_as_uint(v) & 0x7fffffff, sign = __float_as_uint(v) >> 16 & 0x8000;
   if (v != v) return {0x7fff};
-  if (bits >= 0x477ff000) return {(unsigned short)(sign | 0x7c00)};  // 65520, which is nearer to 2^16 than to 65504
+  if (bits >= 0x477ff000) return {(unsigned short)(sign | 0x7c00)};  // 65520 is halfway to 2^16
   // Below 2^-14 the steps are 2^-24, as those of floats from 0.5 on: this addition rounds to them.
   if (bits < 0x38800000) bits = __float_as_uint(__uint_as_float(bits) + 0.5f) - 0x3f000000;
   else bits = (bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13;
