@@ -12,8 +12,7 @@
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Mode, Var, VarId};
 use crate::device::Device;
-use crate::device::cuda::with_kernel_type;
-use crate::dtype::{DType, with_real};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -79,27 +78,25 @@ impl Var {
         let mut y = Tensor::empty(x.device(), x.dtype(), x.shape())?;
         let mut mean = Tensor::empty(x.device(), x.dtype().sums(), channels)?;
         let mut inv_std = Tensor::empty(x.device(), x.dtype().sums(), channels)?;
-        match x.device() {
-            Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
-                let (mean, inv_std) = (mean.host_mut::<T>()?, inv_std.host_mut::<T>()?);
-                if train {
-                    cpu::statistics(x.host::<T>()?, mean, inv_std);
-                    let (rm, rv) = (running_mean.host_mut::<T>()?, running_var.host_mut::<T>()?);
-                    cpu::update(rm, rv, mean, inv_std, rows, momentum);
-                } else {
-                    mean.copy_from_slice(running_mean.host::<T>()?);
-                    inv_std.copy_from_slice(running_var.host::<T>()?);
-                }
-                cpu::invert(inv_std, eps);
-                let (gamma, beta) = (gamma.value().host::<T>()?, beta.value().host::<T>()?);
-                cpu::normalise(x.host::<T>()?, y.host_mut::<T>()?, mean, inv_std, gamma, beta);
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => {
-                let (stats, params) = ([&mut mean, &mut inv_std], [gamma.value(), beta.value()]);
-                cuda::forward::<T>(cuda, x, params, &mut y, stats, [running_mean, running_var], [momentum, eps], train)
-            })?,
-        }
+        on_device!(OP, x, T,
+        cpu => {
+            let (mean, inv_std) = (mean.host_mut::<T>()?, inv_std.host_mut::<T>()?);
+            if train {
+                cpu::statistics(x.host::<T>()?, mean, inv_std);
+                let (rm, rv) = (running_mean.host_mut::<T>()?, running_var.host_mut::<T>()?);
+                cpu::update(rm, rv, mean, inv_std, rows, momentum);
+            } else {
+                mean.copy_from_slice(running_mean.host::<T>()?);
+                inv_std.copy_from_slice(running_var.host::<T>()?);
+            }
+            cpu::invert(inv_std, eps);
+            let (gamma, beta) = (gamma.value().host::<T>()?, beta.value().host::<T>()?);
+            cpu::normalise(x.host::<T>()?, y.host_mut::<T>()?, mean, inv_std, gamma, beta);
+        },
+        cuda => {
+            let (stats, params) = ([&mut mean, &mut inv_std], [gamma.value(), beta.value()]);
+            cuda::forward::<T>(&cuda, x, params, &mut y, stats, [running_mean, running_var], [momentum, eps], train)
+        });
         Ok(cx.record(y, &[self, gamma, beta], || BatchNorm2d {
             ids: [self.id(), gamma.id(), beta.id()],
             x: x.clone(),
@@ -121,43 +118,30 @@ struct BatchNorm2d {
 }
 
 impl Backward for BatchNorm2d {
-    fn backward(self: Box<Self>, mut gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        let dtype = gy.dtype();
-        let mut ggamma = Tensor::empty(gy.device(), dtype.sums(), self.mean.shape())?;
-        let mut gbeta = Tensor::empty(gy.device(), dtype.sums(), self.mean.shape())?;
-        let in_place = gy.is_unique();
-        let mut other = if in_place { None } else { Some(Tensor::empty(gy.device(), dtype, gy.shape())?) };
-        match gy.device().clone() {
-            Device::Cpu(_) => with_real!(OP, dtype, T => {
-                let (x, mean, inv_std) = (self.x.host::<T>()?, self.mean.host::<T>()?, self.inv_std.host::<T>()?);
-                let (gg, gb) = (ggamma.host_mut::<T>()?, gbeta.host_mut::<T>()?);
-                cpu::reduce(x, gy.host::<T>()?, mean, inv_std, gg, gb);
-                if self.ids[0].is_some() {
-                    if let Some(other) = &mut other {
-                        other.host_mut::<T>()?.copy_from_slice(gy.host::<T>()?);
-                    }
-                    let g = other.as_mut().unwrap_or(&mut gy).host_mut::<T>()?;
-                    let gamma = self.gamma.host::<T>()?;
-                    if self.train {
-                        cpu::backward(x, g, mean, inv_std, gamma, gg, gb);
-                    } else {
-                        cpu::backward_eval(g, inv_std, gamma);
-                    }
-                }
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => {
-                cuda::reduce::<T>(&cuda, &self, &gy, &mut ggamma, &mut gbeta)?;
-                if self.ids[0].is_some() {
-                    if let Some(other) = &mut other {
-                        other.copy_from(&gy)?;
-                    }
-                    cuda::backward::<T>(&cuda, &self, &ggamma, &gbeta, other.as_mut().unwrap_or(&mut gy))?;
-                }
-                Ok(())
-            })?,
-        }
-        grads.add(self.ids[0], other.unwrap_or(gy))?;
+    fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        let mut g = gy.into_unique()?;
+        let mut ggamma = Tensor::empty(g.device(), g.dtype().sums(), self.mean.shape())?;
+        let mut gbeta = Tensor::empty(g.device(), g.dtype().sums(), self.mean.shape())?;
+        on_device!(OP, g, T,
+        cpu => {
+            let (x, mean, inv_std) = (self.x.host::<T>()?, self.mean.host::<T>()?, self.inv_std.host::<T>()?);
+            let (gg, gb) = (ggamma.host_mut::<T>()?, gbeta.host_mut::<T>()?);
+            cpu::reduce(x, g.host::<T>()?, mean, inv_std, gg, gb);
+            let (gamma, g) = (self.gamma.host::<T>()?, g.host_mut::<T>()?);
+            match (&self.ids[0], self.train) {
+                (None, _) => {}
+                (_, true) => cpu::backward(x, g, mean, inv_std, gamma, gg, gb),
+                (_, false) => cpu::backward_eval(g, inv_std, gamma),
+            }
+        },
+        cuda => {
+            cuda::reduce::<T>(&cuda, &self, &g, &mut ggamma, &mut gbeta)?;
+            match &self.ids[0] {
+                None => Ok(()),
+                Some(_) => cuda::backward::<T>(&cuda, &self, &ggamma, &gbeta, &mut g),
+            }
+        });
+        grads.add(self.ids[0], g)?;
         grads.add(self.ids[1], ggamma)?;
         grads.add(self.ids[2], gbeta)
     }

@@ -7,9 +7,6 @@
 use super::case::{Case, Draw, Fill};
 use super::nll::check_labels;
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
-use crate::device::Device;
-use crate::device::cuda::with_kernel_type;
-use crate::dtype::with_real;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -30,17 +27,13 @@ impl Var {
         let x = self.value();
         let mut loss = Tensor::empty(x.device(), x.dtype().sums(), Shape::SCALAR)?;
         let mut logp = Tensor::empty(x.device(), x.dtype(), x.shape())?;
-        match x.device() {
-            Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
+        on_device!(OP, x, T,
+            cpu => {
                 let logp = logp.host_mut::<T>()?;
                 super::log_softmax::cpu::forward(x.host::<T>()?, logp, x.shape().last());
-                loss.host_mut::<T>()?[0] = cpu::loss(logp, labels.host()?, x.shape().last(), smoothing);
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => {
-                cuda::forward::<T>(cuda, x, labels, &mut logp, &mut loss, smoothing)
-            })?,
-        }
+                loss.host_mut::<T>()?[0] = cpu::loss(logp, labels.host()?, x.shape().last(), smoothing)
+            },
+            cuda => cuda::forward::<T>(&cuda, x, labels, &mut logp, &mut loss, smoothing));
         Ok(cx.record(loss, &[self], || CrossEntropy { x: self.id(), logp, labels: labels.clone(), smoothing }))
     }
 }
@@ -56,17 +49,13 @@ impl Backward for CrossEntropy {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let (shape, dtype) = (self.logp.shape(), self.logp.dtype());
         let mut gx = Tensor::empty(gy.device(), dtype, shape)?;
-        match gy.device() {
-            Device::Cpu(_) => with_real!(OP, dtype, T => {
+        on_device!(OP, gx, T,
+            cpu => {
                 let logp = self.logp.host::<T>()?;
                 let labels = self.labels.host()?;
-                cpu::backward(gy.host::<T>()?[0], logp, labels, gx.host_mut::<T>()?, shape.last(), self.smoothing);
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => {
-                cuda::backward::<T>(cuda, &gy, &self.logp, &self.labels, &mut gx, self.smoothing)
-            })?,
-        }
+                cpu::backward(gy.host::<T>()?[0], logp, labels, gx.host_mut::<T>()?, shape.last(), self.smoothing)
+            },
+            cuda => cuda::backward::<T>(&cuda, &gy, &self.logp, &self.labels, &mut gx, self.smoothing));
         grads.add(self.x, gx)
     }
 }
@@ -176,6 +165,7 @@ pub fn random_case(d: &mut Draw) -> Case {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
 
     #[test]
     fn equal_logits_give_log_of_the_classes() {

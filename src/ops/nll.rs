@@ -5,8 +5,7 @@
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
 use crate::device::Device;
-use crate::device::cuda::with_kernel_type;
-use crate::dtype::{DType, with_real};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -22,15 +21,9 @@ impl Var {
         check_labels(OP, self.value(), labels)?;
         let x = self.value();
         let mut loss = Tensor::empty(x.device(), x.dtype().sums(), Shape::SCALAR)?;
-        match x.device() {
-            Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
-                loss.host_mut::<T>()?[0] = cpu::forward(x.host::<T>()?, labels.host()?, x.shape().last());
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => {
-                with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, labels, &mut loss))?
-            }
-        }
+        on_device!(OP, x, T,
+            cpu => loss.host_mut::<T>()?[0] = cpu::forward(x.host::<T>()?, labels.host()?, x.shape().last()),
+            cuda => cuda::forward::<T>(&cuda, x, labels, &mut loss));
         Ok(cx.record(loss, &[self], || Nll {
             x: self.id(),
             shape: self.shape(),
@@ -79,15 +72,9 @@ struct Nll {
 impl Backward for Nll {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let mut gx = Tensor::empty(gy.device(), self.dtype, self.shape)?;
-        match gy.device() {
-            Device::Cpu(_) => with_real!(OP, self.dtype, T => {
-                cpu::backward(gy.host::<T>()?[0], self.labels.host()?, gx.host_mut::<T>()?, self.shape.last());
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => {
-                with_kernel_type!(OP, self.dtype, T => cuda::backward::<T>(cuda, &gy, &self.labels, &mut gx))?
-            }
-        }
+        on_device!(OP, gx, T,
+            cpu => cpu::backward(gy.host::<T>()?[0], self.labels.host()?, gx.host_mut::<T>()?, self.shape.last()),
+            cuda => cuda::backward::<T>(&cuda, &gy, &self.labels, &mut gx));
         grads.add(self.x, gx)
     }
 }
