@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(256)
 // Numerics: as many roundings as windows won; the order is that of the CPU.
 // Limits: inputs < 2^31.
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
     max_pool2d_bwd(const T* __restrict__ gy, const int* __restrict__ arg, T* __restrict__ gx, MaxPool2dDims d) {
   FOR_EACH(i, d.n * d.h * d.w * d.c) {
     int c = i % d.c, n = i / d.c / (d.h * d.w), pixel = i / d.c - n * d.h * d.w;
