@@ -25,7 +25,7 @@ struct Span {
 // Limits: outputs < 2^31, (h + 1) * ho and (w + 1) * wo < 2^31.
 // Registers: at most 64.
 template <class T>
-__global__ void __launch_bounds__(256, 4)
+__global__ void __launch_bounds__(256, 6)
     adaptive_pool2d_fwd_max(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ arg, AdaptivePool2dDims d) {
   FOR_EACH(i, d.n * d.ho * d.wo * d.c) {
     int c = i % d.c, q = i / d.c % d.wo, p = i / d.c / d.wo % d.ho, n = i / d.c / d.wo / d.ho;

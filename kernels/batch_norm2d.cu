@@ -34,37 +34,6 @@ struct Share {
   }
 };
 
-template <int V>
-struct Floats {
-  float v[V];
-};
-
-// V elements from p on.
-template <int V, class T>
-__device__ __forceinline__ Floats<V> load(const T* p) {
-  Floats<V> out;
-  if constexpr (V == 4) {
-    Four<T> in = four(p);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) out.v[k] = to_float(in.v[k]);
-  } else {
-    out.v[0] = to_float(p[0]);
-  }
-  return out;
-}
-
-template <int V, class T>
-__device__ __forceinline__ void store(T* p, Floats<V> in) {
-  if constexpr (V == 4) {
-    Four<T> out;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) out.v[k] = from_float<T>(in.v[k]);
-    four(p) = out;
-  } else {
-    p[0] = from_float<T>(in.v[0]);
-  }
-}
-
 // Count, mean and sum of squared deviations of some values.
 struct Moments {
   float n, mean, m2;
@@ -132,14 +101,14 @@ __device__ __forceinline__ void moments(const T* x, float* part, const BatchNorm
   // times their variance: a large mean costs no digits.
   float shift[V] = {}, sum[V] = {}, squares[V] = {};
   if (my.first < my.last) {
-    Floats<V> v = load<V>(x + my.first * d.c + my.c);
+    Pack<float, V> v = load<V>(x + my.first * d.c + my.c);
 #pragma unroll
     for (int k = 0; k < V; ++k) shift[k] = v.v[k];
   }
   float n = 0.0f;
 #pragma unroll 4
   for (int row = my.first; row < my.last; row += my.step) {
-    Floats<V> v = load<V>(x + row * d.c + my.c);
+    Pack<float, V> v = load<V>(x + row * d.c + my.c);
     n += 1.0f;
 #pragma unroll
     for (int k = 0; k < V; ++k) {
@@ -232,10 +201,10 @@ __device__ __forceinline__ void normalise(const T* x, const float* mean, const f
 #pragma unroll 4
   for (int row = my.first; row < my.last; row += my.step) {
     int at = row * d.c + my.c;
-    Floats<V> v = load<V>(x + at);
+    Pack<float, V> v = load<V>(x + at);
 #pragma unroll
     for (int k = 0; k < V; ++k) v.v[k] = (v.v[k] - centre[k]) * scale[k] + shift[k];
-    store<V>(y + at, v);
+    store(y + at, v);
   }
 }
 
@@ -269,7 +238,7 @@ __device__ __forceinline__ void sums(const T* x, const T* gy, const float* mean,
 #pragma unroll 4
   for (int row = my.first; row < my.last; row += my.step) {
     int at = row * d.c + my.c;
-    Floats<V> v = load<V>(x + at), g = load<V>(gy + at);
+    Pack<float, V> v = load<V>(x + at), g = load<V>(gy + at);
 #pragma unroll
     for (int k = 0; k < V; ++k) mine[k].add({g.v[k], g.v[k] * (v.v[k] - centre[k])});
   }
@@ -330,10 +299,10 @@ __device__ __forceinline__ void input_gradient(const T* x, const float* mean, co
 #pragma unroll 4
   for (int row = my.first; row < my.last; row += my.step) {
     int at = row * d.c + my.c;
-    Floats<V> v = load<V>(x + at), gy = load<V>(g + at);
+    Pack<float, V> v = load<V>(x + at), gy = load<V>(g + at);
 #pragma unroll
     for (int k = 0; k < V; ++k) v.v[k] = a[k] * gy.v[k] + b[k] * (v.v[k] - centre[k]) + e[k];
-    store<V>(g + at, v);
+    store(g + at, v);
   }
 }
 
