@@ -88,10 +88,9 @@ impl Case {
     }
 
     /// With another input that is a parameter.
-    pub fn param(self, name: &'static str, shape: impl Into<Shape>, fill: Fill) -> Self {
-        let mut case = self.input(name, shape, fill);
-        case.inputs.iter_mut().next_back().into_iter().for_each(|input| input.param = true);
-        case
+    pub fn param(mut self, name: &'static str, shape: impl Into<Shape>, fill: Fill) -> Self {
+        self.inputs.push(Input { name, shape: shape.into(), fill, param: true });
+        self
     }
 
     /// With the number of floating-point operations of the forward pass.
