@@ -20,8 +20,8 @@ struct Span {
 // the first of equal values, NaN over all.
 // Threads: one for an output element, neighbours along the channels.
 // Traffic: one read of x for each pixel of the window and two writes an output.
-// Launch: grid up to 4096 blocks of 256, striding; no shared memory. With room for more than 6 at once the
-// compiler would spill registers.
+// Launch: grid up to 4096 blocks of 256, striding; no shared memory; asked for 6 blocks at once the
+// compiler does not spill registers to have 8.
 // Numerics: exact.
 // Limits: outputs < 2^31, (h + 1) * ho and (w + 1) * wo < 2^31.
 // Registers: at most 64.

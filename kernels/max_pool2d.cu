@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(256)
 // gx[n, r, s, c] = the sum of gy over those windows whose arg is (r, s), in their order.
 // Threads: one for an input element, neighbours along the channels: a gather, no atomics.
 // Traffic: at most ceil(kh / sh) * ceil(kw / sw) reads of arg and gy and one write an input.
-// Launch: as above; with room for more than 5 blocks at once the compiler would spill registers.
+// Launch: as above; asked for 5 blocks at once the compiler does not spill registers to have 8.
 // Numerics: as many roundings as windows won; the order is that of the CPU.
 // Limits: inputs < 2^31.
 template <class T>
