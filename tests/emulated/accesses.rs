@@ -3,12 +3,12 @@
 use crate::device;
 use std::sync::{Arc, Mutex};
 use tilework::device::cuda::CudaOptions;
-use tilework::device::emulator::{self, Action, Event, Follow, TraceOptions, Traced};
+use tilework::device::emulator::{self, Action, Follow, TraceEvent, TraceOptions, Traced};
 use tilework::ops::{ROOMS, parity};
 use tilework::{DType, Device};
 
 /// What the first block of a kernel does in an op's case, named by how it begins.
-fn trace(room: &str, start: &str, kernel: &str, dtype: DType) -> Vec<Event> {
+fn trace(room: &str, start: &str, kernel: &str, dtype: DType) -> Vec<TraceEvent> {
     let room = ROOMS.iter().find(|r| r.name == room).unwrap();
     let case = (room.cases)().into_iter().find(|c| c.name.starts_with(start)).unwrap();
     let traced = Arc::new(Mutex::new(Traced::default()));
