@@ -57,7 +57,8 @@ fn every_file_can_be_read_in_one_sitting() {
     let places = [("src", 440, 110), ("kernels", 440, 0), ("tests", 510, 0), ("benches", 440, 0), ("examples", 110, 0)];
     for (folder, most, most_tests) in places {
         let folder = root().join(folder);
-        for path in files(&folder).into_iter().filter(|p| p.extension().is_some_and(|e| e != "json")) {
+        let all = if folder.exists() { files(&folder) } else { Vec::new() };
+        for path in all.into_iter().filter(|p| p.extension().is_some_and(|e| e != "json")) {
             let Ok(text) = std::fs::read_to_string(&path) else { continue };
             let (code, tests) = text.split_once("#[cfg(test)]\nmod tests {").unwrap_or((&text, ""));
             let (code, tests) = (code.lines().count(), tests.lines().count());
