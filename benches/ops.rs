@@ -162,7 +162,7 @@ impl<'c> Rotation<'c> {
 
     /// The device's time for that many passes.
     fn time(&mut self, pass: &str, iterations: u64) -> Result<Duration> {
-        let Some([forward, both]) = &self.recorded else { return self.launched(pass, iterations) };
+        let Some([forward, both]) = &self.recorded else { return self.one_by_one(pass, iterations) };
         let rounds = iterations.div_ceil(self.sets.len() as u64);
         let replays = |graph: &Captured| self.cuda.time(&mut || (0..rounds).try_for_each(|_| graph.replay()));
         let time = match pass {
@@ -173,26 +173,22 @@ impl<'c> Rotation<'c> {
         Ok(time.mul_f64(iterations as f64 / (rounds * self.sets.len() as u64) as f64))
     }
 
-    /// The same launch by launch: the sum of what each kernel takes by itself.
-    fn launched(&self, pass: &str, iterations: u64) -> Result<Duration> {
+    /// The same as the sum of what each kernel takes by itself.
+    fn one_by_one(&self, pass: &str, iterations: u64) -> Result<Duration> {
         let sum = |timings: Vec<Timing>| timings.iter().map(|t| t.time).sum::<Duration>();
-        let mut total = Duration::ZERO;
-        for i in 0..iterations {
-            let set = &self.sets[i as usize % self.sets.len()];
-            let mut cx = Case::ctx(&self.device);
-            let vars: Vec<Var> = set.iter().map(|t| cx.leaf(t.clone())).collect();
-            let mut y = None;
-            let forward = self.cuda.profile(|| {
-                y = Some((self.case.apply)(&vars, &mut cx)?);
-                Ok(())
-            })?;
-            let y = y.ok_or_else(|| Error::Internal("a forward pass without a result".into()))?;
-            total += sum(match pass {
-                "fwd" => forward,
-                _ => self.cuda.profile(|| cx.backward(&y, self.gy.clone(), None).map(drop))?,
-            });
-        }
-        Ok(total)
+        let mut cx = Case::ctx(&self.device);
+        let vars: Vec<Var> = self.sets[0].iter().map(|t| cx.leaf(t.clone())).collect();
+        let mut y = None;
+        let forward = self.cuda.profile(|| {
+            y = Some((self.case.apply)(&vars, &mut cx)?);
+            Ok(())
+        })?;
+        let y = y.ok_or_else(|| Error::Internal("a forward pass without a result".into()))?;
+        let time = sum(match pass {
+            "fwd" => forward,
+            _ => self.cuda.profile(|| cx.backward(&y, self.gy.clone(), None).map(drop))?,
+        });
+        Ok(time.mul_f64(iterations as f64))
     }
 
     fn numbers(&self, work: f64, seconds: f64, ceiling: Ceiling) -> Vec<String> {

@@ -20,7 +20,7 @@
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::params::{ParamGrads, ParamId, Params, Slot};
+use crate::params::{Buffers, ParamGrads, ParamId, Params, Slot};
 use crate::rng::stream;
 use crate::shape::Shape;
 use crate::step::Step;
@@ -93,6 +93,9 @@ pub enum Mode {
     Eval,
 }
 
+/// Shown each layer's key and output as a forward pass goes.
+pub type Watcher<'w> = Box<dyn FnMut(&str, &Var) -> Result<()> + 'w>;
+
 /// What a forward pass carries along: the tape, train or eval, the position in the random stream,
 /// the parameters.
 pub struct Ctx<'p> {
@@ -100,7 +103,8 @@ pub struct Ctx<'p> {
     tape: Option<Tape>,
     mode: Mode,
     step: Step,
-    params: Option<&'p Params>,
+    network: Option<(&'p Params, &'p Buffers)>,
+    watcher: Option<Watcher<'p>>,
     dropouts: u32,
 }
 
@@ -112,13 +116,26 @@ impl<'p> Ctx<'p> {
 
     /// Evaluation: nothing is recorded.
     pub fn eval(device: &Device) -> Self {
-        let step = Step::default();
-        Ctx { device: device.clone(), tape: None, mode: Mode::Eval, step, params: None, dropouts: 0 }
+        Ctx {
+            device: device.clone(),
+            tape: None,
+            mode: Mode::Eval,
+            step: Step::default(),
+            network: None,
+            watcher: None,
+            dropouts: 0,
+        }
     }
 
-    /// With parameters, for [`Ctx::param`].
-    pub fn with_params(mut self, params: &'p Params) -> Self {
-        self.params = Some(params);
+    /// Through a network of these parameters and buffers.
+    pub fn of(mut self, params: &'p Params, buffers: &'p Buffers) -> Self {
+        self.network = Some((params, buffers));
+        self
+    }
+
+    /// With a look at each layer's output.
+    pub fn watched(mut self, watcher: impl FnMut(&str, &Var) -> Result<()> + 'p) -> Self {
+        self.watcher = Some(Box::new(watcher));
         self
     }
 
@@ -167,10 +184,27 @@ impl<'p> Ctx<'p> {
     /// # Errors
     /// [`Error::Internal`] if the context has no parameters.
     pub fn param(&mut self, id: ParamId) -> Result<Var> {
-        let params = self.params.ok_or_else(|| Error::Internal("a forward pass without its parameters".into()))?;
+        let (params, _) = self.network()?;
         let value = params.tensor(id)?;
         let tape = self.tape.as_mut().filter(|_| params.list()[id.0].trainable);
         Ok(Var { value, id: tape.map(|t| t.new_var(Some(id))) })
+    }
+
+    /// The buffers of the network.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the context has none.
+    pub fn buffers(&self) -> Result<&'p Buffers> {
+        Ok(self.network()?.1)
+    }
+
+    fn network(&self) -> Result<(&'p Params, &'p Buffers)> {
+        self.network.ok_or_else(|| Error::Internal("a forward pass through a network without its parameters".into()))
+    }
+
+    /// Shows a layer's output to who watches.
+    pub(crate) fn passed(&mut self, key: &str, y: &Var) -> Result<()> {
+        self.watcher.as_mut().map_or(Ok(()), |w| w(key, y))
     }
 
     /// The random stream of the next dropout layer in this pass.

@@ -8,14 +8,14 @@
 //! ```
 //! use tilework::data::{loader::Loader, shapes};
 //! use tilework::step::{Rate, Step};
-//! use tilework::nn::{LayerSpec, Model};
+//! use tilework::nn::{Model, layer};
 //! use tilework::optim::{Optimizer, Sgd};
 //! use tilework::{Ctx, Device, Var};
 //!
 //! let device = Device::cpu();
-//! let layers = ["max_pool 4", "conv 3x3, 8 channels", "relu", "flatten", "fc 10"];
-//! let layers = layers.map(|l| l.parse()).into_iter().collect::<Result<Vec<LayerSpec>, _>>()?;
-//! let mut model = Model::build(&layers, [32, 32, 3], &device, 0)?;
+//! let net = ["max_pool 4", "conv 3x3, 8 channels", "relu", "flatten", "fc 10"].map(layer);
+//! let net = net.into_iter().collect::<Result<Vec<_>, _>>()?;
+//! let mut model = Model::new(net, [32, 32, 3], &device, 0)?;
 //! let mut grads = model.params.grads()?;
 //! let mut optimizer = Sgd::new(&model.params, true, false)?;
 //!
@@ -26,9 +26,9 @@
 //! let mut losses = Vec::new();
 //! for step in 0..20 {
 //!     let now = Step { step, ..Step::default() }.rate(Rate { lr: 0.05, momentum: 0.9, decay: 0.0 });
-//!     let mut cx = Ctx::train(&device).with_params(&model.params).at(now);
+//!     let mut cx = model.train(now);
 //!     let x = Var::constant(batch.images.clone());
-//!     let scores = model.net.forward(&x, &mut cx)?;
+//!     let scores = model.forward(&x, &mut cx)?;
 //!     let loss = scores.cross_entropy(&batch.labels, 0.0, &mut cx)?;
 //!     losses.push(loss.value().item()?);
 //!     cx.backward_loss(&loss, Some(&mut grads))?;
@@ -40,12 +40,13 @@
 //!
 //! # Before the step: a network from text
 //!
-//! A [`recipes::Recipe`] lists layers as phrases. Each is parsed to an [`nn::LayerSpec`]
-//! (`src/nn/spec.rs`). [`nn::Model::build`] (`src/nn/model.rs`) walks through the list with the
-//! image's size in hand, infers every other size, and reports the first layer that does not fit with
-//! a table of all before it. What comes out is an [`nn::Sequential`] (`src/nn/layers.rs`), and
-//! [`Params`](params::Params) (`src/params.rs`): all trainable numbers in one flat arena,
-//! drawn from the seed.
+//! A [`recipes::Recipe`] lists layers as phrases (`src/nn/spec.rs`). The table [`nn::LAYERS`] says
+//! which [`Layer`](nn::Layer) reads a phrase; each has a room in `src/nn/layers/`. A
+//! [`Builder`](nn::Builder) (`src/nn/builder.rs`) walks through them with the image's size in hand,
+//! lets each infer the next size, and reports the first layer that does not fit with a table of all
+//! before it. The [`Model`](nn::Model) that comes out has the layers, their
+//! [`Params`](params::Params) (all trainable numbers in one flat arena, drawn from the seed) and
+//! their [`Buffers`](params::Buffers), the running statistics.
 //!
 //! # 1. The loop asks for a step
 //!

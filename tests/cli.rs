@@ -329,6 +329,8 @@ fn the_small_commands_print_what_they_should() {
     let p = Place::new();
     let done = p.ok(&["recipes"]);
     assert!(done.out.contains("quickstart") && done.out.contains("a1-lenet"));
+    let layers = p.ok(&["recipes", "--help"]).out;
+    assert!(tilework::nn::LAYERS.iter().all(|k| layers.contains(k.form)), "{layers}");
     let done = p.ok(&["recipes", "a1-lenet"]);
     fs::write(p.path("mine.toml"), done.out).unwrap();
     let mine = p.ok(&["summary", "mine.toml"]).out;

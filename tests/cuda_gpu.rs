@@ -13,8 +13,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 use tilework::device::cuda::cache::{Cache, CompiledCode};
-use tilework::device::cuda::gpu::{Gpu, Options};
-use tilework::device::cuda::{Arg, Driver, Family, Kernel, Launch, Source, TensorMap};
+use tilework::device::cuda::gpu::{Gpu, GpuOptions};
+use tilework::device::cuda::{Arg, Driver, Family, Kernel, Launch, Source, TensorMap, Timing};
 
 static TOY: Source = Source {
     stem: "toy",
@@ -79,10 +79,10 @@ fn inside(test: &str, env: &[(&str, &str)]) -> Option<PathBuf> {
 }
 
 fn open() -> Gpu {
-    open_with(Options::default())
+    open_with(GpuOptions::default())
 }
 
-fn open_with(options: Options) -> Gpu {
+fn open_with(options: GpuOptions) -> Gpu {
     Gpu::new(options, KERNELS, &[("common.cuh", "")]).unwrap()
 }
 
@@ -144,9 +144,7 @@ fn memory_goes_to_the_gpu_and_back() {
     }
     let gpu = open();
     assert_eq!((gpu.info().name.as_str(), gpu.info().arch, gpu.info().multiprocessors), ("Fake GPU 0", 90, 4));
-    assert_eq!(gpu.details().driver, (12, 9));
-    assert_eq!(gpu.details().peak_bytes_per_second(), 128e9);
-    assert_eq!(gpu.details().peak_flops(gpu.info()), 1024e9);
+    assert_eq!((gpu.info().memory, gpu.info().l2_bytes), (64 << 20, 1 << 20));
     // Larger than the ring, of an odd size; the host's bytes change as soon as `write` is back.
     let size = (9 << 20) + 7;
     let at = alloc(&gpu, size);
@@ -379,6 +377,49 @@ fn a_graph_records_and_replays() {
     assert_eq!((count("contexts"), count("live")), (0, 0));
 }
 
+/// A kernel is timed in a graph of many launches on copies of its memory that take turns.
+#[test]
+fn a_kernel_is_timed_without_its_launch() {
+    if inside("a_kernel_is_timed_without_its_launch", &[]).is_none() {
+        return;
+    }
+    let gpu = open();
+    let time = |kernel, args: &[Arg<'_>]| {
+        let shape = Launch::new(2, 256).flops(7);
+        // SAFETY: the fake's kernels touch nothing but what `scale` gives them.
+        unsafe { Timing::of(&gpu, kernel, &shape, args) }
+    };
+    let n = 16384;
+    let (x, y) = (alloc(&gpu, 4 * n), alloc(&gpu, 4 * n));
+    write(&gpu, x, &bytes(&vec![1.0; n]));
+    write(&gpu, y, &bytes(&vec![7.0; n]));
+    let dims = [(n as i32).to_le_bytes(), 2f32.to_le_bytes()].concat();
+    let (before, allocations) = (gpu.memory().unwrap(), count("allocations"));
+    let timing = time(&SCALE, &[memory(x, 4 * n), memory(y, 4 * n), Arg::Value(&dims)]).unwrap();
+    // 16 copies of 128 KiB are twice the fake's L2; each is used twice in a graph of 32 launches, which
+    // is replayed once to warm up and five times to measure. The fake takes a millisecond for each
+    // launch and one for the clock.
+    assert_eq!((timing.kernel, timing.bytes, timing.flops), ("scale_fwd", 8 * n, 7.0));
+    assert_eq!(timing.time, Duration::from_millis(33) / 32);
+    assert_eq!((count("launches"), count("graphs"), count("allocations") - allocations), (32 * 6, 6, 1));
+    // What the kernel was to work on is as before, and all that was taken is given back.
+    assert_eq!((floats(&read(&gpu, y, 4 * n)), gpu.memory().unwrap()), (vec![7.0; n], before));
+    // No arguments, a null pointer, less memory than all copies need.
+    time(&PLAIN, &[]).unwrap();
+    time(&PLAIN, &[memory(0, 0)]).unwrap();
+    let rest = alloc(&gpu, gpu.memory().unwrap().0 - 3 * 8 * n);
+    let timing = time(&PLAIN, &[memory(x, 4 * n), memory(y, 4 * n)]).unwrap();
+    assert_eq!(timing.time, Duration::from_millis(33) / 32);
+    // SAFETY: from `alloc`, and not used any more.
+    unsafe { gpu.free(rest, 0) };
+    alloc(&gpu, gpu.memory().unwrap().0);
+    let e = time(&SCALE, &[memory(x, 4 * n), memory(y, 4 * n)]).unwrap_err().to_string();
+    assert!(e.contains("scale_fwd") && e.contains("smaller batch"), "{e}");
+    // After a launch that the driver refuses the stream is no longer being recorded.
+    assert!(time(&HEAVY, &[]).is_err());
+    gpu.sync().unwrap();
+}
+
 #[test]
 fn a_fault_is_reported_with_the_last_launch() {
     if inside("a_fault_is_reported_with_the_last_launch", &[]).is_none() {
@@ -410,7 +451,7 @@ fn a_kernel_that_fails_is_named() {
     if inside("a_kernel_that_fails_is_named", &[]).is_none() {
         return;
     }
-    let gpu = open_with(Options { sync_each_launch: true, ..Options::default() });
+    let gpu = open_with(GpuOptions { sync_each_launch: true, ..GpuOptions::default() });
     launch(&gpu, PLAIN, 0, &[]).unwrap();
     assert_eq!(count("queued"), 0);
     let e = launch(&gpu, FAULT, 0, &[]).unwrap_err();
@@ -437,10 +478,11 @@ fn a_gpu_is_chosen_by_number() {
     if inside("a_gpu_is_chosen_by_number", &[("FAKE_CUDA_COUNT", "2"), ("FAKE_CUDA_ARCH", "121")]).is_none() {
         return;
     }
-    let gpu = open_with(Options { ordinal: 1, ..Options::default() });
+    let gpu = open_with(GpuOptions { ordinal: 1, ..GpuOptions::default() });
     // NVRTC does not know 121 and compiles for 120, whose code the GPU runs.
     assert_eq!((gpu.info().name.as_str(), gpu.info().arch), ("Fake GPU 1", 121));
     launch(&gpu, PLAIN, 0, &[]).unwrap();
-    let e = Gpu::new(Options { ordinal: 2, ..Options::default() }, KERNELS, &[]).map(drop).unwrap_err().to_string();
+    let e =
+        Gpu::new(GpuOptions { ordinal: 2, ..GpuOptions::default() }, KERNELS, &[]).map(drop).unwrap_err().to_string();
     assert!(e.contains("there is no GPU 2") && e.contains("1: Fake GPU 1") && e.contains("0 to 1"), "{e}");
 }

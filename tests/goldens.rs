@@ -6,8 +6,7 @@ use safetensors::{SafeTensors, tensor::Dtype};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tilework::autograd::Mode;
-use tilework::nn::{LayerSpec, Model};
-use tilework::ops::batch_norm2d::Running;
+use tilework::nn::{LayerSpec, Model, layer};
 use tilework::ops::window::Window;
 use tilework::optim::OptimizerSpec;
 use tilework::recipes::Loss;
@@ -125,13 +124,13 @@ fn check_op<T: tilework::dtype::Real>(case: &Value, tensors: &SafeTensors<'_>, t
         "adaptive_max_pool2d" => x.adaptive_max_pool2d(pair(&p["output"]), &mut cx),
         "adaptive_avg_pool2d" => x.adaptive_avg_pool2d(pair(&p["output"]), &mut cx),
         "batch_norm2d" => {
-            let mut state = Running::new(&device, T::DTYPE, x.shape().last()).unwrap();
-            state.mean = get("running_mean").ours::<T>(&device);
-            state.var = get("running_var").ours::<T>(&device);
+            let [mut mean, mut var] = ["running_mean", "running_var"].map(|role| get(role).ours::<T>(&device));
             let mode = if p["train"].as_bool().unwrap() { Mode::Train } else { Mode::Eval };
             let (momentum, eps) = (p["momentum"].as_f64().unwrap(), p["eps"].as_f64().unwrap());
-            let y = cx.with_mode_during(mode, |cx| x.batch_norm2d(&vars[1], &vars[2], &mut state, momentum, eps, cx));
-            running = Some(state);
+            let y = cx.with_mode_during(mode, |cx| {
+                x.batch_norm2d(&vars[1], &vars[2], [&mut mean, &mut var], momentum, eps, cx)
+            });
+            running = Some([mean, var]);
             y
         }
         "cross_entropy" => x.cross_entropy(labels(), p["label_smoothing"].as_f64().unwrap(), &mut cx),
@@ -142,8 +141,8 @@ fn check_op<T: tilework::dtype::Real>(case: &Value, tensors: &SafeTensors<'_>, t
     };
     let y = y.unwrap_or_else(|e| panic!("{name}: {e}"));
     close(&format!("{name}: y"), &theirs(y.value()), &get("y").values, tolerance);
-    if let Some(state) = &running {
-        for (role, t) in [("running_mean_after", &state.mean), ("running_var_after", &state.var)] {
+    if let Some([mean, var]) = &running {
+        for (role, t) in [("running_mean_after", mean), ("running_var_after", var)] {
             if roles.contains_key(role) {
                 close(&format!("{name}: {role}"), &theirs(t), &get(role).values, tolerance);
             }
@@ -213,9 +212,8 @@ fn optimizers_agree_with_pytorch() {
         };
         let device = Device::cpu();
         let start = f64s(&case["start"]);
-        let layers = [LayerSpec::Fc { from: None, features: 1, bias: false }];
-        let flat = [&[LayerSpec::Flatten][..], &layers].concat();
-        let mut model = Model::build(&flat, [1, 1, start.len()], &device, 0).unwrap();
+        let net = vec![layer("flatten").unwrap(), layer("fc 1, no bias").unwrap()];
+        let mut model = Model::new(net, [1, 1, start.len()], &device, 0).unwrap();
         let range = model.params.list()[0].range();
         let start: Vec<f32> = start.iter().map(|&v| v as f32).collect();
         model.params.values_mut().unwrap().host_mut::<f32>().unwrap()[range.clone()].copy_from_slice(&start);
@@ -228,9 +226,9 @@ fn optimizers_agree_with_pytorch() {
             let x: Vec<f32> = f64s(g).iter().map(|&v| v as f32).collect();
             let rate = Rate { lr, ..spec.rate() };
             let now = Step { step: step as u64, ..Step::default() }.rate(rate);
-            let mut cx = Ctx::train(&device).with_params(&model.params).at(now);
+            let mut cx = model.train(now);
             let x = Var::constant(Tensor::from_slice(&device, [1, 1, 1, x.len()], &x).unwrap());
-            let y = model.net.forward(&x, &mut cx).unwrap();
+            let y = model.forward(&x, &mut cx).unwrap();
             let one = Tensor::from_slice(&device, y.shape(), &[1f32]).unwrap();
             cx.backward(&y, one, Some(&mut grads)).unwrap();
             drop(y);
@@ -305,8 +303,8 @@ fn trajectories_agree_with_pytorch() {
         for (t, want) in losses.iter().enumerate() {
             let step = Step { step: t as u64, ..Step::default() }.rate(spec.rate());
             let (x, labels) = batch(golden, t as u32, &device);
-            let mut cx = Ctx::train(&device).with_params(&model.params).at(step);
-            let scores = model.net.forward(&Var::constant(x), &mut cx).unwrap();
+            let mut cx = model.train(step);
+            let scores = model.forward(&Var::constant(x), &mut cx).unwrap();
             let loss = loss_kind.with(0.0)(&scores, &labels, &mut cx).unwrap();
             let got = loss.value().item().unwrap();
             assert!((got - want).abs() <= 1e-4 * want, "{name}: loss of step {t}: got {got}, PyTorch {want}");
@@ -376,8 +374,8 @@ fn state_dicts_of_pytorch_load() {
         // And back: the same keys, shapes and numbers.
         assert!(model.state_dict().unwrap() == entries);
         let (x, labels) = batch(golden, 0, &device);
-        let mut cx = Ctx::eval(&device).with_params(&model.params);
-        let scores = model.net.forward(&Var::constant(x), &mut cx).unwrap();
+        let mut cx = model.eval();
+        let scores = model.forward(&Var::constant(x), &mut cx).unwrap();
         let rows: Vec<f64> = golden["logits"]["f64"].as_array().unwrap().iter().flat_map(f64s).collect();
         close(golden["file"].as_str().unwrap(), &scores.value().to_f64().unwrap(), &rows, 1e-5);
         let loss = scores.cross_entropy(&labels, 0.0, &mut cx).unwrap().value().item().unwrap();

@@ -7,9 +7,9 @@ use device::Under;
 use std::sync::Arc;
 use tilework::data::Dataset;
 use tilework::data::loader::{Augment, Batch, Border, Loader};
-use tilework::device::cuda::Options;
-use tilework::nn::{LayerSpec, Model};
-use tilework::ops::batch_norm2d::Running;
+use tilework::device::cuda::CudaOptions;
+use tilework::nn::{Model, layer};
+use tilework::ops::batch_norm2d::running;
 use tilework::ops::case::Fill;
 use tilework::ops::parity::{self, Expected};
 use tilework::ops::{Case, Draw, ROOMS};
@@ -34,16 +34,17 @@ fn close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
 }
 
 /// Grids of two blocks where a kernel strides over its elements.
-const STRIDING: Options = Options { explicit_conv: false, tile: None, sync_launches: false, max_blocks: Some(2) };
+const STRIDING: CudaOptions =
+    CudaOptions { explicit_conv: false, tile: None, sync_launches: false, max_blocks: Some(2) };
 
 /// Every tile of the matrix product, and convolution with its patches in memory.
 #[test]
 fn products_in_every_form() {
     let forms = [
-        Options { tile: Some("Simt128"), ..Options::default() },
-        Options { tile: Some("Simt64"), ..Options::default() },
-        Options { tile: Some("Simt32"), ..Options::default() },
-        Options { explicit_conv: true, ..Options::default() },
+        CudaOptions { tile: Some("Simt128"), ..CudaOptions::default() },
+        CudaOptions { tile: Some("Simt64"), ..CudaOptions::default() },
+        CudaOptions { tile: Some("Simt32"), ..CudaOptions::default() },
+        CudaOptions { explicit_conv: true, ..CudaOptions::default() },
     ];
     for options in forms {
         let Some(under) = Under::with(options) else { return };
@@ -82,7 +83,7 @@ fn gradients_accumulate() {
     };
     let cases = [twice("small", 7, 5), twice("splits", 40, 5), twice("fours", 7, 4), fc(70, 33), fc(10, 36)];
     for tile in [None, Some("Simt128"), Some("Simt64"), Some("Simt32")] {
-        let Some(under) = Under::with(Options { tile, ..Options::default() }) else { return };
+        let Some(under) = Under::with(CudaOptions { tile, ..CudaOptions::default() }) else { return };
         for case in &cases {
             let want = Expected::of(case, 4).unwrap();
             for (name, device) in &under.devices {
@@ -141,9 +142,8 @@ fn grids_stride() {
 
 /// A model with parameters of awkward sizes.
 fn model(device: &Device) -> Model {
-    let layers = ["conv 3x3, 5 channels", "relu", "flatten", "fc 70"];
-    let layers: Vec<LayerSpec> = layers.iter().map(|l| l.parse().unwrap()).collect();
-    Model::build(&layers, [6, 5, 3], device, 1).unwrap()
+    let net = ["conv 3x3, 5 channels", "relu", "flatten", "fc 70"].map(|l| layer(l).unwrap());
+    Model::new(Vec::from(net), [6, 5, 3], device, 1).unwrap()
 }
 
 /// Some steps with made-up gradients; the parameters after them.
@@ -163,9 +163,9 @@ fn optimise(
         state.rates[0] = Rate { lr, ..rate };
         state.rates[1] = Rate { lr: 0.3 * lr, momentum: 0.5 * rate.momentum, decay: rate.decay + 0.01 };
         let mut grads = model.params.grads().unwrap();
-        let mut cx = Ctx::train(device).with_params(&model.params).at(state);
+        let mut cx = model.train(state);
         let x = Tensor::from_slice(device, [2, 6, 5, 3], &numbers(180, step as u32)).unwrap();
-        let y = model.net.forward(&Var::constant(x), &mut cx).unwrap();
+        let y = model.forward(&Var::constant(x), &mut cx).unwrap();
         let gy = Tensor::from_slice(device, y.shape(), &numbers(y.value().len(), 100 + step as u32)).unwrap();
         cx.backward(&y, gy, Some(&mut grads)).unwrap();
         drop(y);
@@ -240,16 +240,16 @@ fn running_statistics() {
     for (shape, momentum) in [([3, 5, 4, 7], 0.1), ([40, 9, 9, 33], 0.3), ([1, 1, 2, 1], 1.0), ([2, 40, 40, 70], 0.1)] {
         let c = shape[3];
         let run = |device: &Device| {
-            let mut running = Running::new(device, DType::F32, c).unwrap();
+            let [mut mean, mut var] = running(device, DType::F32, c).unwrap();
             for step in 0..2 {
                 let x: Vec<f32> = numbers(shape.iter().product(), step).iter().map(|v| v + 100.0).collect();
                 let of = |v: &[f32]| Var::constant(Tensor::from_slice(device, [c], v).unwrap());
                 let x = Var::constant(Tensor::from_slice(device, shape, &x).unwrap());
                 let mut cx = Ctx::train(device);
                 let (gamma, beta) = (of(&numbers(c, 8)), of(&numbers(c, 9)));
-                x.batch_norm2d(&gamma, &beta, &mut running, momentum, 1e-5, &mut cx).unwrap();
+                x.batch_norm2d(&gamma, &beta, [&mut mean, &mut var], momentum, 1e-5, &mut cx).unwrap();
             }
-            (running.mean.to_vec::<f32>().unwrap(), running.var.to_vec::<f32>().unwrap())
+            (mean.to_vec::<f32>().unwrap(), var.to_vec::<f32>().unwrap())
         };
         let want = run(&Device::cpu());
         for (name, device) in &under.devices {
@@ -268,10 +268,10 @@ fn batch_norm_keeps_the_variance_of_a_large_mean() {
     for (name, device) in &under.devices {
         let of = |v| Var::constant(Tensor::from_slice(device, [1], &[v]).unwrap());
         let x = Var::constant(Tensor::from_slice(device, [3, 100, 10, 1], &values).unwrap());
-        let mut running = Running::new(device, DType::F32, 1).unwrap();
-        let y = x.batch_norm2d(&of(1f32), &of(0f32), &mut running, 1.0, 0.0, &mut Ctx::train(device)).unwrap();
+        let [mut mean, mut var] = running(device, DType::F32, 1).unwrap();
+        let y = x.batch_norm2d(&of(1f32), &of(0f32), [&mut mean, &mut var], 1.0, 0.0, &mut Ctx::train(device)).unwrap();
         close(&y.value().to_vec::<f32>().unwrap()[..2], &[1.0, -1.0], 1e-5, name);
-        close(&running.mean.to_vec::<f32>().unwrap(), &[10_000.0], 1e-7, name);
+        close(&mean.to_vec::<f32>().unwrap(), &[10_000.0], 1e-7, name);
     }
 }
 
@@ -328,12 +328,12 @@ fn batches_have_the_cpu_s_bits() {
 fn the_norm_of_the_gradients() {
     let Some(under) = Under::new() else { return };
     let norm = |device: &Device, features: usize| {
-        let layers: Vec<LayerSpec> = vec![LayerSpec::Flatten, LayerSpec::fc(features)];
-        let mut model = Model::build(&layers, [5, 5, 11], device, 0).unwrap();
+        let net = vec![layer("flatten").unwrap(), layer(&format!("fc {features}")).unwrap()];
+        let model = Model::new(net, [5, 5, 11], device, 0).unwrap();
         let mut grads = model.params.grads().unwrap();
-        let mut cx = Ctx::train(device).with_params(&model.params);
+        let mut cx = model.train(Step::default());
         let x = Tensor::from_slice(device, [3, 5, 5, 11], &numbers(825, 1)).unwrap();
-        let y = model.net.forward(&Var::constant(x), &mut cx).unwrap();
+        let y = model.forward(&Var::constant(x), &mut cx).unwrap();
         let gy = Tensor::from_slice(device, y.shape(), &numbers(3 * features, 2)).unwrap();
         cx.backward(&y, gy, Some(&mut grads)).unwrap();
         grads.norm().unwrap()

@@ -44,7 +44,7 @@ fn weights_that_are_not_finite_are_refused() {
     let path = dir.path().join("w.safetensors");
     let mut t = trainer(&[LAYERS]).unwrap();
     let mut state = t.engine.model.state_dict().unwrap();
-    state.insert("2.bias".into(), tilework::nn::state::Entry::f32(&[10], &[f32::NAN; 10]));
+    state.insert("2.bias".into(), tilework::nn::state::Array::f32(&[10], &[f32::NAN; 10]));
     std::fs::write(&path, tilework::nn::state::serialize(&state).unwrap()).unwrap();
     let e = t.init_from(&path).unwrap_err().to_string();
     assert!(e.contains("`2.bias`") && e.contains("not finite"), "{e}");

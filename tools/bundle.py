@@ -30,7 +30,7 @@ NAME = "tilework-gpu-bundle"
 LIMIT = 50 << 20
 BENCHES = ["ops", "train_step"]
 # Beside the binaries; from the repository's root to the bundle's.
-FILES = {"tools/bundle/run.py": "run.py", "tools/bundle/harness.py": "harness.py", "tools/bundle/README.md": "README.md", "tools/compare_pytorch.py": "tools/", "tools/networks.py": "tools/", "tests/goldens": "tests/goldens"}
+FILES = {"tools/bundle/run.py": "run.py", "tools/bundle/harness.py": "harness.py", "tools/bundle/README.md": "README.md", "tools/compare_pytorch.py": "tools/", "tools/compare_gpu.py": "tools/", "tools/networks.py": "tools/", "tests/goldens": "tests/goldens"}
 
 
 def stop(problem):

@@ -15,11 +15,21 @@ use std::collections::BTreeMap;
 #[derive(Default)]
 struct Kernel {
     launches: usize,
-    /// Seconds of each step.
-    seconds: Vec<f64>,
+    seconds: f64,
     bytes: usize,
     flops: f64,
 }
+
+/// Seconds of a step: replayed from a recording, if it is recorded, and launched kernel by kernel.
+struct Step {
+    replayed: Option<f64>,
+    launched: f64,
+}
+
+/// Steps before those that are timed: in them the step is recorded.
+const WARM_UP: usize = 5;
+/// Measurements, of which the median counts.
+const ROUNDS: usize = 3;
 
 pub(super) fn run(args: &BenchArgs, out: &mut Out) -> Result<()> {
     let (device, name) = args.machine.device()?;
@@ -36,54 +46,41 @@ pub(super) fn run(args: &BenchArgs, out: &mut Out) -> Result<()> {
     let batch_size = recipe.batch_size;
     // The images do not matter to the time: they are drawn, so that no data set is needed.
     let mut trainer = Trainer::new(recipe, shapes::generate(0, batch_size, 10), &device)?;
-    let batch = trainer.first_batch()?;
     note(&format!("a training step of {} with {batch_size} images on {name}", args.recipe));
-    trainer.step_once(&batch)?;
-    let mut kernels: BTreeMap<&str, Kernel> = BTreeMap::new();
-    for _ in 0..args.steps {
-        let timings = cuda.profile(|| trainer.step_once(&batch).map(drop))?;
-        add(&mut kernels, &timings);
-    }
-    let whole = step_time(cuda, &mut trainer, &batch, args.steps)?;
-    let ceiling = cuda.ceiling(5)?;
-    out.print(&report(&kernels, &args.op, ceiling, whole)?)
+    // The first step is not a recorded one, so that its launches can be seen.
+    let timings = cuda.profile(|| trainer.bench_steps(1))?;
+    let replayed = if cuda.options().sync_launches { None } else { Some(time(cuda, &mut trainer, args.steps)?) };
+    trainer.engine.without_graph();
+    let step = Step { replayed, launched: time(cuda, &mut trainer, args.steps)? };
+    out.print(&report(&by_kernel(&timings), &args.op, cuda.ceiling(5)?, &step)?)
 }
 
-fn add(kernels: &mut BTreeMap<&'static str, Kernel>, timings: &[Timing]) {
-    let mut step: BTreeMap<&'static str, Kernel> = BTreeMap::new();
+fn by_kernel(timings: &[Timing]) -> BTreeMap<&'static str, Kernel> {
+    let mut kernels: BTreeMap<&'static str, Kernel> = BTreeMap::new();
     for t in timings {
-        let k = step.entry(t.kernel).or_insert_with(|| Kernel { seconds: vec![0.0], ..Kernel::default() });
+        let k = kernels.entry(t.kernel).or_default();
         k.launches += 1;
-        k.seconds[0] += t.time.as_secs_f64();
+        k.seconds += t.time.as_secs_f64();
         k.bytes += t.bytes;
         k.flops += t.flops;
     }
-    for (name, k) in step {
-        let all = kernels.entry(name).or_default();
-        all.seconds.extend(&k.seconds);
-        (all.launches, all.bytes, all.flops) = (k.launches, k.bytes, k.flops);
-    }
+    kernels
 }
 
-/// The median time of a step as it runs, launches queued one after the other.
-fn step_time(cuda: &Cuda, trainer: &mut Trainer, batch: &crate::data::batch::Batch, steps: usize) -> Result<f64> {
-    let mut times = Vec::new();
-    for _ in 0..steps {
-        times.push(cuda.time(&mut || trainer.step_once(batch).map(drop))?.as_secs_f64());
-    }
-    Ok(median(&mut times))
+/// Seconds of a step among `steps` in a row.
+fn time(cuda: &Cuda, trainer: &mut Trainer, steps: usize) -> Result<f64> {
+    trainer.bench_steps(WARM_UP)?;
+    let mut round = || Ok(cuda.time(&mut || trainer.bench_steps(steps))?.as_secs_f64() / steps as f64);
+    let mut times = (0..ROUNDS).map(|_| round()).collect::<Result<Vec<_>>>()?;
+    times.sort_by(f64::total_cmp);
+    Ok(times[ROUNDS / 2])
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
-}
-
-fn report(kernels: &BTreeMap<&str, Kernel>, op: &Option<String>, ceiling: Ceiling, whole: f64) -> Result<String> {
+fn report(kernels: &BTreeMap<&str, Kernel>, op: &Option<String>, ceiling: Ceiling, step: &Step) -> Result<String> {
     let mut rows: Vec<(f64, Vec<String>)> = Vec::new();
     let mut total = 0.0;
     for (name, k) in kernels {
-        let seconds = median(&mut k.seconds.clone());
+        let seconds = k.seconds;
         total += seconds;
         if op.as_ref().is_some_and(|op| !name.starts_with(op.as_str())) {
             continue;
@@ -115,14 +112,42 @@ fn report(kernels: &BTreeMap<&str, Kernel>, op: &Option<String>, ceiling: Ceilin
     }
     rows.sort_by(|a, b| b.0.total_cmp(&a.0));
     let head = ["kernel", "launches", "µs", "MB", "GB/s", "GFLOP/s", "of the ceiling"];
+    let replayed = step.replayed.map_or(String::new(), |s| format!("a recorded step {:.1} µs, ", s * 1e6));
     Ok(format!(
-        "{}\nall kernels {:.1} µs, each timed by itself; a step as it runs {:.1} µs\n\
+        "{}\nall kernels {:.1} µs, each timed by itself and without its launch; {replayed}a launched step {:.1} µs\n\
          ceilings, measured now: {:.1} GB/s copied, {:.1} GFLOP/s of f32 multiply-adds\n\
          MB are the arguments' sizes, each counted once\n",
         table(&head, "<>>>>>>", rows.into_iter().map(|r| r.1).collect()).trim_start_matches('\n'),
         total * 1e6,
-        whole * 1e6,
+        step.launched * 1e6,
         ceiling.bandwidth / 1e9,
         ceiling.flops / 1e9,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn kernels_add_up() {
+        let timing = |kernel, us, bytes, flops| Timing { kernel, time: Duration::from_micros(us), bytes, flops };
+        let timings =
+            [timing("a_fwd", 30, 30_000, 0.0), timing("b_fwd", 40, 5_000, 8e4), timing("a_fwd", 50, 10_000, 0.0)];
+        let ceiling = Ceiling { bandwidth: 1e9, flops: 4e9 };
+        let text = |op: Option<&str>, replayed| {
+            let step = Step { replayed, launched: 150e-6 };
+            report(&by_kernel(&timings), &op.map(String::from), ceiling, &step)
+        };
+        let all = text(None, Some(125e-6)).unwrap();
+        let rows: Vec<Vec<&str>> = all.lines().map(|l| l.split_whitespace().collect()).collect();
+        assert_eq!(rows[1], ["a_fwd", "2", "80.0", "0.04", "0.5", "50", "%"]);
+        assert_eq!(rows[2], ["b_fwd", "1", "40.0", "0.01", "0.1", "2.0", "50", "%"]);
+        assert!(all.contains("all kernels 120.0 µs") && all.contains("a recorded step 125.0 µs"), "{all}");
+        // One op's rows, but the sum of all.
+        let one = text(Some("b"), None).unwrap();
+        assert!(one.contains("all kernels 120.0 µs") && !one.contains("a_fwd") && !one.contains("recorded"), "{one}");
+        assert!(text(Some("c"), None).unwrap_err().to_string().contains("it launches a_fwd, b_fwd"));
+    }
 }

@@ -28,6 +28,8 @@ pub(super) fn run(args: &CheckArgs, out: &mut Out) -> Result<()> {
     let mut rows = Vec::new();
     let mut bad = Vec::new();
     for room in rooms {
+        // How far it came, should it be ended: under compute-sanitizer it may take long.
+        note(&format!("checking {}", room.name));
         let row = check(room, &device, args.large)?;
         let tolerance = parity::tolerance(room.name);
         let ok = row.worst.error <= tolerance;

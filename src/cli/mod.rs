@@ -48,6 +48,7 @@ enum Command {
     Eval(EvalArgs),
     Summary(SummaryArgs),
     /// List the built-in recipes, or print one as a start for your own
+    #[command(after_help = recipes::layers())]
     Recipes {
         /// The recipe to print
         name: Option<String>,
@@ -177,7 +178,7 @@ struct BenchArgs {
     /// Images per step [default: the recipe's]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     batch_size: Option<u32>,
-    /// Steps that are timed; the medians are printed
+    /// Steps in a row whose time is taken
     #[arg(long, value_name = "N", default_value = "10", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     steps: usize,
     #[command(flatten)]

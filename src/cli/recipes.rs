@@ -2,7 +2,14 @@
 
 use super::output::{Out, table};
 use crate::error::{Error, Result};
+use crate::nn::LAYERS;
 use crate::recipes::{BUILT_IN, Recipe};
+
+/// How a recipe writes layers, for the help.
+pub(super) fn layers() -> String {
+    let lines: String = LAYERS.iter().map(|k| format!("  {}\n          {}\n", k.form, k.help)).collect();
+    format!("The layers of a recipe:\n{lines}")
+}
 
 pub(super) fn run(name: Option<&str>, out: &mut Out) -> Result<()> {
     let Some(name) = name else {

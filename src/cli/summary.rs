@@ -5,8 +5,8 @@ use super::{SummaryArgs, count};
 use crate::data::Source;
 use crate::device::Device;
 use crate::error::Result;
+use crate::nn::LayerInfo;
 use crate::nn::Model;
-use crate::nn::model::LayerInfo;
 use crate::recipes::Recipe;
 
 /// Bytes of an activation.
@@ -23,25 +23,25 @@ fn mib(bytes: usize) -> String {
     format!("{:.2}", bytes as f64 / (1 << 20) as f64)
 }
 
-/// `2` before `2.0` before `10`: a block before its inner layers.
-fn order(layer: &LayerInfo) -> Vec<usize> {
-    layer.key.split('.').filter_map(|n| n.parse().ok()).collect()
-}
-
 pub(super) fn run(args: &SummaryArgs, out: &mut Out) -> Result<()> {
     let mut set = args.set.values.clone();
     set.extend(args.batch_size.map(|n| format!("batch_size={n}")));
     let recipe = Recipe::load(&args.recipe, &set)?;
     let model = Model::build(&recipe.layers, image(recipe.data.source), &Device::cpu(), recipe.seed)?;
     let batch = recipe.batch_size;
-    let mut layers = model.layers.clone();
-    layers.sort_by_key(order);
-    let bytes = |l: &LayerInfo| l.output.len().saturating_mul(F32).saturating_mul(batch);
-    let is_block = |l: &LayerInfo| l.spec.starts_with("residual ");
+    let layers = &model.layers;
+    let bytes = |l: &LayerInfo| l.activations().saturating_mul(F32).saturating_mul(batch);
     let mut rows = vec![vec![String::new(), "input".into(), model.input.to_string()]];
     rows.extend(layers.iter().map(|l| {
         let indent = "  ".repeat(l.key.matches('.').count());
-        let spec = if is_block(l) { "residual, x + f(x) with f:" } else { &l.spec };
+        // The layers inside it have rows of their own.
+        let spec = match l.spec.split_once(" [") {
+            Some(("residual", f)) if !f.contains("] shortcut [") && !f.contains("] after [") => {
+                "residual, x + f(x) with f:"
+            }
+            Some((name, _)) => name,
+            None => &l.spec,
+        };
         let number = |n: usize| if n == 0 { "-".to_string() } else { count(n) };
         vec![
             l.key.clone(),

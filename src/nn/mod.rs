@@ -1,14 +1,17 @@
 //! Networks: layers written as text, models with their parameters, state dicts.
 //!
-//! In reading order: [`spec`] (a layer as a phrase), [`model`] (phrases and an input size become
-//! layers with inferred sizes), `layers` (the forward pass), [`state`] (PyTorch's names and layouts).
+//! In reading order: [`layers`] (one room a layer), [`spec`] (a network as text), `builder` (sizes are
+//! inferred), [`model`] (a network with its parameters), [`state`] (PyTorch's names and layouts).
 //! The parameters' numbers are in [`params`](crate::params).
 
-mod layers;
+mod builder;
+pub mod layers;
 pub mod model;
+mod phrase;
 pub mod spec;
 pub mod state;
 
-pub use layers::{Observer, Sequential};
+pub use builder::{Builder, LayerInfo};
+pub use layers::{LAYERS, Layer, layer};
 pub use model::Model;
 pub use spec::LayerSpec;

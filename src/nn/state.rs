@@ -4,38 +4,37 @@
 //! convolution's weights are O, I, KH, KW, so a state dict that PyTorch saved as safetensors loads
 //! here, and one of ours loads there with `strict=True`.
 
-use super::layers::{Layer, Sequential};
 use super::model::Model;
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
-use crate::ops::batch_norm2d::Running;
 use crate::params::Param;
 use crate::shape::Shape;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 /// Named tensors as bytes, as a safetensors file holds them.
-pub type Entries = BTreeMap<String, Entry>;
+pub type StateDict = BTreeMap<String, Array>;
 
 /// A tensor as a safetensors file holds it: little-endian, row-major.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
+pub struct Array {
     dtype: Dtype,
     shape: Vec<usize>,
     bytes: Vec<u8>,
 }
 
-impl Entry {
-    /// An entry of `f32`.
+impl Array {
+    /// An array of `f32`.
     pub fn f32(shape: &[usize], values: &[f32]) -> Self {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        Entry { dtype: Dtype::F32, shape: shape.to_vec(), bytes }
+        Array { dtype: Dtype::F32, shape: shape.to_vec(), bytes }
     }
 
     /// A single `i64`.
     pub fn i64(value: i64) -> Self {
-        Entry { dtype: Dtype::I64, shape: vec![], bytes: value.to_le_bytes().to_vec() }
+        Array { dtype: Dtype::I64, shape: vec![], bytes: value.to_le_bytes().to_vec() }
     }
 
     /// The numbers as `f32`, from `f32`, `f16`, `bf16` or `f64`; `None` for another type.
@@ -64,20 +63,20 @@ impl Entry {
 /// The bytes of a safetensors file.
 ///
 /// # Errors
-/// [`Error::Internal`] if the library refuses the entries.
-pub fn serialize(entries: &Entries) -> Result<Vec<u8>> {
+/// [`Error::Internal`] if the library refuses the tensors.
+pub fn serialize(state: &StateDict) -> Result<Vec<u8>> {
     let views: Result<Vec<_>, _> =
-        entries.iter().map(|(k, e)| TensorView::new(e.dtype, e.shape.clone(), &e.bytes).map(|v| (k, v))).collect();
+        state.iter().map(|(k, a)| TensorView::new(a.dtype, a.shape.clone(), &a.bytes).map(|v| (k, v))).collect();
     views
         .and_then(|views| safetensors::serialize(views, None))
         .map_err(|e| Error::Internal(format!("safetensors: {e}")))
 }
 
-/// The entries of a safetensors file; `path` is for the error only.
+/// The tensors of a safetensors file; `path` is for the error only.
 ///
 /// # Errors
 /// [`Error::File`] if the bytes are not a whole safetensors file.
-pub fn deserialize(bytes: &[u8], path: &Path) -> Result<Entries> {
+pub fn deserialize(bytes: &[u8], path: &Path) -> Result<StateDict> {
     let file = SafeTensors::deserialize(bytes).map_err(|e| {
         Error::file(
             path,
@@ -85,8 +84,8 @@ pub fn deserialize(bytes: &[u8], path: &Path) -> Result<Entries> {
             "save it again; from PyTorch: `safetensors.torch.save_file(net.state_dict(), \"net.safetensors\")`",
         )
     })?;
-    let entry = |v: TensorView<'_>| Entry { dtype: v.dtype(), shape: v.shape().to_vec(), bytes: v.data().to_vec() };
-    Ok(file.tensors().into_iter().map(|(k, v)| (k, entry(v))).collect())
+    let array = |v: TensorView<'_>| Array { dtype: v.dtype(), shape: v.shape().to_vec(), bytes: v.data().to_vec() };
+    Ok(file.tensors().into_iter().map(|(k, v)| (k, array(v))).collect())
 }
 
 /// The sizes of a parameter in PyTorch's layout: O, I, KH, KW for a convolution's weights.
@@ -113,22 +112,11 @@ fn from_torch(shape: Shape, values: &[f32]) -> Vec<f32> {
     values.chunks(i * k).flat_map(item).collect()
 }
 
-fn batch_norms(net: &mut Sequential, f: &mut dyn FnMut(&str, &mut Running) -> Result<()>) -> Result<()> {
-    for (key, _, layer) in &mut net.layers {
-        match layer {
-            Layer::BatchNorm { running, .. } => f(key, running)?,
-            Layer::Residual(inner) => batch_norms(inner, f)?,
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
 /// A network's numbers as they were at one moment.
 pub struct Snapshot {
     params: Vec<Param>,
     values: Buffer,
-    buffers: Entries,
+    buffers: StateDict,
 }
 
 impl Snapshot {
@@ -136,34 +124,23 @@ impl Snapshot {
     ///
     /// # Errors
     /// None that a snapshot of [`Model::snapshot`] can cause.
-    pub fn state_dict(self) -> Result<Entries> {
+    pub fn state_dict(self) -> Result<StateDict> {
         let values = self.values.host::<f32>()?;
         let mut out = self.buffers;
         for p in self.params {
-            let entry = Entry::f32(&torch_dims(p.shape), &to_torch(p.shape, &values[p.range()]));
-            out.insert(p.key, entry);
+            let array = Array::f32(&torch_dims(p.shape), &to_torch(p.shape, &values[p.range()]));
+            out.insert(p.key, array);
         }
         Ok(out)
     }
 }
 
 impl Model {
-    /// Counts one more training batch in every batch-norm layer: for a step that was replayed.
-    ///
-    /// # Errors
-    /// None today.
-    pub fn count_batch(&mut self) -> Result<()> {
-        batch_norms(&mut self.net, &mut |_, running| {
-            running.batches += 1;
-            Ok(())
-        })
-    }
-
     /// The parameters and running statistics.
     ///
     /// # Errors
     /// [`Error::Device`] if the device fails.
-    pub fn state_dict(&mut self) -> Result<Entries> {
+    pub fn state_dict(&self) -> Result<StateDict> {
         self.snapshot(&Device::cpu())?.state_dict()
     }
 
@@ -172,15 +149,15 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Device`] if the device fails.
-    pub fn snapshot(&mut self, host: &Device) -> Result<Snapshot> {
-        let mut buffers = Entries::new();
-        batch_norms(&mut self.net, &mut |key, running| {
-            let (mean, var) = (running.mean.to_vec::<f32>()?, running.var.to_vec::<f32>()?);
-            buffers.insert(format!("{key}.running_mean"), Entry::f32(&[mean.len()], &mean));
-            buffers.insert(format!("{key}.running_var"), Entry::f32(&[var.len()], &var));
-            buffers.insert(format!("{key}.num_batches_tracked"), Entry::i64(running.batches));
-            Ok(())
-        })?;
+    pub fn snapshot(&self, host: &Device) -> Result<Snapshot> {
+        let mut buffers = StateDict::new();
+        for (key, t) in self.buffers.tensors() {
+            let values = to_torch(t.shape(), &t.to_vec::<f32>()?);
+            buffers.insert(key.into(), Array::f32(&torch_dims(t.shape()), &values));
+        }
+        for (key, count) in self.buffers.counters() {
+            buffers.insert(key.clone(), Array::i64(count.load(Ordering::Relaxed)));
+        }
         Ok(Snapshot { params: self.params.list().to_vec(), values: self.params.values().to_host(host)?, buffers })
     }
 
@@ -189,43 +166,29 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::File`] naming the keys that are missing, unknown or of another shape.
-    pub fn load_state_dict(&mut self, entries: &Entries, path: &Path) -> Result<()> {
-        let mut unknown: BTreeMap<&str, &Entry> = entries.iter().map(|(k, e)| (k.as_str(), e)).collect();
+    pub fn load_state_dict(&mut self, state: &StateDict, path: &Path) -> Result<()> {
+        let mut unknown: BTreeMap<&str, &Array> = state.iter().map(|(k, a)| (k.as_str(), a)).collect();
         let mut problems = Vec::new();
-        let mut take = |key: &str, dims: &[usize]| -> Option<Vec<f32>> {
-            let Some(entry) = unknown.remove(key) else {
+        let mut take = |key: &str, shape: Shape| -> Option<Vec<f32>> {
+            let Some(array) = unknown.remove(key) else {
                 problems.push(format!("`{key}` is missing"));
                 return None;
             };
-            if entry.shape != dims {
-                problems.push(format!("`{key}` is {:?} and should be {dims:?}", entry.shape));
+            let dims = torch_dims(shape);
+            if array.shape != dims {
+                problems.push(format!("`{key}` is {:?} and should be {dims:?}", array.shape));
                 return None;
             }
-            let values = entry.to_f32();
+            let values = array.to_f32();
             if values.is_none() {
-                problems.push(format!("`{key}` is of type {:?} and should be F32", entry.dtype));
+                problems.push(format!("`{key}` is of type {:?} and should be F32", array.dtype));
             }
-            values
+            Some(from_torch(shape, &values?))
         };
-        let mut params = Vec::new();
-        for p in self.params.list() {
-            if let Some(values) = take(&p.key, &torch_dims(p.shape)) {
-                params.push((p.range(), from_torch(p.shape, &values)));
-            }
-        }
-        let mut stats = Vec::new();
-        batch_norms(&mut self.net, &mut |key, running| {
-            let dims = [running.mean.len()];
-            stats.push((take(&format!("{key}.running_mean"), &dims), take(&format!("{key}.running_var"), &dims)));
-            Ok(())
-        })?;
-        let mut counts = Vec::new();
-        batch_norms(&mut self.net, &mut |key, _| {
-            counts.push(
-                unknown.remove(format!("{key}.num_batches_tracked").as_str()).and_then(Entry::to_i64).unwrap_or(0),
-            );
-            Ok(())
-        })?;
+        let params: Vec<_> = self.params.list().iter().map(|p| (p.range(), take(&p.key, p.shape))).collect();
+        let buffers: Vec<_> = self.buffers.tensors().map(|(key, t)| take(key, t.shape())).collect();
+        let counts = self.buffers.counters().iter();
+        let counts: Vec<_> = counts.map(|(key, _)| unknown.remove(key.as_str()).and_then(Array::to_i64)).collect();
         problems.extend(unknown.keys().map(|k| format!("`{k}` is not in this network")));
         if !problems.is_empty() {
             let more = problems.len().saturating_sub(8);
@@ -241,35 +204,29 @@ impl Model {
         }
         let arena = self.params.values_mut()?;
         for (range, values) in params {
-            arena.write(range.start, &values)?;
+            arena.write(range.start, &values.unwrap_or_default())?;
         }
-        let mut stats = stats.into_iter().zip(counts);
-        batch_norms(&mut self.net, &mut |_, running| {
-            if let Some(((Some(mean), Some(var)), count)) = stats.next() {
-                running.mean.write(&mean)?;
-                running.var.write(&var)?;
-                running.batches = count;
-            }
-            Ok(())
-        })
+        for ((_, mut tensor), values) in self.buffers.tensors().zip(buffers) {
+            tensor.write(&values.unwrap_or_default())?;
+        }
+        for ((_, counter), count) in self.buffers.counters().iter().zip(counts) {
+            counter.store(count.unwrap_or(0), Ordering::Relaxed);
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::spec::LayerSpec;
+    use crate::nn::{Layer, layer, layers::Residual};
 
     fn model(seed: u64) -> Model {
-        let inner: Vec<LayerSpec> = vec!["conv 3x1, 4 channels, pad 1x0".parse().unwrap(), LayerSpec::batch_norm()];
-        let specs = [
-            LayerSpec::conv(3, 4),
-            LayerSpec::batch_norm(),
-            LayerSpec::Residual(inner),
-            LayerSpec::Flatten,
-            LayerSpec::fc(3),
-        ];
-        Model::build(&specs, [5, 6, 2], &Device::cpu(), seed).unwrap()
+        let list = |phrases: &[&str]| phrases.iter().map(|p| layer(p).unwrap()).collect::<Vec<Box<dyn Layer>>>();
+        let main = list(&["conv 3x1, 4 channels, pad 1x0", "batch_norm"]).into();
+        let mut net = list(&["conv 3x3, 4 channels", "batch_norm", "flatten", "fc 3"]);
+        net.insert(2, Box::new(Residual { main, ..Residual::default() }));
+        Model::new(net, [5, 6, 2], &Device::cpu(), seed).unwrap()
     }
 
     #[test]
@@ -290,13 +247,13 @@ mod tests {
     }
 
     #[test]
-    fn wrong_entries_are_all_named_and_nothing_changes() {
+    fn wrong_tensors_are_all_named_and_nothing_changes() {
         let mut m = model(1);
         let before = m.state_dict().unwrap();
         let mut state = model(2).state_dict().unwrap();
         state.remove("0.bias");
-        state.insert("9.weight".into(), Entry::i64(1));
-        state.insert("4.bias".into(), Entry::f32(&[2], &[0.0; 2]));
+        state.insert("9.weight".into(), Array::i64(1));
+        state.insert("4.bias".into(), Array::f32(&[2], &[0.0; 2]));
         let e = m.load_state_dict(&state, Path::new("w.safetensors")).unwrap_err().to_string();
         for word in
             ["w.safetensors", "`0.bias` is missing", "`9.weight` is not in", "`4.bias` is [2] and should be [3]"]

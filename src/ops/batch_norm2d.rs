@@ -20,32 +20,20 @@ use crate::tensor::Tensor;
 
 const OP: &str = "batch_norm2d";
 
-/// The running statistics of a batch-norm layer.
-#[derive(Debug)]
-pub struct Running {
-    /// Mean per channel, at first 0.
-    pub mean: Tensor,
-    /// Unbiased variance per channel, at first 1.
-    pub var: Tensor,
-    /// How many training batches went in: PyTorch's `num_batches_tracked`.
-    pub batches: i64,
-}
-
-impl Running {
-    /// The statistics before any batch.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] for a dtype that is not floating point.
-    pub fn new(device: &Device, dtype: DType, channels: usize) -> Result<Self> {
-        let mean = Tensor::zeros(device, dtype, [channels])?;
-        let mut var = Tensor::empty(device, dtype, [channels])?;
-        var.fill(1.0)?;
-        Ok(Running { mean, var, batches: 0 })
-    }
+/// Running mean and unbiased variance per channel before any batch: 0 and 1.
+///
+/// # Errors
+/// [`Error::Shape`] for a dtype that is not floating point.
+pub fn running(device: &Device, dtype: DType, channels: usize) -> Result<[Tensor; 2]> {
+    let mean = Tensor::zeros(device, dtype, [channels])?;
+    let mut var = Tensor::empty(device, dtype, [channels])?;
+    var.fill(1.0)?;
+    Ok([mean, var])
 }
 
 impl Var {
-    /// Batch-norm of `[n, h, w, c]` with `gamma` and `beta` of `[c]`. Training updates `running`.
+    /// Batch-norm of `[n, h, w, c]` with `gamma` and `beta` of `[c]`. Training moves the `running` mean
+    /// and variance, evaluation uses them.
     ///
     /// # Errors
     /// [`Error::Shape`] for other shapes, or for one value per channel in training (its variance is
@@ -54,20 +42,22 @@ impl Var {
         &self,
         gamma: &Var,
         beta: &Var,
-        running: &mut Running,
+        running: [&mut Tensor; 2],
         momentum: f64,
         eps: f64,
         cx: &mut Ctx<'_>,
     ) -> Result<Var> {
         let x = self.value();
+        let [running_mean, running_var] = running;
         let channels = Shape::from([x.shape().last()]);
-        if x.shape().rank() != 4 || [gamma.shape(), beta.shape(), running.mean.shape()] != [channels; 3] {
+        let others = [gamma.shape(), beta.shape(), running_mean.shape(), running_var.shape()];
+        if x.shape().rank() != 4 || others != [channels; 4] {
             let got = format!(
                 "x {}, gamma {}, beta {}, running {}",
                 x.shape(),
                 gamma.shape(),
                 beta.shape(),
-                running.mean.shape()
+                running_mean.shape()
             );
             return Err(Error::shape(
                 OP,
@@ -94,11 +84,11 @@ impl Var {
                 let (mean, inv_std) = (mean.host_mut::<T>()?, inv_std.host_mut::<T>()?);
                 if train {
                     cpu::statistics(x.host::<T>()?, mean, inv_std);
-                    let (rm, rv) = (running.mean.host_mut::<T>()?, running.var.host_mut::<T>()?);
+                    let (rm, rv) = (running_mean.host_mut::<T>()?, running_var.host_mut::<T>()?);
                     cpu::update(rm, rv, mean, inv_std, rows, momentum);
                 } else {
-                    mean.copy_from_slice(running.mean.host::<T>()?);
-                    inv_std.copy_from_slice(running.var.host::<T>()?);
+                    mean.copy_from_slice(running_mean.host::<T>()?);
+                    inv_std.copy_from_slice(running_var.host::<T>()?);
                 }
                 cpu::invert(inv_std, eps);
                 let (gamma, beta) = (gamma.value().host::<T>()?, beta.value().host::<T>()?);
@@ -107,10 +97,9 @@ impl Var {
             })?,
             Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => {
                 let (stats, params) = ([&mut mean, &mut inv_std], [gamma.value(), beta.value()]);
-                cuda::forward::<T>(cuda, x, params, &mut y, stats, running, [momentum, eps], train)
+                cuda::forward::<T>(cuda, x, params, &mut y, stats, [running_mean, running_var], [momentum, eps], train)
             })?,
         }
-        running.batches += i64::from(train);
         Ok(cx.record(y, &[self, gamma, beta], || BatchNorm2d {
             ids: [self.id(), gamma.id(), beta.id()],
             x: x.clone(),
@@ -298,7 +287,7 @@ mod cpu {
 }
 
 mod cuda {
-    use super::{BatchNorm2d, Running};
+    use super::BatchNorm2d;
     use crate::device::cuda::{BLOCK, Cuda, KernelType, Launch};
     use crate::dtype::DType;
     use crate::error::Result;
@@ -334,7 +323,7 @@ mod cuda {
         [gamma, beta]: [&Tensor; 2],
         y: &mut Tensor,
         [mean, inv_std]: [&mut Tensor; 2],
-        running: &mut Running,
+        [running_mean, running_var]: [&mut Tensor; 2],
         [momentum, eps]: [f64; 2],
         train: bool,
     ) -> Result<()> {
@@ -343,10 +332,10 @@ mod cuda {
         if train {
             let mut part = Tensor::empty(x.device(), DType::F32, [d.c as usize, d.ranges as usize, 3])?;
             batch_norm2d_fwd_part::<T>(cuda, blocks, x.input()?, part.output()?, &d)?;
-            let (rm, rv) = (running.mean.output()?, running.var.output()?);
+            let (rm, rv) = (running_mean.output()?, running_var.output()?);
             batch_norm2d_fwd_merge(cuda, warps, part.input()?, m, s, rm, rv, &d)?;
         } else {
-            let (rm, rv) = (running.mean.input()?, running.var.input()?);
+            let (rm, rv) = (running_mean.input()?, running_var.input()?);
             batch_norm2d_fwd_eval(cuda, Launch::each(d.c as usize), rm, rv, m, s, &d)?;
         }
         let (m, s, g, b) = (mean.input()?, inv_std.input()?, gamma.input()?, beta.input()?);
@@ -391,8 +380,8 @@ fn case(x: [usize; 4], train: bool) -> Case {
     let c = x[3];
     let mode = if train { Mode::Train } else { Mode::Eval };
     Case::new(format!("{x:?} {mode:?}"), move |v, cx| {
-        let mut running = Running::new(cx.device(), v[0].value().dtype(), c)?;
-        cx.with_mode_during(mode, |cx| v[0].batch_norm2d(&v[1], &v[2], &mut running, 0.1, 1e-5, cx))
+        let [mut mean, mut var] = running(cx.device(), v[0].value().dtype(), c)?;
+        cx.with_mode_during(mode, |cx| v[0].batch_norm2d(&v[1], &v[2], [&mut mean, &mut var], 0.1, 1e-5, cx))
     })
     .input("x", x, Fill::Uniform)
     .input("gamma", [c], Fill::NonZero)
@@ -419,11 +408,13 @@ fn far_from_zero(x: [usize; 4]) -> Case {
 fn after_training(x: [usize; 4]) -> Case {
     let c = x[3];
     let apply = move |v: &[Var], cx: &mut Ctx<'_>| {
-        let mut running = Running::new(cx.device(), v[0].value().dtype(), c)?;
+        let [mut mean, mut var] = running(cx.device(), v[0].value().dtype(), c)?;
         for momentum in [0.3, 0.6] {
-            cx.with_mode_during(Mode::Train, |cx| v[0].batch_norm2d(&v[1], &v[2], &mut running, momentum, 1e-5, cx))?;
+            cx.with_mode_during(Mode::Train, |cx| {
+                v[0].batch_norm2d(&v[1], &v[2], [&mut mean, &mut var], momentum, 1e-5, cx)
+            })?;
         }
-        cx.with_mode_during(Mode::Eval, |cx| v[0].batch_norm2d(&v[1], &v[2], &mut running, 0.1, 1e-3, cx))
+        cx.with_mode_during(Mode::Eval, |cx| v[0].batch_norm2d(&v[1], &v[2], [&mut mean, &mut var], 0.1, 1e-3, cx))
     };
     Case { inputs: case(x, false).inputs, smooth: false, ..Case::new(format!("{x:?} after training"), apply) }
 }
@@ -474,11 +465,10 @@ mod tests {
         let device = Device::cpu();
         let of = |v| Var::constant(Tensor::from_slice(&device, [1], &[v]).unwrap());
         let x = Var::constant(Tensor::from_slice(&device, [1, 1, 1, 1], &[3f32]).unwrap());
-        let mut running = Running::new(&device, DType::F32, 1).unwrap();
-        let y = x.batch_norm2d(&of(1f32), &of(0f32), &mut running, 0.1, 1e-5, &mut Ctx::train(&device));
+        let [mut mean, mut var] = running(&device, DType::F32, 1).unwrap();
+        let y = x.batch_norm2d(&of(1f32), &of(0f32), [&mut mean, &mut var], 0.1, 1e-5, &mut Ctx::train(&device));
         assert!(y.unwrap_err().to_string().contains("more than one value"));
-        assert_eq!(running.batches, 0);
-        let y = x.batch_norm2d(&of(1f32), &of(0f32), &mut running, 0.1, 0.0, &mut Ctx::eval(&device)).unwrap();
+        let y = x.batch_norm2d(&of(1f32), &of(0f32), [&mut mean, &mut var], 0.1, 0.0, &mut Ctx::eval(&device)).unwrap();
         assert_eq!(y.value().item().unwrap(), 3.0);
     }
 }

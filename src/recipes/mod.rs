@@ -194,11 +194,12 @@ impl Recipe {
             "0.1 is usual",
         )?;
         must(!self.layers.is_empty(), "layers", "the network has no layers".into(), "list at least one")?;
-        let log_softmax = self.layers.last() == Some(&LayerSpec::LogSoftmax);
+        let layers = self.layers.iter().map(|l| Ok(l.read()?.1.phrase())).collect::<Result<Vec<_>>>()?;
+        let last = layers.last().map_or("", String::as_str);
         must(
-            log_softmax == (self.loss == Loss::Nll),
+            (last == "log_softmax") == (self.loss == Loss::Nll),
             "loss",
-            format!("{:?} with a last layer `{}`", self.loss, self.layers.last().map_or("", |l| l.name())),
+            format!("{:?} with a last layer `{last}`", self.loss),
             "\"nll\" needs a last layer log_softmax, \"cross-entropy\" has it built in",
         )?;
         must(
@@ -250,7 +251,7 @@ mod tests {
             assert_eq!(Recipe::parse(&recipe.to_toml().unwrap(), "again", &[]).unwrap(), recipe);
             assert!(!recipe.about.is_empty());
             let model = Model::build(&recipe.layers, [32, 32, 3], &Device::cpu(), 0).unwrap();
-            assert_eq!(model.output().dims(), [10]);
+            assert_eq!(model.output.dims(), [10]);
             let want = match *name {
                 "a1-lenet" => 62_006,
                 "b1-bn-cnn" => 20_715_146,

@@ -6,7 +6,7 @@
 //! checkpoint is there, and [`load`] finds it.
 
 use crate::error::{Error, Result};
-use crate::nn::state::{Entries, deserialize, serialize};
+use crate::nn::state::{StateDict, deserialize, serialize};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -44,9 +44,9 @@ pub struct Position {
 #[derive(Debug, PartialEq)]
 pub struct Checkpoint {
     /// The state dict.
-    pub model: Entries,
+    pub model: StateDict,
     /// The optimizer's arenas; `None` for a checkpoint that is for evaluation only.
-    pub optimizer: Option<Entries>,
+    pub optimizer: Option<StateDict>,
     /// How far the run had come.
     pub position: Position,
 }
@@ -134,7 +134,7 @@ pub(super) struct Contents {
 
 impl Contents {
     /// Of the file [`MODEL`] or [`OPTIMIZER`].
-    pub(super) fn new(name: &'static str, entries: &Entries) -> Result<Self> {
+    pub(super) fn new(name: &'static str, entries: &StateDict) -> Result<Self> {
         let bytes = serialize(entries)?;
         let info = FileInfo { bytes: bytes.len() as u64, sha256: sha256(&bytes) };
         Ok(Contents { name, bytes, info })
@@ -257,7 +257,7 @@ fn read(dir: &Path) -> Result<Checkpoint> {
             "use the program that wrote it",
         ));
     }
-    let entries = |name: &str| -> Result<Option<Entries>> {
+    let entries = |name: &str| -> Result<Option<StateDict>> {
         let Some(info) = manifest.files.get(name) else { return Ok(None) };
         let path = dir.join(name);
         let bytes = contents(&path)?;
@@ -277,10 +277,10 @@ fn read(dir: &Path) -> Result<Checkpoint> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::state::Entry;
+    use crate::nn::state::Array;
 
     fn checkpoint(x: f32) -> Checkpoint {
-        let entries = Entries::from([("0.weight".to_string(), Entry::f32(&[2], &[x, 1.5]))]);
+        let entries = StateDict::from([("0.weight".to_string(), Array::f32(&[2], &[x, 1.5]))]);
         Checkpoint {
             model: entries.clone(),
             optimizer: Some(entries),

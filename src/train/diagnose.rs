@@ -1,11 +1,11 @@
 //! What can be wrong with a run, found before it starts or told when it happens: memory that does
 //! not suffice, batches that a layer cannot take, losses that are not finite.
 
-use crate::autograd::{Ctx, Var};
+use crate::autograd::Var;
 use crate::data::batch::Batch;
 use crate::error::{Error, Result};
+use crate::nn::LayerInfo;
 use crate::nn::Model;
-use crate::nn::model::LayerInfo;
 use crate::step::Step;
 
 /// Adds to an out-of-memory error the batch size that would fit, where `images` did not and `fixed` bytes were in use
@@ -31,7 +31,7 @@ pub(super) fn non_finite_parameter(model: &Model) -> Result<Option<String>> {
 }
 
 /// Where a batch's forward pass first stops being finite.
-pub(super) fn find_non_finite(model: &mut Model, batch: &Batch, step: &Step) -> Result<String> {
+pub(super) fn find_non_finite(model: &Model, batch: &Batch, step: &Step) -> Result<String> {
     if let Some(key) = non_finite_parameter(model)? {
         let layer = key.rsplit_once('.').map_or(key.as_str(), |(l, _)| l);
         return Ok(format!("the parameter {key} of layer {} is not finite any more", model.describe(layer)));
@@ -39,14 +39,15 @@ pub(super) fn find_non_finite(model: &mut Model, batch: &Batch, step: &Step) -> 
     if !batch.images.is_finite()? {
         return Ok("the images themselves are not finite".into());
     }
-    let mut cx = Ctx::train(batch.images.device()).with_params(&model.params).at(*step);
     let mut first = None;
-    model.net.forward_observed(&Var::constant(batch.images.clone()), &mut cx, &mut |key, spec, y| {
+    let mut cx = model.train(*step).watched(|key, y| {
         if first.is_none() && !y.value().is_finite()? {
-            first = Some(format!("{key} ({spec})"));
+            first = Some(model.describe(key));
         }
         Ok(())
-    })?;
+    });
+    model.forward(&Var::constant(batch.images.clone()), &mut cx)?;
+    drop(cx);
     Ok(match first {
         Some(layer) => format!("the first layer whose output is not finite is {layer}"),
         None => "every layer's output is finite, so it is the loss itself that overflowed".into(),
@@ -78,7 +79,7 @@ pub(super) fn check_last_batch(model: &Model, images: usize, batch_size: usize) 
 
 /// Bytes of an image's activations and their gradients.
 fn activation_bytes(model: &Model) -> usize {
-    model.layers.iter().map(|l| l.output.len()).sum::<usize>().saturating_mul(2 * 4)
+    model.layers.iter().map(LayerInfo::activations).sum::<usize>().saturating_mul(2 * 4)
 }
 
 /// Refuses a network whose training cannot fit the memory that is free: parameters, gradients and

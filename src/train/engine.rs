@@ -9,7 +9,7 @@
 //! use tilework::{Device, nn::Model, optim::Sgd, train::Engine};
 //!
 //! let data = Loader::new(shapes::generate(0, 64, 1).train.into(), 16, &[0.5; 3], &[0.25; 3], &Device::cpu())?;
-//! let model = Model::build(&["max_pool 4".parse()?, "flatten".parse()?, "fc 10".parse()?], [32, 32, 3], &Device::cpu(), 0)?;
+//! let model = Model::build(&["max_pool 4".into(), "flatten".into(), "fc 10".into()], [32, 32, 3], &Device::cpu(), 0)?;
 //! let optimizer = Sgd::new(&model.params, true, false)?;
 //! let mut engine = Engine::new(model, Box::new(optimizer), data.feed(true), |scores, labels, cx| {
 //!     scores.cross_entropy(labels, 0.0, cx)
@@ -32,7 +32,7 @@ use crate::device::cuda::Captured;
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
 use crate::nn::Model;
-use crate::nn::state::{Entries, Entry, Snapshot};
+use crate::nn::state::{Array, Snapshot, StateDict};
 use crate::optim::Optimizer;
 use crate::params::ParamGrads;
 use crate::step::Step;
@@ -41,7 +41,7 @@ use std::path::Path;
 
 /// A network in training: the model, its optimizer and its data.
 pub struct Engine {
-    /// The network.
+    /// The network. What is to be frozen is frozen before the first step: a recorded step stays as it was recorded.
     pub model: Model,
     optimizer: Box<dyn Optimizer>,
     feed: Feed,
@@ -125,7 +125,8 @@ impl Engine {
         if let Some(recorded) = &self.recording.step {
             recorded.replay()?;
             // What a forward pass counts on the host.
-            return self.model.count_batch();
+            self.model.buffers.count_batch();
+            return Ok(());
         }
         let recorded = cuda.capture(|| self.compute(images, step))?;
         recorded.replay()?;
@@ -143,15 +144,15 @@ impl Engine {
     /// # Errors
     /// As [`Engine::step`].
     pub fn step_on(&mut self, batch: &Batch, step: &Step) -> Result<()> {
-        let mut cx = Ctx::train(batch.images.device()).with_params(&self.model.params).at(*step);
-        let scores = self.model.net.forward(&Var::constant(batch.images.clone()), &mut cx)?;
+        let mut cx = self.model.train(*step);
+        let scores = self.model.forward(&Var::constant(batch.images.clone()), &mut cx)?;
         let loss = (self.loss)(&scores, &batch.labels, &mut cx)?;
         // Where reading the loss costs nothing it is checked before it does any harm.
         if let Device::Cpu(_) = batch.images.device() {
             let value = loss.value().item()?;
             if !value.is_finite() {
                 drop(cx);
-                let origin = find_non_finite(&mut self.model, batch, step)?;
+                let origin = find_non_finite(&self.model, batch, step)?;
                 return Err(non_finite(value, step.step + 1, step.epoch, origin));
             }
         }
@@ -165,8 +166,12 @@ impl Engine {
     /// of the last 64 steps are there. On a CUDA device this waits for the steps.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device, or a step, failed.
+    /// [`Error::Config`] for more than 64 steps; [`Error::Device`] if the device, or a step, failed.
     pub fn results(&self, first: u64, count: usize) -> Result<Vec<(f64, usize)>> {
+        if count > RING {
+            let problem = format!("{count} steps, and those of the last {RING} are kept");
+            return Err(Error::config("results", problem, "ask for them more often"));
+        }
         self.metrics.read(first, count)
     }
 
@@ -182,7 +187,7 @@ impl Engine {
     }
 
     /// Takes over a network's and an optimizer's numbers. `path` is for errors.
-    pub(super) fn restore(&mut self, model: &Entries, saved: &Entries, path: &Path) -> Result<()> {
+    pub(super) fn restore(&mut self, model: &StateDict, saved: &StateDict, path: &Path) -> Result<()> {
         let bad =
             |problem| Err(Error::file(path, problem, "resume from the folder `last` of a run of the same recipe"));
         self.model.load_state_dict(model, path)?;
@@ -191,7 +196,7 @@ impl Engine {
             return bad(format!("its optimizer has {} states, the recipe's {}", saved.len(), state.len()));
         }
         for (name, buffer) in &mut state {
-            match saved.get(*name).and_then(Entry::to_f32).filter(|v| v.len() == buffer.len()) {
+            match saved.get(*name).and_then(Array::to_f32).filter(|v| v.len() == buffer.len()) {
                 Some(values) => buffer.write(0, &values)?,
                 None => return bad(format!("its optimizer state `{name}` does not fit")),
             }

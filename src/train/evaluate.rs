@@ -29,7 +29,7 @@ pub struct Evaluation {
 /// # Errors
 /// Whatever the ops or the feed report.
 pub fn evaluate(
-    model: &mut Model,
+    model: &Model,
     feed: &mut Feed,
     loss: &Objective,
     progress: &mut dyn FnMut(usize) -> Result<()>,
@@ -41,8 +41,8 @@ pub fn evaluate(
     while count < data.data().len() {
         let batch = feed.batch(&Step { batch_offset: count as u32, ..Step::default() })?;
         let n = batch.labels.len();
-        let mut cx = Ctx::eval(batch.images.device()).with_params(&model.params);
-        let scores = model.net.forward(&Var::constant(batch.images), &mut cx)?;
+        let mut cx = model.eval();
+        let scores = model.forward(&Var::constant(batch.images), &mut cx)?;
         let mean = loss(&scores, &batch.labels, &mut cx)?;
         total += mean.value().item()? * n as f64;
         count += n;

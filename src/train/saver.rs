@@ -7,7 +7,7 @@
 use super::checkpoint::{Contents, MODEL, OPTIMIZER, Position, replace};
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
-use crate::nn::state::{Entries, Entry, Snapshot};
+use crate::nn::state::{Array, Snapshot, StateDict};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
@@ -62,8 +62,8 @@ impl Saver {
 fn write(state: State, places: &[Place]) -> Result<()> {
     let State { model, optimizer, position } = state;
     let model = Contents::new(MODEL, &model.state_dict()?)?;
-    let entry = |(name, b): &(&str, Buffer)| Ok((name.to_string(), Entry::f32(&[b.len()], b.host::<f32>()?)));
-    let optimizer = Contents::new(OPTIMIZER, &optimizer.iter().map(entry).collect::<Result<Entries>>()?)?;
+    let array = |(name, b): &(&str, Buffer)| Ok((name.to_string(), Array::f32(&[b.len()], b.host::<f32>()?)));
+    let optimizer = Contents::new(OPTIMIZER, &optimizer.iter().map(array).collect::<Result<StateDict>>()?)?;
     places.iter().try_for_each(|(dir, best)| match best {
         true => replace(dir, &[&model], &position),
         false => replace(dir, &[&model, &optimizer], &position),

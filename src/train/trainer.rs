@@ -62,10 +62,10 @@ impl Trainer {
         let Splits { train, test } = splits;
         let model = Model::build(&recipe.layers, [train.height, train.width, train.channels], device, recipe.seed)?;
         let classes = train.classes.len();
-        if model.output().dims() != [classes] {
+        if model.output.dims() != [classes] {
             return Err(Error::config(
                 "layers",
-                format!("the network ends with {}, and the data has {classes} classes", model.output()),
+                format!("the network ends with {}, and the data has {classes} classes", model.output),
                 format!("end it with `flatten` and `fc {classes}`"),
             ));
         }
@@ -295,7 +295,7 @@ impl Trainer {
     /// # Errors
     /// As [`evaluate`].
     pub fn evaluate(&mut self, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Evaluation> {
-        evaluate(&mut self.engine.model, &mut self.test, &self.recipe.loss.with(0.0), progress)
+        evaluate(&self.engine.model, &mut self.test, &self.recipe.loss.with(0.0), progress)
     }
 
     /// One step on a batch outside of any run; for benches. The mini-batch's loss.

@@ -1,14 +1,18 @@
-"""What the stages of run.py share: commands with a time limit and a log, and the one table."""
+"""What the stages of run.py share: commands with a time limit and a log, the tables, and the one file."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 HEAD = ["stage", "what", "", "seconds", "result"]
+BAD = ("FAILED", "CUT")
+# What of a run's folder goes into the archive; checkpoints are too large.
+OF_A_RUN = ("config.toml", "metrics.csv", "steps.csv")
 
 
 class Done:
@@ -40,8 +44,8 @@ class Report:
     def __init__(self, out, about, total):
         self.out, self.about, self.total = out, about, total
         self.start = time.monotonic()
-        self.rows, self.more = [], {}
-        self.stage, self.until = "", None
+        self.rows, self.more, self.stages = [], {}, {}
+        self.stage, self.began, self.until = "", 0.0, None
         (out / "logs").mkdir(parents=True, exist_ok=True)
 
     def seconds(self):
@@ -49,8 +53,13 @@ class Report:
 
     def begin(self, stage, limit):
         """A stage, all of whose commands together may take so many seconds."""
-        self.stage, self.until = stage, self.seconds() + limit
+        self.stage, self.began, self.until = stage, self.seconds(), self.seconds() + limit
         print(f"\n== [{clock(self.seconds())}] {stage} (at most {limit:.0f} s)", flush=True)
+
+    def end(self):
+        """The stage is over: its time is noted, and everything is written."""
+        self.stages[self.stage] = round(self.seconds() - self.began, 1)
+        self.write()
 
     def left(self):
         """Seconds that the stage, and the whole, have left."""
@@ -89,30 +98,52 @@ class Report:
         print(f"   {status}: {what}{f': {result}' if result else ''}", flush=True)
 
     def failures(self):
-        return sum(row["status"] in ("FAILED", "CUT") for row in self.rows)
+        return sum(row["status"] in BAD for row in self.rows)
 
     def table(self):
-        """The rows as Markdown, aligned, so that it is a table on a terminal too."""
-        cells = [HEAD] + [[r["stage"], r["what"], r["status"], "" if r["seconds"] is None else f"{r['seconds']:.1f}", r["result"]] for r in self.rows]
-        # results.json has what is cut here.
-        cut = lambda text: text if len(text) <= 200 else text[:199] + "…"
-        cells = [[cut(cell.replace("|", "/").replace("\n", " ")) for cell in row] for row in cells]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(HEAD))]
-        line = lambda row: "| " + " | ".join(c.rjust(w) if i == 3 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() + " |"
-        rule = "|" + "|".join("-" * (w + 1) + (":" if i == 3 else "-") for i, w in enumerate(widths)) + "|"
-        return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
+        """All rows as Markdown."""
+        return aligned(HEAD, [[r["stage"], r["what"], r["status"], "" if r["seconds"] is None else f"{r['seconds']:.1f}", r["result"]] for r in self.rows], 3)
+
+    def summary(self):
+        """A row for each stage: how many results are what, and the first that is bad, or else the first."""
+        rows = []
+        for stage, seconds in self.stages.items():
+            mine = [r for r in self.rows if r["stage"] == stage]
+            count = lambda status: sum(r["status"] == status for r in mine)
+            counts = [f"{count(status)} {status}" for status in ("ok", "FAILED", "CUT", "skipped") if count(status)]
+            told = next((r for r in mine if r["status"] in BAD), mine[0] if mine else {"what": "", "result": "nothing was done"})
+            rows.append([stage, ", ".join(counts), f"{seconds:.1f}", f"{told['what']}: {told['result']}"[:110]])
+        return aligned(["stage", "results", "seconds", "the first that is bad, or the first"], rows, 2)
 
     def write(self):
-        """results.json and results.md; after each stage, so that what ends early leaves what it has."""
-        whole = {**self.about, "run_seconds": round(self.seconds(), 1), "failures": self.failures(), "rows": self.rows, **self.more}
+        """results.json and results.md, and with all logs results.tar.gz: one file to take away. After each
+        stage, so that what ends early leaves what it has."""
+        whole = {**self.about, "run_seconds": round(self.seconds(), 1), "failures": self.failures(), "stages": self.stages, "rows": self.rows, **self.more}
         (self.out / "results.json").write_text(json.dumps(whole, indent=1) + "\n")
         about = "\n".join(f"- {key}: {value}" for key, value in self.about.items())
-        text = f"# Tilework on this machine\n\n{about}\n\n{self.table()}\n\n{self.verdict()}\n"
+        text = f"# Tilework on this machine\n\n{about}\n\n{self.summary()}\n\n{self.table()}\n\n{self.verdict()}\n"
         (self.out / "results.md").write_text(text)
+        runs = [path for path in (self.out / "runs").rglob("*") if path.name in OF_A_RUN]
+        new = self.out / "results.tar.gz.new"
+        with tarfile.open(new, "w:gz") as archive:
+            for path in [*sorted(self.out.glob("*.json")), self.out / "results.md", self.out / "logs", *runs]:
+                archive.add(path, Path("results", path.relative_to(self.out)))
+        new.rename(self.out / "results.tar.gz")
 
     def verdict(self):
         bad = self.failures()
         return f"{len(self.rows)} results in {clock(self.seconds())}: " + (f"{bad} FAILED or CUT" if bad else "nothing failed")
+
+
+def aligned(head, rows, right):
+    """Markdown that is a table on a terminal too; the column `right` holds numbers."""
+    # results.json has what is cut here.
+    cut = lambda text: text if len(text) <= 200 else text[:199] + "…"
+    cells = [[cut(cell.replace("|", "/").replace("\n", " ")) for cell in row] for row in [head, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    line = lambda row: "| " + " | ".join(c.rjust(w) if i == right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() + " |"
+    rule = "|" + "|".join("-" * (w + 1) + (":" if i == right else "-") for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
 
 
 def end(child):

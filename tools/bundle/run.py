@@ -6,9 +6,10 @@
     python3 run.py --stages doctor,check,tests      # some stages
     python3 run.py --device emulated                # a rehearsal without a GPU: all stages, cut short
 
-Every command's output goes to a log in the output folder; at the end there is one table, printed and
-in results.md, and everything measured in results.json. A stage that fails does not stop the others;
-the exit status is 1 if anything failed.
+Every command's output goes to a log in the output folder, every result to results.md and everything
+measured to results.json; all of them together are in results.tar.gz, the one file to take away. A
+short table comes last. A stage that fails does not stop the others; the exit status is 1 if anything
+failed.
 """
 
 import argparse
@@ -18,7 +19,6 @@ import os
 import platform
 import re
 import sys
-import tarfile
 import time
 from pathlib import Path
 
@@ -30,8 +30,9 @@ HERE = Path(__file__).resolve().parent
 BIN = HERE / "bin"
 TILEWORK = BIN / "tilework"
 # Seconds of each stage, on a GPU and in a rehearsal.
-LIMITS = {"doctor": (60, 60), "check": (300, 120), "tests": (600, 300), "sanitize": (1200, 10), "train": (900, 300), "bench": (120, 120), "criterion": (400, 120), "pytorch": (600, 120), "profile": (200, 10)}
-SANITIZERS = ["memcheck", "racecheck", "initcheck", "synccheck"]
+LIMITS = {"doctor": (60, 60), "check": (300, 120), "tests": (600, 300), "train": (900, 300), "bench": (120, 120), "pytorch": (90, 90), "memcheck": (300, 60), "racecheck": (300, 60), "initcheck": (300, 60), "synccheck": (300, 60), "criterion": (400, 120), "profile": (200, 10)}
+# What compute-sanitizer exits with if it found something; the program itself never does.
+FOUND = 99
 # What a network must reach, of all its epochs, for its training to count as right.
 MARKS = {"quickstart": 0.90, "a1-lenet": 0.48}
 
@@ -58,7 +59,7 @@ def check(report, args):
         found = re.findall(r"^(\w+) +(\d+) +([\d.e+-]+|inf) +([\d.e+-]+) +(ok|DIFFERS)", done.text, re.M)
         ops = [{"op": op, "cases": int(n), "difference": float(d), "allowed": float(a), "ok": ok == "ok"} for op, n, d, a, ok in found]
         bad = [op["op"] for op in ops if not op["ok"]]
-        text = f"{len(ops)} ops, {sum(op['cases'] for op in ops)} cases, largest difference {max((op['difference'] for op in ops), default=0):.1e}"
+        text = f"{len(ops)} ops, {sum(op['cases'] for op in ops)} cases, largest difference {max((op['difference'] for op in ops), default=0):g}"
         report.row(what, done.status, done.seconds, f"{', '.join(bad)} differ: see {done.log.name}" if bad else text if done.code == 0 else done.short(), ops=ops)
 
 
@@ -87,30 +88,33 @@ def tests(report, args):
             report.row(name, status, done.seconds, text, failed=failed)
 
 
-def sanitize(report, args):
-    tool = which("compute-sanitizer", "/usr/local/cuda*/bin/compute-sanitizer", "/opt/cuda*/bin/compute-sanitizer")
-    if args.device != "cuda" or not tool:
-        why = "there is no compute-sanitizer: it comes with the CUDA toolkit" if args.device == "cuda" else "needs a GPU"
-        return report.row("compute-sanitizer", "skipped", result=why)
-    for number, kind in enumerate(SANITIZERS):
-        # What is left is shared among those that are to come. The test says which op it has checked,
-        # so that a log that was cut says how far it came. (With one thread, the name of the test would
-        # be on the same line.)
-        share = report.left() / (len(SANITIZERS) - number)
-        command = [tool, "--tool", kind, "--error-exitcode", "99", BIN / "test-kernels", "--test-threads", "2", "--nocapture"]
-        done = report.command(kind, command, limit=share, env={"TILEWORK_DEVICE": "cuda"})
+def sanitize(kind):
+    """A stage that runs every op under one of compute-sanitizer's tools. Whether results are right is what
+    `check` and `tests` are for: here a difference to the CPU is told and is no failure."""
+
+    def stage(report, args):
+        tool = args.sanitizer or which("compute-sanitizer", "/usr/local/cuda*/bin/compute-sanitizer", "/opt/cuda*/bin/compute-sanitizer")
+        if not tool or (args.device != "cuda" and not args.sanitizer):
+            return report.row(kind, "skipped", result="needs a GPU" if tool else "there is no compute-sanitizer: it comes with the CUDA toolkit")
+        done = report.command(kind, [tool, "--tool", kind, "--error-exitcode", str(FOUND), TILEWORK, "check", "--device", args.device])
         if not done:
-            continue
-        text, failed = test_result(done)
+            return None
+        begun = re.findall(r"^checking (\w+)$", done.text, re.M)
+        ops = re.findall(r"^(\w+) +\d+ +\S+ +\S+ +(ok|DIFFERS)", done.text, re.M)
+        differ = [op for op, how in ops if how != "ok"]
         summaries = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", done.text)
-        status = "FAILED" if any(not s.startswith("0 ") for s in summaries) else done.status
         # Findings are printed as they come, the summary at the end: a cut run may have some.
         finding = re.search(r"^=+ (?:Invalid|Error:|Warning:|Uninitialized|Barrier error|Race).*", done.text, re.M)
-        found = "; ".join(summaries) or (finding.group(0).strip("= ") if finding else "nothing found so far" if done.cut else "")
-        ops = re.findall(r"^checked (\w+)", done.text, re.M)
-        text = f"{len(ops)} ops in time, the last {ops[-1] if ops else 'none'}; {text}" if done.cut else text
-        report.row(kind, "FAILED" if finding and not summaries else status, done.seconds, f"{found}; {text}", failed=failed, ops=ops)
-    return None
+        bad = done.code == FOUND or finding or any(not text.startswith("0 ") for text in summaries)
+        # The program ends with 1 if an op differs; then all of them have run.
+        whole = bool(ops) and done.code in (0, 1, FOUND) and not done.cut
+        status = "FAILED" if bad else "ok" if whole else done.status
+        text = "; ".join(summaries) or (finding.group(0).strip("= ") if finding else "no finding" if whole else "no finding so far" if done.cut else done.short())
+        text += f"; {len(ops)} ops" if whole else f"; {len(begun)} ops begun, the last {begun[-1] if begun else 'none'}"
+        text += f"; {', '.join(differ)} differ from the CPU" if differ else ""
+        return report.row(kind, status, done.seconds, text, ops=begun, differ=differ)
+
+    return stage
 
 
 def read_csv(path):
@@ -173,10 +177,10 @@ def bench(report, args):
         done = report.command(what, [TILEWORK, "bench", "--recipe", recipe, "--device", args.device, *options])
         if not done:
             continue
-        row = re.compile(r"^(\w+) +(\d+) +([\d.]+) +([\d.]+) +([\d.]+) +(?:([\d.]+) +)?(\d+) %", re.M)
+        row = re.compile(r"^(\w+(?:<[^>]*>)?) +(\d+) +([\d.]+) +([\d.]+) +([\d.]+) +(?:([\d.]+) +)?(\d+) %", re.M)
         names = ("kernel", "launches", "us", "mb", "gb_per_s", "gflop_per_s", "percent_of_ceiling")
         kernels = [dict(zip(names, [m[0], *(float(v) if v else None for v in m[1:])])) for m in row.findall(done.text)]
-        times = re.search(r"all kernels ([\d.]+) µs.*as it runs ([\d.]+) µs", done.text)
+        times = re.search(r"all kernels ([\d.]+) µs.*a recorded step ([\d.]+) µs, a launched step ([\d.]+) µs", done.text)
         ceilings = re.search(r"ceilings, measured now: ([\d.]+) GB/s.*?([\d.]+) GFLOP/s", done.text)
         if done.code or not (times and ceilings and kernels):
             report.row(what, "FAILED" if done.code == 0 else done.status, done.seconds, done.short())
@@ -184,8 +188,8 @@ def bench(report, args):
         slow = max(kernels, key=lambda k: k["us"])
         report.more.setdefault("ceilings", {"gb_per_s": float(ceilings[1]), "gflop_per_s": float(ceilings[2])})
         report.more.setdefault("kernels", {})[what] = kernels
-        text = f"step {float(times[2]):.0f} µs, kernels {float(times[1]):.0f} µs; slowest {slow['kernel']} {slow['us']:.0f} µs, {slow['percent_of_ceiling']:.0f} % of the ceiling"
-        report.row(what, "ok", done.seconds, text)
+        text = f"kernels {float(times[1]):.0f} µs, recorded step {float(times[2]):.0f} µs, launched {float(times[3]):.0f} µs; slowest {slow['kernel']} {slow['us']:.0f} µs, {slow['percent_of_ceiling']:.0f} % of the ceiling"
+        report.row(what, "ok", done.seconds, text, kernels_us=float(times[1]), recorded_us=float(times[2]), launched_us=float(times[3]))
     if "ceilings" in report.more:
         c = report.more["ceilings"]
         report.row("ceilings", "ok", result=f"{c['gb_per_s']:.1f} GB/s copied, {c['gflop_per_s']:.1f} GFLOP/s of f32 multiply-adds")
@@ -217,23 +221,30 @@ def pytorch(report, args):
     if args.device == "cuda" and not done.last_line().endswith("True"):
         report.row("PyTorch", "skipped", result=f"torch {done.last_line().split()[0]} finds no GPU")
         return
-    jobs = [("a1-lenet", ["--rounds", "1", "--batch", "2", "--seconds", "0.3", "--warm-up", "0.1"])] if args.short else [("a1-lenet,b1-bn-cnn", ["--rounds", "3"]), ("a1-lenet,b1-bn-cnn", ["--rounds", "3", "--batch", "256"])]
-    for networks, options in jobs:
-        what = "side by side" + (f" at batch {options[3]}" if "--batch" in options else "")
-        file = report.out / f"{what.replace(' ', '-')}.json"
-        command = [args.python, HERE / "tools/compare_pytorch.py", "--device", args.device, "--bench", BIN / "bench-train_step", "--networks", networks, "--json", file, *options]
-        done = report.command(what, command)
-        if not done:
-            continue
-        if done.code != 0:
-            report.row(what, done.status, done.seconds, done.short())
-            continue
-        result = json.loads(file.read_text())
-        report.more.setdefault("pytorch", {})[what] = result
-        for name, entry in result["networks"].items():
-            ms = ", ".join(f"{side} {seconds * 1e3:.3f}" for side, seconds in entry["median"].items())
-            ratio = f"PyTorch's fastest in f32 / ours: {entry['ratio']:.2f}" if entry["ratio"] else "no ratio"
-            report.row(f"{name}, {what}", "ok", done.seconds, f"{ratio}; ms: {ms}")
+    # PyTorch gets what our side and its own start leave of the stage.
+    budget = max(10.0, report.left() - (60 if args.short else 40))
+    options = ["--networks", "a1-lenet", "--batches", "2", "--box", "15"] if args.short else ["--networks", "a1-lenet,b1-bn-cnn", "--batches", "0,256"]
+    file = report.out / "pytorch.json"
+    command = [args.python, HERE / "tools/compare_pytorch.py", "--device", args.device, "--bench", BIN / "bench-train_step", "--json", file, "--budget", f"{budget:.0f}", *options]
+    done = report.command("side by side", command)
+    if not done:
+        return
+    if done.code != 0 or not file.exists():
+        report.row("side by side", "FAILED" if done.code == 0 else done.status, done.seconds, done.short())
+        # Each number was printed as it was measured.
+        measured = re.findall(r"^(\S.*), ([\w ]+): ([\d.]+) ms$", done.text, re.M)
+        for what in dict.fromkeys(what for what, _, _ in measured):
+            report.row(what, "ok", result="ms: " + ", ".join(f"{side} {ms}" for w, side, ms in measured if w == what))
+        return
+    result = json.loads(file.read_text())
+    report.more["pytorch"] = result
+    for what, entry in result["networks"].items():
+        ms = ", ".join(f"{side} {seconds * 1e3:.3f}" for side, seconds in entry["seconds"].items())
+        ratio = f"PyTorch's fastest in f32 / ours: {entry['ratio']:.2f}" if entry["ratio"] else "no ratio"
+        missing = "".join(f"; {side}: {why}" for side, why in entry["failed"].items() if not why.startswith("needs"))
+        report.row(what, "ok", done.seconds, f"{ratio}; ms: {ms}{missing}")
+    if result["ended"]:
+        report.row("PyTorch's process", "CUT", result=result["ended"])
 
 
 def profile(report, args):
@@ -242,12 +253,13 @@ def profile(report, args):
     if args.device != "cuda" or not tool:
         return report.row("ncu", "skipped", result="there is no ncu: it comes with the CUDA toolkit" if args.device == "cuda" else "needs a GPU")
     kernels = report.more.get("kernels", {}).get("b1-bn-cnn", [])
-    slow = [k["kernel"] for k in sorted(kernels, key=lambda k: -k["us"])[:6]]
+    # ncu knows them without their template's arguments.
+    slow = list(dict.fromkeys(k["kernel"].split("<")[0] for k in sorted(kernels, key=lambda k: -k["us"])[:6]))
     if not slow:
         return report.row("ncu", "skipped", result="stage bench has measured no kernels of b1-bn-cnn")
     sections = [word for name in ("SpeedOfLight", "LaunchStats", "Occupancy", "MemoryWorkloadAnalysis", "WarpStateStats") for word in ("--section", name)]
     # Not the first step, in which the GPU warms up; the counters of a few launches are enough.
-    command = [tool, *sections, "--kernel-name", f"regex:{'|'.join(slow)}", "--launch-skip", "40", "--launch-count", "24", TILEWORK, "bench", "--recipe", "b1-bn-cnn", "--device", "cuda", "--steps", "5"]
+    command = [tool, *sections, "--kernel-name", f"regex:^({'|'.join(slow)})$", "--launch-skip", "40", "--launch-count", "24", TILEWORK, "bench", "--recipe", "b1-bn-cnn", "--device", "cuda", "--steps", "5"]
     done = report.command("ncu", command)
     if done:
         # ncu ends well even where the driver forbids counters to ordinary users.
@@ -257,7 +269,9 @@ def profile(report, args):
     return None
 
 
-STAGES = {f.__name__: f for f in (doctor, check, tests, sanitize, train, bench, criterion, pytorch, profile)}
+STAGES = {f.__name__: f for f in (doctor, check, tests, train, bench, pytorch)}
+STAGES |= {kind: sanitize(kind) for kind in ("memcheck", "racecheck", "initcheck", "synccheck")}
+STAGES |= {f.__name__: f for f in (criterion, profile)}
 
 
 def starts(about):
@@ -283,7 +297,10 @@ def arguments():
     parser.add_argument("--limit", action="append", default=[], metavar="STAGE=SECONDS", help="another time limit of a stage; may be repeated")
     parser.add_argument("--total", type=float, default=1e9, metavar="SECONDS", help="a limit of the whole; what does not fit is skipped or cut")
     parser.add_argument("--python", default=sys.executable, help="the Python whose torch is compared with (default: this one)")
+    parser.add_argument("--sanitizer", type=Path, metavar="FILE", help="compute-sanitizer (default: in the path, or in a CUDA toolkit); with --device emulated what is run in its place")
     args = parser.parse_args()
+    if args.sanitizer:
+        args.sanitizer = args.sanitizer.resolve()
     args.stages = [s for s in args.stages.split(",") if s]
     args.short = args.device == "emulated"
     if unknown := [s for s in args.stages if s not in STAGES]:
@@ -323,12 +340,10 @@ def main():
             interrupted = True
         except Exception as e:  # A fault of a stage, whatever it is, must not cost the others' results.
             report.row("the stage itself", "FAILED", result=f"{type(e).__name__}: {e}")
-        report.write()
+        report.end()
         if interrupted:
             break
-    with tarfile.open(out / "logs.tar.gz", "w:gz") as archive:
-        archive.add(out / "logs", "logs")
-    print(f"\n{report.table()}\n\n{report.verdict()}\nin {out}: results.md, results.json, logs/ (and all of them as logs.tar.gz)")
+    print(f"\n{report.summary()}\n\n{report.verdict()}\nin {out}: results.tar.gz, with results.md, results.json and logs/")
     sys.exit(130 if interrupted else 1 if report.failures() else 0)
 
 

@@ -32,7 +32,7 @@ pub use crate::device::cuda::{Order, Thunk};
 use block::Job;
 use checker::Checker;
 pub(crate) use driver::Emulated;
-pub use driver::{Options, TraceOptions, Traced};
+pub use driver::{EmulatorOptions, TraceOptions, Traced};
 pub use report::{Action, Event, Fault, FaultKind, Finding, FindingKind, Line, Report};
 use scheduler::run_block;
 pub use trace::Follow;

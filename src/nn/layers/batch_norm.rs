@@ -1,0 +1,56 @@
+//! Batch normalisation over n, h, w.
+
+use super::*;
+
+#[derive(Debug, Default)]
+struct BatchNorm {
+    eps: f64,
+    momentum: f64,
+    gamma: ParamId,
+    beta: ParamId,
+    mean: BufferId,
+    var: BufferId,
+}
+
+pub(super) fn read(p: &mut Phrase<'_>) -> Result<Box<dyn Layer>> {
+    let eps = p.take("eps").map_or(Ok(1e-5), |t| p.number(t, "a number"))?;
+    let momentum = p.take("momentum").map_or(Ok(0.1), |t| p.number(t, "a number"))?;
+    if !(eps > 0.0 && eps < f64::INFINITY && (0.0..=1.0).contains(&momentum)) {
+        return Err(p.bad("eps must be positive and finite, momentum in [0, 1]", "the usual ones are 1e-5 and 0.1"));
+    }
+    Ok(Box::new(BatchNorm { eps, momentum, ..BatchNorm::default() }))
+}
+
+impl Layer for BatchNorm {
+    fn infer(&mut self, x: Shape, b: &mut Builder<'_>) -> Result<Shape> {
+        let [_, _, c] = image(x)?;
+        self.gamma = b.param("weight", [c], Init::Constant(1.0))?;
+        self.beta = b.param("bias", [c], Init::Constant(0.0))?;
+        self.mean = b.buffer("running_mean", [c], 0.0)?;
+        self.var = b.buffer("running_var", [c], 1.0)?;
+        b.counter("num_batches_tracked");
+        Ok(x)
+    }
+
+    fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        let (gamma, beta) = (cx.param(self.gamma)?, cx.param(self.beta)?);
+        let (mut mean, mut var) = (cx.buffers()?.get(self.mean)?, cx.buffers()?.get(self.var)?);
+        x.batch_norm2d(&gamma, &beta, [&mut mean, &mut var], self.momentum, self.eps, cx)
+    }
+
+    fn phrase(&self) -> String {
+        let eps = if self.eps == 1e-5 { String::new() } else { format!(", eps {:e}", self.eps) };
+        let momentum = if self.momentum == 0.1 { String::new() } else { format!(", momentum {}", self.momentum) };
+        format!("batch_norm{eps}{momentum}")
+    }
+}
+
+#[test]
+fn phrases() {
+    survive_a_round_trip(&["batch_norm", "batch_norm, eps 1e-3, momentum 0.2"]);
+    are_refused(&[
+        ("batch_norm, eps -1", "eps must be positive"),
+        ("batch_norm, eps inf", "eps must be positive and finite"),
+        ("batch_norm, eps", "`` is not a number"),
+    ]);
+}

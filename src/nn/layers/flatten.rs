@@ -1,0 +1,20 @@
+//! From image to features.
+
+use super::*;
+
+#[derive(Debug)]
+pub(super) struct Flatten;
+
+impl Layer for Flatten {
+    fn infer(&mut self, x: Shape, _: &mut Builder<'_>) -> Result<Shape> {
+        Ok([x.len()].into())
+    }
+
+    fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        x.flatten(cx)
+    }
+
+    fn phrase(&self) -> String {
+        "flatten".into()
+    }
+}

@@ -1,0 +1,137 @@
+//! The layers: one room each, with its phrase, the sizes that follow from its input's, its forward
+//! pass and its tests.
+//!
+//! [`LAYERS`] lists them: the parser of phrases, its errors, `tilework recipes --help` and the
+//! README's table come from it. To read one, begin with `relu.rs`. A layer of your own implements
+//! [`Layer`] and goes to [`Model::new`](super::Model::new) like these; it need not be in the list.
+
+mod adaptive_pool;
+mod batch_norm;
+mod conv;
+mod dropout;
+mod fc;
+mod flatten;
+mod log_softmax;
+mod max_pool;
+mod relu;
+mod residual;
+mod sequential;
+
+pub use residual::Residual;
+pub use sequential::Sequential;
+
+use super::builder::{Builder, image, misfit, stated};
+use super::phrase::{Phrase, arrow, by, part};
+use crate::autograd::{Ctx, Var};
+use crate::error::Result;
+use crate::ops::{max_pool2d, window::Window};
+use crate::params::{BufferId, Init, ParamId};
+use crate::shape::Shape;
+#[cfg(test)]
+use tests::{are_refused, survive_a_round_trip};
+
+/// A layer of a network.
+pub trait Layer: std::fmt::Debug + Send + Sync {
+    /// Takes the size of an input and gives that of its output, both without the batch dimension:
+    /// `[h, w, c]` or `[features]`. Here a layer declares its parameters and buffers. Unless it has
+    /// some, or changes the size, there is nothing to do.
+    ///
+    /// # Errors
+    /// Any, if the layer cannot take the input; the network's table of layers is added to it.
+    fn infer(&mut self, x: Shape, b: &mut Builder<'_>) -> Result<Shape> {
+        let _ = b;
+        Ok(x)
+    }
+
+    /// Computes the outputs of a batch of inputs: `[n, h, w, c]` or `[n, features]`.
+    ///
+    /// # Errors
+    /// Whatever its ops report.
+    fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var>;
+
+    /// The layer as a recipe writes it, for tables and errors.
+    fn phrase(&self) -> String;
+}
+
+/// A row of the table of layers.
+pub struct LayerKind {
+    /// The word that names it.
+    pub name: &'static str,
+    /// How it is written; what is in brackets may be left out.
+    pub form: &'static str,
+    /// What it is, in Markdown.
+    pub help: &'static str,
+    /// Makes the layer from its phrase; `None` if it holds other layers.
+    read: Option<Reader>,
+}
+
+type Reader = fn(&mut Phrase<'_>) -> Result<Box<dyn Layer>>;
+
+/// Every layer that a recipe can name.
+#[rustfmt::skip]
+pub const LAYERS: &[LayerKind] = &[
+    LayerKind { name: "conv", form: "conv 5x5, 16 channels[, stride 2][, pad 1][, no bias]", help: "convolution; `3 -> 16 channels` also states the input's channels", read: Some(conv::read) },
+    LayerKind { name: "fc", form: "fc 120[, no bias]", help: "linear; `fc 400 -> 120` also states the input's features", read: Some(fc::read) },
+    LayerKind { name: "batch_norm", form: "batch_norm[, eps 1e-5][, momentum 0.1]", help: "batch normalisation over n, h, w", read: Some(batch_norm::read) },
+    LayerKind { name: "relu", form: "relu", help: "ReLU", read: Some(|_| Ok(Box::new(relu::Relu))) },
+    LayerKind { name: "max_pool", form: "max_pool 2x2[, stride 2][, pad 1]", help: "max-pool; the stride is the kernel's size unless given", read: Some(max_pool::read) },
+    LayerKind { name: "adaptive_max_pool", form: "adaptive_max_pool 1x1", help: "max-pool to a given height and width", read: Some(adaptive_pool::read) },
+    LayerKind { name: "adaptive_avg_pool", form: "adaptive_avg_pool 1x1", help: "average-pool to a given height and width", read: Some(adaptive_pool::read) },
+    LayerKind { name: "dropout", form: "dropout 0.5", help: "zeroes with that probability in training", read: Some(dropout::read) },
+    LayerKind { name: "flatten", form: "flatten", help: "image to features, in PyTorch's order", read: Some(|_| Ok(Box::new(flatten::Flatten))) },
+    LayerKind { name: "log_softmax", form: "log_softmax", help: "log-softmax, for the loss `nll`", read: Some(|_| Ok(Box::new(log_softmax::LogSoftmax))) },
+    LayerKind { name: "residual", form: "{ residual = [\"conv ...\", ...] }", help: "`x + f(x)`, f being the layers in the list; or `after(shortcut(x) + f(x))`, with `shortcut = [...]` and `after = [...]`", read: None },
+    LayerKind { name: "layers", form: "{ name = \"head\", layers = [\"fc 120\", ...] }", help: "the layers in the list, with keys that begin with the name", read: None },
+];
+
+/// The layer of a phrase such as `conv 5x5, 16 channels`.
+///
+/// # Errors
+/// [`crate::Error::Config`] naming what is wrong in it.
+pub fn layer(phrase: &str) -> Result<Box<dyn Layer>> {
+    let mut p = Phrase::new(phrase);
+    let Some(kind) = LAYERS.iter().find(|k| k.name == p.name) else {
+        let names: Vec<_> = LAYERS.iter().map(|k| k.name).collect();
+        return Err(p.bad(format!("there is no layer `{}`", p.name), format!("the layers are {}", names.join(", "))));
+    };
+    let Some(read) = kind.read else {
+        let problem = format!("`{}` holds other layers, so it is not a phrase", kind.name);
+        return Err(p.bad(problem, format!("write it as a table: {}", kind.form)));
+    };
+    let layer = read(&mut p)?;
+    p.finish()?;
+    Ok(layer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each phrase is what its layer writes.
+    #[track_caller]
+    pub(super) fn survive_a_round_trip(phrases: &[&str]) {
+        for text in phrases {
+            assert_eq!(layer(text).unwrap().phrase(), *text);
+        }
+    }
+
+    /// Each phrase is refused with these words and a remedy.
+    #[track_caller]
+    pub(super) fn are_refused(phrases: &[(&str, &str)]) {
+        for (text, words) in phrases {
+            let e = layer(text).unwrap_err().to_string();
+            assert!(e.contains(words) && e.contains("remedy"), "{text}: {e}");
+        }
+    }
+
+    #[test]
+    fn what_all_phrases_share() {
+        survive_a_round_trip(&["relu", "flatten", "log_softmax"]);
+        are_refused(&[
+            ("", "there is no layer"),
+            ("convv 3x3", "there is no layer `convv`"),
+            ("relu 3", "takes no size"),
+            ("residual", "write it as a table: { residual"),
+        ]);
+    }
+}

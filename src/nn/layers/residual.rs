@@ -1,0 +1,49 @@
+//! Residual blocks.
+//!
+//! Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
+
+use super::*;
+
+/// `after(shortcut(x) + main(x))`. An empty list passes its input on.
+#[derive(Debug, Default)]
+pub struct Residual {
+    /// The layers whose output is added.
+    pub main: Sequential,
+    /// The layers that fit the input to that output.
+    pub shortcut: Sequential,
+    /// The layers that take the sum.
+    pub after: Sequential,
+}
+
+impl Layer for Residual {
+    fn infer(&mut self, x: Shape, b: &mut Builder<'_>) -> Result<Shape> {
+        let (main, shortcut) = (self.main.infer(x, b)?, self.shortcut.infer(x, b)?);
+        if main == shortcut {
+            return self.after.infer(main, b);
+        }
+        Err(if self.shortcut.is_empty() {
+            misfit(
+                format!("the block turns {x} into {main}, so its input cannot be added to its output"),
+                "make the block keep height, width and channels (pad its convolutions), or give it a shortcut",
+            )
+        } else {
+            misfit(
+                format!("the block turns {x} into {main}, its shortcut into {shortcut}, so they cannot be added"),
+                "give the shortcut the strides of the block and its last number of channels",
+            )
+        })
+    }
+
+    fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        let main = self.main.forward(x, cx)?;
+        let shortcut = self.shortcut.forward(x, cx)?;
+        self.after.forward(&shortcut.add(&main, cx)?, cx)
+    }
+
+    fn phrase(&self) -> String {
+        let part =
+            |name, list: &Sequential| if list.is_empty() { "".into() } else { format!(" {name} [{}]", list.list()) };
+        let (shortcut, after) = (part("shortcut", &self.shortcut), part("after", &self.after));
+        format!("residual [{}]{shortcut}{after}", self.main.list())
+    }
+}

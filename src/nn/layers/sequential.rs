@@ -1,0 +1,63 @@
+//! Layers, one after the other.
+
+use super::*;
+
+/// Layers with names, one after the other.
+#[derive(Debug, Default)]
+pub struct Sequential {
+    children: Vec<Child>,
+}
+
+#[derive(Debug)]
+struct Child {
+    name: String,
+    /// Its name after those of all that it is in, once the network is built.
+    key: String,
+    layer: Box<dyn Layer>,
+}
+
+impl Sequential {
+    /// Layers with names: the parts of the keys in the state dict.
+    pub fn new(layers: Vec<(String, Box<dyn Layer>)>) -> Self {
+        let child = |(name, layer)| Child { name, key: String::new(), layer };
+        Sequential { children: layers.into_iter().map(child).collect() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.children.is_empty()
+    }
+
+    /// `a | b`.
+    pub(super) fn list(&self) -> String {
+        self.children.iter().map(|c| c.layer.phrase()).collect::<Vec<_>>().join(" | ")
+    }
+}
+
+/// Layers named by their places: 0, 1, 2.
+impl From<Vec<Box<dyn Layer>>> for Sequential {
+    fn from(layers: Vec<Box<dyn Layer>>) -> Self {
+        Sequential::new(layers.into_iter().enumerate().map(|(i, layer)| (i.to_string(), layer)).collect())
+    }
+}
+
+impl Layer for Sequential {
+    fn infer(&mut self, mut x: Shape, b: &mut Builder<'_>) -> Result<Shape> {
+        for child in &mut self.children {
+            (child.key, x) = b.child(&child.name, child.layer.as_mut(), x)?;
+        }
+        Ok(x)
+    }
+
+    fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        let mut x = x.clone();
+        for child in &self.children {
+            x = child.layer.forward(&x, cx)?;
+            cx.passed(&child.key, &x)?;
+        }
+        Ok(x)
+    }
+
+    fn phrase(&self) -> String {
+        format!("layers [{}]", self.list())
+    }
+}

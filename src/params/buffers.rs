@@ -1,0 +1,62 @@
+//! Numbers of a network that training changes and no gradient moves, such as running statistics.
+//! They lie beside the parameters, by the keys of the state dict.
+
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Names a tensor of [`Buffers`]. The default names none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BufferId(usize);
+
+impl Default for BufferId {
+    fn default() -> Self {
+        BufferId(usize::MAX)
+    }
+}
+
+/// The buffers of a network, in the order of its layers. A forward pass may change them through a
+/// shared reference.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    tensors: Vec<(String, Mutex<Tensor>)>,
+    counters: Vec<(String, AtomicI64)>,
+}
+
+impl Buffers {
+    /// Adds a tensor.
+    pub fn add(&mut self, key: String, value: Tensor) -> BufferId {
+        self.tensors.push((key, Mutex::new(value)));
+        BufferId(self.tensors.len() - 1)
+    }
+
+    /// Adds a counter of training batches, at zero.
+    pub fn add_counter(&mut self, key: String) {
+        self.counters.push((key, AtomicI64::new(0)));
+    }
+
+    /// A tensor, locked until the guard is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for an id of another network.
+    pub fn get(&self, id: BufferId) -> Result<MutexGuard<'_, Tensor>> {
+        let (_, tensor) = self.tensors.get(id.0).ok_or_else(|| Error::Internal(format!("no buffer {id:?}")))?;
+        Ok(tensor.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Counts a training batch.
+    pub fn count_batch(&self) {
+        self.counters.iter().for_each(|(_, n)| _ = n.fetch_add(1, Ordering::Relaxed));
+    }
+
+    /// The tensors with their keys, each locked while it is looked at.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, MutexGuard<'_, Tensor>)> {
+        self.tensors.iter().map(|(key, t)| (key.as_str(), t.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// The counters with their keys.
+    pub fn counters(&self) -> &[(String, AtomicI64)] {
+        &self.counters
+    }
+}

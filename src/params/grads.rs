@@ -1,0 +1,150 @@
+//! The gradients of the parameters, in one arena laid out like theirs.
+
+use super::ParamId;
+use crate::device::cuda::{BLOCK, Cuda, Launch, Out, with_kernel_type};
+use crate::device::{Buffer, Device};
+use crate::dtype::{DType, Element, with_real};
+use crate::error::{Error, Result};
+use crate::kernels::params::{ParamsDims, params_norm};
+use crate::kernels::tensor::{TensorDims, tensor_accumulate};
+use crate::step::Step;
+use crate::tensor::Tensor;
+use std::ops::Range;
+
+/// The gradients of all parameters, laid out like the parameters.
+#[derive(Debug)]
+pub struct ParamGrads {
+    buffer: Buffer,
+    ranges: Vec<Range<usize>>,
+    written: Vec<bool>,
+    step: Step,
+}
+
+impl ParamGrads {
+    pub(super) fn new(buffer: Buffer, ranges: Vec<Range<usize>>) -> Self {
+        ParamGrads { buffer, written: vec![false; ranges.len()], ranges, step: Step::default() }
+    }
+
+    pub(crate) fn begin(&mut self, step: Step) {
+        self.written.fill(false);
+        self.step = step;
+    }
+
+    /// The step whose backward pass wrote them last.
+    pub fn step(&self) -> &Step {
+        &self.step
+    }
+
+    /// Zeroes what the pass did not reach. There is no zeroing beforehand: the first contribution
+    /// overwrites.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        for (range, _) in self.ranges.iter().zip(&self.written).filter(|(_, written)| !**written) {
+            self.buffer.zero_range(range.clone())?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn slot(&mut self, id: ParamId) -> Result<Slot<'_>> {
+        let accumulate = std::mem::replace(&mut self.written[id.0], true);
+        Ok(Slot { buffer: &mut self.buffer, range: self.ranges[id.0].clone(), accumulate })
+    }
+
+    /// The arena.
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// The Euclidean norm of all gradients together.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    pub fn norm(&self) -> Result<f64> {
+        match self.buffer.device().clone() {
+            Device::Cpu(_) => {
+                let squares = self.buffer.host::<f32>()?.iter().map(|&g| f64::from(g) * f64::from(g));
+                Ok(squares.sum::<f64>().sqrt())
+            }
+            Device::Cuda(cuda) => self.norm_on(&cuda),
+        }
+    }
+
+    fn norm_on(&self, cuda: &Cuda) -> Result<f64> {
+        let n = self.buffer.len();
+        let first = Launch::new(n.div_ceil(BLOCK as usize).clamp(1, 512), BLOCK);
+        let blocks = first.grid[0] as usize;
+        let mut partial = self.buffer.device().alloc(DType::F32, blocks)?;
+        let d = ParamsDims { n: n as i32, root: 0 };
+        params_norm(cuda, first.flops(2 * n), self.buffer.input(0..n)?, partial.output(0..blocks)?, &d)?;
+        let mut norm = self.buffer.device().alloc(DType::F32, 1)?;
+        let d = ParamsDims { n: blocks as i32, root: 1 };
+        params_norm(cuda, Launch::new(1, BLOCK), partial.input(0..blocks)?, norm.output(0..1)?, &d)?;
+        Ok(f64::from(norm.read::<f32>(0..1)?[0]))
+    }
+
+    /// A copy of the gradient of one parameter.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for an id of another network.
+    pub fn of(&self, id: usize) -> Result<Vec<f32>> {
+        let range = self.ranges.get(id).ok_or_else(|| Error::Internal(format!("no parameter {id}")))?;
+        self.buffer.read(range.clone())
+    }
+}
+
+/// A gradient to be written in place: part of a buffer.
+pub struct Slot<'a> {
+    buffer: &'a mut Buffer,
+    range: Range<usize>,
+    /// Add to what is there instead of overwriting it.
+    pub accumulate: bool,
+}
+
+impl<'a> Slot<'a> {
+    /// All of a tensor.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn of_tensor(t: &'a mut Tensor, accumulate: bool) -> Result<Self> {
+        // An accumulated gradient may still be shared with the op that sent it: own it first.
+        if accumulate && !t.is_unique() {
+            let mut copy = Tensor::empty(t.device(), t.dtype(), t.shape())?;
+            copy.copy_from(t)?;
+            *t = copy;
+        }
+        let (buffer, range) = t.buffer_mut()?;
+        Ok(Slot { buffer, range, accumulate })
+    }
+
+    /// The elements, in host memory.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if `T` is not the element type.
+    pub fn host_mut<T: Element>(&mut self) -> Result<&mut [T]> {
+        Ok(&mut self.buffer.host_mut()?[self.range.clone()])
+    }
+
+    /// The elements as the output of a CUDA kernel.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if `T` is not the element type or they are not on a CUDA device.
+    pub fn output<T: Element>(&mut self) -> Result<Out<'_, T>> {
+        self.buffer.output(self.range.clone())
+    }
+
+    /// Writes `g`, or adds it to what is there.
+    pub(crate) fn put(&mut self, g: &Tensor) -> Result<()> {
+        if !self.accumulate {
+            return g.copy_to(self.buffer, self.range.start);
+        }
+        match g.device() {
+            Device::Cpu(_) => with_real!("gradient", g.dtype(), T => {
+                self.host_mut::<T>()?.iter_mut().zip(g.host::<T>()?).for_each(|(a, b)| *a += *b);
+                Ok(())
+            }),
+            Device::Cuda(cuda) => with_kernel_type!("gradient", g.dtype(), T => {
+                let d = TensorDims { n: g.len() as i32, value: 0.0 };
+                tensor_accumulate::<T>(cuda, Launch::each(g.len()).flops(g.len()), g.input()?, self.output()?, &d)
+            }),
+        }
+    }
+}
