@@ -8,7 +8,7 @@ use device::{required, skip};
 use rayon::prelude::*;
 use tilework::device::cuda::chain;
 use tilework::device::cuda::nvrtc::{Compiler, Unit};
-use tilework::device::cuda::resources::{Resources, limits, occupancy};
+use tilework::device::cuda::resources::{Resources, limits, occupancy, parse};
 use tilework::device::cuda::{Arch, Family, Kernel, Source};
 use tilework::dtype::DType;
 use tilework::kernels::{HEADERS, SOURCES, all};
@@ -211,5 +211,56 @@ fn the_table_of_kernels_is_whole() {
     let texts = files.map(|p| std::fs::read_to_string(p).unwrap());
     let written: usize = texts.map(|t| t.matches("\n__global__ void").count()).sum();
     assert_eq!(SOURCES.iter().map(|s| s.families.len()).sum::<usize>(), written);
-    assert!(ARCHS.iter().all(|&arch| limits(arch).is_some()));
+    assert!(ARCHS.iter().all(|&arch| limits(arch).is_some() && occupancy(arch, 64, 16 * 1024, 256).is_some()));
+}
+
+#[test]
+fn a_log_of_ptxas_is_read() {
+    let log = "kernels/a.cu(3): warning #177-D: variable \"q\" was declared but never referenced\n\
+        ptxas info    : 0 bytes gmem\n\
+        ptxas info    : Compiling entry function 'a_fwd' for 'sm_80'\n\
+        ptxas info    : Function properties for a_fwd\n\
+        \x20   16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads\n\
+        ptxas info    : Used 34 registers, used 1 barriers, 16 bytes cumulative stack size, 4224 bytes smem, 376 bytes cmem[0]\n\
+        ptxas info    : Compile time = 3.2 ms\n\
+        ptxas info    : Compiling entry function 'a_bwd' for 'sm_80'\n\
+        ptxas info    : Function properties for a_bwd\n\
+        ptxas         .     8 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
+        ptxas info    : Used 10 registers, 372 bytes cmem[0]\n";
+    let expected = |kernel: &str, registers, spill_bytes, shared_bytes, stack| Resources {
+        kernel: kernel.into(),
+        registers,
+        spill_bytes,
+        shared_bytes,
+        stack,
+    };
+    assert_eq!(parse(log), [expected("a_fwd", 34, 20, 4224, 16), expected("a_bwd", 10, 0, 0, 8)]);
+    assert!(parse("").is_empty());
+}
+
+/// Worked by hand from the table, and as NVIDIA's occupancy calculator has them.
+#[test]
+fn occupancy_follows_each_limit() {
+    let check = |arch, registers, shared, threads, blocks, warps: f64, limit| {
+        let o = occupancy(arch, registers, shared, threads).unwrap();
+        assert_eq!((o.blocks, o.limit), (blocks, limit), "sm_{arch}");
+        assert!((o.warps - warps).abs() < 1e-9, "sm_{arch}: {o:?}");
+    };
+    check(80, 32, 0, 256, 8, 1.0, "warps");
+    check(75, 32, 0, 256, 4, 1.0, "warps");
+    check(86, 32, 0, 256, 6, 1.0, "warps");
+    check(80, 32, 0, 32, 32, 0.5, "blocks");
+    check(75, 16, 0, 32, 16, 0.5, "blocks");
+    // 128 registers × 32 = 4096 a warp: 16 warps, so two blocks of 8.
+    check(80, 128, 0, 256, 2, 0.25, "registers");
+    // 33 registers round up to 40: 1280 a warp, 51 warps, 48 after the quarters.
+    check(80, 33, 0, 256, 6, 0.75, "registers");
+    // 33 KiB + 1 KiB: four of them in 164 KiB.
+    check(80, 32, 33 * 1024, 256, 4, 0.5, "shared memory");
+    check(75, 32, 33 * 1024, 256, 1, 0.25, "shared memory");
+    check(90, 168, 227 * 1024, 384, 1, 0.1875, "registers");
+    assert_eq!(occupancy(80, 32, 164 * 1024, 256), None);
+    assert_eq!(occupancy(80, 255, 0, 1024), None);
+    assert_eq!(occupancy(80, 32, 0, 0), None);
+    assert_eq!(occupancy(20, 32, 0, 256), None);
 }

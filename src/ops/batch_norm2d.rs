@@ -12,8 +12,7 @@
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Mode, Var, VarId};
 use crate::device::Device;
-use crate::device::cuda::with_kernel_type;
-use crate::dtype::{DType, with_real};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -77,29 +76,27 @@ impl Var {
             ));
         }
         let mut y = Tensor::empty(x.device(), x.dtype(), x.shape())?;
-        let mut mean = Tensor::empty(x.device(), x.dtype(), channels)?;
-        let mut inv_std = Tensor::empty(x.device(), x.dtype(), channels)?;
-        match x.device() {
-            Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
-                let (mean, inv_std) = (mean.host_mut::<T>()?, inv_std.host_mut::<T>()?);
-                if train {
-                    cpu::statistics(x.host::<T>()?, mean, inv_std);
-                    let (rm, rv) = (running_mean.host_mut::<T>()?, running_var.host_mut::<T>()?);
-                    cpu::update(rm, rv, mean, inv_std, rows, momentum);
-                } else {
-                    mean.copy_from_slice(running_mean.host::<T>()?);
-                    inv_std.copy_from_slice(running_var.host::<T>()?);
-                }
-                cpu::invert(inv_std, eps);
-                let (gamma, beta) = (gamma.value().host::<T>()?, beta.value().host::<T>()?);
-                cpu::normalise(x.host::<T>()?, y.host_mut::<T>()?, mean, inv_std, gamma, beta);
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => {
-                let (stats, params) = ([&mut mean, &mut inv_std], [gamma.value(), beta.value()]);
-                cuda::forward::<T>(cuda, x, params, &mut y, stats, [running_mean, running_var], [momentum, eps], train)
-            })?,
-        }
+        let mut mean = Tensor::empty(x.device(), x.dtype().sums(), channels)?;
+        let mut inv_std = Tensor::empty(x.device(), x.dtype().sums(), channels)?;
+        on_device!(OP, x, T,
+        cpu => {
+            let (mean, inv_std) = (mean.host_mut::<T>()?, inv_std.host_mut::<T>()?);
+            if train {
+                cpu::statistics(x.host::<T>()?, mean, inv_std);
+                let (rm, rv) = (running_mean.host_mut::<T>()?, running_var.host_mut::<T>()?);
+                cpu::update(rm, rv, mean, inv_std, rows, momentum);
+            } else {
+                mean.copy_from_slice(running_mean.host::<T>()?);
+                inv_std.copy_from_slice(running_var.host::<T>()?);
+            }
+            cpu::invert(inv_std, eps);
+            let (gamma, beta) = (gamma.value().host::<T>()?, beta.value().host::<T>()?);
+            cpu::normalise(x.host::<T>()?, y.host_mut::<T>()?, mean, inv_std, gamma, beta);
+        },
+        cuda => {
+            let (stats, params) = ([&mut mean, &mut inv_std], [gamma.value(), beta.value()]);
+            cuda::forward::<T>(&cuda, x, params, &mut y, stats, [running_mean, running_var], [momentum, eps], train)
+        });
         Ok(cx.record(y, &[self, gamma, beta], || BatchNorm2d {
             ids: [self.id(), gamma.id(), beta.id()],
             x: x.clone(),
@@ -121,43 +118,30 @@ struct BatchNorm2d {
 }
 
 impl Backward for BatchNorm2d {
-    fn backward(self: Box<Self>, mut gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        let dtype = gy.dtype();
-        let mut ggamma = Tensor::empty(gy.device(), dtype, self.mean.shape())?;
-        let mut gbeta = Tensor::empty(gy.device(), dtype, self.mean.shape())?;
-        let in_place = gy.is_unique();
-        let mut other = if in_place { None } else { Some(Tensor::empty(gy.device(), dtype, gy.shape())?) };
-        match gy.device().clone() {
-            Device::Cpu(_) => with_real!(OP, dtype, T => {
-                let (x, mean, inv_std) = (self.x.host::<T>()?, self.mean.host::<T>()?, self.inv_std.host::<T>()?);
-                let (gg, gb) = (ggamma.host_mut::<T>()?, gbeta.host_mut::<T>()?);
-                cpu::reduce(x, gy.host::<T>()?, mean, inv_std, gg, gb);
-                if self.ids[0].is_some() {
-                    if let Some(other) = &mut other {
-                        other.host_mut::<T>()?.copy_from_slice(gy.host::<T>()?);
-                    }
-                    let g = other.as_mut().unwrap_or(&mut gy).host_mut::<T>()?;
-                    let gamma = self.gamma.host::<T>()?;
-                    if self.train {
-                        cpu::backward(x, g, mean, inv_std, gamma, gg, gb);
-                    } else {
-                        cpu::backward_eval(g, inv_std, gamma);
-                    }
-                }
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => {
-                cuda::reduce::<T>(&cuda, &self, &gy, &mut ggamma, &mut gbeta)?;
-                if self.ids[0].is_some() {
-                    if let Some(other) = &mut other {
-                        other.copy_from(&gy)?;
-                    }
-                    cuda::backward::<T>(&cuda, &self, &ggamma, &gbeta, other.as_mut().unwrap_or(&mut gy))?;
-                }
-                Ok(())
-            })?,
-        }
-        grads.add(self.ids[0], other.unwrap_or(gy))?;
+    fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        let mut g = gy.into_unique()?;
+        let mut ggamma = Tensor::empty(g.device(), g.dtype().sums(), self.mean.shape())?;
+        let mut gbeta = Tensor::empty(g.device(), g.dtype().sums(), self.mean.shape())?;
+        on_device!(OP, g, T,
+        cpu => {
+            let (x, mean, inv_std) = (self.x.host::<T>()?, self.mean.host::<T>()?, self.inv_std.host::<T>()?);
+            let (gg, gb) = (ggamma.host_mut::<T>()?, gbeta.host_mut::<T>()?);
+            cpu::reduce(x, g.host::<T>()?, mean, inv_std, gg, gb);
+            let (gamma, g) = (self.gamma.host::<T>()?, g.host_mut::<T>()?);
+            match (&self.ids[0], self.train) {
+                (None, _) => {}
+                (_, true) => cpu::backward(x, g, mean, inv_std, gamma, gg, gb),
+                (_, false) => cpu::backward_eval(g, inv_std, gamma),
+            }
+        },
+        cuda => {
+            cuda::reduce::<T>(&cuda, &self, &g, &mut ggamma, &mut gbeta)?;
+            match &self.ids[0] {
+                None => Ok(()),
+                Some(_) => cuda::backward::<T>(&cuda, &self, &ggamma, &gbeta, &mut g),
+            }
+        });
+        grads.add(self.ids[0], g)?;
         grads.add(self.ids[1], ggamma)?;
         grads.add(self.ids[2], gbeta)
     }
@@ -354,7 +338,7 @@ mod cuda {
         let mut part = Tensor::empty(gy.device(), DType::F32, [d.c as usize, d.ranges as usize, 2])?;
         let (x, mean, inv_std) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?);
         batch_norm2d_bwd_part::<T>(cuda, blocks, x, gy.input()?, mean, part.output()?, &d)?;
-        batch_norm2d_bwd_merge::<T>(cuda, warps, part.input()?, inv_std, ggamma.output()?, gbeta.output()?, &d)
+        batch_norm2d_bwd_merge(cuda, warps, part.input()?, inv_std, ggamma.output()?, gbeta.output()?, &d)
     }
 
     /// Turns `g` from gy into gx.
@@ -380,12 +364,12 @@ fn case(x: [usize; 4], train: bool) -> Case {
     let c = x[3];
     let mode = if train { Mode::Train } else { Mode::Eval };
     Case::new(format!("{x:?} {mode:?}"), move |v, cx| {
-        let [mut mean, mut var] = running(cx.device(), v[0].value().dtype(), c)?;
+        let [mut mean, mut var] = running(cx.device(), v[0].value().dtype().sums(), c)?;
         cx.with_mode_during(mode, |cx| v[0].batch_norm2d(&v[1], &v[2], [&mut mean, &mut var], 0.1, 1e-5, cx))
     })
     .input("x", x, Fill::Uniform)
-    .input("gamma", [c], Fill::NonZero)
-    .input("beta", [c], Fill::Uniform)
+    .param("gamma", [c], Fill::NonZero)
+    .param("beta", [c], Fill::Uniform)
     .flops(x.iter().product::<usize>() * 7)
 }
 
@@ -395,12 +379,11 @@ fn far_from_zero(x: [usize; 4]) -> Case {
     let [n, h, w, c] = x;
     let far = move |v: &[Var], cx: &mut Ctx<'_>| {
         let of = |i: usize| 10_000.0 + if i < n * h * w * c / 2 { 0.5 } else { -0.5 };
-        let values = with_real!(OP, v[0].value().dtype(), T => {
-            Tensor::from_slice(cx.device(), x, &(0..n * h * w * c).map(|i| of(i) as T).collect::<Vec<_>>())
-        })?;
+        let values: Vec<f32> = (0..n * h * w * c).map(of).collect();
+        let values = Tensor::from_slice(cx.device(), x, &values)?.to_dtype(v[0].value().dtype())?;
         apply(&[Var::constant(values), v[1].clone(), v[2].clone()], cx)?.add(&v[0], cx)
     };
-    Case { inputs, ..Case::new(format!("{x:?} far from zero"), far) }
+    Case { inputs, half: false, ..Case::new(format!("{x:?} far from zero"), far) }
 }
 
 /// Evaluation after two steps of training. The gradient takes the running statistics for constants,
@@ -408,7 +391,7 @@ fn far_from_zero(x: [usize; 4]) -> Case {
 fn after_training(x: [usize; 4]) -> Case {
     let c = x[3];
     let apply = move |v: &[Var], cx: &mut Ctx<'_>| {
-        let [mut mean, mut var] = running(cx.device(), v[0].value().dtype(), c)?;
+        let [mut mean, mut var] = running(cx.device(), v[0].value().dtype().sums(), c)?;
         for momentum in [0.3, 0.6] {
             cx.with_mode_during(Mode::Train, |cx| {
                 v[0].batch_norm2d(&v[1], &v[2], [&mut mean, &mut var], momentum, 1e-5, cx)
