@@ -98,6 +98,16 @@ impl Real for f64 {
 
 /// Runs `$body` with `$T` bound to the [`Real`] type that a run-time [`DType`] names; any other
 /// dtype is an error that names the op.
+///
+/// ```
+/// use tilework::{Device, Result, Tensor, with_real};
+/// fn largest(x: &Tensor) -> Result<f64> {
+///     with_real!("largest", x.dtype(), T => Ok(x.host::<T>()?.iter().fold(0.0, |m: f64, &x| m.max(x.into()))))
+/// }
+/// assert_eq!(largest(&Tensor::from_slice(&Device::cpu(), [2], &[0.5f32, 2.0])?)?, 2.0);
+/// # Ok::<(), tilework::Error>(())
+/// ```
+#[macro_export]
 macro_rules! with_real {
     ($op:expr, $dtype:expr, $T:ident => $body:expr) => {
         match $dtype {

@@ -397,7 +397,7 @@ fn a_kernel_is_timed_without_its_launch() {
     write(&gpu, y, &bytes(&vec![7.0; n]));
     let dims = [(n as i32).to_le_bytes(), 2f32.to_le_bytes()].concat();
     let (before, allocations) = (gpu.memory().unwrap(), count("allocations"));
-    let timing = time(&SCALE, &[memory(x, 4 * n), memory(y, 4 * n), Arg::Value(&dims)]).unwrap();
+    let timing = time(SCALE, &[memory(x, 4 * n), memory(y, 4 * n), Arg::Value(&dims)]).unwrap();
     // 16 copies of 128 KiB are twice the fake's L2; each is used twice in a graph of 32 launches, which
     // is replayed once to warm up and five times to measure. The fake takes a millisecond for each
     // launch and one for the clock.
@@ -407,18 +407,18 @@ fn a_kernel_is_timed_without_its_launch() {
     // What the kernel was to work on is as before, and all that was taken is given back.
     assert_eq!((floats(&read(&gpu, y, 4 * n)), gpu.memory().unwrap()), (vec![7.0; n], before));
     // No arguments, a null pointer, less memory than all copies need.
-    time(&PLAIN, &[]).unwrap();
-    time(&PLAIN, &[memory(0, 0)]).unwrap();
+    time(PLAIN, &[]).unwrap();
+    time(PLAIN, &[memory(0, 0)]).unwrap();
     let rest = alloc(&gpu, gpu.memory().unwrap().0 - 3 * 8 * n);
-    let timing = time(&PLAIN, &[memory(x, 4 * n), memory(y, 4 * n)]).unwrap();
+    let timing = time(PLAIN, &[memory(x, 4 * n), memory(y, 4 * n)]).unwrap();
     assert_eq!(timing.time, Duration::from_millis(33) / 32);
     // SAFETY: from `alloc`, and not used any more.
     unsafe { gpu.free(rest, 0) };
     alloc(&gpu, gpu.memory().unwrap().0);
-    let e = time(&SCALE, &[memory(x, 4 * n), memory(y, 4 * n)]).unwrap_err().to_string();
+    let e = time(SCALE, &[memory(x, 4 * n), memory(y, 4 * n)]).unwrap_err().to_string();
     assert!(e.contains("scale_fwd") && e.contains("smaller batch"), "{e}");
     // After a launch that the driver refuses the stream is no longer being recorded.
-    assert!(time(&HEAVY, &[]).is_err());
+    assert!(time(HEAVY, &[]).is_err());
     gpu.sync().unwrap();
 }
 

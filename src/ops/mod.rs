@@ -7,7 +7,8 @@
 //!
 //! [`ROOMS`] lists them. The gradient check, the thread check, the check of the kernels and the
 //! benches go through that list, and `tests/rooms.rs` fails when a room lacks a part. [`case`] and
-//! [`window`] are what rooms share, [`parity`] compares them on two devices.
+//! [`window`] are what rooms share, [`parity`] compares them on two devices, and [`gradcheck()`] an op with finite
+//! differences, your own too.
 //! The README adds an op as an example. To read one, begin with [`relu`].
 
 pub mod adaptive_pool2d;
@@ -19,6 +20,7 @@ pub mod conv2d;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod flatten;
+mod gradcheck;
 pub mod linear;
 pub mod log_softmax;
 pub mod max_pool2d;
@@ -28,6 +30,7 @@ pub mod relu;
 pub mod window;
 
 pub use case::{Case, Draw, Room};
+pub use gradcheck::{Mismatch, gradcheck};
 
 /// Every op's room.
 pub const ROOMS: &[Room] = &[
