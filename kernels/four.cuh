@@ -25,6 +25,27 @@ __device__ __forceinline__ bool is_aligned(const E* p) {
   return reinterpret_cast<size_t>(p) % sizeof(Four<E>) == 0;
 }
 
+// Whether rows of `length` elements from p on are all of aligned fours.
+template <class E>
+__device__ __forceinline__ bool rows_of_4(const E* p, int length) {
+  return length % 4 == 0 && is_aligned(p);
+}
+
+// The same as values: one access.
+template <class E>
+__device__ __forceinline__ Four<E> load4(const E* p) {
+  return four(p);
+}
+template <class E>
+__device__ __forceinline__ void store4(E* p, const Four<E>& v) {
+  four(p) = v;
+}
+
+template <class E>
+__device__ __forceinline__ Four<float> to_floats(const Four<E>& v) {
+  return {to_float(v.v[0]), to_float(v.v[1]), to_float(v.v[2]), to_float(v.v[3])};
+}
+
 // y[i] = f(x[i]...) for n elements of one input or more, four a thread where all are aligned; y may
 // be one of the inputs.
 template <class T, class F, class... Inputs>

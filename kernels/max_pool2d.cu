@@ -18,6 +18,7 @@ struct MaxPool2dDims {
 // Numerics: exact.
 // Limits: outputs < 2^31, h * w < 2^31; every window covers a pixel.
 // Registers: at most 64.
+// Measured: H100, 2026-11-24, the timed cases: 17 to 26 % of the memory's ceiling.
 template <class T>
 __global__ void __launch_bounds__(256)
     max_pool2d_fwd(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ arg, MaxPool2dDims d) {

@@ -256,7 +256,7 @@ impl<'p> Ctx<'p> {
     /// # Errors
     /// As [`Ctx::backward`].
     pub fn backward_loss<'g>(self, loss: &Var, params: Option<&'g mut ParamGrads>) -> Result<Grads<'g>> {
-        let mut one = Tensor::empty(&self.device, loss.value.dtype(), loss.shape())?;
+        let mut one = Tensor::empty(loss.value.device(), loss.value.dtype(), loss.shape())?;
         one.fill(1.0)?;
         self.backward(loss, one, params)
     }

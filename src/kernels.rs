@@ -7,7 +7,7 @@
 
 use crate::device::Device;
 use crate::device::cuda::{
-    Arch, Arg, Cuda, Family, In, Kernel, KernelType, Launch, Options, Out, Source, TensorMap, Tile, gpu, null,
+    Arch, Arg, Cuda, CudaOptions, Family, In, Kernel, KernelType, Launch, Out, Source, TensorMap, Tile, gpu, null,
 };
 #[cfg(tilework_emulator)]
 use crate::device::emulator;
@@ -33,9 +33,9 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Device`] if this program was built without it.
-    pub fn emulated(options: Options) -> Result<Self> {
+    pub fn emulated(options: CudaOptions) -> Result<Self> {
         #[cfg(tilework_emulator)]
-        return Device::emulated_with(options, emulator::Options::default());
+        return Device::emulated_with(options, emulator::EmulatorOptions::default());
         #[cfg(not(tilework_emulator))]
         {
             let _ = options;
@@ -52,7 +52,7 @@ impl Device {
     /// # Errors
     /// [`Error::OutOfMemory`].
     #[cfg(tilework_emulator)]
-    pub fn emulated_with(options: Options, how: emulator::Options) -> Result<Self> {
+    pub fn emulated_with(options: CudaOptions, how: emulator::EmulatorOptions) -> Result<Self> {
         #[cfg(all(tilework_emulator_fma, target_arch = "x86_64"))]
         if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
             return Err(Error::Device {
@@ -69,8 +69,8 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Device`] saying what is missing and what to do about it.
-    pub fn cuda(options: Options) -> Result<Self> {
-        let how = gpu::Options { sync_each_launch: options.sync_launches, ..gpu::Options::default() };
+    pub fn cuda(options: CudaOptions) -> Result<Self> {
+        let how = gpu::GpuOptions { sync_each_launch: options.sync_launches, ..Default::default() };
         Ok(Device::Cuda(Cuda::new(Box::new(gpu::Gpu::new(how, all().count(), HEADERS)?), false, options)?))
     }
 }

@@ -7,7 +7,7 @@ use device::Under;
 use std::sync::atomic::AtomicBool;
 use tilework::data::loader::Loader;
 use tilework::data::shapes;
-use tilework::device::cuda::Options;
+use tilework::device::cuda::CudaOptions;
 use tilework::nn::Model;
 use tilework::optim::{Optimizer, Sgd};
 use tilework::recipes::Recipe;
@@ -193,7 +193,7 @@ fn a_loss_that_is_not_a_number_is_reported_with_its_step() {
 #[test]
 fn waiting_for_each_launch_changes_no_number() {
     let Some(under) = Under::new() else { return };
-    let Some(waiting) = Under::with(Options { sync_launches: true, ..Options::default() }) else { return };
+    let Some(waiting) = Under::with(CudaOptions { sync_launches: true, ..CudaOptions::default() }) else { return };
     let recipe = recipe("a1-lenet", &["batch_size=8", "epochs=2"]);
     let losses = |device: &Device| train(&recipe, device, 5, true).0.iter().map(|r| r.loss).collect::<Vec<_>>();
     assert_eq!(losses(under.first()), losses(waiting.first()));

@@ -7,7 +7,7 @@ use device::Under;
 use std::sync::Arc;
 use tilework::data::Dataset;
 use tilework::data::loader::{Augment, Batch, Border, Loader};
-use tilework::device::cuda::Options;
+use tilework::device::cuda::CudaOptions;
 use tilework::nn::{Model, layer};
 use tilework::ops::batch_norm2d::running;
 use tilework::ops::case::Fill;
@@ -34,16 +34,17 @@ fn close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
 }
 
 /// Grids of two blocks where a kernel strides over its elements.
-const STRIDING: Options = Options { explicit_conv: false, tile: None, sync_launches: false, max_blocks: Some(2) };
+const STRIDING: CudaOptions =
+    CudaOptions { explicit_conv: false, tile: None, sync_launches: false, max_blocks: Some(2) };
 
 /// Every tile of the matrix product, and convolution with its patches in memory.
 #[test]
 fn products_in_every_form() {
     let forms = [
-        Options { tile: Some("Simt128"), ..Options::default() },
-        Options { tile: Some("Simt64"), ..Options::default() },
-        Options { tile: Some("Simt32"), ..Options::default() },
-        Options { explicit_conv: true, ..Options::default() },
+        CudaOptions { tile: Some("Simt128"), ..CudaOptions::default() },
+        CudaOptions { tile: Some("Simt64"), ..CudaOptions::default() },
+        CudaOptions { tile: Some("Simt32"), ..CudaOptions::default() },
+        CudaOptions { explicit_conv: true, ..CudaOptions::default() },
     ];
     for options in forms {
         let Some(under) = Under::with(options) else { return };
@@ -82,7 +83,7 @@ fn gradients_accumulate() {
     };
     let cases = [twice("small", 7, 5), twice("splits", 40, 5), twice("fours", 7, 4), fc(70, 33), fc(10, 36)];
     for tile in [None, Some("Simt128"), Some("Simt64"), Some("Simt32")] {
-        let Some(under) = Under::with(Options { tile, ..Options::default() }) else { return };
+        let Some(under) = Under::with(CudaOptions { tile, ..CudaOptions::default() }) else { return };
         for case in &cases {
             let want = Expected::of(case, 4).unwrap();
             for (name, device) in &under.devices {

@@ -1,5 +1,6 @@
 //! Every kernel compiled for every architecture, to machine code, without a GPU: nothing is spilled,
-//! there is no stack frame, and the registers are within what the kernel's header allows.
+//! there is no stack frame, and the registers are within what the kernel's header allows. And the
+//! compiler itself, with its cache and its messages.
 
 mod device;
 
@@ -7,7 +8,7 @@ use device::{required, skip};
 use rayon::prelude::*;
 use tilework::device::cuda::chain;
 use tilework::device::cuda::nvrtc::{Compiler, Unit};
-use tilework::device::cuda::resources::{Resources, limits, occupancy};
+use tilework::device::cuda::resources::{Resources, limits, occupancy, parse};
 use tilework::device::cuda::{Arch, Family, Kernel, Source};
 use tilework::dtype::DType;
 use tilework::kernels::{HEADERS, SOURCES, all};
@@ -99,22 +100,92 @@ fn every_kernel_keeps_its_budget_on_every_architecture() {
     assert!(problems.is_empty(), "\n{}", problems.join("\n"));
 }
 
-static HOPPER: Source = Source { stem: "hopper", text: include_str!("kernels/hopper.cu"), families: &[&HOPPER_COPY] };
-static HOPPER_COPY: Family = Family {
-    name: "hopper_copy",
-    kernels: &[Kernel {
-        source: &HOPPER,
-        family: "hopper_copy",
-        name: "hopper_copy<float>",
+const TEXT: &str = "#include \"common.cuh\"\ntemplate <class T>\n__global__ void __launch_bounds__(256) relu_fwd(const T* x, T* y, int n) {\n\
+    __shared__ float pad[64];\nint i = blockIdx.x * 256 + threadIdx.x; pad[threadIdx.x % 64] = 1.f; __syncthreads();\n\
+    if (i < n) y[i] = mine(x[i]) * pad[0];\n}\n__global__ void plain(int* x) { *x = 1; }\n";
+static MINE: &[(&str, &str)] =
+    &[("common.cuh", "template <class T> __device__ T mine(T x) { return x > 0.f ? x : 0.f; }\n")];
+static RELU: Source = Source { stem: "relu", text: TEXT, families: &[&FWD, &PLAIN] };
+static FWD: Family = Family { name: "relu_fwd", kernels: &[kernel(&RELU, "relu_fwd<float>", Some(DType::F32), None)] };
+static PLAIN: Family = Family { name: "plain", kernels: &[kernel(&RELU, "plain", None, None)] };
+
+const fn kernel(source: &'static Source, name: &'static str, dtype: Option<DType>, arch: Option<Arch>) -> Kernel {
+    Kernel {
+        source,
+        family: name,
+        name,
         index: 0,
-        dtype: Some(DType::F32),
+        dtype,
         tile: None,
-        arch: Some(Arch::specific(90)),
+        arch,
         threads: 128,
         registers: 32,
         #[cfg(tilework_emulator)]
         thunks: None,
-    }],
+    }
+}
+
+fn relu(arch: u32) -> Unit {
+    Unit::of(&PLAIN.kernels[0], Arch::new(arch))
+}
+
+#[test]
+fn a_kernel_compiles_for_every_architecture_and_is_cached() {
+    if compiler().is_none() {
+        return;
+    }
+    let tmp = tempfile::tempdir().unwrap();
+    let compiler = Compiler::with_cache(MINE, Some(tmp.path().to_path_buf())).unwrap();
+    ARCHS.into_par_iter().for_each(|arch| {
+        assert!(!compiler.is_cached(&relu(arch)));
+        let (made, cached) = compiler.module(&relu(arch)).unwrap();
+        assert!(compiler.is_cached(&relu(arch)));
+        assert!(!cached && made.cubin.starts_with(b"\x7fELF"), "sm_{arch}");
+        let mut all = made.resources();
+        all.sort_by(|a, b| b.kernel.cmp(&a.kernel));
+        let [Resources { kernel, registers, spill_bytes, shared_bytes, stack }, plain] = &all[..] else {
+            panic!("{}", made.log)
+        };
+        // Names are the source's; in the code they are mangled.
+        assert_eq!((kernel.as_str(), *spill_bytes, *stack), ("relu_fwd<float>", 0, 0));
+        assert_eq!((plain.kernel.as_str(), made.names[0].1.as_str()), ("plain", "_Z8relu_fwdIfEvPKT_PS0_i"));
+        assert!((4..=32).contains(registers), "{registers}");
+        // From sm_90 on ptxas counts the 1 KiB that the system reserves, in some versions.
+        assert!(*shared_bytes >= 256, "{shared_bytes}");
+        assert_eq!(compiler.module(&relu(arch)).unwrap(), (made, true));
+    });
+    // Another text of a header is another entry.
+    static OTHER: &[(&str, &str)] = &[("common.cuh", "template <class T> __device__ T mine(T x) { return x; }\n")];
+    let other = Compiler::with_cache(OTHER, Some(tmp.path().to_path_buf())).unwrap();
+    assert!(!other.module(&relu(80)).unwrap().1);
+    compiler.rebuild(&relu(80)).unwrap();
+}
+
+#[test]
+fn mistakes_are_named_with_file_and_line() {
+    if compiler().is_none() {
+        return;
+    }
+    let compiler = Compiler::with_cache(MINE, None).unwrap();
+    let error = |text: &'static str| {
+        let source = Box::leak(Box::new(Source { stem: "bad", text, families: &[] }));
+        compiler.module(&Unit { source, dtype: None, arch: Arch::new(80) }).unwrap_err().to_string()
+    };
+    let e = error("#include \"common.cuh\"\n\n__global__ void k() { foo(); }\n");
+    assert!(e.contains("kernels/bad.cu, line 3: NVRTC_ERROR_COMPILATION") && e.contains("\"foo\" is undefined"), "{e}");
+    let e = error("#include \"missing.cuh\"\n");
+    assert!(e.contains("kernels/bad.cu, line 1") && e.contains("missing.cuh"), "{e}");
+    // Only ptxas sees this one.
+    let e = error("__global__ void k() { asm volatile(\"mma.bogus.f32 %%r0;\"); }\n");
+    assert!(e.contains("kernels/bad.cu") && e.contains("ptxas"), "{e}");
+    let e = compiler.module(&relu(5)).unwrap_err().to_string();
+    assert!(e.contains("invalid value") || e.contains("INVALID_OPTION"), "{e}");
+}
+
+static HOPPER: Source = Source { stem: "hopper", text: include_str!("kernels/hopper.cu"), families: &[&HOPPER_COPY] };
+static HOPPER_COPY: Family = Family {
+    name: "hopper_copy",
+    kernels: &[kernel(&HOPPER, "hopper_copy<float>", Some(DType::F32), Some(Arch::specific(90)))],
 };
 
 /// Tensor maps, clusters and wgmma, which sm_90 without the `a` has not.
@@ -140,5 +211,56 @@ fn the_table_of_kernels_is_whole() {
     let texts = files.map(|p| std::fs::read_to_string(p).unwrap());
     let written: usize = texts.map(|t| t.matches("\n__global__ void").count()).sum();
     assert_eq!(SOURCES.iter().map(|s| s.families.len()).sum::<usize>(), written);
-    assert!(ARCHS.iter().all(|&arch| limits(arch).is_some()));
+    assert!(ARCHS.iter().all(|&arch| limits(arch).is_some() && occupancy(arch, 64, 16 * 1024, 256).is_some()));
+}
+
+#[test]
+fn a_log_of_ptxas_is_read() {
+    let log = "kernels/a.cu(3): warning #177-D: variable \"q\" was declared but never referenced\n\
+        ptxas info    : 0 bytes gmem\n\
+        ptxas info    : Compiling entry function 'a_fwd' for 'sm_80'\n\
+        ptxas info    : Function properties for a_fwd\n\
+        \x20   16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads\n\
+        ptxas info    : Used 34 registers, used 1 barriers, 16 bytes cumulative stack size, 4224 bytes smem, 376 bytes cmem[0]\n\
+        ptxas info    : Compile time = 3.2 ms\n\
+        ptxas info    : Compiling entry function 'a_bwd' for 'sm_80'\n\
+        ptxas info    : Function properties for a_bwd\n\
+        ptxas         .     8 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
+        ptxas info    : Used 10 registers, 372 bytes cmem[0]\n";
+    let expected = |kernel: &str, registers, spill_bytes, shared_bytes, stack| Resources {
+        kernel: kernel.into(),
+        registers,
+        spill_bytes,
+        shared_bytes,
+        stack,
+    };
+    assert_eq!(parse(log), [expected("a_fwd", 34, 20, 4224, 16), expected("a_bwd", 10, 0, 0, 8)]);
+    assert!(parse("").is_empty());
+}
+
+/// Worked by hand from the table, and as NVIDIA's occupancy calculator has them.
+#[test]
+fn occupancy_follows_each_limit() {
+    let check = |arch, registers, shared, threads, blocks, warps: f64, limit| {
+        let o = occupancy(arch, registers, shared, threads).unwrap();
+        assert_eq!((o.blocks, o.limit), (blocks, limit), "sm_{arch}");
+        assert!((o.warps - warps).abs() < 1e-9, "sm_{arch}: {o:?}");
+    };
+    check(80, 32, 0, 256, 8, 1.0, "warps");
+    check(75, 32, 0, 256, 4, 1.0, "warps");
+    check(86, 32, 0, 256, 6, 1.0, "warps");
+    check(80, 32, 0, 32, 32, 0.5, "blocks");
+    check(75, 16, 0, 32, 16, 0.5, "blocks");
+    // 128 registers × 32 = 4096 a warp: 16 warps, so two blocks of 8.
+    check(80, 128, 0, 256, 2, 0.25, "registers");
+    // 33 registers round up to 40: 1280 a warp, 51 warps, 48 after the quarters.
+    check(80, 33, 0, 256, 6, 0.75, "registers");
+    // 33 KiB + 1 KiB: four of them in 164 KiB.
+    check(80, 32, 33 * 1024, 256, 4, 0.5, "shared memory");
+    check(75, 32, 33 * 1024, 256, 1, 0.25, "shared memory");
+    check(90, 168, 227 * 1024, 384, 1, 0.1875, "registers");
+    assert_eq!(occupancy(80, 32, 164 * 1024, 256), None);
+    assert_eq!(occupancy(80, 255, 0, 1024), None);
+    assert_eq!(occupancy(80, 32, 0, 0), None);
+    assert_eq!(occupancy(20, 32, 0, 256), None);
 }

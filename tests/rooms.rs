@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tilework::ops::{Draw, ROOMS};
 
 /// Files that rooms share.
-const HELPERS: [&str; 5] = ["mod", "case", "ceiling", "parity", "window"];
+const HELPERS: [&str; 6] = ["mod", "case", "ceiling", "parity", "product", "window"];
 
 fn ops() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops")

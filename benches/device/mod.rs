@@ -7,7 +7,7 @@
 use criterion::Criterion;
 use std::time::Duration;
 use tilework::Device;
-use tilework::device::cuda::{Cuda, Options};
+use tilework::device::cuda::{Cuda, CudaOptions};
 
 /// What is to be timed.
 pub(crate) struct Chosen {
@@ -22,9 +22,9 @@ impl Chosen {
         let name = std::env::var("TILEWORK_DEVICE").unwrap_or_default();
         let (cpu, device) = match name.as_str() {
             "cpu" => return Chosen { cpu: true, cuda: None },
-            "emulated" => (false, Device::emulated(Options::default())),
-            "cuda" => (false, Device::cuda(Options::default())),
-            "" => (true, Device::cuda(Options::default())),
+            "emulated" => (false, Device::emulated(CudaOptions::default())),
+            "cuda" => (false, Device::cuda(CudaOptions::default())),
+            "" => (true, Device::cuda(CudaOptions::default())),
             other => panic!("TILEWORK_DEVICE is `{other}`: use cpu, cuda or emulated, or unset it for CPU and GPU"),
         };
         let cuda = match device {

@@ -2,7 +2,7 @@
 
 use super::note;
 use crate::device::Device;
-use crate::device::cuda::Options;
+use crate::device::cuda::CudaOptions;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use clap::builder::RangedU64ValueParser;
@@ -51,8 +51,11 @@ impl Machine {
 
     /// The device, and its name with the reason for the choice.
     pub(super) fn device(&self) -> Result<(Device, String)> {
-        let options =
-            Options { explicit_conv: self.explicit_conv, sync_launches: self.sync_launches, ..Options::default() };
+        let options = CudaOptions {
+            explicit_conv: self.explicit_conv,
+            sync_launches: self.sync_launches,
+            ..CudaOptions::default()
+        };
         let threads = self.threads();
         let plural = if threads == 1 { "" } else { "s" };
         let cpu = |why: &str| (Device::cpu(), format!("cpu{why}, {threads} thread{plural}"));
@@ -75,7 +78,7 @@ impl Machine {
 }
 
 /// The GPU, its kernels compiled.
-fn gpu(options: Options) -> Result<Device> {
+fn gpu(options: CudaOptions) -> Result<Device> {
     let device = Device::cuda(options)?;
     if let Device::Cuda(cuda) = &device {
         cuda.prepare(&crate::kernels::of(DType::F32), &mut |text| note(text))?;

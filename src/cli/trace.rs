@@ -27,13 +27,13 @@ pub(super) fn run(args: &TraceArgs, out: &mut Out) -> Result<()> {
 
 #[cfg(not(tilework_emulator))]
 fn trace(_: &TraceArgs, _: &Room, _: &Case, _: &mut Out) -> Result<()> {
-    crate::Device::emulated(crate::device::cuda::Options::default()).map(drop)
+    crate::Device::emulated(crate::device::cuda::CudaOptions::default()).map(drop)
 }
 
 #[cfg(tilework_emulator)]
 fn trace(args: &TraceArgs, room: &Room, case: &Case, out: &mut Out) -> Result<()> {
     use crate::Device;
-    use crate::device::cuda::Options;
+    use crate::device::cuda::CudaOptions;
     use crate::device::emulator::{self, Follow, TraceOptions, Traced};
     use crate::dtype::DType;
     use crate::kernels;
@@ -50,8 +50,8 @@ fn trace(args: &TraceArgs, room: &Room, case: &Case, out: &mut Out) -> Result<()
     let traced = Arc::new(Mutex::new(Traced::default()));
     let follow = Follow { block: args.block, threads: args.threads.clone() };
     let how = TraceOptions { kernel: kernel.clone(), follow, traced: traced.clone() };
-    let how = emulator::Options { order: args.order, trace: Some(how), ..emulator::Options::default() };
-    let device = Device::emulated_with(Options::default(), how)?;
+    let how = emulator::EmulatorOptions { order: args.order, trace: Some(how), ..emulator::EmulatorOptions::default() };
+    let device = Device::emulated_with(CudaOptions::default(), how)?;
     let outcome = parity::run(case, &device, DType::F32, 1);
     let traced = traced.lock().unwrap_or_else(PoisonError::into_inner);
     if traced.kernel.is_empty() {

@@ -151,7 +151,7 @@ pub struct Buffer {
 
 enum Memory {
     Host(cpu::Block),
-    Cuda(cuda::Block),
+    Cuda(cuda::DeviceMemory),
 }
 
 impl Buffer {

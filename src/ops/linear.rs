@@ -3,11 +3,13 @@
 //! `gx = gy·W`, `gW = gyᵀ·x`, `gb = sum over n of gy`.
 
 use super::case::{Case, Draw, Fill};
-use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
+use super::product::Operands;
+use crate::autograd::{Backward, Ctx, Grads, Var};
 use crate::device::Device;
 use crate::device::cuda::with_kernel_type;
-use crate::dtype::{DType, with_real};
+use crate::dtype::with_real;
 use crate::error::{Error, Result};
+use crate::params::Slot;
 use crate::tensor::Tensor;
 
 const OP: &str = "linear";
@@ -19,12 +21,7 @@ impl Var {
     /// [`Error::Shape`] if the sizes do not match.
     pub fn linear(&self, w: &Var, b: Option<&Var>, cx: &mut Ctx<'_>) -> Result<Var> {
         let y = forward(self.value(), w.value(), b.map(Var::value))?;
-        let inputs = [Some(self), Some(w), b];
-        Ok(cx.record(y, &inputs.iter().flatten().copied().collect::<Vec<_>>(), || Linear {
-            ids: inputs.map(|v| v.and_then(Var::id)),
-            x: self.value().clone(),
-            w: w.value().clone(),
-        }))
+        Ok(Operands::record(y, [self, w], b, cx, Linear))
     }
 }
 
@@ -57,50 +54,29 @@ fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     Ok(y)
 }
 
-struct Linear {
-    /// Of x, w and b.
-    ids: [Option<VarId>; 3],
-    x: Tensor,
-    w: Tensor,
-}
+struct Linear(Operands);
 
 impl Backward for Linear {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        let dims = [gy.shape().dims()[0], self.x.shape().last(), gy.shape().last()];
-        let dtype = gy.dtype();
-        match gy.device() {
+        let Operands { x, w, .. } = &self.0;
+        let dims = [gy.shape().dims()[0], x.shape().last(), gy.shape().last()];
+        let (device, dtype) = (gy.device(), gy.dtype());
+        let weights = |gw: &mut Slot<'_>| match device {
             Device::Cpu(_) => with_real!(OP, dtype, T => {
-                let g = gy.host::<T>()?;
-                if let Some(mut slot) = grads.slot(self.ids[2], dtype, [dims[2]].into())? {
-                    let accumulate = slot.accumulate;
-                    cpu::column_sums(g, slot.host_mut::<T>()?, accumulate);
-                }
-                if let Some(mut slot) = grads.slot(self.ids[1], dtype, self.w.shape())? {
-                    let accumulate = slot.accumulate;
-                    cpu::backward_w(g, self.x.host::<T>()?, slot.host_mut::<T>()?, accumulate, dims);
-                }
-                if self.ids[0].is_some() {
-                    let mut gx = Tensor::empty(gy.device(), dtype, self.x.shape())?;
-                    cpu::backward_x(g, self.w.host::<T>()?, gx.host_mut::<T>()?, dims);
-                    grads.add(self.ids[0], gx)?;
-                }
+                let accumulate = gw.accumulate;
+                cpu::backward_w(gy.host::<T>()?, x.host::<T>()?, gw.host_mut::<T>()?, accumulate, dims);
                 Ok(())
             }),
-            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => {
-                if let Some(mut slot) = grads.slot(self.ids[2], DType::F32, [dims[2]].into())? {
-                    cuda::column_sums::<T>(cuda, &gy, &mut slot)?;
-                }
-                if let Some(mut slot) = grads.slot(self.ids[1], DType::F32, self.w.shape())? {
-                    cuda::backward_w::<T>(cuda, &gy, &self.x, &mut slot, dims)?;
-                }
-                if self.ids[0].is_some() {
-                    let mut gx = Tensor::empty(gy.device(), dtype, self.x.shape())?;
-                    cuda::backward_x::<T>(cuda, &gy, &self.w, &mut gx, dims)?;
-                    grads.add(self.ids[0], gx)?;
-                }
+            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => cuda::backward_w::<T>(cuda, &gy, x, gw, dims)),
+        };
+        let input = |gx: &mut Tensor| match device {
+            Device::Cpu(_) => with_real!(OP, dtype, T => {
+                cpu::backward_x(gy.host::<T>()?, w.host::<T>()?, gx.host_mut::<T>()?, dims);
                 Ok(())
             }),
-        }
+            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => cuda::backward_x::<T>(cuda, &gy, w, gx, dims)),
+        };
+        self.0.backward(&gy, grads, weights, input)
     }
 }
 
@@ -223,25 +199,13 @@ pub(super) mod cpu {
             gemm(gw, accumulate, Mat::new(gy, n, outputs).cols(rows).t(), Mat::new(x, n, inputs));
         });
     }
-
-    /// `out[c] (+)= sum over rows of x[row, c]`.
-    pub(in crate::ops) fn column_sums<T: Real>(x: &[T], out: &mut [T], accumulate: bool) {
-        if !accumulate {
-            out.fill(T::zero());
-        }
-        let c = out.len();
-        crate::device::cpu::map_reduce(x.len() / c, c, out, |range, sums| {
-            crate::device::cpu::add_rows(&x[range.start * c..range.end * c], sums);
-        });
-    }
 }
 
 pub(super) mod cuda {
-    use crate::device::Device;
-    use crate::device::cuda::{Cuda, KernelType, Launch, Plan};
-    use crate::dtype::DType;
+    use crate::device::cuda::{Cuda, KernelType};
     use crate::error::Result;
     use crate::kernels::linear::*;
+    use crate::ops::product::{Plan, Product};
     use crate::params::Slot;
     use crate::tensor::Tensor;
 
@@ -250,7 +214,7 @@ pub(super) mod cuda {
             n: n as i32,
             inputs: inputs as i32,
             outputs: outputs as i32,
-            accumulate: i32::from(accumulate),
+            accumulate: accumulate.into(),
             split_steps: plan.split_steps as i32,
         }
     }
@@ -263,22 +227,13 @@ pub(super) mod cuda {
         y: &mut Tensor,
         dims: [usize; 3],
     ) -> Result<()> {
-        let plan = Plan::new([dims[0], dims[2], dims[1]], &LINEAR_FWD, T::DTYPE, cuda)?;
+        let [n, inputs, outputs] = dims;
         let bias = b.map(Tensor::input).transpose()?;
-        let mut partial = plan.partial(x.device())?;
-        let out = partial.as_mut().map(Tensor::output).transpose()?;
-        linear_fwd::<T>(
-            cuda,
-            plan.tile,
-            plan.launch(),
-            x.input()?,
-            w.input()?,
-            bias,
-            y.output()?,
-            out,
-            &sizes(dims, false, &plan),
-        )?;
-        add_up::<T>(cuda, partial, b, y)
+        let product = Product { sizes: [n, outputs, inputs], bias, accumulate: false };
+        product.run::<T, T>(cuda, &LINEAR_FWD, y.output()?, |plan, y, partial| {
+            let d = sizes(dims, false, plan);
+            linear_fwd::<T>(cuda, plan.tile, plan.launch, x.input()?, w.input()?, bias, y, partial, &d)
+        })
     }
 
     pub(in crate::ops) fn backward_x<T: KernelType>(
@@ -288,20 +243,12 @@ pub(super) mod cuda {
         gx: &mut Tensor,
         dims: [usize; 3],
     ) -> Result<()> {
-        let plan = Plan::new([dims[0], dims[1], dims[2]], &LINEAR_BWD_X, T::DTYPE, cuda)?;
-        let mut partial = plan.partial(gy.device())?;
-        let out = partial.as_mut().map(Tensor::output).transpose()?;
-        linear_bwd_x::<T>(
-            cuda,
-            plan.tile,
-            plan.launch(),
-            gy.input()?,
-            w.input()?,
-            gx.output()?,
-            out,
-            &sizes(dims, false, &plan),
-        )?;
-        add_up::<T>(cuda, partial, None, gx)
+        let [n, inputs, outputs] = dims;
+        let product = Product { sizes: [n, inputs, outputs], bias: None, accumulate: false };
+        product.run::<T, T>(cuda, &LINEAR_BWD_X, gx.output()?, |plan, gx, partial| {
+            let d = sizes(dims, false, plan);
+            linear_bwd_x::<T>(cuda, plan.tile, plan.launch, gy.input()?, w.input()?, gx, partial, &d)
+        })
     }
 
     pub(in crate::ops) fn backward_w<T: KernelType>(
@@ -311,71 +258,12 @@ pub(super) mod cuda {
         gw: &mut Slot<'_>,
         dims: [usize; 3],
     ) -> Result<()> {
-        let plan = Plan::new([dims[2], dims[1], dims[0]], &LINEAR_BWD_W, T::DTYPE, cuda)?;
-        let mut partial = plan.partial(gy.device())?;
-        let out = partial.as_mut().map(Tensor::output).transpose()?;
-        let d = sizes(dims, gw.accumulate, &plan);
-        linear_bwd_w::<T>(cuda, plan.tile, plan.launch(), gy.input()?, x.input()?, gw.output()?, out, &d)?;
-        add_up_gradient(cuda, partial, gw)
-    }
-
-    /// `y = sum of the partial results (+ b)`, if there are several: with one alone the product is in y.
-    pub(in crate::ops) fn add_up<T: KernelType>(
-        cuda: &Cuda,
-        partial: Option<Tensor>,
-        b: Option<&Tensor>,
-        y: &mut Tensor,
-    ) -> Result<()> {
-        let Some(partial) = partial else { return Ok(()) };
-        let (launch, d) = split_sum(&partial, false);
-        linear_split_sum::<T>(cuda, launch, partial.input()?, b.map(Tensor::input).transpose()?, y.output()?, &d)
-    }
-
-    /// [`add_up`] for a gradient, which may be added to what is there.
-    pub(in crate::ops) fn add_up_gradient(cuda: &Cuda, partial: Option<Tensor>, g: &mut Slot<'_>) -> Result<()> {
-        let Some(partial) = partial else { return Ok(()) };
-        let (launch, d) = split_sum(&partial, g.accumulate);
-        linear_split_sum_w(cuda, launch, partial.input()?, g.output()?, &d)
-    }
-
-    /// The launch that adds partial results `[splits, ..., columns]` up.
-    fn split_sum(partial: &Tensor, accumulate: bool) -> (Launch, SplitSumDims) {
-        let splits = partial.shape().dims()[0];
-        let size = partial.len() / splits;
-        let d = SplitSumDims {
-            size: size as i32,
-            columns: partial.shape().last() as i32,
-            splits: splits as i32,
-            accumulate: i32::from(accumulate),
-        };
-        (Launch::new(size.div_ceil(256), 256).flops(partial.len()), d)
-    }
-
-    /// `gb (+)= sum over the rows of gy`, gy as rows of its last dimension.
-    pub(in crate::ops) fn column_sums<T: KernelType>(cuda: &Cuda, gy: &Tensor, gb: &mut Slot<'_>) -> Result<()> {
-        let columns = gy.shape().last();
-        let rows = gy.len() / columns;
-        let width = columns.next_power_of_two().min(32);
-        let blocks = columns.div_ceil(width);
-        let strips = (rows * width).div_ceil(4096).min((128 / blocks).max(1)).max(1);
-        let strip = rows.div_ceil(strips).max(1);
-        let strips = rows.div_ceil(strip).max(1);
-        let mut d = ColumnSumsDims {
-            rows: rows as i32,
-            columns: columns as i32,
-            width: width as i32,
-            strip: strip as i32,
-            accumulate: i32::from(gb.accumulate),
-        };
-        let launch = Launch::new(0, 256).grid(blocks, strips, 1).flops(gy.len());
-        if strips == 1 {
-            return linear_column_sums::<T>(cuda, launch, gy.input()?, gb.output()?, None, &d);
-        }
-        d.accumulate = 0;
-        let device = Device::Cuda(cuda.clone());
-        let mut partial = Tensor::empty(&device, DType::F32, [strips, columns])?;
-        linear_column_sums::<T>(cuda, launch, gy.input()?, gb.output()?, Some(partial.output()?), &d)?;
-        add_up_gradient(cuda, Some(partial), gb)
+        let ([n, inputs, outputs], accumulate) = (dims, gw.accumulate);
+        let product = Product { sizes: [outputs, inputs, n], bias: None, accumulate };
+        product.run::<T, f32>(cuda, &LINEAR_BWD_W, gw.output()?, |plan, gw, partial| {
+            let d = sizes(dims, accumulate, plan);
+            linear_bwd_w::<T>(cuda, plan.tile, plan.launch, gy.input()?, x.input()?, gw, partial, &d)
+        })
     }
 }
 
@@ -411,6 +299,7 @@ pub fn random_case(d: &mut Draw) -> Case {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dtype::DType;
 
     #[test]
     fn sizes_are_checked() {

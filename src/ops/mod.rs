@@ -26,6 +26,7 @@ pub mod log_softmax;
 pub mod max_pool2d;
 pub mod nll;
 pub mod parity;
+mod product;
 pub mod relu;
 pub mod window;
 

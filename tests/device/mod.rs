@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use tilework::Device;
-use tilework::device::cuda::Options;
+use tilework::device::cuda::CudaOptions;
 #[cfg(tilework_emulator)]
 use tilework::device::emulator::{self, Order};
 
@@ -46,11 +46,11 @@ const NO_EMULATOR: &str = "this build has no emulated device: there was no C++ c
 impl Under {
     /// The devices of this run; `None`, and a line that says why, if there is none.
     pub(crate) fn new() -> Option<Self> {
-        Under::with(Options::default())
+        Under::with(CudaOptions::default())
     }
 
     /// The same with options.
-    pub(crate) fn with(options: Options) -> Option<Self> {
+    pub(crate) fn with(options: CudaOptions) -> Option<Self> {
         if on_gpu() {
             let device = Device::cuda(options).expect("TILEWORK_DEVICE=cuda needs a GPU");
             return Some(Under { devices: vec![("cuda", device)] });
@@ -58,7 +58,8 @@ impl Under {
         #[cfg(tilework_emulator)]
         {
             let device = |order, checked| {
-                Device::emulated_with(options, emulator::Options { order, checked, ..Default::default() }).unwrap()
+                Device::emulated_with(options, emulator::EmulatorOptions { order, checked, ..Default::default() })
+                    .unwrap()
             };
             Some(Under {
                 devices: vec![

@@ -2,7 +2,7 @@
 
 use crate::device;
 use std::sync::{Arc, Mutex};
-use tilework::device::cuda::Options;
+use tilework::device::cuda::CudaOptions;
 use tilework::device::emulator::{self, Action, Event, Follow, TraceOptions, Traced};
 use tilework::ops::{ROOMS, parity};
 use tilework::{DType, Device};
@@ -14,8 +14,8 @@ fn trace(room: &str, start: &str, kernel: &str) -> Vec<Event> {
     let traced = Arc::new(Mutex::new(Traced::default()));
     let follow = Follow { block: [0; 3], threads: 0..256 };
     let trace = TraceOptions { kernel: kernel.into(), follow, traced: traced.clone() };
-    let how = emulator::Options { trace: Some(trace), ..emulator::Options::default() };
-    parity::run(&case, &Device::emulated_with(Options::default(), how).unwrap(), DType::F32, 0).unwrap();
+    let how = emulator::EmulatorOptions { trace: Some(trace), ..emulator::EmulatorOptions::default() };
+    parity::run(&case, &Device::emulated_with(CudaOptions::default(), how).unwrap(), DType::F32, 0).unwrap();
     let traced = traced.lock().unwrap();
     traced.events.clone()
 }
@@ -59,7 +59,7 @@ fn accesses_are_wide() {
     }
 }
 
-/// The matrix products load and store by fours too: with `load4` and `store4` of common.cuh, which
+/// The matrix products load and store by fours too: with `load4` and `store4` of four.cuh, which
 /// the host's compiler may take apart, so that only the source line tells.
 #[test]
 fn products_move_by_fours() {
@@ -83,7 +83,7 @@ fn products_move_by_fours() {
             });
             let lines: Vec<String> = of_it.filter_map(|e| e.at.as_ref().map(|at| at.file.clone())).collect();
             assert!(!lines.is_empty(), "{kernel} does not touch {wanted}");
-            let alone = lines.iter().filter(|file| *file != "kernels/common.cuh").count();
+            let alone = lines.iter().filter(|file| *file != "kernels/four.cuh").count();
             assert_eq!(alone, 0, "{kernel}: {wanted} is moved one by one, {alone} of {} times", lines.len());
         }
     }

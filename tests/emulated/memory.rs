@@ -3,7 +3,7 @@
 use crate::device;
 use std::sync::atomic::AtomicBool;
 use tilework::data::shapes;
-use tilework::device::cuda::Options;
+use tilework::device::cuda::CudaOptions;
 use tilework::device::emulator;
 use tilework::recipes::Recipe;
 use tilework::train::{Limits, RunDir, Trainer};
@@ -15,8 +15,8 @@ fn out_of_memory_says_what_would_fit() {
         return;
     }
     let memory = |mib: usize| {
-        let how = emulator::Options { memory: Some(mib << 20), ..emulator::Options::default() };
-        Device::emulated_with(Options::default(), how).unwrap()
+        let how = emulator::EmulatorOptions { memory: Some(mib << 20), ..emulator::EmulatorOptions::default() };
+        Device::emulated_with(CudaOptions::default(), how).unwrap()
     };
     let make = |device: &Device, batch: usize| {
         let recipe = Recipe::load("quickstart", &[format!("batch_size={batch}")]).unwrap();

@@ -16,18 +16,7 @@ pub(super) fn read_kernels(dir: &Path) -> Result<(Vec<File>, Vec<Tile>), Problem
     let read = |path: PathBuf| fs::read_to_string(&path).map(|text| (path, text)).map_err(failed);
     let texts = paths.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let tiles: Vec<Tile> = texts.iter().flat_map(|(_, text)| tiles(&without_comments(text))).collect();
-    let mut files = texts.into_iter().map(|(p, text)| parse(p, &text, &tiles)).collect::<Result<Vec<_>, _>>()?;
-    // A header of a kernel file's own name belongs to its module.
-    for i in 0..files.len() {
-        let (cu, own) = (files[i].name.clone(), files[i].name.clone() + "h");
-        if let Some(header) = files.iter().position(|f| cu.ends_with(".cu") && f.name == own) {
-            let structs = std::mem::take(&mut files[header].structs);
-            let includes = files[header].includes.clone();
-            files[i].structs.extend(structs);
-            files[i].includes.extend(includes);
-            files[i].includes.retain(|include| *include != own);
-        }
-    }
+    let files = texts.into_iter().map(|(p, text)| parse(p, &text, &tiles)).collect::<Result<Vec<_>, _>>()?;
     Ok((files, tiles))
 }
 
@@ -76,9 +65,7 @@ pub(super) fn parse(path: PathBuf, text: &str, tiles: &[Tile]) -> Result<File, P
     let folder = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let at = |position: usize| format!("{folder}/{name}:{}", 1 + code[..position].matches('\n').count());
-    let includes = code.lines().filter_map(|l| l.trim().strip_prefix("#include \"")?.strip_suffix('"'));
     let mut file = File {
-        includes: includes.map(str::to_string).collect(),
         stem: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         name: name.clone(),
         path,
@@ -86,9 +73,8 @@ pub(super) fn parse(path: PathBuf, text: &str, tiles: &[Tile]) -> Result<File, P
         families: Vec::new(),
     };
     for (start, name, open, close) in structs(&code).filter(|s| s.1.ends_with("Dims")) {
-        // Cut from the text with comments: they become the fields' documentation.
-        let fields = fields(&text[open..close]).map_err(|e| format!("{}: struct {name}: {e}", at(start)))?;
-        file.structs.push(Struct { name: name.into(), doc: comment_before(text, start), fields });
+        let fields = fields(&code[open..close]).map_err(|e| format!("{}: struct {name}: {e}", at(start)))?;
+        file.structs.push(Struct { name: name.into(), fields });
     }
     for head in heads(&code) {
         let head = head.map_err(|(start, what)| format!("{}: {what}", at(start)))?;
@@ -117,8 +103,8 @@ pub(super) fn parse(path: PathBuf, text: &str, tiles: &[Tile]) -> Result<File, P
             Ok(Kernel { arguments, arch, threads, registers })
         };
         let kernels = kernels.into_iter().map(kernel).collect::<Result<_, Problem>>()?;
-        let (doc, template) = (comment_before(text, start), head.template.iter().map(|t| t.to_string()).collect());
-        file.families.push(Family { name: name.to_string(), doc, template, params, kernels });
+        let template = head.template.iter().map(|t| t.to_string()).collect();
+        file.families.push(Family { name: name.to_string(), template, params, kernels });
     }
     Ok(file)
 }
@@ -196,9 +182,8 @@ fn instances(template: &[&str], line: &str, tiles: &[Tile]) -> Result<Vec<Instan
                 |t: &Vec<String>| values.iter().map(|v| [t.as_slice(), &[v.to_string()]].concat()).collect::<Vec<_>>();
             tuples = tuples.iter().flat_map(with).collect();
         }
-        // A family that takes fewer parameters than the line names has each tuple once.
-        tuples.retain(|tuple| !out.iter().any(|o| o.0 == *tuple));
-        tuples.dedup();
+        // What exists for every GPU, or for this one already, is not made again.
+        tuples.retain(|tuple| !out.iter().any(|o| o.0 == *tuple && (o.1.is_none() || o.1.as_deref() == arch)));
         out.extend(tuples.into_iter().map(|t| (t, arch.map(str::to_string))));
     }
     Ok(out)
@@ -234,26 +219,19 @@ fn threads(bounds: &str, arguments: &[String], tiles: &[Tile]) -> Option<u32> {
     tiles.iter().find(|t| arguments.contains(&t.name))?.number(name)
 }
 
-/// The comment lines right above a position.
-fn comment_before(text: &str, position: usize) -> String {
-    let above = text[..position].trim_end_matches(' ');
-    let mut lines: Vec<&str> = above.lines().rev().take_while(|l| l.starts_with("//")).collect();
-    lines.reverse();
-    lines.iter().map(|l| l.trim_start_matches('/').trim()).collect::<Vec<_>>().join("\n")
-}
-
-fn fields(body: &str) -> Result<Vec<(&'static str, String, String)>, Problem> {
+/// Rust type and name of each field.
+fn fields(body: &str) -> Result<Vec<(String, String)>, Problem> {
     let mut fields = Vec::new();
-    for line in body.lines() {
-        let (code, comment) = line.split_once("//").unwrap_or((line, ""));
-        for declaration in code.split(';').map(str::trim).filter(|d| !d.is_empty()) {
-            let (of, names) = declaration.split_once(' ').ok_or_else(|| format!("cannot read `{declaration}`"))?;
-            // Four bytes each, so that the layout is the same for every compiler, without gaps.
-            let of = scalar(of).filter(|of| matches!(*of, "i32" | "u32" | "f32"));
-            let of = of.ok_or_else(|| format!("`{declaration}`: a field is an int, unsigned or float"))?;
-            for name in names.split(',') {
-                fields.push((of, name.trim().to_string(), comment.trim().to_string()));
-            }
+    for declaration in body.split(';').map(str::trim).filter(|d| !d.is_empty()) {
+        let (of, names) = declaration.split_once(' ').ok_or_else(|| format!("cannot read `{declaration}`"))?;
+        // Four bytes each, so that the layout is the same for every compiler, without gaps.
+        let of = scalar(of).filter(|of| matches!(*of, "i32" | "u32" | "f32"));
+        let of = of.ok_or_else(|| format!("`{declaration}`: a field is an int, unsigned or float"))?;
+        for name in names.split(',').map(str::trim) {
+            fields.push(match name.split_once('[') {
+                Some((name, length)) => (format!("[{of}; {length}"), name.to_string()),
+                None => (of.to_string(), name.to_string()),
+            });
         }
     }
     Ok(fields)
@@ -273,7 +251,7 @@ fn param(text: &str) -> Result<Param, Problem> {
         (false, _) => return Err(format!("`{}`: sizes are passed in one struct …Dims", text.trim())),
         (true, constant) => {
             let of = scalar(&of).ok_or_else(|| format!("`{}` of unknown type `{of}`", text.trim()))?.to_string();
-            if constant { Kind::In { of, optional } } else { Kind::Out { of, optional } }
+            Kind::Memory { of, writable: !constant, optional }
         }
     };
     Ok(Param { name: (*name).to_string(), kind })

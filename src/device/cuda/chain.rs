@@ -85,8 +85,8 @@ mod tests {
             include_str!("gpu.rs"),
         ];
         let marks = ["sys::", "(b\"", "get(\""];
-        let sorted = |list: &[&'static str]| {
-            let mut list = list.to_vec();
+        let sorted = |list: &'static str| {
+            let mut list: Vec<&str> = list.split(' ').collect();
             list.sort_unstable();
             list
         };

@@ -157,27 +157,27 @@ impl Context {
     }
 
     /// An event, destroyed when dropped.
-    pub(super) fn event(&self, flags: sys::CUevent_flags_enum) -> Result<Event> {
-        let mut event = Event(std::ptr::null_mut());
+    pub(super) fn event(&self, flags: sys::CUevent_flags_enum) -> Result<CudaEvent> {
+        let mut event = CudaEvent(std::ptr::null_mut());
         // SAFETY: the pointer is to a live handle.
         self.check("making an event", unsafe { sys::cuEventCreate(&mut event.0, flags as u32) })?;
         Ok(event)
     }
 
     /// Puts the event behind all work that the stream has so far.
-    pub(super) fn record(&self, event: &Event) -> Result<()> {
+    pub(super) fn record(&self, event: &CudaEvent) -> Result<()> {
         // SAFETY: event and stream are alive.
         self.check("recording an event", unsafe { sys::cuEventRecord(event.0, self.stream) })
     }
 
     /// Waits until the stream has come to the event.
-    pub(super) fn wait(&self, event: &Event) -> Result<()> {
+    pub(super) fn wait(&self, event: &CudaEvent) -> Result<()> {
         // SAFETY: the event is alive.
         self.check("waiting for the GPU", unsafe { sys::cuEventSynchronize(event.0) })
     }
 
     /// The time between two events that have both been reached.
-    pub(super) fn elapsed(&self, from: &Event, to: &Event) -> Result<Duration> {
+    pub(super) fn elapsed(&self, from: &CudaEvent, to: &CudaEvent) -> Result<Duration> {
         // Not through cudarc: its bindings for CUDA 13 have only `cuEventElapsedTime_v2`, which
         // drivers before 12.8 lack. All drivers have this one.
         type Elapsed = unsafe extern "C" fn(*mut f32, CUevent, CUevent) -> CUresult;
@@ -266,9 +266,9 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// An event of the driver.
-pub(super) struct Event(CUevent);
+pub(super) struct CudaEvent(CUevent);
 
-impl Drop for Event {
+impl Drop for CudaEvent {
     fn drop(&mut self) {
         // SAFETY: made by cuEventCreate and destroyed once; the driver allows it while it is pending.
         unsafe { sys::cuEventDestroy_v2(self.0) };
@@ -283,7 +283,7 @@ const SLOTS: usize = 8;
 struct Ring {
     memory: *mut u8,
     /// Reached when the copy out of the slot is done.
-    done: Vec<Event>,
+    done: Vec<CudaEvent>,
     used: [bool; SLOTS],
     next: usize,
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// How to open a GPU.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
+pub struct GpuOptions {
     /// Which one, in the driver's order.
     pub ordinal: usize,
     /// Wait after every launch, so that an error names its kernel. Slow.
@@ -26,7 +26,8 @@ pub struct Options {
 /// A GPU, its compiler and the kernels that it has loaded.
 pub struct Gpu {
     info: Info,
-    details: Details,
+    /// The most shared memory that a block may have, in bytes.
+    shared_per_block: u32,
     compiler: Compiler,
     /// What to compile for: the GPU's own architecture, or the next older of its family.
     target: Arch,
@@ -35,41 +36,6 @@ pub struct Gpu {
     capturing: AtomicBool,
     captured: AtomicUsize,
     context: Arc<Context>,
-}
-
-/// What the driver tells of a GPU, beside [`Info`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Details {
-    /// The newest CUDA that the driver supports.
-    pub driver: (i32, i32),
-    /// The highest clock of the multiprocessors, in kHz; 0 where it is not told.
-    pub clock_khz: u32,
-    /// The highest clock of the memory, in kHz; 0 where it is not told.
-    pub memory_clock_khz: u32,
-    /// The width of the memory's bus, in bits.
-    pub bus_bits: u32,
-    /// Bytes of L2 cache.
-    pub l2_bytes: u32,
-    /// The most shared memory that a block may have, in bytes.
-    pub shared_per_block: u32,
-}
-
-impl Details {
-    /// The memory's highest rate in bytes per second: two transfers per clock. 0 where unknown.
-    pub fn peak_bytes_per_second(&self) -> f64 {
-        2e3 * f64::from(self.memory_clock_khz) * f64::from(self.bus_bits) / 8.0
-    }
-
-    /// The highest rate of f32 multiply-adds, in FLOP per second, two for each: on plain cores, not
-    /// tensor cores. 0 where unknown. Source of the cores per multiprocessor: CUDA C++ Programming
-    /// Guide, "Arithmetic Instructions".
-    pub fn peak_flops(&self, info: &Info) -> f64 {
-        let cores = match info.arch {
-            70..=80 => 64.0,
-            _ => 128.0,
-        };
-        2e3 * f64::from(self.clock_khz) * f64::from(info.multiprocessors) * cores
-    }
 }
 
 #[derive(Debug)]
@@ -97,19 +63,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::Device`] when driver, GPU or NVRTC are missing or do not work.
-    pub fn new(options: Options, kernels: usize, headers: &'static [(&'static str, &'static str)]) -> Result<Self> {
-        Self::with_compiler(options, kernels, |_| Compiler::new(headers))
-    }
-
-    /// As [`new`](Self::new), with a compiler of the caller's.
-    ///
-    /// # Errors
-    /// As for [`new`](Self::new), and those of `compiler`.
-    pub fn with_compiler(
-        options: Options,
-        kernels: usize,
-        compiler: impl FnOnce(&Info) -> Result<Compiler>,
-    ) -> Result<Self> {
+    pub fn new(options: GpuOptions, kernels: usize, headers: &'static [(&'static str, &'static str)]) -> Result<Self> {
         let driver = chain::driver()?;
         let context = Context::open(driver, options.ordinal)?;
         context.sync_each_launch.store(options.sync_each_launch, Relaxed);
@@ -132,15 +86,7 @@ impl Gpu {
             memory,
             l2_bytes: maybe(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE) as usize,
         };
-        let details = Details {
-            driver: driver.version,
-            clock_khz: maybe(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE),
-            memory_clock_khz: maybe(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE),
-            bus_bits: maybe(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH),
-            l2_bytes: maybe(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE),
-            shared_per_block: maybe(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
-        };
-        let compiler = compiler(&info)?;
+        let compiler = Compiler::new(headers)?;
         let target = compiler.nvrtc().target(info.arch).ok_or_else(|| Error::Device {
             device: "cuda".into(),
             problem: format!("NVRTC cannot compile for {} (sm_{})", info.name, info.arch),
@@ -148,7 +94,7 @@ impl Gpu {
         })?;
         Ok(Gpu {
             info,
-            details,
+            shared_per_block: maybe(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
             compiler,
             target,
             functions: (0..kernels).map(|_| OnceLock::new()).collect(),
@@ -158,19 +104,9 @@ impl Gpu {
         })
     }
 
-    /// What the driver tells beside [`Info`].
-    pub fn details(&self) -> &Details {
-        &self.details
-    }
-
     /// The compiler, with its notes and its cache.
     pub fn compiler(&self) -> &Compiler {
         &self.compiler
-    }
-
-    /// Whether to wait after every launch, so that an error names its kernel.
-    pub fn set_sync_each_launch(&self, on: bool) {
-        self.context.sync_each_launch.store(on, Relaxed);
     }
 
     /// The loaded function of a kernel.
@@ -247,7 +183,7 @@ impl Gpu {
             "giving {} {dynamic} bytes of dynamic shared memory beside {} static ones (a block of this GPU may have {})",
             in_words(kernel),
             function.fixed,
-            self.details.shared_per_block,
+            self.shared_per_block,
         );
         self.context.check(&doing, result)?;
         function.allowed.store(most, Relaxed);

@@ -37,14 +37,13 @@ pub struct Family {
 }
 
 impl Family {
-    /// The instance with these arguments for a GPU of compute capability `arch` (90 for 9.0): the one
-    /// that is made for it alone, if there is one.
+    /// The instance with these arguments on a GPU of compute capability `arch` (90 for 9.0).
     ///
     /// # Errors
     /// [`Error::Device`] naming kernel, type, tile and what there is instead.
     pub fn instance(&self, dtype: Option<DType>, tile: Option<&Tile>, arch: u32) -> Result<&'static Kernel> {
         let fits = |k: &&Kernel| k.dtype == dtype && k.tile == tile && k.arch.is_none_or(|a| a.number == arch);
-        self.kernels.iter().filter(fits).max_by_key(|k| k.arch).ok_or_else(|| {
+        self.kernels.iter().find(fits).ok_or_else(|| {
             let words = dtype.map(|d| d.to_string()).into_iter().chain(tile.map(|t| t.name.to_string()));
             self.lacks(&words.collect::<Vec<_>>().join(", "))
         })
@@ -57,7 +56,7 @@ impl Family {
     }
 
     /// The error that there is no instance with these arguments.
-    pub(super) fn lacks(&self, arguments: &str) -> Error {
+    pub(crate) fn lacks(&self, arguments: &str) -> Error {
         let there = self.kernels.iter().map(|k| k.arch.map_or(k.name.into(), |a| format!("{} ({a} only)", k.name)));
         Error::Device {
             device: "cuda".into(),
@@ -93,7 +92,7 @@ pub struct Kernel {
     pub thunks: Option<[Thunk; 2]>,
 }
 
-/// How a block cuts a matrix product: a struct of `kernels/gemm.cuh`.
+/// How a block cuts a matrix product: a struct of `kernels/product.cuh`.
 #[derive(Debug, PartialEq)]
 pub struct Tile {
     /// Its name there.
@@ -259,6 +258,11 @@ impl<T: bytemuck::Pod> Out<'_, T> {
     /// `len` elements from `address` on.
     pub(crate) fn new(address: Address, len: usize) -> Self {
         Out { address, len, borrow: PhantomData }
+    }
+
+    /// The same memory, for another launch.
+    pub(crate) fn again(&mut self) -> Out<'_, T> {
+        Out::new(self.address, self.len)
     }
 
     pub(crate) fn arg(&self, name: &'static str) -> Arg<'static> {

@@ -12,21 +12,9 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 /// Every function of `libnvrtc` that this crate calls.
-pub(super) const NVRTC_FUNCTIONS: &[&str] = &[
-    "nvrtcAddNameExpression",
-    "nvrtcCompileProgram",
-    "nvrtcCreateProgram",
-    "nvrtcDestroyProgram",
-    "nvrtcGetCUBIN",
-    "nvrtcGetCUBINSize",
-    "nvrtcGetErrorString",
-    "nvrtcGetLoweredName",
-    "nvrtcGetNumSupportedArchs",
-    "nvrtcGetProgramLog",
-    "nvrtcGetProgramLogSize",
-    "nvrtcGetSupportedArchs",
-    "nvrtcVersion",
-];
+pub(super) const NVRTC_FUNCTIONS: &str = "nvrtcAddNameExpression nvrtcCompileProgram nvrtcCreateProgram nvrtcDestroyProgram nvrtcGetCUBIN \
+    nvrtcGetCUBINSize nvrtcGetErrorString nvrtcGetLoweredName nvrtcGetNumSupportedArchs nvrtcGetProgramLog \
+    nvrtcGetProgramLogSize nvrtcGetSupportedArchs nvrtcVersion";
 
 const INSTALL_NVRTC: &str = "`pip install nvidia-cuda-nvrtc` (CUDA 13) or `pip install nvidia-cuda-nvrtc-cu12` (CUDA 12), \
      or install the CUDA toolkit; no environment variable is needed";

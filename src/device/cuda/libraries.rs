@@ -58,17 +58,17 @@ pub(super) fn open_by_name(names: &[&str], broken: &mut Vec<String>) -> Option<L
 }
 
 /// The first of `functions` that the library lacks.
-pub(super) fn lacks(library: &Library, functions: &[&'static str]) -> Option<&'static str> {
+pub(super) fn lacks(library: &Library, functions: &'static str) -> Option<&'static str> {
     // SAFETY: the symbol is only looked up, not called.
-    functions.iter().copied().find(|name| unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_err())
+    functions.split(' ').find(|name| unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_err())
 }
 
 /// The file of a library that has one of these functions.
-pub(super) fn file_of(library: &Library, functions: &[&str]) -> Option<PathBuf> {
+pub(super) fn file_of(library: &Library, functions: &str) -> Option<PathBuf> {
     // SAFETY: the symbol is only looked up, not called.
     let address =
-        |name: &&str| unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) }.ok().map(|f| *f as usize);
-    let address = functions.iter().find_map(address)?;
+        |name: &str| unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) }.ok().map(|f| *f as usize);
+    let address = functions.split(' ').find_map(address)?;
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     maps.lines().find_map(|line| {
         let (from, to) = line.split_once(' ')?.0.split_once('-')?;

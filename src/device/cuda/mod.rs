@@ -9,7 +9,6 @@ pub mod cache;
 pub mod chain;
 mod context;
 mod driver;
-mod gemm;
 pub mod gpu;
 mod launch;
 mod libcuda;
@@ -23,7 +22,6 @@ mod timing;
 
 pub use arch::Arch;
 pub use driver::{Address, Driver, Graph, Info};
-pub use gemm::{Plan, magic};
 pub use launch::{Arg, BLOCK, Family, In, Kernel, KernelType, Launch, Order, Out, Source, TensorMap, Thunk, Tile};
 pub(crate) use launch::{null, with_kernel_type};
 pub use timing::Timing;
@@ -45,7 +43,7 @@ pub struct Cuda {
 
 /// What can be chosen about a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Options {
+pub struct CudaOptions {
     /// Convolution with the patches laid out in memory, instead of found as they are needed.
     pub explicit_conv: bool,
     /// The tile of all matrix products by name, instead of the one that suits their sizes: for tests.
@@ -60,7 +58,7 @@ pub struct Options {
 struct Inner {
     driver: Box<dyn Driver>,
     emulated: bool,
-    options: Options,
+    options: CudaOptions,
     pool: Mutex<Pool>,
     /// Where kernels read the step's state.
     state: Address,
@@ -80,7 +78,7 @@ impl Cuda {
     ///
     /// # Errors
     /// [`Error::Device`] if the device refuses its first work.
-    pub fn new(driver: Box<dyn Driver>, emulated: bool, options: Options) -> Result<Self> {
+    pub fn new(driver: Box<dyn Driver>, emulated: bool, options: CudaOptions) -> Result<Self> {
         let current = Step::default();
         let mut pool = Pool::default();
         let state = pool.alloc(driver.as_ref(), size_of::<Step>())?;
@@ -113,7 +111,7 @@ impl Cuda {
     }
 
     /// What was chosen about it.
-    pub fn options(&self) -> Options {
+    pub fn options(&self) -> CudaOptions {
         self.inner.options
     }
 
@@ -135,10 +133,10 @@ impl Cuda {
         Ok(self.inner.driver.memory()?.0)
     }
 
-    pub(super) fn alloc(&self, bytes: usize) -> Result<Block> {
+    pub(super) fn alloc(&self, bytes: usize) -> Result<DeviceMemory> {
         let bytes = bytes.max(1);
         let address = lock(&self.inner.pool).alloc(self.driver(), bytes)?;
-        let block = Block { address, bytes, cuda: self.clone() };
+        let block = DeviceMemory { address, bytes, cuda: self.clone() };
         // NaN in every float: a kernel that leaves an element unwritten shows in the tests. Not in a
         // capture, which holds the work of a step and nothing else.
         #[cfg(debug_assertions)]
@@ -260,25 +258,32 @@ impl Cuda {
         }
     }
 
-    pub(super) fn write(&self, block: &mut Block, start: usize, bytes: &[u8]) -> Result<()> {
+    pub(super) fn write(&self, block: &mut DeviceMemory, start: usize, bytes: &[u8]) -> Result<()> {
         let to = block.at(start, bytes.len())?;
         // SAFETY: `at` has checked that the bytes lie in the block.
         unsafe { self.driver().write(to, bytes) }
     }
 
-    pub(super) fn read(&self, block: &Block, start: usize, bytes: &mut [u8]) -> Result<()> {
+    pub(super) fn read(&self, block: &DeviceMemory, start: usize, bytes: &mut [u8]) -> Result<()> {
         let from = block.at(start, bytes.len())?;
         // SAFETY: `at` has checked that the bytes lie in the block.
         unsafe { self.driver().read(from, bytes) }
     }
 
-    pub(super) fn zero(&self, block: &mut Block, start: usize, bytes: usize) -> Result<()> {
+    pub(super) fn zero(&self, block: &mut DeviceMemory, start: usize, bytes: usize) -> Result<()> {
         let at = block.at(start, bytes)?;
         // SAFETY: `at` has checked that the bytes lie in the block.
         unsafe { self.driver().zero(at, bytes) }
     }
 
-    pub(super) fn copy(&self, to: &mut Block, to_start: usize, from: &Block, start: usize, bytes: usize) -> Result<()> {
+    pub(super) fn copy(
+        &self,
+        to: &mut DeviceMemory,
+        to_start: usize,
+        from: &DeviceMemory,
+        start: usize,
+        bytes: usize,
+    ) -> Result<()> {
         let (to, from) = (to.at(to_start, bytes)?, from.at(start, bytes)?);
         // SAFETY: `at` has checked both; two blocks do not overlap.
         unsafe { self.driver().copy(to, from, bytes) }
@@ -335,13 +340,13 @@ impl Drop for Captured {
 
 /// A piece of device memory that returns to its pool when dropped. Work that uses it may still be
 /// in flight then: whoever gets it next works in the same stream, so after it.
-pub(super) struct Block {
+pub(super) struct DeviceMemory {
     address: Address,
     bytes: usize,
     cuda: Cuda,
 }
 
-impl Block {
+impl DeviceMemory {
     /// The address of `bytes` bytes from `start` on.
     pub(super) fn at(&self, start: usize, bytes: usize) -> Result<Address> {
         if start + bytes > self.bytes {
@@ -351,7 +356,7 @@ impl Block {
     }
 }
 
-impl Drop for Block {
+impl Drop for DeviceMemory {
     fn drop(&mut self) {
         lock(&self.cuda.inner.pool).give(self.address, self.bytes);
     }

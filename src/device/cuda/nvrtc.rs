@@ -290,51 +290,6 @@ fn first_error(log: &str) -> Option<(String, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::cuda::launch::Family;
-    use crate::device::cuda::resources::Resources;
-    use rayon::prelude::*;
-
-    const TEXT: &str = "#include \"common.cuh\"\ntemplate <class T>\n__global__ void __launch_bounds__(256) relu_fwd(const T* x, T* y, int n) {\n\
-        __shared__ float pad[64];\nint i = blockIdx.x * 256 + threadIdx.x; pad[threadIdx.x % 64] = 1.f; __syncthreads();\n\
-        if (i < n) y[i] = mine(x[i]) * pad[0];\n}\n__global__ void plain(int* x) { *x = 1; }\n";
-    static HEADERS: &[(&str, &str)] =
-        &[("common.cuh", "template <class T> __device__ T mine(T x) { return x > 0.f ? x : 0.f; }\n")];
-    static RELU: Source = Source { stem: "relu", text: TEXT, families: &[&FWD, &PLAIN] };
-    static FWD: Family = Family { name: "relu_fwd", kernels: &[kernel(&RELU, "relu_fwd<float>", Some(DType::F32))] };
-    static PLAIN: Family = Family { name: "plain", kernels: &[kernel(&RELU, "plain", None)] };
-
-    const fn kernel(source: &'static Source, name: &'static str, dtype: Option<DType>) -> Kernel {
-        Kernel {
-            source,
-            family: name,
-            name,
-            index: 0,
-            dtype,
-            tile: None,
-            arch: None,
-            threads: 256,
-            registers: 32,
-            #[cfg(tilework_emulator)]
-            thunks: None,
-        }
-    }
-
-    fn relu(arch: u32) -> Unit {
-        Unit::of(&PLAIN.kernels[0], Arch::new(arch))
-    }
-
-    /// Says so and returns false without NVRTC, which is a failure where it is required.
-    fn nvrtc_is_here() -> bool {
-        let required = std::env::var("TILEWORK_REQUIRE").unwrap_or_default();
-        match chain::nvrtc() {
-            Ok(_) => true,
-            Err(e) if required.split(',').any(|w| w == "nvrtc") => panic!("TILEWORK_REQUIRE has nvrtc: {e}"),
-            Err(_) => {
-                println!("skipped: no libnvrtc");
-                false
-            }
-        }
-    }
 
     #[test]
     fn the_first_error_has_file_and_line() {
@@ -343,61 +298,5 @@ mod tests {
         assert_eq!(first_error(log), Some(("kernels/common.cuh".into(), 12)));
         assert_eq!(first_error("kernels/a.cu(7): catastrophic error: no file"), Some(("kernels/a.cu".into(), 7)));
         assert_eq!(first_error("ptxas fatal   : Unresolved extern function 'f'"), None);
-    }
-
-    #[test]
-    fn a_kernel_compiles_for_every_architecture_and_is_cached() {
-        if !nvrtc_is_here() {
-            return;
-        }
-        let tmp = tempfile::tempdir().unwrap();
-        let compiler = Compiler::with_cache(HEADERS, Some(tmp.path().to_path_buf())).unwrap();
-        [75, 80, 86, 89, 90, 100, 120].into_par_iter().for_each(|arch| {
-            assert!(!compiler.is_cached(&relu(arch)));
-            let (made, cached) = compiler.module(&relu(arch)).unwrap();
-            assert!(compiler.is_cached(&relu(arch)));
-            assert!(!cached && made.cubin.starts_with(b"\x7fELF"), "sm_{arch}");
-            let mut all = made.resources();
-            all.sort_by(|a, b| b.kernel.cmp(&a.kernel));
-            let [Resources { kernel, registers, spill_bytes, shared_bytes, stack }, plain] = &all[..] else {
-                panic!("{}", made.log)
-            };
-            // Names are the source's; in the code they are mangled.
-            assert_eq!((kernel.as_str(), *spill_bytes, *stack), ("relu_fwd<float>", 0, 0));
-            assert_eq!((plain.kernel.as_str(), made.names[0].1.as_str()), ("plain", "_Z8relu_fwdIfEvPKT_PS0_i"));
-            assert!((4..=32).contains(registers), "{registers}");
-            // From sm_90 on ptxas counts the 1 KiB that the system reserves, in some versions.
-            assert!(*shared_bytes >= 256, "{shared_bytes}");
-            assert_eq!(compiler.module(&relu(arch)).unwrap(), (made, true));
-        });
-        // Another text of a header is another entry.
-        static OTHER: &[(&str, &str)] = &[("common.cuh", "template <class T> __device__ T mine(T x) { return x; }\n")];
-        let other = Compiler::with_cache(OTHER, Some(tmp.path().to_path_buf())).unwrap();
-        assert!(!other.module(&relu(80)).unwrap().1);
-        compiler.rebuild(&relu(80)).unwrap();
-    }
-
-    #[test]
-    fn mistakes_are_named_with_file_and_line() {
-        if !nvrtc_is_here() {
-            return;
-        }
-        let compiler = Compiler::with_cache(HEADERS, None).unwrap();
-        let error = |text: &'static str| {
-            let source = Box::leak(Box::new(Source { stem: "bad", text, families: &[] }));
-            compiler.module(&Unit { source, dtype: None, arch: Arch::new(80) }).unwrap_err().to_string()
-        };
-        let e = error("#include \"common.cuh\"\n\n__global__ void k() { foo(); }\n");
-        assert!(
-            e.contains("kernels/bad.cu, line 3: NVRTC_ERROR_COMPILATION") && e.contains("\"foo\" is undefined"),
-            "{e}"
-        );
-        let e = error("#include \"missing.cuh\"\n");
-        assert!(e.contains("kernels/bad.cu, line 1") && e.contains("missing.cuh"), "{e}");
-        // Only ptxas sees this one.
-        let e = error("__global__ void k() { asm volatile(\"mma.bogus.f32 %%r0;\"); }\n");
-        assert!(e.contains("kernels/bad.cu") && e.contains("ptxas"), "{e}");
-        let e = compiler.module(&relu(5)).unwrap_err().to_string();
-        assert!(e.contains("invalid value") || e.contains("INVALID_OPTION"), "{e}");
     }
 }

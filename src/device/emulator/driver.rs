@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// How kernels are run.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct EmulatorOptions {
     /// The order of the threads.
     pub order: Order,
     /// Whether every access is checked; a finding is an error. Some thirty times slower.
@@ -22,9 +22,9 @@ pub struct Options {
     pub memory: Option<usize>,
 }
 
-impl Default for Options {
+impl Default for EmulatorOptions {
     fn default() -> Self {
-        Options { order: Order::Forward, checked: false, trace: None, memory: None }
+        EmulatorOptions { order: Order::Forward, checked: false, trace: None, memory: None }
     }
 }
 
@@ -59,7 +59,7 @@ pub struct Traced {
 /// The emulated device.
 pub(crate) struct Emulated {
     info: Info,
-    options: Options,
+    options: EmulatorOptions,
     in_use: Mutex<usize>,
     recording: Mutex<Option<Vec<Node>>>,
 }
@@ -110,7 +110,7 @@ impl Owned {
 
 impl Emulated {
     /// A device of its own.
-    pub(crate) fn new(options: Options) -> Self {
+    pub(crate) fn new(options: EmulatorOptions) -> Self {
         let info = Info {
             name: "emulated CUDA device".into(),
             arch: 0,
@@ -146,7 +146,7 @@ fn failed(problem: String) -> Error {
 ///
 /// # Safety
 /// As for [`Driver::launch`].
-unsafe fn execute(options: &Options, kernel: &'static Kernel, launch: &Launch, args: &[Owned]) -> Result<()> {
+unsafe fn execute(options: &EmulatorOptions, kernel: &'static Kernel, launch: &Launch, args: &[Owned]) -> Result<()> {
     let mut args = args.to_vec();
     let regions: Vec<Region> = args
         .iter()
@@ -301,7 +301,7 @@ impl Driver for Emulated {
 /// Recorded work.
 struct Recorded {
     nodes: Vec<Node>,
-    options: Options,
+    options: EmulatorOptions,
 }
 
 impl Graph for Recorded {

@@ -16,6 +16,7 @@ mod shared;
 mod source;
 mod stacks;
 #[cfg(test)]
+#[path = "../../../tests/kernels/planted.rs"]
 mod tests;
 mod trace;
 mod warp;
@@ -32,7 +33,7 @@ pub use crate::device::cuda::{Order, Thunk};
 use block::Job;
 use checker::Checker;
 pub(crate) use driver::Emulated;
-pub use driver::{Options, TraceOptions, Traced};
+pub use driver::{EmulatorOptions, TraceOptions, Traced};
 pub use report::{Action, Event, Fault, FaultKind, Finding, FindingKind, Line, Report};
 use scheduler::run_block;
 pub use trace::Follow;

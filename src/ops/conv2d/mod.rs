@@ -13,12 +13,14 @@ mod direct;
 mod im2col;
 
 use super::case::{Case, Draw, Fill};
+use super::product::Operands;
 use super::window::Window;
-use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
+use crate::autograd::{Backward, Ctx, Grads, Var};
 use crate::device::Device;
 use crate::device::cuda::with_kernel_type;
-use crate::dtype::{DType, with_real};
+use crate::dtype::with_real;
 use crate::error::{Error, Result};
+use crate::params::Slot;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
@@ -95,13 +97,7 @@ impl Var {
     ) -> Result<Var> {
         let d = Dims::new(self.shape(), w.shape(), b.map(Var::shape), stride, pad)?;
         let y = forward(self.value(), w.value(), b.map(Var::value), &d)?;
-        let inputs = [Some(self), Some(w), b];
-        Ok(cx.record(y, &inputs.iter().flatten().copied().collect::<Vec<_>>(), || Conv2d {
-            ids: inputs.map(|v| v.and_then(Var::id)),
-            x: self.value().clone(),
-            w: w.value().clone(),
-            d,
-        }))
+        Ok(Operands::record(y, [self, w], b, cx, |operands| Conv2d { operands, d }))
     }
 }
 
@@ -119,50 +115,30 @@ fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, d: &Dims) -> Result<Tenso
 }
 
 struct Conv2d {
-    /// Of x, w and b.
-    ids: [Option<VarId>; 3],
-    x: Tensor,
-    w: Tensor,
+    operands: Operands,
     d: Dims,
 }
 
 impl Backward for Conv2d {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        let dtype = gy.dtype();
-        let device = gy.device().clone();
-        match &device {
+        let (Operands { x, w, .. }, d) = (&self.operands, &self.d);
+        let (device, dtype) = (gy.device(), gy.dtype());
+        let weights = |gw: &mut Slot<'_>| match device {
             Device::Cpu(cpu) => with_real!(OP, dtype, T => {
-                let g = gy.host::<T>()?;
-                if let Some(mut slot) = grads.slot(self.ids[2], dtype, [self.d.o].into())? {
-                    let accumulate = slot.accumulate;
-                    super::linear::cpu::column_sums(g, slot.host_mut::<T>()?, accumulate);
-                }
-                if let Some(mut slot) = grads.slot(self.ids[1], dtype, self.w.shape())? {
-                    let accumulate = slot.accumulate;
-                    cpu::backward_w(g, self.x.host::<T>()?, slot.host_mut::<T>()?, accumulate, &self.d, cpu);
-                }
-                if self.ids[0].is_some() {
-                    let mut gx = Tensor::empty(&device, dtype, self.x.shape())?;
-                    cpu::backward_x(g, self.w.host::<T>()?, gx.host_mut::<T>()?, &self.d, cpu);
-                    grads.add(self.ids[0], gx)?;
-                }
+                let accumulate = gw.accumulate;
+                cpu::backward_w(gy.host::<T>()?, x.host::<T>()?, gw.host_mut::<T>()?, accumulate, d, cpu);
                 Ok(())
             }),
-            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => {
-                if let Some(mut slot) = grads.slot(self.ids[2], DType::F32, [self.d.o].into())? {
-                    super::linear::cuda::column_sums::<T>(cuda, &gy, &mut slot)?;
-                }
-                if let Some(mut slot) = grads.slot(self.ids[1], DType::F32, self.w.shape())? {
-                    cuda::backward_w::<T>(cuda, &gy, &self.x, &mut slot, &self.d)?;
-                }
-                if self.ids[0].is_some() {
-                    let mut gx = Tensor::empty(&device, dtype, self.x.shape())?;
-                    cuda::backward_x::<T>(cuda, &gy, &self.w, &mut gx, &self.d)?;
-                    grads.add(self.ids[0], gx)?;
-                }
+            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => cuda::backward_w::<T>(cuda, &gy, x, gw, d)),
+        };
+        let input = |gx: &mut Tensor| match device {
+            Device::Cpu(cpu) => with_real!(OP, dtype, T => {
+                cpu::backward_x(gy.host::<T>()?, w.host::<T>()?, gx.host_mut::<T>()?, d, cpu);
                 Ok(())
             }),
-        }
+            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => cuda::backward_x::<T>(cuda, &gy, w, gx, d)),
+        };
+        self.operands.backward(&gy, grads, weights, input)
     }
 }
 

@@ -73,7 +73,7 @@ fn finds(name: &str, make: impl Fn(bool) -> Case, kind: FindingKind, text: &str)
         assert!(found.to_string().contains(text), "{found}");
         let at = found.at.as_ref().expect("a source line");
         assert_eq!(at.file, "kernels/planted.cu");
-        let source = include_str!("../../../tests/kernels/planted.cu");
+        let source = include_str!("planted.cu");
         let above = source.lines().take(at.line as usize).collect::<Vec<_>>().join("\n");
         let last = above.rfind("__global__").expect("a kernel above");
         assert!(above[last..].contains(&format!(" {name}(")), "{name} is not at {at}");

@@ -1,0 +1,218 @@
+//! What layers with weights share: the matrix product on a CUDA device, and their backward pass.
+//!
+//! How a product is cut (which tile, how many splits along K) follows from its sizes alone, never from
+//! the GPU, so that every GPU gives the same bits. `kernels/product.cuh` has the other side.
+
+use crate::autograd::{Ctx, Grads, Var, VarId};
+use crate::device::Device;
+use crate::device::cuda::{Cuda, Family, In, KernelType, Launch, Out, Tile, with_kernel_type};
+use crate::dtype::{DType, with_real};
+use crate::error::Result;
+use crate::kernels::linear::{ColumnSumsDims, SplitSumDims, linear_column_sums, linear_split_sum};
+use crate::params::Slot;
+use crate::tensor::Tensor;
+
+/// Blocks that keep a large GPU busy: two for each of 132 multiprocessors.
+const BLOCKS: usize = 264;
+/// Steps along K that a split has at least.
+const MIN_STEPS: usize = 4;
+/// Elements of all partial results together, at most: 64 MiB.
+const MAX_PARTIAL: usize = 1 << 24;
+
+/// How a product is cut.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Plan {
+    /// The block's tile.
+    pub(super) tile: &'static Tile,
+    /// Ranges of K, each with a partial result of its own.
+    splits: usize,
+    /// Steps of a range.
+    pub(super) split_steps: usize,
+    /// Its launch.
+    pub(super) launch: Launch,
+}
+
+impl Plan {
+    /// The cheapest cut with one of these tiles, the first of equals; none if there is no tile.
+    fn new([m, n, k]: [usize; 3], tiles: impl Iterator<Item = &'static Tile>) -> Option<Self> {
+        let plans = tiles.map(|tile| {
+            let blocks = m.div_ceil(tile.m) * n.div_ceil(tile.n);
+            let steps = k.div_ceil(tile.k);
+            let splits = (BLOCKS / blocks).min(steps / MIN_STEPS).min(MAX_PARTIAL / (m * n).max(1)).max(1);
+            let split_steps = steps.div_ceil(splits).max(1);
+            let splits = steps.div_ceil(split_steps).max(1);
+            let busy = ((blocks * splits) as f64 / BLOCKS as f64).min(1.0);
+            let cost = (blocks * tile.m * tile.n * steps * tile.k) as f64 / f64::from(tile.speed) / busy;
+            let launch = Launch::new(0, tile.threads).grid(blocks, 1, splits).flops(2 * m * n * k);
+            (Plan { tile, splits, split_steps, launch }, cost)
+        });
+        plans.min_by(|a, b| a.1.total_cmp(&b.1)).map(|best| best.0)
+    }
+}
+
+/// A matrix product `[m, k] · [k, n]` on a CUDA device, and what becomes of its sums.
+pub(super) struct Product<'a> {
+    /// m, n and k.
+    pub(super) sizes: [usize; 3],
+    /// `[n]`, added to every row.
+    pub(super) bias: Option<In<'a, f32>>,
+    /// Add to what is there instead of overwriting it.
+    pub(super) accumulate: bool,
+}
+
+impl Product<'_> {
+    /// Runs a family of kernels for activations of type `T`: `launch` gets the cut, the result, and the
+    /// memory for the partial results if there are several, which are then added up.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the family has no tile for the type, or the one that the device's
+    /// options ask for; whatever `launch` reports.
+    pub(super) fn run<T: KernelType, Y: KernelType>(
+        &self,
+        cuda: &Cuda,
+        family: &Family,
+        mut y: Out<'_, Y>,
+        launch: impl FnOnce(&Plan, Out<'_, Y>, Option<Out<'_, f32>>) -> Result<()>,
+    ) -> Result<()> {
+        let [m, n, _] = self.sizes;
+        let asked = cuda.options().tile;
+        let tiles = family.tiles(T::DTYPE, cuda.info().arch).filter(|t| asked.is_none_or(|name| t.name == name));
+        let plan = Plan::new(self.sizes, tiles);
+        let plan = plan.ok_or_else(|| family.lacks(&format!("{}, {}", T::DTYPE, asked.unwrap_or("any tile"))))?;
+        if plan.splits == 1 {
+            return launch(&plan, y, None);
+        }
+        let mut partial = Tensor::empty(&Device::Cuda(cuda.clone()), DType::F32, [plan.splits, m, n])?;
+        launch(&plan, y.again(), Some(partial.output()?))?;
+        self.add_up(cuda, &partial, y)
+    }
+
+    /// `y (+)= sum of the partial results [splits, m, n] (+ bias)`.
+    fn add_up<Y: KernelType>(&self, cuda: &Cuda, partial: &Tensor, y: Out<'_, Y>) -> Result<()> {
+        let [m, n, _] = self.sizes;
+        let d = SplitSumDims {
+            size: (m * n) as i32,
+            columns: n as i32,
+            splits: partial.shape().dims()[0] as i32,
+            accumulate: self.accumulate.into(),
+        };
+        let launch = Launch::new((m * n).div_ceil(256), 256).flops(partial.len());
+        linear_split_sum::<Y>(cuda, launch, partial.input()?, self.bias, y, &d)
+    }
+}
+
+/// The inputs of a layer with weights, as its backward pass needs them.
+pub(super) struct Operands {
+    /// Of x, w and b.
+    ids: [Option<VarId>; 3],
+    pub(super) x: Tensor,
+    pub(super) w: Tensor,
+}
+
+impl Operands {
+    /// Records `y` with the node that `node` makes of the operands.
+    pub(super) fn record<B: crate::autograd::Backward + 'static>(
+        y: Tensor,
+        [x, w]: [&Var; 2],
+        b: Option<&Var>,
+        cx: &mut Ctx<'_>,
+        node: impl FnOnce(Operands) -> B,
+    ) -> Var {
+        let ids = [x.id(), w.id(), b.and_then(Var::id)];
+        let inputs: Vec<&Var> = [Some(x), Some(w), b].into_iter().flatten().collect();
+        cx.record(y, &inputs, || node(Operands { ids, x: x.value().clone(), w: w.value().clone() }))
+    }
+
+    /// The gradients that are wanted, in this order: of the bias, the sums of gy's columns; of the weights,
+    /// which `weights` writes; of the input, which `input` writes.
+    pub(super) fn backward(
+        &self,
+        gy: &Tensor,
+        grads: &mut Grads<'_>,
+        weights: impl FnOnce(&mut Slot<'_>) -> Result<()>,
+        input: impl FnOnce(&mut Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let sums = if gy.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        if let Some(mut gb) = grads.slot(self.ids[2], sums, [gy.shape().last()].into())? {
+            column_sums(gy, &mut gb)?;
+        }
+        if let Some(mut gw) = grads.slot(self.ids[1], sums, self.w.shape())? {
+            weights(&mut gw)?;
+        }
+        if self.ids[0].is_some() {
+            let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.x.shape())?;
+            input(&mut gx)?;
+            grads.add(self.ids[0], gx)?;
+        }
+        Ok(())
+    }
+}
+
+/// `gb (+)= sum over the rows of gy`, gy as rows of its last dimension.
+fn column_sums(gy: &Tensor, gb: &mut Slot<'_>) -> Result<()> {
+    const OP: &str = "bias";
+    let accumulate = gb.accumulate;
+    match gy.device() {
+        Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
+            let (gy, gb) = (gy.host::<T>()?, gb.host_mut::<T>()?);
+            if !accumulate {
+                gb.fill(<T as num_traits::Zero>::zero());
+            }
+            let c = gb.len();
+            crate::device::cpu::map_reduce(gy.len() / c, c, gb, |range, sums| {
+                crate::device::cpu::add_rows(&gy[range.start * c..range.end * c], sums);
+            });
+            Ok(())
+        }),
+        Device::Cuda(cuda) => with_kernel_type!(OP, gy.dtype(), T => device_column_sums::<T>(cuda, gy, gb)),
+    }
+}
+
+fn device_column_sums<T: KernelType>(cuda: &Cuda, gy: &Tensor, gb: &mut Slot<'_>) -> Result<()> {
+    let columns = gy.shape().last();
+    let rows = gy.len() / columns;
+    let width = columns.next_power_of_two().min(32);
+    let blocks = columns.div_ceil(width);
+    let strips = (rows * width).div_ceil(4096).min((128 / blocks).max(1)).max(1);
+    let strip = rows.div_ceil(strips).max(1);
+    let strips = rows.div_ceil(strip).max(1);
+    let sum = Product { sizes: [1, columns, rows], bias: None, accumulate: gb.accumulate };
+    let d = ColumnSumsDims {
+        rows: rows as i32,
+        columns: columns as i32,
+        width: width as i32,
+        strip: strip as i32,
+        accumulate: (gb.accumulate && strips == 1).into(),
+    };
+    let launch = Launch::new(0, 256).grid(blocks, strips, 1).flops(gy.len());
+    let mut gb = gb.output()?;
+    if strips == 1 {
+        return linear_column_sums::<T>(cuda, launch, gy.input()?, gb, None, &d);
+    }
+    let mut partial = Tensor::empty(gy.device(), DType::F32, [strips, columns])?;
+    linear_column_sums::<T>(cuda, launch, gy.input()?, gb.again(), Some(partial.output()?), &d)?;
+    sum.add_up(cuda, &partial, gb)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::linear::LINEAR_FWD;
+
+    #[test]
+    fn plans_cover_k_and_fill_the_device() {
+        let plan = |m, n, k| Plan::new([m, n, k], LINEAR_FWD.tiles(DType::F32, 0)).unwrap();
+        for (m, n, k) in
+            [(1, 1, 1), (4, 120, 400), (3136, 6, 75), (16, 1024, 18_432), (6, 75, 3136), (4096, 4096, 4096)]
+        {
+            let p = plan(m, n, k);
+            let steps = k.div_ceil(p.tile.k);
+            assert!(p.splits * p.split_steps >= steps && (p.splits - 1) * p.split_steps < steps, "{p:?}");
+            assert!(p.splits * m * n <= MAX_PARTIAL || p.splits == 1, "{p:?}");
+        }
+        assert_eq!((plan(4096, 4096, 4096).tile.name, plan(4096, 4096, 4096).splits), ("Simt128", 1));
+        assert_eq!(plan(3136, 6, 75).tile.name, "Simt32");
+        assert!(plan(16, 1024, 18_432).splits > 1);
+        assert_eq!(Plan::new([1, 1, 1], std::iter::empty()), None);
+    }
+}
