@@ -2,11 +2,11 @@
 //!
 //!     cargo run --release --features emulator --example time_a_kernel
 
-use tilework::device::cuda::Options;
+use tilework::device::cuda::CudaOptions;
 use tilework::{Ctx, DType, Device, Result, Tensor, Var};
 
 fn main() -> Result<()> {
-    let found = Device::cuda(Options::default()).or_else(|_| Device::emulated(Options::default()));
+    let found = Device::cuda(CudaOptions::default()).or_else(|_| Device::emulated(CudaOptions::default()));
     let device = match found {
         Ok(device) => device,
         Err(e) => {
