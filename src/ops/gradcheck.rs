@@ -34,7 +34,7 @@ const EPS: f64 = 1e-6;
 /// Elements of an input that are checked, at most; they are spread over the whole of it.
 const PROBES: usize = 40;
 
-/// Checks the gradient of `op` at these inputs, f64 on the CPU, and gives the worst of it. The function whose gradient
+/// Checks the gradient of `op` at these inputs of f64, on the CPU, and gives the worst of it. The function whose gradient
 /// is taken is the sum of the op's outputs, each times a fixed number. Keep away from corners and ties.
 ///
 /// ```
@@ -50,6 +50,7 @@ const PROBES: usize = 40;
 /// op reports.
 pub fn gradcheck(inputs: &[Tensor], op: impl Fn(&[Var], &mut Ctx<'_>) -> Result<Var>) -> Result<Mismatch> {
     let device = Device::cpu();
+    let inputs = inputs.iter().map(|t| t.to_device(&device)).collect::<Result<Vec<_>>>()?;
     let outputs = |inputs: &[Tensor]| {
         let vars: Vec<Var> = inputs.iter().cloned().map(Var::constant).collect();
         op(&vars, &mut Case::ctx(&device).with_mode(Mode::Train))?.value().to_vec::<f64>()
@@ -69,7 +70,7 @@ pub fn gradcheck(inputs: &[Tensor], op: impl Fn(&[Var], &mut Ctx<'_>) -> Result<
         let g = g.to_vec::<f64>()?;
         for at in (0..x.len()).step_by(x.len().div_ceil(PROBES).max(1)) {
             let moved = |delta: f64| {
-                let (mut x, mut inputs) = (x.clone(), inputs.to_vec());
+                let (mut x, mut inputs) = (x.clone(), inputs.clone());
                 x[at] += delta;
                 inputs[input] = Tensor::from_slice(&device, shape, &x)?;
                 outputs(&inputs)
