@@ -46,7 +46,8 @@ __global__ void __launch_bounds__(256)
     const int group = group_of(groups, i);
     if (group == FROZEN) continue;
     const GroupRate r = rates[group];
-    Four<float> grad = four(g + 4 * i), mean = four(m + 4 * i), square = four(v + 4 * i), value = four(p + 4 * i);
+    Four<float> grad = load<4>(g + 4 * i), mean = load<4>(m + 4 * i), square = load<4>(v + 4 * i),
+                value = load<4>(p + 4 * i);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       float gk = used(grad.v[k], unscale, clip) + r.decay * value.v[k];
@@ -54,8 +55,8 @@ __global__ void __launch_bounds__(256)
       square.v[k] = d.b2 * square.v[k] + d.c2 * gk * gk;
       value.v[k] = value.v[k] * r.keep - r.rate * mean.v[k] / (sqrtf(square.v[k]) * unbias + d.eps);
     }
-    four(m + 4 * i) = mean;
-    four(v + 4 * i) = square;
-    four(p + 4 * i) = value;
+    store(m + 4 * i, mean);
+    store(v + 4 * i, square);
+    store(p + 4 * i, value);
   }
 }

@@ -1,5 +1,5 @@
 // Adaptive pools: the largest value, or the mean, under windows that follow from the output's size.
-// Instances: T = float
+// Instances: T = float, half, bf16
 #include "pool.cuh"
 
 struct AdaptivePool2dDims {
@@ -20,12 +20,13 @@ struct Span {
 // the first of equal values, NaN over all.
 // Threads: one for an output element, neighbours along the channels.
 // Traffic: one read of x for each pixel of the window and two writes an output.
-// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
+// Launch: grid up to 4096 blocks of 256, striding; no shared memory; asked for 6 blocks at once the
+// compiler does not spill registers to have 8.
 // Numerics: exact.
 // Limits: outputs < 2^31, (h + 1) * ho and (w + 1) * wo < 2^31.
 // Registers: at most 64.
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 6)
     adaptive_pool2d_fwd_max(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ arg, AdaptivePool2dDims d) {
   FOR_EACH(i, d.n * d.ho * d.wo * d.c) {
     int c = i % d.c, q = i / d.c % d.wo, p = i / d.c / d.wo % d.ho, n = i / d.c / d.wo / d.ho;

@@ -1,5 +1,5 @@
 // Batches: images of a resident data set, gathered, mirrored, cropped and normalised.
-// Instances: T = float
+// Instances: T = float, half, bf16
 #include "common.cuh"
 #include "philox.cuh"
 

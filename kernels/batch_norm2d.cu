@@ -2,7 +2,7 @@
 //
 // Seen as a matrix x [rows, c] with rows = n*h*w. Statistics over the rows take two kernels: blocks
 // reduce a range of rows each to one partial result a channel, then a warp a channel merges those.
-// Instances: T = float
+// Instances: T = float, half, bf16
 #include "four.cuh"
 #include "reduce.cuh"
 
@@ -33,37 +33,6 @@ struct Share {
     if (group >= step || c >= d.c) last = 0;
   }
 };
-
-template <int V>
-struct Floats {
-  float v[V];
-};
-
-// V elements from p on.
-template <int V, class T>
-__device__ __forceinline__ Floats<V> load(const T* p) {
-  Floats<V> out;
-  if constexpr (V == 4) {
-    Four<T> in = four(p);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) out.v[k] = to_float(in.v[k]);
-  } else {
-    out.v[0] = to_float(p[0]);
-  }
-  return out;
-}
-
-template <int V, class T>
-__device__ __forceinline__ void store(T* p, Floats<V> in) {
-  if constexpr (V == 4) {
-    Four<T> out;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) out.v[k] = from_float<T>(in.v[k]);
-    four(p) = out;
-  } else {
-    p[0] = from_float<T>(in.v[0]);
-  }
-}
 
 // Count, mean and sum of squared deviations of some values.
 struct Moments {
@@ -132,14 +101,14 @@ __device__ __forceinline__ void moments(const T* x, float* part, const BatchNorm
   // times their variance: a large mean costs no digits.
   float shift[V] = {}, sum[V] = {}, squares[V] = {};
   if (my.first < my.last) {
-    Floats<V> v = load<V>(x + my.first * d.c + my.c);
+    Pack<float, V> v = load<V>(x + my.first * d.c + my.c);
 #pragma unroll
     for (int k = 0; k < V; ++k) shift[k] = v.v[k];
   }
   float n = 0.0f;
 #pragma unroll 4
   for (int row = my.first; row < my.last; row += my.step) {
-    Floats<V> v = load<V>(x + row * d.c + my.c);
+    Pack<float, V> v = load<V>(x + row * d.c + my.c);
     n += 1.0f;
 #pragma unroll
     for (int k = 0; k < V; ++k) {
@@ -217,8 +186,8 @@ __global__ void __launch_bounds__(256)
 }
 
 template <int V, class T>
-__device__ __forceinline__ void normalise(const T* x, const float* mean, const float* inv_std, const T* gamma,
-                                          const T* beta, T* y, const BatchNorm2dDims& d) {
+__device__ __forceinline__ void normalise(const T* x, const float* mean, const float* inv_std, const float* gamma,
+                                          const float* beta, T* y, const BatchNorm2dDims& d) {
   Share<V> my(d);
   if (my.first >= my.last) return;
   float centre[V], scale[V], shift[V];
@@ -226,16 +195,16 @@ __device__ __forceinline__ void normalise(const T* x, const float* mean, const f
   for (int k = 0; k < V; ++k) {
     int c = my.c + k;
     centre[k] = mean[c];
-    scale[k] = to_float(gamma[c]) * inv_std[c];
-    shift[k] = to_float(beta[c]);
+    scale[k] = gamma[c] * inv_std[c];
+    shift[k] = beta[c];
   }
 #pragma unroll 4
   for (int row = my.first; row < my.last; row += my.step) {
     int at = row * d.c + my.c;
-    Floats<V> v = load<V>(x + at);
+    Pack<float, V> v = load<V>(x + at);
 #pragma unroll
     for (int k = 0; k < V; ++k) v.v[k] = (v.v[k] - centre[k]) * scale[k] + shift[k];
-    store<V>(y + at, v);
+    store(y + at, v);
   }
 }
 
@@ -249,7 +218,8 @@ __device__ __forceinline__ void normalise(const T* x, const float* mean, const f
 template <class T>
 __global__ void __launch_bounds__(256)
     batch_norm2d_fwd(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
-                     const T* __restrict__ gamma, const T* __restrict__ beta, T* __restrict__ y, BatchNorm2dDims d) {
+                     const float* __restrict__ gamma, const float* __restrict__ beta, T* __restrict__ y,
+                     BatchNorm2dDims d) {
   if (d.c % 4 == 0 && is_aligned(x) && is_aligned(y)) {
     normalise<4>(x, mean, inv_std, gamma, beta, y, d);
   } else {
@@ -268,7 +238,7 @@ __device__ __forceinline__ void sums(const T* x, const T* gy, const float* mean,
 #pragma unroll 4
   for (int row = my.first; row < my.last; row += my.step) {
     int at = row * d.c + my.c;
-    Floats<V> v = load<V>(x + at), g = load<V>(gy + at);
+    Pack<float, V> v = load<V>(x + at), g = load<V>(gy + at);
 #pragma unroll
     for (int k = 0; k < V; ++k) mine[k].add({g.v[k], g.v[k] * (v.v[k] - centre[k])});
   }
@@ -298,22 +268,22 @@ __global__ void __launch_bounds__(256, 4)
 // Numerics: in a fixed order.
 // Limits: ranges * c < 2^31.
 // Registers: at most 48.
-template <class T>
 __global__ void __launch_bounds__(256)
-    batch_norm2d_bwd_merge(const float* __restrict__ part, const float* __restrict__ inv_std, T* __restrict__ ggamma,
-                           T* __restrict__ gbeta, BatchNorm2dDims d) {
+    batch_norm2d_bwd_merge(const float* __restrict__ part, const float* __restrict__ inv_std,
+                           float* __restrict__ ggamma, float* __restrict__ gbeta, BatchNorm2dDims d) {
   int c = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (c >= d.c) return;
   Sums all = merge_ranges(reinterpret_cast<const Sums*>(part) + c * d.ranges, d.ranges, lane);
   if (lane == 0) {
-    ggamma[c] = from_float<T>(all.gyx * inv_std[c]);
-    gbeta[c] = from_float<T>(all.gy);
+    ggamma[c] = all.gyx * inv_std[c];
+    gbeta[c] = all.gy;
   }
 }
 
 template <int V, class T>
-__device__ __forceinline__ void input_gradient(const T* x, const float* mean, const float* inv_std, const T* gamma,
-                                               const T* ggamma, const T* gbeta, T* g, const BatchNorm2dDims& d) {
+__device__ __forceinline__ void input_gradient(const T* x, const float* mean, const float* inv_std, const float* gamma,
+                                               const float* ggamma, const float* gbeta, T* g,
+                                               const BatchNorm2dDims& d) {
   Share<V> my(d);
   if (my.first >= my.last) return;
   // gx = a * gy + b * (x - mean) + e, per channel.
@@ -322,17 +292,17 @@ __device__ __forceinline__ void input_gradient(const T* x, const float* mean, co
   for (int k = 0; k < V; ++k) {
     int c = my.c + k;
     centre[k] = mean[c];
-    a[k] = to_float(gamma[c]) * inv_std[c];
-    b[k] = -a[k] * inv_std[c] * to_float(ggamma[c]) * d.inv_rows;
-    e[k] = -a[k] * to_float(gbeta[c]) * d.inv_rows;
+    a[k] = gamma[c] * inv_std[c];
+    b[k] = -a[k] * inv_std[c] * ggamma[c] * d.inv_rows;
+    e[k] = -a[k] * gbeta[c] * d.inv_rows;
   }
 #pragma unroll 4
   for (int row = my.first; row < my.last; row += my.step) {
     int at = row * d.c + my.c;
-    Floats<V> v = load<V>(x + at), gy = load<V>(g + at);
+    Pack<float, V> v = load<V>(x + at), gy = load<V>(g + at);
 #pragma unroll
     for (int k = 0; k < V; ++k) v.v[k] = a[k] * gy.v[k] + b[k] * (v.v[k] - centre[k]) + e[k];
-    store<V>(g + at, v);
+    store(g + at, v);
   }
 }
 
@@ -347,8 +317,8 @@ __device__ __forceinline__ void input_gradient(const T* x, const float* mean, co
 template <class T>
 __global__ void __launch_bounds__(256)
     batch_norm2d_bwd_input(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
-                           const T* __restrict__ gamma, const T* __restrict__ ggamma, const T* __restrict__ gbeta,
-                           T* __restrict__ g, BatchNorm2dDims d) {
+                           const float* __restrict__ gamma, const float* __restrict__ ggamma,
+                           const float* __restrict__ gbeta, T* __restrict__ g, BatchNorm2dDims d) {
   if (d.c % 4 == 0 && is_aligned(x) && is_aligned(g)) {
     input_gradient<4>(x, mean, inv_std, gamma, ggamma, gbeta, g, d);
   } else {

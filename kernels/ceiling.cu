@@ -15,7 +15,7 @@ struct CeilingDims {
 // Registers: at most 32.
 // Measured: H100, 2026-11-24: 2,850 GB/s.
 __global__ void __launch_bounds__(256) ceiling_copy(const float* __restrict__ x, float* __restrict__ y, CeilingDims d) {
-  FOR_EACH(i, d.n) store4(y + 4 * (size_t)i, load4(x + 4 * (size_t)i));
+  FOR_EACH(i, d.n) store(y + 4 * (size_t)i, load<4>(x + 4 * (size_t)i));
 }
 
 // Chains of multiply-adds in registers: the ceiling of f32 arithmetic. y gets their sums, so that

@@ -44,13 +44,7 @@ struct Step {
 
 // A template parameter T is the type that activations are stored in. Arithmetic is in float: values are read with
 // to_float(x[i]) and written with y[i] = from_float<T>(v).
-__device__ __forceinline__ float to_float(float v) { return v; }
-template <class To>
-__device__ __forceinline__ To from_float(float v);
-template <>
-__device__ __forceinline__ float from_float<float>(float v) {
-  return v;
-}
+#include "half.cuh"
 
 // This thread's index in a one-dimensional grid.
 __device__ __forceinline__ unsigned global_index() { return blockIdx.x * blockDim.x + threadIdx.x; }

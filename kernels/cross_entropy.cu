@@ -1,5 +1,5 @@
 // Softmax cross-entropy with label smoothing, the mean over the rows.
-// Instances: T = float
+// Instances: T = float, half, bf16
 #include "softmax.cuh"
 
 struct CrossEntropyDims {
@@ -15,24 +15,28 @@ struct CrossEntropyDims {
 // Launch: grid ceil(n / 8) of 256; no shared memory.
 // Numerics: the row's largest is subtracted first; accurate expf and logf.
 // Limits: n * c < 2^31.
-// Registers: at most 48.
+// Registers: at most 64.
 // Measured: H100, 2026-11-24, [256, 10], with cross_entropy_mean: 13.3 µs.
 template <class T>
-__global__ void __launch_bounds__(256) cross_entropy_fwd(const T* __restrict__ x, const int* __restrict__ labels,
-                                                         T* logp, float* __restrict__ rows, CrossEntropyDims d) {
+__global__ void __launch_bounds__(256)
+    cross_entropy_fwd(const T* __restrict__ x, const int* __restrict__ labels, T* __restrict__ logp,
+                      float* __restrict__ rows, CrossEntropyDims d) {
   int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= d.n) return;
-  logp += row * d.c;  // [c]
-  log_softmax_row(x + row * d.c, logp, d.c, lane);
+  x += row * d.c;  // [c]
+  logp += row * d.c;
+  const LogSoftmax found = log_softmax(x, d.c, lane);
   float sum = 0.0f;
-  if (d.spread > 0.0f) {
-    for (int k = lane; k < d.c; k += 32) sum += to_float(logp[k]);
+  for (int k = lane; k < d.c; k += 32) {
+    float v = found.of(x[k]);
+    logp[k] = from_float<T>(v);
+    // Without smoothing nothing is added: an infinite logp times 0 would be NaN.
+    if (d.spread > 0.0f) sum += v;
   }
   sum = warp_sum(sum) * d.spread;
   int label = labels[row];
   bool known = label >= 0 && label < d.c;
-  // The lane that wrote the label's logp reads it back.
-  if (lane == (known ? label % 32 : 0)) rows[row] = known ? d.one * to_float(logp[label]) + sum : nanf("");
+  if (lane == 0) rows[row] = known ? d.one * found.of(x[label]) + sum : nanf("");
 }
 
 // loss = -(sum of rows) / n.
@@ -42,14 +46,13 @@ __global__ void __launch_bounds__(256) cross_entropy_fwd(const T* __restrict__ x
 // Numerics: summed in double: a batch may be a whole data set.
 // Limits: n < 2^31.
 // Registers: at most 40.
-template <class T>
 __global__ void __launch_bounds__(256)
-    cross_entropy_mean(const float* __restrict__ rows, T* __restrict__ loss, CrossEntropyDims d) {
+    cross_entropy_mean(const float* __restrict__ rows, float* __restrict__ loss, CrossEntropyDims d) {
   double sum = 0.0;
 #pragma unroll 4
   for (int i = threadIdx.x; i < d.n; i += 256) sum += rows[i];
   sum = block_sum(sum);
-  if (threadIdx.x == 0) loss[0] = from_float<T>((float)(-sum / d.n));
+  if (threadIdx.x == 0) loss[0] = (float)(-sum / d.n);
 }
 
 // gx[n, k] = gloss / n * (exp(logp[n, k]) - spread - (k == label ? one : 0)), NaN where the label is
@@ -62,9 +65,9 @@ __global__ void __launch_bounds__(256)
 // Registers: at most 32.
 template <class T>
 __global__ void __launch_bounds__(256)
-    cross_entropy_bwd(const T* __restrict__ gloss, const T* __restrict__ logp, const int* __restrict__ labels,
+    cross_entropy_bwd(const float* __restrict__ gloss, const T* __restrict__ logp, const int* __restrict__ labels,
                       T* __restrict__ gx, CrossEntropyDims d) {
-  float g = to_float(gloss[0]) / (float)d.n;
+  float g = gloss[0] / (float)d.n;
   FOR_EACH(i, d.n * d.c) {
     int label = labels[i / d.c];
     float target = i % d.c == label ? d.one : label < 0 || label >= d.c ? nanf("") : 0.0f;

@@ -1,5 +1,5 @@
 // Dropout: zero with probability p, scale by 1/(1 - p) otherwise.
-// Instances: T = float
+// Instances: T = float, half, bf16
 #include "four.cuh"
 #include "philox.cuh"
 
@@ -27,10 +27,10 @@ __global__ void __launch_bounds__(256)
     philox(block, d.id, s, words);
     int at = 4 * block;
     if (wide && at + 4 <= d.n) {
-      Four<T> v = four(x + at);
+      Four<float> v = load<4>(x + at);
 #pragma unroll
-      for (int k = 0; k < 4; ++k) v.v[k] = from_float<T>(words[k] < d.threshold ? 0.0f : to_float(v.v[k]) * d.scale);
-      four(y + at) = v;
+      for (int k = 0; k < 4; ++k) v.v[k] = words[k] < d.threshold ? 0.0f : v.v[k] * d.scale;
+      store(y + at, v);
     } else {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {

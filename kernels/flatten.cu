@@ -1,5 +1,5 @@
 // Flatten: NHWC to channel-major features, and back: a transpose of each image.
-// Instances: T = float
+// Instances: T = float, half, bf16
 #include "common.cuh"
 
 struct FlattenDims {

@@ -1,28 +1,20 @@
-// Four elements at a time: for float one access of 16 bytes, which costs as many instructions as
-// one of 4.
+// Neighbours that are read or written with one access: four at a time, or 16 bytes, which cost as many
+// instructions as one element.
 #pragma once
 #include "common.cuh"
 
-template <class E>
-struct __align__(4 * sizeof(E)) Four {
-  E v[4];
+template <class E, int N>
+struct __align__(N * sizeof(E)) Pack {
+  E v[N];
 };
-
-// The four elements from p on; p is aligned to all four.
 template <class E>
-__device__ __forceinline__ Four<E>& four(E* p) {
-  return *reinterpret_cast<Four<E>*>(p);
-}
-template <class E>
-__device__ __forceinline__ const Four<E>& four(const E* p) {
-  return *reinterpret_cast<const Four<E>*>(p);
-}
+using Four = Pack<E, 4>;
 
-// Whether p is aligned for that, the same for all threads. A tensor with memory of its own is; a
+// Whether p is aligned for N elements, the same for all threads. A tensor with memory of its own is; a
 // view into another's need not be.
-template <class E>
+template <int N = 4, class E>
 __device__ __forceinline__ bool is_aligned(const E* p) {
-  return reinterpret_cast<size_t>(p) % sizeof(Four<E>) == 0;
+  return reinterpret_cast<size_t>(p) % sizeof(Pack<E, N>) == 0;
 }
 
 // Whether rows of `length` elements from p on are all of aligned fours.
@@ -31,32 +23,38 @@ __device__ __forceinline__ bool rows_of_4(const E* p, int length) {
   return length % 4 == 0 && is_aligned(p);
 }
 
-// The same as values: one access.
-template <class E>
-__device__ __forceinline__ Four<E> load4(const E* p) {
-  return four(p);
+// N elements as floats, with one access.
+template <int N, class E>
+__device__ __forceinline__ Pack<float, N> load(const E* p) {
+  const Pack<E, N> in = *reinterpret_cast<const Pack<E, N>*>(p);
+  Pack<float, N> out;
+#pragma unroll
+  for (int k = 0; k < N; ++k) out.v[k] = to_float(in.v[k]);
+  return out;
 }
-template <class E>
-__device__ __forceinline__ void store4(E* p, const Four<E>& v) {
-  four(p) = v;
+template <class E, int N>
+__device__ __forceinline__ void store(E* p, const Pack<float, N>& v) {
+  Pack<E, N> out;
+#pragma unroll
+  for (int k = 0; k < N; ++k) out.v[k] = from_float<E>(v.v[k]);
+  *reinterpret_cast<Pack<E, N>*>(p) = out;
 }
 
-template <class E>
-__device__ __forceinline__ Four<float> to_floats(const Four<E>& v) {
-  return {to_float(v.v[0]), to_float(v.v[1]), to_float(v.v[2]), to_float(v.v[3])};
+// f of each of N elements.
+template <int N, class F, class... Packs>
+__device__ __forceinline__ Pack<float, N> map_pack(F f, const Packs&... x) {
+  Pack<float, N> out;
+#pragma unroll
+  for (int k = 0; k < N; ++k) out.v[k] = f(x.v[k]...);
+  return out;
 }
 
-// y[i] = f(x[i]...) for n elements of one input or more, four a thread where all are aligned; y may
+// y[i] = f(x[i]...) for n elements of one input or more, 16 bytes a thread where all are aligned; y may
 // be one of the inputs.
 template <class T, class F, class... Inputs>
 __device__ __forceinline__ void map(T* y, int n, F f, const Inputs*... x) {
-  auto all_four = [&](Four<Inputs>... v) {
-    Four<T> out;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) out.v[k] = from_float<T>(f(to_float(v.v[k])...));
-    return out;
-  };
-  int fours = (is_aligned(y) && ... && is_aligned(x)) ? n / 4 : 0;
-  FOR_EACH(i, fours) four(y + 4 * i) = all_four(four(x + 4 * i)...);
-  FOR_EACH(i, n - 4 * fours) y[4 * fours + i] = from_float<T>(f(to_float(x[4 * fours + i])...));
+  constexpr int N = 16 / sizeof(T);
+  int packs = (is_aligned<N>(y) && ... && is_aligned<N>(x)) ? n / N : 0;
+  FOR_EACH(i, packs) store(y + N * i, map_pack<N>(f, load<N>(x + N * i)...));
+  FOR_EACH(i, n - N * packs) y[N * packs + i] = from_float<T>(f(to_float(x[N * packs + i])...));
 }

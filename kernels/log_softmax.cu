@@ -1,5 +1,5 @@
 // Log-softmax over the last dimension.
-// Instances: T = float
+// Instances: T = float, half, bf16
 #include "softmax.cuh"
 
 struct LogSoftmaxDims {
@@ -15,9 +15,12 @@ struct LogSoftmaxDims {
 // Registers: at most 48.
 template <class T>
 __global__ void __launch_bounds__(256) log_softmax_fwd(const T* __restrict__ x, T* __restrict__ y, LogSoftmaxDims d) {
-  int row = blockIdx.x * 8 + threadIdx.x / 32;
+  int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= d.n) return;
-  log_softmax_row(x + row * d.c, y + row * d.c, d.c, threadIdx.x % 32);
+  x += row * d.c;  // [c]
+  y += row * d.c;
+  const LogSoftmax found = log_softmax(x, d.c, lane);
+  for (int k = lane; k < d.c; k += 32) y[k] = from_float<T>(found.of(x[k]));
 }
 
 // gx[n, c] = gy[n, c] - exp(y[n, c]) * (sum over c of gy[n, c]).

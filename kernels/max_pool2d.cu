@@ -1,5 +1,5 @@
 // Max-pool: the largest value under each window; the gradient goes to its place.
-// Instances: T = float
+// Instances: T = float, half, bf16
 #include "pool.cuh"
 
 struct MaxPool2dDims {
@@ -35,10 +35,11 @@ __global__ void __launch_bounds__(256)
 // gx[n, r, s, c] = the sum of gy over those windows whose arg is (r, s), in their order.
 // Threads: one for an input element, neighbours along the channels: a gather, no atomics.
 // Traffic: at most ceil(kh / sh) * ceil(kw / sw) reads of arg and gy and one write an input.
+// Launch: as above; asked for 4 blocks at once the compiler does not spill registers to have 8.
 // Numerics: as many roundings as windows won; the order is that of the CPU.
 // Limits: inputs < 2^31.
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
     max_pool2d_bwd(const T* __restrict__ gy, const int* __restrict__ arg, T* __restrict__ gx, MaxPool2dDims d) {
   FOR_EACH(i, d.n * d.h * d.w * d.c) {
     int c = i % d.c, n = i / d.c / (d.h * d.w), pixel = i / d.c - n * d.h * d.w;

@@ -1,5 +1,5 @@
 // Metrics of a training step, kept on the device until the host asks.
-// Instances: T = float
+// Instances: T = float, half, bf16
 #include "reduce.cuh"
 
 struct MetricsDims {

@@ -103,7 +103,7 @@ template <class Source>
 __device__ __forceinline__ Four<float> fetch(const Source& source, int k) {
   if (source.wide) {
     const int at = source.at(k, 0);
-    return at == NOWHERE ? Four<float>{} : to_floats(load4(source.data + at));
+    return at == NOWHERE ? Four<float>{} : load<4>(source.data + at);
   }
   int a = source.at(k, 0), b = a, c = a, e = a;
 #pragma unroll Source::together
@@ -126,11 +126,11 @@ struct Epilogue {
   __device__ __forceinline__ void store(int row, int column, int n, const Four<float>& v) const {
     const size_t at = (size_t)row * n + column;
     if (rows_of_4(y, n)) {
-      const Four<float> old = accumulate ? to_floats(load4(y + at)) : Four<float>{};
-      Four<E> out;
+      const Four<float> old = accumulate ? load<4>(y + at) : Four<float>{};
+      Four<float> out;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) out.v[i] = from_float<E>(accumulate ? old.v[i] + v.v[i] : v.v[i]);
-      return store4(y + at, out);
+      for (int i = 0; i < 4; ++i) out.v[i] = accumulate ? old.v[i] + v.v[i] : v.v[i];
+      return ::store(y + at, out);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -151,7 +151,7 @@ __device__ __forceinline__ void stage(float (*tile)[ROW<Tile>], int line, int k,
 #pragma unroll
     for (int i = 0; i < 4; ++i) tile[k + i][line] = v.v[i];
   } else {
-    store4(&tile[k][line], v);
+    store(&tile[k][line], v);
   }
 }
 
@@ -214,9 +214,9 @@ __device__ __forceinline__ void product(A a, B b, const Cut& cut, const Epilogue
       for (int kk = 0; kk < BK; ++kk) {
         Four<float> av[TM / 4], bv[TN / 4];
 #pragma unroll
-        for (int i = 0; i < TM / 4; ++i) av[i] = load4(&at[kk][row + i * 16]);
+        for (int i = 0; i < TM / 4; ++i) av[i] = load<4>(&at[kk][row + i * 16]);
 #pragma unroll
-        for (int j = 0; j < TN / 4; ++j) bv[j] = load4(&bt[kk][column + j * 32]);
+        for (int j = 0; j < TN / 4; ++j) bv[j] = load<4>(&bt[kk][column + j * 32]);
 #pragma unroll
         for (int i = 0; i < TM; ++i)
 #pragma unroll

@@ -1,5 +1,5 @@
 // ReLU: y = max(x, 0).
-// Instances: T = float
+// Instances: T = float, half, bf16
 #include "four.cuh"
 
 struct ReluDims {

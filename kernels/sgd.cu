@@ -24,16 +24,16 @@ __global__ void __launch_bounds__(256)
     if (group == FROZEN) continue;
     const Rate& r = s->rates[group];
     const float lr = (float)r.lr, momentum = (float)r.momentum, decay = (float)r.decay;
-    Four<float> grad = four(g + 4 * i), value = four(p + 4 * i);
+    Four<float> grad = load<4>(g + 4 * i), value = load<4>(p + 4 * i);
     // Without momentum the velocity is the gradient.
-    Four<float> velocity = v ? four(v + 4 * i) : Four<float>{};
+    Four<float> velocity = v ? load<4>(v + 4 * i) : Four<float>{};
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       float gk = used(grad.v[k], unscale, clip) + decay * value.v[k];
       velocity.v[k] = momentum * velocity.v[k] + gk;
       value.v[k] -= lr * (d.nesterov ? gk + momentum * velocity.v[k] : velocity.v[k]);
     }
-    if (v) four(v + 4 * i) = velocity;
-    four(p + 4 * i) = value;
+    if (v) store(v + 4 * i, velocity);
+    store(p + 4 * i, value);
   }
 }

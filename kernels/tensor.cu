@@ -1,5 +1,5 @@
 // Tensors: fill with a value, add one to another.
-// Instances: T = float
+// Instances: T = float, half, bf16
 #include "common.cuh"
 
 struct TensorDims {

@@ -30,15 +30,21 @@ impl DType {
         }
     }
 
-    /// The largest relative error of rounding a number to this type; 0 for integers.
-    pub fn rounding(self) -> f64 {
-        match self {
-            DType::F64 => f64::EPSILON / 2.0,
-            DType::F32 => f64::from(f32::EPSILON) / 2.0,
-            DType::F16 => half::f16::EPSILON.to_f64() / 2.0,
-            DType::BF16 => half::bf16::EPSILON.to_f64() / 2.0,
-            DType::U8 | DType::I32 => 0.0,
-        }
+    /// What sums, statistics, losses and parameters are kept in beside activations of this type.
+    pub fn sums(self) -> DType {
+        if self == DType::F64 { DType::F64 } else { DType::F32 }
+    }
+
+    /// By how much a number of this size changes at most when it is rounded to this type.
+    pub fn rounding(self, size: f64) -> f64 {
+        let (relative, least) = match self {
+            DType::F64 => (f64::EPSILON, 0.0),
+            DType::F32 => (f64::from(f32::EPSILON), 0.0),
+            DType::F16 => (half::f16::EPSILON.f64(), half::f16::from_bits(1).f64()),
+            DType::BF16 => (half::bf16::EPSILON.f64(), 0.0),
+            DType::U8 | DType::I32 => (0.0, 1.0),
+        };
+        (relative * size).max(least) / 2.0
     }
 }
 
@@ -66,38 +72,55 @@ macro_rules! elements {
 }
 elements!(f32 = F32, f64 = F64, half::f16 = F16, half::bf16 = BF16, u8 = U8, i32 = I32);
 
-/// The floating-point types that the CPU ops compute in.
-pub trait Real: Element + num_traits::Float + num_traits::NumAssign + std::iter::Sum + fmt::Display + Default {
-    /// The nearest value to an `f64`.
+/// The floating-point types.
+pub trait Float: Element {
+    /// The nearest value to an `f64`; for two-byte types, to the nearest `f32`.
     fn of(x: f64) -> Self;
-    /// The nearest `f64`.
+    /// The same number.
     fn f64(self) -> f64;
 }
 
-impl Real for f32 {
-    #[inline]
-    fn of(x: f64) -> Self {
-        x as f32
-    }
-    #[inline]
-    fn f64(self) -> f64 {
-        f64::from(self)
-    }
+macro_rules! floats {
+    ($($t:ty: $x:ident => $of:expr),*) => { $(
+        impl Float for $t {
+            #[inline]
+            fn of($x: f64) -> Self {
+                $of
+            }
+            #[inline]
+            fn f64(self) -> f64 {
+                self.into()
+            }
+        }
+    )* };
 }
+floats!(f32: x => x as f32, f64: x => x, half::f16: x => Self::from_f32(x as f32), half::bf16: x => Self::from_f32(x as f32));
 
-impl Real for f64 {
-    #[inline]
-    fn of(x: f64) -> Self {
-        x
-    }
-    #[inline]
-    fn f64(self) -> f64 {
-        self
-    }
+/// The floating-point types that the CPU ops compute in.
+pub trait Real: Float + num_traits::Float + num_traits::NumAssign + std::iter::Sum + fmt::Display + Default {}
+
+impl Real for f32 {}
+impl Real for f64 {}
+
+/// Runs `$body` with `$T` bound to the type of a list that a run-time [`DType`] names; any other dtype
+/// is an error that names the op.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! with_type {
+    ($op:expr, $dtype:expr, [$($D:ident = $t:ty),*], $expected:expr, $remedy:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $($crate::dtype::DType::$D => {
+                type $T = $t;
+                $body
+            })*
+            other => Err($crate::error::Error::shape($op, $expected, other, $remedy)),
+        }
+    };
 }
+pub(crate) use with_type;
 
-/// Runs `$body` with `$T` bound to the [`Real`] type that a run-time [`DType`] names; any other
-/// dtype is an error that names the op.
+/// Runs `$body` with `$T` bound to the [`Real`] type that a run-time [`DType`] names; any other dtype is
+/// an error that names the op.
 ///
 /// ```
 /// use tilework::{Device, Result, Tensor, with_real};
@@ -110,22 +133,21 @@ impl Real for f64 {
 #[macro_export]
 macro_rules! with_real {
     ($op:expr, $dtype:expr, $T:ident => $body:expr) => {
-        match $dtype {
-            $crate::dtype::DType::F32 => {
-                type $T = f32;
-                $body
-            }
-            $crate::dtype::DType::F64 => {
-                type $T = f64;
-                $body
-            }
-            other => Err($crate::error::Error::shape(
-                $op,
-                "elements of type f32 or f64",
-                other,
-                "convert the tensor to f32 first",
-            )),
-        }
+        $crate::with_type!(
+            $op, $dtype, [F32 = f32, F64 = f64], "elements of type f32 or f64", "convert the tensor to f32 first",
+            $T => $body
+        )
     };
 }
 pub(crate) use with_real;
+
+/// [`with_type`] for the [`Float`] types.
+macro_rules! with_float {
+    ($op:expr, $dtype:expr, $T:ident => $body:expr) => {
+        $crate::dtype::with_type!(
+            $op, $dtype, [F32 = f32, F64 = f64, F16 = half::f16, BF16 = half::bf16], "floating-point elements",
+            "use a tensor of floats", $T => $body
+        )
+    };
+}
+pub(crate) use with_float;

@@ -75,6 +75,10 @@ impl Device {
     }
 }
 
+#[cfg(test)]
+#[path = "../tests/kernels/half.rs"]
+mod half_tests;
+
 /// A kernel for one architecture alone, which only NVRTC compiles.
 #[cfg(test)]
 mod for_one_architecture {

@@ -2,7 +2,7 @@
 
 use crate::device::cuda::{In, Launch, Out, with_kernel_type};
 use crate::device::{Buffer, Device};
-use crate::dtype::{DType, Element, Real, with_real};
+use crate::dtype::{DType, Element, Float, with_float};
 use crate::error::{Error, Result};
 use crate::kernels::tensor::{TensorDims, tensor_fill};
 use crate::shape::Shape;
@@ -65,7 +65,7 @@ impl Tensor {
         match self.dtype() {
             DType::I32 => Tensor::from_slice(device, self.shape, &self.to_vec::<i32>()?),
             DType::U8 => Tensor::from_slice(device, self.shape, &self.to_vec::<u8>()?),
-            dtype => with_real!("to_device", dtype, T => Tensor::from_slice(device, self.shape, &self.to_vec::<T>()?)),
+            dtype => with_float!("to_device", dtype, T => Tensor::from_slice(device, self.shape, &self.to_vec::<T>()?)),
         }
     }
 
@@ -211,7 +211,7 @@ impl Tensor {
     pub fn fill(&mut self, value: f64) -> Result<()> {
         let dtype = self.dtype();
         match self.device().clone() {
-            Device::Cpu(_) => with_real!("fill", dtype, T => { self.host_mut::<T>()?.fill(T::of(value)); Ok(()) }),
+            Device::Cpu(_) => with_float!("fill", dtype, T => { self.host_mut::<T>()?.fill(T::of(value)); Ok(()) }),
             Device::Cuda(cuda) => with_kernel_type!("fill", dtype, T => {
                 let n = self.len();
                 let d = TensorDims { n: n as i32, value: value as f32 };
@@ -241,12 +241,24 @@ impl Tensor {
         self.data.read(self.range())
     }
 
+    /// A copy with elements of another floating-point type, each rounded to the nearest; it goes through
+    /// host memory.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if either type is not floating point; [`Error::OutOfMemory`].
+    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        let values = self.to_f64()?;
+        with_float!("to_dtype", dtype, T => {
+            Tensor::from_slice(self.device(), self.shape, &values.into_iter().map(T::of).collect::<Vec<T>>())
+        })
+    }
+
     /// The elements as `f64`, whichever floating-point type they are.
     ///
     /// # Errors
-    /// [`Error::Shape`] if they are not `f32` or `f64`.
+    /// [`Error::Shape`] if they are not floating point.
     pub fn to_f64(&self) -> Result<Vec<f64>> {
-        with_real!("to_f64", self.dtype(), T => Ok(self.to_vec::<T>()?.iter().map(|x| x.f64()).collect()))
+        with_float!("to_f64", self.dtype(), T => Ok(self.to_vec::<T>()?.iter().map(|x| x.f64()).collect()))
     }
 
     /// The only element of a tensor of one.
@@ -263,9 +275,9 @@ impl Tensor {
     /// Whether every element is finite (neither infinite nor NaN).
     ///
     /// # Errors
-    /// [`Error::Shape`] if the elements are not `f32` or `f64`.
+    /// [`Error::Shape`] if the elements are not floating point.
     pub fn is_finite(&self) -> Result<bool> {
-        with_real!("is_finite", self.dtype(), T => Ok(self.to_vec::<T>()?.iter().all(|x| num_traits::Float::is_finite(*x))))
+        Ok(self.to_f64()?.iter().all(|x| x.is_finite()))
     }
 
     /// Whether this is the only tensor on its memory, so that it may be written in place.

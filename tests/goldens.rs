@@ -305,7 +305,7 @@ fn trajectories_agree_with_pytorch() {
             let (x, labels) = batch(golden, t as u32, &device);
             let mut cx = model.train(step);
             let scores = model.forward(&Var::constant(x), &mut cx).unwrap();
-            let loss = loss_kind.of(&scores, &labels, 0.0, &mut cx).unwrap();
+            let loss = loss_kind.with(0.0)(&scores, &labels, &mut cx).unwrap();
             let got = loss.value().item().unwrap();
             assert!((got - want).abs() <= 1e-4 * want, "{name}: loss of step {t}: got {got}, PyTorch {want}");
             if t == 0 {

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
 # In the order in which a mutant meets them: the quickest first.
-TESTS = ["kernels", "kernels_beyond", "device_training", "emulated"]
+TESTS = ["kernels", "half", "kernels_beyond", "device_training", "emulated"]
 # Where nothing looks at the output: a chain of multiply-adds that only takes time.
 BLIND = {"ceiling.cu": "__global__ void __launch_bounds__(256) ceiling_multiply_add"}
 # What is easily mistaken for each other.

@@ -150,7 +150,7 @@ pub struct Buffer {
 }
 
 enum Memory {
-    Host(cpu::Block),
+    Host(cpu::HostMemory),
     Cuda(cuda::DeviceMemory),
 }
 

@@ -5,9 +5,7 @@
 
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
-use crate::device::Device;
-use crate::device::cuda::with_kernel_type;
-use crate::dtype::{DType, with_real};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -24,15 +22,9 @@ impl Var {
         let x = self.value();
         let mut y = Tensor::empty(x.device(), x.dtype(), out)?;
         let mut arg = Tensor::empty(x.device(), DType::I32, out)?;
-        match x.device() {
-            Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
-                cpu::max_forward(x.host::<T>()?, y.host_mut::<T>()?, arg.host_mut()?, x.shape(), out);
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => {
-                with_kernel_type!(OP, x.dtype(), T => cuda::max_forward::<T>(cuda, x, &mut y, &mut arg))?
-            }
-        }
+        on_device!(OP, x, T,
+            cpu => cpu::max_forward(x.host::<T>()?, y.host_mut::<T>()?, arg.host_mut()?, x.shape(), out),
+            cuda => cuda::max_forward::<T>(&cuda, x, &mut y, &mut arg));
         Ok(cx.record(y, &[self], || AdaptiveMaxPool2d { x: self.id(), shape: self.shape(), arg }))
     }
 
@@ -44,13 +36,9 @@ impl Var {
         let out = output_shape(self.shape(), size)?;
         let x = self.value();
         let mut y = Tensor::empty(x.device(), x.dtype(), out)?;
-        match x.device() {
-            Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
-                cpu::avg_forward(x.host::<T>()?, y.host_mut::<T>()?, x.shape(), out);
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => cuda::avg_forward::<T>(cuda, x, &mut y))?,
-        }
+        on_device!(OP, x, T,
+            cpu => cpu::avg_forward(x.host::<T>()?, y.host_mut::<T>()?, x.shape(), out),
+            cuda => cuda::avg_forward::<T>(&cuda, x, &mut y));
         Ok(cx.record(y, &[self], || AdaptiveAvgPool2d { x: self.id(), shape: self.shape() }))
     }
 }
@@ -82,15 +70,9 @@ struct AdaptiveMaxPool2d {
 impl Backward for AdaptiveMaxPool2d {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape)?;
-        match gy.device() {
-            Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
-                cpu::max_backward(gy.host::<T>()?, self.arg.host()?, gx.host_mut::<T>()?, self.shape, gy.shape());
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => {
-                with_kernel_type!(OP, gy.dtype(), T => cuda::max_backward::<T>(cuda, &gy, &self.arg, &mut gx))?;
-            }
-        }
+        on_device!(OP, gy, T,
+            cpu => cpu::max_backward(gy.host::<T>()?, self.arg.host()?, gx.host_mut::<T>()?, self.shape, gy.shape()),
+            cuda => cuda::max_backward::<T>(&cuda, &gy, &self.arg, &mut gx));
         grads.add(self.x, gx)
     }
 }
@@ -103,13 +85,9 @@ struct AdaptiveAvgPool2d {
 impl Backward for AdaptiveAvgPool2d {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape)?;
-        match gy.device() {
-            Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
-                cpu::avg_backward(gy.host::<T>()?, gx.host_mut::<T>()?, self.shape, gy.shape());
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => with_kernel_type!(OP, gy.dtype(), T => cuda::avg_backward::<T>(cuda, &gy, &mut gx))?,
-        }
+        on_device!(OP, gy, T,
+            cpu => cpu::avg_backward(gy.host::<T>()?, gx.host_mut::<T>()?, self.shape, gy.shape()),
+            cuda => cuda::avg_backward::<T>(&cuda, &gy, &mut gx));
         grads.add(self.x, gx)
     }
 }
@@ -270,6 +248,7 @@ pub fn random_case(d: &mut Draw) -> Case {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
 
     #[test]
     fn global_average_is_the_mean() {

@@ -2,9 +2,6 @@
 
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
-use crate::device::Device;
-use crate::device::cuda::with_kernel_type;
-use crate::dtype::with_real;
 use crate::error::Result;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -25,13 +22,9 @@ impl Var {
 fn forward(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     a.expect_like(OP, b)?;
     let mut y = Tensor::empty(a.device(), a.dtype(), a.shape())?;
-    match a.device() {
-        Device::Cpu(_) => with_real!(OP, a.dtype(), T => {
-            cpu::forward(a.host::<T>()?, b.host::<T>()?, y.host_mut::<T>()?);
-            Ok(())
-        })?,
-        Device::Cuda(cuda) => with_kernel_type!(OP, a.dtype(), T => cuda::forward::<T>(cuda, a, b, &mut y))?,
-    }
+    on_device!(OP, a, T,
+        cpu => cpu::forward(a.host::<T>()?, b.host::<T>()?, y.host_mut::<T>()?),
+        cuda => cuda::forward::<T>(&cuda, a, b, &mut y));
     Ok(y)
 }
 
@@ -91,6 +84,7 @@ pub fn random_case(d: &mut Draw) -> Case {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
 
     #[test]
     fn shapes_must_match() {

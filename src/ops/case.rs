@@ -2,7 +2,7 @@
 
 use crate::autograd::{Ctx, Var};
 use crate::device::Device;
-use crate::dtype::{DType, Real, with_real};
+use crate::dtype::{DType, Float, with_float};
 use crate::error::Result;
 use crate::rng::{Stream, to_unit};
 use crate::shape::Shape;
@@ -41,6 +41,8 @@ pub struct Input {
     pub shape: Shape,
     /// Contents.
     pub fill: Fill,
+    /// Whether it is a parameter, which is kept in f32 whatever type activations have.
+    pub param: bool,
 }
 
 type Apply = Box<dyn Fn(&[Var], &mut Ctx<'_>) -> Result<Var> + Send + Sync>;
@@ -59,6 +61,8 @@ pub struct Case {
     pub bench: bool,
     /// Whether finite differences apply (no ties, no corner in reach).
     pub smooth: bool,
+    /// Whether two bytes hold its numbers well enough.
+    pub half: bool,
 }
 
 impl Case {
@@ -72,13 +76,20 @@ impl Case {
         name: impl Into<String>,
         apply: impl Fn(&[Var], &mut Ctx<'_>) -> Result<Var> + Send + Sync + 'static,
     ) -> Self {
-        Case { name: name.into(), inputs: Vec::new(), apply: Box::new(apply), flops: 0.0, bench: false, smooth: true }
+        let (name, inputs, apply) = (name.into(), Vec::new(), Box::new(apply));
+        Case { name, inputs, apply, flops: 0.0, bench: false, smooth: true, half: true }
     }
 
     /// With another input.
     pub fn input(mut self, name: &'static str, shape: impl Into<Shape>, fill: Fill) -> Self {
         self.smooth &= fill != Fill::Ties;
-        self.inputs.push(Input { name, shape: shape.into(), fill });
+        self.inputs.push(Input { name, shape: shape.into(), fill, param: false });
+        self
+    }
+
+    /// With another input that is a parameter.
+    pub fn param(mut self, name: &'static str, shape: impl Into<Shape>, fill: Fill) -> Self {
+        self.inputs.push(Input { name, shape: shape.into(), fill, param: true });
         self
     }
 
@@ -94,23 +105,18 @@ impl Case {
         self
     }
 
-    /// The inputs' numbers; equal bits on every device.
+    /// The inputs' numbers, with activations of type `dtype`; equal bits on every device.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] for a dtype that is not `f32` or `f64`.
+    /// [`crate::Error::Shape`] for a dtype that is not floating point.
     pub fn tensors(&self, device: &Device, dtype: DType, seed: u64) -> Result<Vec<Tensor>> {
-        self.inputs
-            .iter()
-            .enumerate()
-            .map(|(i, input)| {
-                let s = Stream { seed, epoch: 0, step: 0, id: i as u32 };
-                with_real!("Case::tensors", dtype, T => {
-                    let mut values = vec![T::default(); input.shape.len()];
-                    fill(&mut values, input.fill, s);
-                    Tensor::from_slice(device, input.shape, &values)
-                })
+        let tensor = |(i, input): (usize, &Input)| {
+            let s = Stream { seed, epoch: 0, step: 0, id: i as u32 };
+            with_float!("Case::tensors", if input.param { dtype.sums() } else { dtype }, T => {
+                Tensor::from_slice(device, input.shape, &fill::<T>(input.shape.len(), input.fill, s))
             })
-            .collect()
+        };
+        self.inputs.iter().enumerate().map(tensor).collect()
     }
 
     /// The context that a case runs in: training, at a step that is not the first.
@@ -119,20 +125,16 @@ impl Case {
     }
 }
 
-fn fill<T: Real>(out: &mut [T], fill: Fill, s: Stream) {
-    match fill {
-        Fill::Uniform => out.iter_mut().enumerate().for_each(|(i, x)| *x = T::of(2.0 * f64::from(s.uniform(i)) - 1.0)),
-        Fill::NonZero => out.iter_mut().enumerate().for_each(|(i, x)| {
-            let u = 2.0 * f64::from(s.uniform(i)) - 1.0;
-            *x = T::of(u + 0.1f64.copysign(u));
-        }),
-        Fill::Ties => out.iter_mut().enumerate().for_each(|(i, x)| *x = T::of(f64::from(s.below(i, 4)) - 2.0)),
-        Fill::Distinct => {
-            let order = s.permutation(out.len());
-            let middle = out.len() as f64 / 2.0;
-            out.iter_mut().zip(order).for_each(|(x, rank)| *x = T::of((f64::from(rank) - middle) * 0.01));
-        }
-    }
+fn fill<T: Float>(n: usize, fill: Fill, s: Stream) -> Vec<T> {
+    let order = if fill == Fill::Distinct { s.permutation(n) } else { Vec::new() };
+    let uniform = |i| 2.0 * f64::from(s.uniform(i)) - 1.0;
+    let number = |i| match fill {
+        Fill::Uniform => uniform(i),
+        Fill::NonZero => uniform(i) + 0.1f64.copysign(uniform(i)),
+        Fill::Ties => f64::from(s.below(i, 4)) - 2.0,
+        Fill::Distinct => (f64::from(order[i]) - n as f64 / 2.0) * 0.01,
+    };
+    (0..n).map(|i| T::of(number(i))).collect()
 }
 
 /// Draws the sizes of random cases.

@@ -7,9 +7,6 @@
 use super::case::{Case, Draw, Fill};
 use super::nll::check_labels;
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
-use crate::device::Device;
-use crate::device::cuda::with_kernel_type;
-use crate::dtype::with_real;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -28,19 +25,15 @@ impl Var {
         }
         check_labels(OP, self.value(), labels)?;
         let x = self.value();
-        let mut loss = Tensor::empty(x.device(), x.dtype(), Shape::SCALAR)?;
+        let mut loss = Tensor::empty(x.device(), x.dtype().sums(), Shape::SCALAR)?;
         let mut logp = Tensor::empty(x.device(), x.dtype(), x.shape())?;
-        match x.device() {
-            Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
+        on_device!(OP, x, T,
+            cpu => {
                 let logp = logp.host_mut::<T>()?;
                 super::log_softmax::cpu::forward(x.host::<T>()?, logp, x.shape().last());
-                loss.host_mut::<T>()?[0] = cpu::loss(logp, labels.host()?, x.shape().last(), smoothing);
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => {
-                cuda::forward::<T>(cuda, x, labels, &mut logp, &mut loss, smoothing)
-            })?,
-        }
+                loss.host_mut::<T>()?[0] = cpu::loss(logp, labels.host()?, x.shape().last(), smoothing)
+            },
+            cuda => cuda::forward::<T>(&cuda, x, labels, &mut logp, &mut loss, smoothing));
         Ok(cx.record(loss, &[self], || CrossEntropy { x: self.id(), logp, labels: labels.clone(), smoothing }))
     }
 }
@@ -54,19 +47,15 @@ struct CrossEntropy {
 
 impl Backward for CrossEntropy {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        let shape = self.logp.shape();
-        let mut gx = Tensor::empty(gy.device(), gy.dtype(), shape)?;
-        match gy.device() {
-            Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
+        let (shape, dtype) = (self.logp.shape(), self.logp.dtype());
+        let mut gx = Tensor::empty(gy.device(), dtype, shape)?;
+        on_device!(OP, gx, T,
+            cpu => {
                 let logp = self.logp.host::<T>()?;
                 let labels = self.labels.host()?;
-                cpu::backward(gy.host::<T>()?[0], logp, labels, gx.host_mut::<T>()?, shape.last(), self.smoothing);
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => with_kernel_type!(OP, gy.dtype(), T => {
-                cuda::backward::<T>(cuda, &gy, &self.logp, &self.labels, &mut gx, self.smoothing)
-            })?,
-        }
+                cpu::backward(gy.host::<T>()?[0], logp, labels, gx.host_mut::<T>()?, shape.last(), self.smoothing)
+            },
+            cuda => cuda::backward::<T>(&cuda, &gy, &self.logp, &self.labels, &mut gx, self.smoothing));
         grads.add(self.x, gx)
     }
 }
@@ -126,7 +115,7 @@ mod cuda {
         let mut rows = Tensor::empty(x.device(), DType::F32, [d.n as usize])?;
         let warps = Launch::new(rows.len().div_ceil(8), BLOCK);
         cross_entropy_fwd::<T>(cuda, warps, x.input()?, labels.input()?, logp.output()?, rows.output()?, &d)?;
-        cross_entropy_mean::<T>(cuda, Launch::new(1, BLOCK), rows.input()?, loss.output()?, &d)
+        cross_entropy_mean(cuda, Launch::new(1, BLOCK), rows.input()?, loss.output()?, &d)
     }
 
     pub(super) fn backward<T: KernelType>(
@@ -176,6 +165,7 @@ pub fn random_case(d: &mut Draw) -> Case {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
 
     #[test]
     fn equal_logits_give_log_of_the_classes() {

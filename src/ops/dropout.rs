@@ -7,9 +7,6 @@
 
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Mode, Var, VarId};
-use crate::device::Device;
-use crate::device::cuda::with_kernel_type;
-use crate::dtype::with_real;
 use crate::error::{Error, Result};
 use crate::rng::stream;
 use crate::step::Step;
@@ -59,13 +56,9 @@ impl Mask {
 
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let mut y = Tensor::empty(x.device(), x.dtype(), x.shape())?;
-        match x.device() {
-            Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
-                cpu::apply(x.host::<T>()?, y.host_mut::<T>()?, self.threshold(), self.scale(), self.step.stream(self.id));
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => cuda::apply::<T>(cuda, x, &mut y, self))?,
-        }
+        on_device!(OP, x, T,
+            cpu => cpu::apply(x.host::<T>()?, y.host_mut::<T>()?, self.threshold(), self.scale(), self.step.stream(self.id)),
+            cuda => cuda::apply::<T>(&cuda, x, &mut y, self));
         Ok(y)
     }
 }
@@ -164,6 +157,7 @@ pub fn random_case(d: &mut Draw) -> Case {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
 
     #[test]
     fn the_mask_has_the_stated_rate_and_scale() {

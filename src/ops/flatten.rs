@@ -5,9 +5,6 @@
 
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
-use crate::device::Device;
-use crate::device::cuda::with_kernel_type;
-use crate::dtype::with_real;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -42,13 +39,9 @@ fn forward(x: &Tensor) -> Result<Tensor> {
         return x.reshape([n, h * w * c]);
     }
     let mut y = Tensor::empty(x.device(), x.dtype(), [n, c * h * w])?;
-    match x.device() {
-        Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
-            cpu::transpose(x.host::<T>()?, y.host_mut::<T>()?, h * w, c);
-            Ok(())
-        })?,
-        Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => cuda::transpose::<T>(cuda, x, &mut y, h * w, c))?,
-    }
+    on_device!(OP, x, T,
+        cpu => cpu::transpose(x.host::<T>()?, y.host_mut::<T>()?, h * w, c),
+        cuda => cuda::transpose::<T>(&cuda, x, &mut y, h * w, c));
     Ok(y)
 }
 
@@ -64,15 +57,9 @@ impl Backward for Flatten {
             return grads.add(self.x, gy.reshape(self.shape)?);
         }
         let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape)?;
-        match gy.device() {
-            Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
-                cpu::transpose(gy.host::<T>()?, gx.host_mut::<T>()?, c, h * w);
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => {
-                with_kernel_type!(OP, gy.dtype(), T => cuda::transpose::<T>(cuda, &gy, &mut gx, c, h * w))?
-            }
-        }
+        on_device!(OP, gy, T,
+            cpu => cpu::transpose(gy.host::<T>()?, gx.host_mut::<T>()?, c, h * w),
+            cuda => cuda::transpose::<T>(&cuda, &gy, &mut gx, c, h * w));
         grads.add(self.x, gx)
     }
 }
@@ -146,6 +133,7 @@ pub fn random_case(d: &mut Draw) -> Case {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
 
     #[test]
     fn features_are_channel_major() {

@@ -4,9 +4,6 @@
 
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
-use crate::device::Device;
-use crate::device::cuda::with_kernel_type;
-use crate::dtype::with_real;
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -25,13 +22,9 @@ impl Var {
 
 fn forward(x: &Tensor) -> Result<Tensor> {
     let mut y = Tensor::empty(x.device(), x.dtype(), x.shape())?;
-    match x.device() {
-        Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
-            cpu::forward(x.host::<T>()?, y.host_mut::<T>()?, x.shape().last());
-            Ok(())
-        })?,
-        Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, &mut y))?,
-    }
+    on_device!(OP, x, T,
+        cpu => cpu::forward(x.host::<T>()?, y.host_mut::<T>()?, x.shape().last()),
+        cuda => cuda::forward::<T>(&cuda, x, &mut y));
     Ok(y)
 }
 
@@ -43,15 +36,9 @@ struct LogSoftmax {
 impl Backward for LogSoftmax {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let mut gx = Tensor::empty(gy.device(), gy.dtype(), gy.shape())?;
-        match gy.device() {
-            Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
-                cpu::backward(gy.host::<T>()?, self.y.host::<T>()?, gx.host_mut::<T>()?, gy.shape().last());
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => {
-                with_kernel_type!(OP, gy.dtype(), T => cuda::backward::<T>(cuda, &gy, &self.y, &mut gx))?
-            }
-        }
+        on_device!(OP, gy, T,
+            cpu => cpu::backward(gy.host::<T>()?, self.y.host::<T>()?, gx.host_mut::<T>()?, gy.shape().last()),
+            cuda => cuda::backward::<T>(&cuda, &gy, &self.y, &mut gx));
         grads.add(self.x, gx)
     }
 }
@@ -118,10 +105,9 @@ fn case(n: usize, c: usize) -> Case {
 /// In row i the element i + 31 is so far above the others that any other shift would overflow.
 fn one_far_above(n: usize, c: usize) -> Case {
     let far = move |v: &[Var], cx: &mut Ctx<'_>| {
-        let offset = with_real!(OP, v[0].value().dtype(), T => {
-            let at = |i: usize| if i % c == i / c + 31 { 200.0 as T } else { 0.0 };
-            Tensor::from_slice(cx.device(), [n, c], &(0..n * c).map(at).collect::<Vec<_>>())
-        })?;
+        let at = |i: usize| if i % c == i / c + 31 { 200f32 } else { 0.0 };
+        let offset = Tensor::from_slice(cx.device(), [n, c], &(0..n * c).map(at).collect::<Vec<_>>())?;
+        let offset = offset.to_dtype(v[0].value().dtype())?;
         v[0].add(&Var::constant(offset), cx)?.log_softmax(cx)
     };
     Case::new(format!("[{n}, {c}] one far above"), far).input("x", [n, c], Fill::Uniform)
@@ -149,6 +135,7 @@ pub fn random_case(d: &mut Draw) -> Case {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
 
     #[test]
     fn huge_inputs_stay_finite() {

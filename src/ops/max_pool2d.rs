@@ -7,9 +7,7 @@
 use super::case::{Case, Draw, Fill};
 use super::window::Window;
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
-use crate::device::Device;
-use crate::device::cuda::with_kernel_type;
-use crate::dtype::{DType, with_real};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -50,15 +48,9 @@ pub fn output_shape(x: Shape, window: Window) -> Result<Shape> {
 fn forward(x: &Tensor, window: Window, out: Shape) -> Result<(Tensor, Tensor)> {
     let mut y = Tensor::empty(x.device(), x.dtype(), out)?;
     let mut arg = Tensor::empty(x.device(), DType::I32, out)?;
-    match x.device() {
-        Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
-            cpu::forward(x.host::<T>()?, y.host_mut::<T>()?, arg.host_mut()?, x.shape(), out, window);
-            Ok(())
-        })?,
-        Device::Cuda(cuda) => {
-            with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, &mut y, &mut arg, window))?;
-        }
-    }
+    on_device!(OP, x, T,
+        cpu => cpu::forward(x.host::<T>()?, y.host_mut::<T>()?, arg.host_mut()?, x.shape(), out, window),
+        cuda => cuda::forward::<T>(&cuda, x, &mut y, &mut arg, window));
     Ok((y, arg))
 }
 
@@ -72,15 +64,9 @@ struct MaxPool2d {
 impl Backward for MaxPool2d {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape)?;
-        match gy.device() {
-            Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
-                cpu::backward(gy.host::<T>()?, self.arg.host()?, gx.host_mut::<T>()?, self.shape, gy.shape());
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => with_kernel_type!(OP, gy.dtype(), T => {
-                cuda::backward::<T>(cuda, &gy, &self.arg, &mut gx, self.window)
-            })?,
-        }
+        on_device!(OP, gy, T,
+            cpu => cpu::backward(gy.host::<T>()?, self.arg.host()?, gx.host_mut::<T>()?, self.shape, gy.shape()),
+            cuda => cuda::backward::<T>(&cuda, &gy, &self.arg, &mut gx, self.window));
         grads.add(self.x, gx)
     }
 }
@@ -197,6 +183,7 @@ pub fn random_case(d: &mut Draw) -> Case {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
 
     #[test]
     fn nan_wins_and_ties_go_to_the_first() {

@@ -7,9 +7,25 @@
 //!
 //! [`ROOMS`] lists them. The gradient check, the thread check, the check of the kernels and the
 //! benches go through that list, and `tests/rooms.rs` fails when a room lacks a part. [`case`] and
-//! [`window`] are what rooms share, [`parity`] compares them on two devices, and [`gradcheck()`] an op with finite
-//! differences, your own too.
-//! The README adds an op as an example. To read one, begin with [`relu`].
+//! [`window`] are what rooms share, [`parity`] compares them on two devices, [`gradcheck()`]
+//! compares an op, your own too, with finite differences.
+//! `src/ops/README.md` adds an op as an example. To read one, begin with [`relu`].
+
+/// Runs the CPU's side or the CUDA side of an op, as the device of tensor `$x` says, with `$T` bound to
+/// the type of its elements.
+macro_rules! on_device {
+    ($op:expr, $x:expr, $T:ident, cpu => $cpu:expr, $cuda:ident => $on_cuda:expr) => {
+        match $x.device().clone() {
+            $crate::device::Device::Cpu(_) => $crate::dtype::with_real!($op, $x.dtype(), $T => {
+                $cpu;
+                Ok(())
+            })?,
+            $crate::device::Device::Cuda($cuda) => {
+                $crate::device::cuda::with_kernel_type!($op, $x.dtype(), $T => $on_cuda)?
+            }
+        }
+    };
+}
 
 pub mod adaptive_pool2d;
 pub mod add;

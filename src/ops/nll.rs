@@ -5,8 +5,7 @@
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
 use crate::device::Device;
-use crate::device::cuda::with_kernel_type;
-use crate::dtype::{DType, with_real};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -21,17 +20,16 @@ impl Var {
     pub fn nll(&self, labels: &Tensor, cx: &mut Ctx<'_>) -> Result<Var> {
         check_labels(OP, self.value(), labels)?;
         let x = self.value();
-        let mut loss = Tensor::empty(x.device(), x.dtype(), Shape::SCALAR)?;
-        match x.device() {
-            Device::Cpu(_) => with_real!(OP, x.dtype(), T => {
-                loss.host_mut::<T>()?[0] = cpu::forward(x.host::<T>()?, labels.host()?, x.shape().last());
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => {
-                with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, labels, &mut loss))?
-            }
-        }
-        Ok(cx.record(loss, &[self], || Nll { x: self.id(), shape: self.shape(), labels: labels.clone() }))
+        let mut loss = Tensor::empty(x.device(), x.dtype().sums(), Shape::SCALAR)?;
+        on_device!(OP, x, T,
+            cpu => loss.host_mut::<T>()?[0] = cpu::forward(x.host::<T>()?, labels.host()?, x.shape().last()),
+            cuda => cuda::forward::<T>(&cuda, x, labels, &mut loss));
+        Ok(cx.record(loss, &[self], || Nll {
+            x: self.id(),
+            shape: self.shape(),
+            dtype: x.dtype(),
+            labels: labels.clone(),
+        }))
     }
 }
 
@@ -67,21 +65,16 @@ pub(super) fn check_labels(op: &'static str, x: &Tensor, labels: &Tensor) -> Res
 struct Nll {
     x: Option<VarId>,
     shape: Shape,
+    dtype: DType,
     labels: Tensor,
 }
 
 impl Backward for Nll {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape)?;
-        match gy.device() {
-            Device::Cpu(_) => with_real!(OP, gy.dtype(), T => {
-                cpu::backward(gy.host::<T>()?[0], self.labels.host()?, gx.host_mut::<T>()?, self.shape.last());
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => {
-                with_kernel_type!(OP, gy.dtype(), T => cuda::backward::<T>(cuda, &gy, &self.labels, &mut gx))?
-            }
-        }
+        let mut gx = Tensor::empty(gy.device(), self.dtype, self.shape)?;
+        on_device!(OP, gx, T,
+            cpu => cpu::backward(gy.host::<T>()?[0], self.labels.host()?, gx.host_mut::<T>()?, self.shape.last()),
+            cuda => cuda::backward::<T>(&cuda, &gy, &self.labels, &mut gx));
         grads.add(self.x, gx)
     }
 }

@@ -10,38 +10,43 @@
 //! errors are drawn anew; the root mean square of what f32 then differs by from f64 is one rounding.
 //! (Source: Vignes, "A stochastic arithmetic for reliable scientific computation", 1993.)
 
-use super::Case;
 use super::case::Fill;
+use super::{Case, Room};
 use crate::autograd::Var;
 use crate::device::Device;
-use crate::dtype::{DType, with_real};
+use crate::dtype::{DType, Float};
 use crate::error::Result;
 use crate::rng::Stream;
 use crate::tensor::Tensor;
 
-/// What an op on a device may differ by from the CPU, in roundings of the terms' size.
+/// What an op on a device may differ by from the CPU, with results of a type, in roundings of the
+/// terms' size to that type.
 ///
 /// Ops that move, compare or select numbers, that round each number once, or that add few numbers in
 /// the CPU's order are exact. The others add in another order: the largest of many differences, each
-/// of about one rounding.
-pub fn tolerance(room: &str) -> f64 {
-    match room {
-        "add" | "dropout" | "flatten" | "max_pool2d" | "nll" | "relu" => 0.0,
+/// of about one rounding. Where results have two bytes, sums still have four, and little is rounded to
+/// two but the result.
+pub fn tolerance(room: &str, dtype: DType) -> f64 {
+    match (room, dtype) {
+        ("add" | "dropout" | "flatten" | "max_pool2d" | "nll" | "relu", _) => 0.0,
+        (_, DType::F16 | DType::BF16) => 4.0,
         _ => 16.0,
     }
 }
 
 /// Names and numbers: `y`, then the gradient of each input, `gx`.
-pub type Results = Vec<(String, Vec<f64>)>;
+pub type Results = Vec<(String, Tensor)>;
 
 /// Where two tensors differ most.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Difference {
     /// `y`, or the gradient of an input: `gx`.
     pub what: String,
-    /// The largest difference, in roundings of the terms' size; infinite where one side is not finite
-    /// and the other is not the same.
+    /// The largest difference against the tolerance: 1 is just allowed. Infinite where nothing is
+    /// allowed, or one side is not finite and the other is not the same.
     pub error: f64,
+    /// The same difference, in roundings of the terms' size.
+    pub roundings: f64,
     /// At this element.
     pub at: usize,
     /// The device's number.
@@ -75,17 +80,14 @@ pub fn run_with(
     let vars: Result<Vec<Var>> = inputs.into_iter().enumerate().map(|(i, t)| Ok(cx.leaf(change(i, t)?))).collect();
     let vars = vars?;
     let y = (case.apply)(&vars, &mut cx)?;
-    let mut all = vec![("y".to_string(), y.value().to_f64()?)];
-    // No two neighbouring gradients alike, so that a swapped index shows.
-    let gy = |i: usize| (i * 7919 % 1009) as f32 / 504.5 - 0.9;
-    let gy = with_real!("parity", dtype, T => {
-        let values: Vec<T> = (0..y.value().len()).map(|i| gy(i).into()).collect();
-        Tensor::from_slice(device, y.shape(), &values)
-    })?;
+    let mut all = vec![("y".to_string(), y.value().clone())];
+    // No two neighbouring gradients alike, so that a swapped index shows; all are numbers of every type.
+    let gy: Vec<f32> = (0..y.value().len()).map(|i| (i * 158 % 254) as f32 / 128.0 - 127.0 / 128.0).collect();
+    let gy = Tensor::from_slice(device, y.shape(), &gy)?.to_dtype(y.value().dtype())?;
     let grads = cx.backward(&y, change(vars.len(), gy)?, None)?;
     for (var, input) in vars.iter().zip(&case.inputs) {
         if let Some(g) = grads.of(var) {
-            all.push((format!("g{}", input.name), g.to_f64()?));
+            all.push((format!("g{}", input.name), g.clone()));
         }
     }
     Ok(all)
@@ -93,58 +95,81 @@ pub fn run_with(
 
 /// What the CPU computes for a case.
 pub struct Expected {
-    values: Results,
-    /// For each element, a rounding of the size of its terms.
-    roundings: Vec<Vec<f64>>,
+    room: &'static str,
+    /// In f32, from inputs that were rounded.
+    values: Vec<(String, Vec<f64>)>,
+    /// For each element, the size of its terms.
+    sizes: Vec<Vec<f64>>,
 }
 
 impl Expected {
     /// How often rounding errors are drawn.
     const DRAWS: u32 = 16;
 
-    /// The CPU's results.
+    /// The CPU's results for activations of type `dtype`.
     ///
     /// # Errors
     /// Whatever the op reports.
-    pub fn of(case: &Case, seed: u64) -> Result<Self> {
+    pub fn of(room: &Room, case: &Case, dtype: DType, seed: u64) -> Result<Self> {
         let cpu = Device::cpu();
-        let values = run(case, &cpu, DType::F32, seed)?;
-        // The result itself is rounded too.
-        let own = |v: &f64| (v * DType::F32.rounding()).powi(2);
-        let mut roundings: Vec<Vec<f64>> = values.iter().map(|(_, v)| v.iter().map(own).collect()).collect();
+        let numbers = |results: Results| -> Result<Vec<(String, Vec<f64>)>> {
+            results.into_iter().map(|(name, tensor)| Ok((name, tensor.to_f64()?))).collect()
+        };
+        let values = numbers(run_with(case, &cpu, DType::F32, seed, &|i, tensor| {
+            let rounded = case.inputs.get(i).is_some_and(|input| !input.param);
+            if rounded { tensor.to_dtype(dtype)?.to_dtype(DType::F32) } else { Ok(tensor) }
+        })?)?;
+        let mut squares: Vec<Vec<f64>> = values.iter().map(|(_, v)| vec![0.0; v.len()]).collect();
         for draw in 0..Self::DRAWS {
-            let run = |dtype| run_with(case, &cpu, dtype, seed, &|i, tensor| elsewhere(case, i, &tensor, draw));
-            for ((squares, (_, one)), (_, other)) in roundings.iter_mut().zip(run(DType::F32)?).zip(run(DType::F64)?) {
-                let errors = one.iter().zip(&other).map(|(a, b)| (a - b).powi(2) / f64::from(Self::DRAWS));
-                squares.iter_mut().zip(errors).for_each(|(sum, e)| *sum += e);
+            let run =
+                |dtype| numbers(run_with(case, &cpu, dtype, seed, &|i, tensor| elsewhere(case, i, &tensor, draw))?);
+            for ((squares, (_, one)), (_, other)) in squares.iter_mut().zip(run(DType::F32)?).zip(run(DType::F64)?) {
+                squares.iter_mut().zip(one).zip(other).for_each(|((sum, a), b)| *sum += (a - b).powi(2));
             }
         }
-        roundings.iter_mut().flatten().for_each(|sum| *sum = sum.sqrt());
-        Ok(Expected { values, roundings })
+        // The result itself is rounded too.
+        let size = |(sum, v): (f64, &f64)| (sum / f64::from(Self::DRAWS)).sqrt() / DType::F32.rounding(1.0) + v.abs();
+        let sizes = squares.into_iter().zip(&values).map(|(s, (_, v))| s.into_iter().zip(v).map(size).collect());
+        Ok(Expected { room: room.name, sizes: sizes.collect(), values })
     }
 
     /// Where a device's numbers differ most.
-    pub fn compare(&self, got: &Results) -> Difference {
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device fails.
+    pub fn compare(&self, got: &Results) -> Result<Difference> {
         let mut worst = Difference { what: "y".into(), ..Difference::default() };
         if got.len() != self.values.len() {
-            return Difference { what: "the number of gradients".into(), error: f64::INFINITY, ..worst };
+            return Ok(Difference { what: "the number of gradients".into(), error: f64::INFINITY, ..worst });
         }
-        for (((what, got), (name, want)), roundings) in got.iter().zip(&self.values).zip(&self.roundings) {
+        for (((what, got), (name, want)), sizes) in got.iter().zip(&self.values).zip(&self.sizes) {
             if what != name || got.len() != want.len() {
-                return Difference { what: format!("{what} instead of {name}"), error: f64::INFINITY, ..worst };
+                return Ok(Difference { what: format!("{what} instead of {name}"), error: f64::INFINITY, ..worst });
             }
-            for (at, ((&got, &want), rounding)) in got.iter().zip(want).zip(roundings).enumerate() {
-                let error = match got == want || (got.is_nan() && want.is_nan()) {
-                    true => 0.0,
-                    false if got.is_finite() && want.is_finite() => (got - want).abs() / rounding,
+            let dtype = got.dtype();
+            let allowed = tolerance(self.room, dtype);
+            for (at, ((got, &want), &size)) in got.to_f64()?.into_iter().zip(want).zip(sizes).enumerate() {
+                let want = round(want, dtype);
+                let roundings = match got == want || (got.is_nan() && want.is_nan()) {
+                    true => continue,
+                    false if got.is_finite() && want.is_finite() => (got - want).abs() / dtype.rounding(size),
                     false => f64::INFINITY,
                 };
-                if error > worst.error {
-                    worst = Difference { what: what.clone(), error, at, got, want };
+                if roundings / allowed > worst.error {
+                    worst = Difference { what: what.clone(), error: roundings / allowed, roundings, at, got, want };
                 }
             }
         }
-        worst
+        Ok(worst)
+    }
+}
+
+/// The nearest number of a type.
+fn round(v: f64, dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => half::f16::of(v).f64(),
+        DType::BF16 => half::bf16::of(v).f64(),
+        _ => v,
     }
 }
 
@@ -156,7 +181,5 @@ fn elsewhere(case: &Case, i: usize, tensor: &Tensor, draw: u32) -> Result<Tensor
     let by = |i| 1.0 + if ties { 0.0 } else { (2.0 * stream.uniform(i) - 1.0) / 16384.0 };
     // Equal numbers in f32 and f64.
     let moved: Vec<f32> = tensor.to_f64()?.iter().enumerate().map(|(i, &v)| v as f32 * by(i)).collect();
-    with_real!("parity", tensor.dtype(), T => {
-        Tensor::from_slice(tensor.device(), tensor.shape(), &moved.iter().map(|&v| v.into()).collect::<Vec<T>>())
-    })
+    Tensor::from_slice(tensor.device(), tensor.shape(), &moved)?.to_dtype(tensor.dtype())
 }

@@ -4,9 +4,6 @@
 
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
-use crate::device::Device;
-use crate::device::cuda::with_kernel_type;
-use crate::dtype::with_real;
 use crate::error::Result;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -26,10 +23,9 @@ impl Var {
 
 fn forward(x: &Tensor) -> Result<Tensor> {
     let mut y = Tensor::empty(x.device(), x.dtype(), x.shape())?;
-    match x.device() {
-        Device::Cpu(_) => with_real!(OP, x.dtype(), T => { cpu::forward(x.host::<T>()?, y.host_mut::<T>()?); Ok(()) })?,
-        Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, &mut y))?,
-    }
+    on_device!(OP, x, T,
+        cpu => cpu::forward(x.host::<T>()?, y.host_mut::<T>()?),
+        cuda => cuda::forward::<T>(&cuda, x, &mut y));
     Ok(y)
 }
 
@@ -41,15 +37,9 @@ struct Relu {
 impl Backward for Relu {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let mut g = gy.into_unique()?;
-        match g.device().clone() {
-            Device::Cpu(_) => with_real!(OP, g.dtype(), T => {
-                cpu::backward_in_place(self.y.host::<T>()?, g.host_mut::<T>()?);
-                Ok(())
-            })?,
-            Device::Cuda(cuda) => {
-                with_kernel_type!(OP, g.dtype(), T => cuda::backward_in_place::<T>(&cuda, &self.y, &mut g))?;
-            }
-        }
+        on_device!(OP, g, T,
+            cpu => cpu::backward_in_place(self.y.host::<T>()?, g.host_mut::<T>()?),
+            cuda => cuda::backward_in_place::<T>(&cuda, &self.y, &mut g));
         grads.add(self.x, g)
     }
 }
@@ -118,6 +108,7 @@ pub fn random_case(d: &mut Draw) -> Case {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
 
     #[test]
     fn nan_passes_through() {

@@ -108,12 +108,9 @@ pub enum Loss {
 }
 
 impl Loss {
-    /// The loss of a network's outputs `[n, classes]`.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if the shapes do not match or a label is not a class.
-    pub fn of(self, scores: &Var, labels: &Tensor, smoothing: f64, cx: &mut Ctx<'_>) -> Result<Var> {
-        match self {
+    /// The loss as a function of a network's outputs `[n, classes]`, their labels `[n]` and the pass.
+    pub fn with(self, smoothing: f64) -> impl Fn(&Var, &Tensor, &mut Ctx<'_>) -> Result<Var> + Send + 'static {
+        move |scores, labels, cx| match self {
             Loss::CrossEntropy => scores.cross_entropy(labels, smoothing, cx),
             Loss::Nll => scores.nll(labels, cx),
         }

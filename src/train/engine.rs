@@ -40,7 +40,7 @@ use std::path::Path;
 
 /// A network in training: the model, its optimizer and its data.
 pub struct Engine {
-    /// The network.
+    /// The network. What is to be frozen is frozen before the first step: a recorded step stays as it was recorded.
     pub model: Model,
     optimizer: Box<dyn Optimizer>,
     feed: Feed,
@@ -165,8 +165,12 @@ impl Engine {
     /// of the last 64 steps are there. On a CUDA device this waits for the steps.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device, or a step, failed.
+    /// [`Error::Config`] for more than 64 steps; [`Error::Device`] if the device, or a step, failed.
     pub fn results(&self, first: u64, count: usize) -> Result<Vec<(f64, usize)>> {
+        if count > RING {
+            let problem = format!("{count} steps, and those of the last {RING} are kept");
+            return Err(Error::config("results", problem, "ask for them more often"));
+        }
         self.metrics.read(first, count)
     }
 

@@ -4,7 +4,7 @@
 //! in the device's memory, and one read fetches those of many steps.
 
 use super::evaluate::hits;
-use crate::device::cuda::Launch;
+use crate::device::cuda::{Launch, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -39,17 +39,11 @@ impl Metrics {
             return self.correct.write(at, &[correct as i32]);
         };
         let d = MetricsDims { n: labels.len() as i32, c: scores.shape().last() as i32, ring: RING as i32 };
-        metrics_record::<f32>(
-            &cuda,
-            Launch::new(1, 256),
-            loss.input()?,
-            scores.input()?,
-            labels.input()?,
-            cuda.step(step)?,
-            self.losses.output(0..RING)?,
-            self.correct.output(0..RING)?,
-            &d,
-        )
+        let (loss, labels, step) = (loss.input()?, labels.input()?, cuda.step(step)?);
+        let (losses, correct) = (self.losses.output(0..RING)?, self.correct.output(0..RING)?);
+        with_kernel_type!("metrics", scores.dtype(), T => {
+            metrics_record::<T>(&cuda, Launch::new(1, 256), loss, scores.input()?, labels, step, losses, correct, &d)
+        })
     }
 
     /// Loss and correct images of `count` steps, at most [`RING`], from step `first` on.

@@ -7,7 +7,6 @@ use super::evaluate::{Evaluation, evaluate};
 use super::events::{EpochReport, Event, Observer, StepReport};
 use super::run::RunDir;
 use super::saver::{Place, Saver, State};
-use crate::autograd::{Ctx, Var};
 use crate::data::Splits;
 use crate::data::loader::{Augment, Batch, Feed, Loader};
 use crate::device::Device;
@@ -16,7 +15,6 @@ use crate::nn::Model;
 use crate::optim::Point;
 use crate::recipes::Recipe;
 use crate::step::Step;
-use crate::tensor::Tensor;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -78,8 +76,7 @@ impl Trainer {
         let train = loader(train, recipe.batch_size, recipe.augment)?;
         let test = loader(test, EVAL_BATCH, Augment::default())?.feed(false);
         let optimizer = recipe.optimizer.build(&model.params)?;
-        let (loss, smoothing) = (recipe.loss, recipe.label_smoothing);
-        let loss = move |s: &Var, labels: &Tensor, cx: &mut Ctx<'_>| loss.of(s, labels, smoothing, cx);
+        let loss = recipe.loss.with(recipe.label_smoothing);
         let engine = Engine::new(model, optimizer, train.feed(recipe.shuffle), loss)?;
         let (position, saver) = (Position::default(), Saver::new());
         Ok(Trainer { recipe, engine, train, test, position, saver, pending: Vec::new() })
@@ -298,9 +295,7 @@ impl Trainer {
     /// # Errors
     /// As [`evaluate`].
     pub fn evaluate(&mut self, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Evaluation> {
-        let loss = self.recipe.loss;
-        let loss = move |scores: &Var, labels: &Tensor, cx: &mut Ctx<'_>| loss.of(scores, labels, 0.0, cx);
-        evaluate(&self.engine.model, &mut self.test, &loss, progress)
+        evaluate(&self.engine.model, &mut self.test, &self.recipe.loss.with(0.0), progress)
     }
 
     /// One step on a batch outside of any run; for benches. The mini-batch's loss.

@@ -3,63 +3,66 @@
 use crate::device;
 use std::sync::{Arc, Mutex};
 use tilework::device::cuda::CudaOptions;
-use tilework::device::emulator::{self, Action, Event, Follow, TraceOptions, Traced};
+use tilework::device::emulator::{self, Action, Follow, TraceEvent, TraceOptions, Traced};
 use tilework::ops::{ROOMS, parity};
 use tilework::{DType, Device};
 
 /// What the first block of a kernel does in an op's case, named by how it begins.
-fn trace(room: &str, start: &str, kernel: &str) -> Vec<Event> {
+fn trace(room: &str, start: &str, kernel: &str, dtype: DType) -> Vec<TraceEvent> {
     let room = ROOMS.iter().find(|r| r.name == room).unwrap();
     let case = (room.cases)().into_iter().find(|c| c.name.starts_with(start)).unwrap();
     let traced = Arc::new(Mutex::new(Traced::default()));
     let follow = Follow { block: [0; 3], threads: 0..256 };
     let trace = TraceOptions { kernel: kernel.into(), follow, traced: traced.clone() };
     let how = emulator::EmulatorOptions { trace: Some(trace), ..emulator::EmulatorOptions::default() };
-    parity::run(&case, &Device::emulated_with(CudaOptions::default(), how).unwrap(), DType::F32, 0).unwrap();
+    parity::run(&case, &Device::emulated_with(CudaOptions::default(), how).unwrap(), dtype, 0).unwrap();
     let traced = traced.lock().unwrap();
     traced.events.clone()
 }
 
-/// Kernels that move four numbers with one access do so wherever memory and sizes allow.
+/// Kernels that move several numbers with one access do so wherever memory and sizes allow.
 #[test]
 fn accesses_are_wide() {
     if !device::looks_inside() {
         return;
     }
-    // A room, the start of its case's name, a kernel, and what it reads or writes by fours.
-    let all: [(&str, &str, &str, &[&str]); 8] = [
-        ("add", "[3, 15", "add_fwd", &["a", "b", "y"]),
-        ("relu", "[3, 15", "relu_fwd", &["x", "y"]),
-        ("relu", "[3, 15", "relu_bwd", &["y", "g"]),
-        ("dropout", "[3, 77]", "dropout_apply", &["x", "y"]),
-        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_fwd_part", &["x"]),
-        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_fwd", &["x", "y"]),
-        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_bwd_part", &["x", "gy"]),
-        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_bwd_input", &["x", "g"]),
+    // A room, the start of its case's name, a kernel, what it reads or writes together, and how many
+    // words that are: all by fours, but elements of two bytes by eights where each is treated alike.
+    let all: [(&str, &str, &str, &[&str], usize); 8] = [
+        ("add", "[3, 15", "add_fwd", &["a", "b", "y"], 4),
+        ("relu", "[3, 15", "relu_fwd", &["x", "y"], 4),
+        ("relu", "[3, 15", "relu_bwd", &["y", "g"], 4),
+        ("dropout", "[3, 77]", "dropout_apply", &["x", "y"], 2),
+        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_fwd_part", &["x"], 2),
+        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_fwd", &["x", "y"], 2),
+        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_bwd_part", &["x", "gy"], 2),
+        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_bwd_input", &["x", "g"], 2),
     ];
-    for (room, start, kernel, places) in all {
-        let events = trace(room, start, kernel);
+    for ((room, start, kernel, places, half), dtype) in
+        all.into_iter().flat_map(|a| [DType::F32, DType::F16, DType::BF16].map(|d| (a, d)))
+    {
+        let (words, left) = if dtype == DType::F32 { (4, 6) } else { (half, 14) };
+        let events = trace(room, start, kernel, dtype);
         for wanted in places {
-            let of_size = |words: usize| {
-                let is = |e: &&Event| match &e.action {
-                    Action::Read(place, Some(v)) | Action::Write(place, Some(v)) => {
-                        place.starts_with(&format!("{wanted}[")) && v.split(' ').count() == words
-                    }
-                    _ => false,
-                };
-                events.iter().filter(is).count()
-            };
-            let (one, four) = (of_size(1), of_size(4));
-            // What is left over is three elements at most, read and written.
+            let sizes = events.iter().filter_map(|e| match &e.action {
+                Action::Read(place, v) | Action::Write(place, v) if place.starts_with(&format!("{wanted}[")) => {
+                    // The trace has no words for two bytes.
+                    Some(v.as_ref().map_or(1, |v| v.split(' ').count()))
+                }
+                _ => None,
+            });
+            let (wide, alone): (Vec<usize>, Vec<usize>) = sizes.partition(|&size| size == words);
+            // What is left over is less than one access, read and written.
+            let (wide, alone) = (wide.len(), alone.len());
             assert!(
-                four > 0 && one <= 6,
-                "{kernel} of {start}: {wanted} moves {four} times by fours, {one} times alone"
+                wide > 0 && alone <= left,
+                "{kernel} of {start} {dtype}: {wanted} moves {wide} times by {words} words, {alone} times otherwise"
             );
         }
     }
 }
 
-/// The matrix products load and store by fours too: with `load4` and `store4` of four.cuh, which
+/// The matrix products load and store by fours too: with `load` and `store` of four.cuh, which
 /// the host's compiler may take apart, so that only the source line tells.
 #[test]
 fn products_move_by_fours() {
@@ -75,7 +78,7 @@ fn products_move_by_fours() {
         ("conv2d", "[2, 5, 6, 4]", "conv2d_bwd_w", &["gy", "x", "gw"]),
     ];
     for (room, start, kernel, places) in all {
-        let events = trace(room, start, kernel);
+        let events = trace(room, start, kernel, DType::F32);
         for wanted in places {
             let of_it = events.iter().filter(|e| match &e.action {
                 Action::Read(place, _) | Action::Write(place, _) => place.starts_with(&format!("{wanted}[")),

@@ -39,14 +39,14 @@ impl Case {
         Case { x: vec![1.0; n], y: vec![0.0; n], grid, n: n as i32, ..Case::new(bug) }
     }
 
-    fn launch<R>(&mut self, name: &str, run: impl FnOnce(&Launch<'_>, &[Region]) -> R) -> R {
+    fn launch<R>(&mut self, name: &str, run: impl FnOnce(&Call<'_>, &[Region]) -> R) -> R {
         let (_, plain, checked) = *PLANTED.iter().find(|k| k.0 == name).expect("a planted kernel");
         let (mut x, mut y, mut d) = (self.x.as_ptr(), self.y.as_mut_ptr(), Dims { n: self.n, bug: self.bug });
         let region = |name, start: usize, n: usize, writable| Region { name, start, bytes: n * 4, writable };
         let regions = [region("x", x as usize, self.x.len(), false), region("y", y as usize, self.y.len(), true)];
         let args = [(&raw mut x).cast(), (&raw mut y).cast(), (&raw mut d).cast()];
         let (grid, block) = ([self.grid, 1, 1], [self.block, 1, 1]);
-        run(&Launch { kernel: name, plain, checked, grid, block, shared: self.shared, args: &args }, &regions)
+        run(&Call { kernel: name, plain, checked, grid, block, shared: self.shared, args: &args }, &regions)
     }
 
     fn run(&mut self, name: &str, order: Order) -> Result<(), Fault> {

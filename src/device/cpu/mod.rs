@@ -45,7 +45,7 @@ impl Cpu {
         self.pool().stats
     }
 
-    pub(super) fn alloc(&self, bytes: usize) -> Result<Block> {
+    pub(super) fn alloc(&self, bytes: usize) -> Result<HostMemory> {
         let size = bytes.div_ceil(size_of::<Line>());
         let recycled = {
             let mut pool = self.pool();
@@ -66,7 +66,7 @@ impl Cpu {
         // NaN in every float: an op that leaves an element unwritten shows in the tests.
         #[cfg(debug_assertions)]
         lines.fill(Line([0xFF; 64]));
-        Ok(Block { lines, cpu: self.clone() })
+        Ok(HostMemory { lines, cpu: self.clone() })
     }
 
     fn out_of_memory(&self, need: usize) -> Error {
@@ -103,7 +103,7 @@ impl Cpu {
 
 /// Working memory of an op: a slice that belongs to the pool.
 pub struct Scratch<T> {
-    block: Block,
+    block: HostMemory,
     len: usize,
     element: PhantomData<T>,
 }
@@ -136,12 +136,12 @@ pub(super) fn free_memory() -> Option<usize> {
 }
 
 /// A piece of host memory that returns to its pool when dropped.
-pub(super) struct Block {
+pub(super) struct HostMemory {
     lines: Vec<Line>,
     cpu: Cpu,
 }
 
-impl Block {
+impl HostMemory {
     pub(super) fn lines(&self) -> &[Line] {
         &self.lines
     }
@@ -151,7 +151,7 @@ impl Block {
     }
 }
 
-impl Drop for Block {
+impl Drop for HostMemory {
     fn drop(&mut self) {
         let lines = std::mem::take(&mut self.lines);
         let mut pool = self.cpu.pool();

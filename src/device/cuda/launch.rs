@@ -129,23 +129,16 @@ pub enum Order {
 pub trait KernelType: Element {}
 
 impl KernelType for f32 {}
+impl KernelType for half::f16 {}
+impl KernelType for half::bf16 {}
 
-/// Runs `$body` with `$T` bound to the [`KernelType`] that a run-time [`DType`](crate::DType)
-/// names; any other dtype is an error that names the op.
+/// [`with_type`](crate::dtype::with_type) for the [`KernelType`]s.
 macro_rules! with_kernel_type {
     ($op:expr, $dtype:expr, $T:ident => $body:expr) => {
-        match $dtype {
-            $crate::dtype::DType::F32 => {
-                type $T = f32;
-                $body
-            }
-            other => Err($crate::error::Error::shape(
-                $op,
-                "elements of type f32 on this device",
-                other,
-                "convert the tensor to f32 first, or use the CPU",
-            )),
-        }
+        $crate::dtype::with_type!(
+            $op, $dtype, [F32 = f32, F16 = half::f16, BF16 = half::bf16], "elements of type f32, f16 or bf16 on this device",
+            "convert the tensor to f32 first, or use the CPU", $T => $body
+        )
     };
 }
 pub(crate) use with_kernel_type;

@@ -275,7 +275,7 @@ impl Checker {
     }
 
     /// Ends the launch: findings with their source lines, and the trace.
-    pub(super) fn finish(self) -> (Report, Vec<super::Event>) {
+    pub(super) fn finish(self) -> (Report, Vec<super::TraceEvent>) {
         let mut lines = Lines::default();
         let mut findings: Vec<Finding> = Vec::new();
         for raw in self.raw {

@@ -1,6 +1,6 @@
 //! The emulated device as a [`Driver`]: memory is the host's, work runs when it is handed over.
 
-use super::{Event, Follow, Order, Region, run, run_checked, run_traced};
+use super::{Follow, Order, Region, TraceEvent, run, run_checked, run_traced};
 use crate::device::cpu::free_memory;
 use crate::device::cuda::{Address, Arg, Driver, Graph, Info, Kernel, Launch};
 use crate::error::{Error, Result};
@@ -53,7 +53,7 @@ pub struct Traced {
     /// The kernel's name; empty before its launch.
     pub kernel: &'static str,
     /// What the threads did, in the order in which they did it.
-    pub events: Vec<Event>,
+    pub events: Vec<TraceEvent>,
 }
 
 /// The emulated device.
@@ -169,7 +169,7 @@ unsafe fn execute(options: &EmulatorOptions, kernel: &'static Kernel, launch: &L
         return Err(problem("clusters are not emulated"));
     }
     let [plain, checked] = kernel.thunks.ok_or_else(|| problem("is not compiled for the emulated device"))?;
-    let launch = super::Launch {
+    let launch = super::Call {
         kernel: kernel.name,
         plain,
         checked,

@@ -34,14 +34,14 @@ use block::Job;
 use checker::Checker;
 pub(crate) use driver::Emulated;
 pub use driver::{EmulatorOptions, TraceOptions, Traced};
-pub use report::{Action, Event, Fault, FaultKind, Finding, FindingKind, Line, Report};
+pub use report::{Action, Fault, FaultKind, Finding, FindingKind, Line, Report, TraceEvent};
 use scheduler::run_block;
 pub use trace::Follow;
 use trace::Trace;
 
 /// One launch of a kernel.
 #[derive(Debug, Clone, Copy)]
-pub struct Launch<'a> {
+pub struct Call<'a> {
     /// The kernel's name, for reports.
     pub kernel: &'a str,
     /// It as compiled for speed.
@@ -71,7 +71,7 @@ pub struct Region {
     pub writable: bool,
 }
 
-impl Launch<'_> {
+impl Call<'_> {
     /// The number of blocks, if a GPU would take this launch.
     fn blocks(&self) -> Result<u32, Fault> {
         let invalid = |detail: String| Fault {
@@ -150,7 +150,7 @@ fn gcd(a: u64, b: u64) -> u64 {
 /// # Safety
 /// The thunks belong to a kernel whose arguments `args` are, of the right number and types, and the kernel stays within
 /// the memory that they point at.
-pub unsafe fn run(launch: &Launch<'_>, order: Order) -> Result<(), Fault> {
+pub unsafe fn run(launch: &Call<'_>, order: Order) -> Result<(), Fault> {
     /// A job whose pointers may cross threads.
     struct Everywhere<'a>(Job<'a>);
     // SAFETY: the arguments are only read, and the kernel's own memory accesses are the caller's promise.
@@ -189,7 +189,7 @@ pub unsafe fn run(launch: &Launch<'_>, order: Order) -> Result<(), Fault> {
 ///
 /// # Safety
 /// As [`run`], but the kernel may stray from its memory: the checker stops it.
-pub unsafe fn run_checked(launch: &Launch<'_>, order: Order, regions: &[Region]) -> Result<Report, Fault> {
+pub unsafe fn run_checked(launch: &Call<'_>, order: Order, regions: &[Region]) -> Result<Report, Fault> {
     // SAFETY: as the caller promises.
     unsafe { checked(launch, order, regions, None).1 }
 }
@@ -199,21 +199,21 @@ pub unsafe fn run_checked(launch: &Launch<'_>, order: Order, regions: &[Region])
 /// # Safety
 /// As [`run_checked`].
 pub unsafe fn run_traced(
-    launch: &Launch<'_>,
+    launch: &Call<'_>,
     order: Order,
     regions: &[Region],
     follow: &Follow,
-) -> (Vec<Event>, Result<Report, Fault>) {
+) -> (Vec<TraceEvent>, Result<Report, Fault>) {
     // SAFETY: as the caller promises.
     unsafe { checked(launch, order, regions, Some(Trace::new(follow.clone()))) }
 }
 
 unsafe fn checked(
-    launch: &Launch<'_>,
+    launch: &Call<'_>,
     order: Order,
     regions: &[Region],
     trace: Option<Trace>,
-) -> (Vec<Event>, Result<Report, Fault>) {
+) -> (Vec<TraceEvent>, Result<Report, Fault>) {
     black_box((calls::exports(), hooks::exports()));
     let blocks = match launch.blocks() {
         Ok(blocks) => blocks,

@@ -245,7 +245,7 @@ pub enum Action {
 
 /// One step of one thread, in a trace.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Event {
+pub struct TraceEvent {
     /// `threadIdx`.
     pub thread: [u32; 3],
     /// What it did.
@@ -254,7 +254,7 @@ pub struct Event {
     pub at: Option<Line>,
 }
 
-impl fmt::Display for Event {
+impl fmt::Display for TraceEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "thread {:<9} ", dim(self.thread))?;
         let value = |v: &Option<String>| v.as_ref().map_or(String::new(), |v| format!(" = {v}"));

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::block::Block;
 use super::checker::Access;
-use super::report::{Action, Event, Site};
+use super::report::{Action, Site, TraceEvent};
 use super::source::Lines;
 
 /// Whom to follow.
@@ -16,7 +16,7 @@ pub struct Follow {
     pub threads: Range<u32>,
 }
 
-struct Step {
+struct Note {
     thread: [u32; 3],
     action: Action,
     pc: usize,
@@ -25,7 +25,7 @@ struct Step {
 
 pub(super) struct Trace {
     follow: Follow,
-    steps: Vec<Step>,
+    steps: Vec<Note>,
     /// A write that is being carried out: its step, address and size.
     pending: Option<(usize, usize, usize)>,
 }
@@ -43,7 +43,7 @@ impl Trace {
     pub(super) fn step(&mut self, block: &Block, action: Action, pc: usize, site: Site) {
         self.settle();
         if self.wants(block) {
-            self.steps.push(Step { thread: block.coordinates(block.linear()), action, pc, site });
+            self.steps.push(Note { thread: block.coordinates(block.linear()), action, pc, site });
         }
     }
 
@@ -68,16 +68,16 @@ impl Trace {
     /// What the last write wrote: by the next step, memory has it.
     fn settle(&mut self) {
         if let Some((step, address, bytes)) = self.pending
-            && let Some(Step { action: Action::Write(_, text), .. }) = self.steps.get_mut(step)
+            && let Some(Note { action: Action::Write(_, text), .. }) = self.steps.get_mut(step)
         {
             *text = value(address, bytes);
             self.pending = None;
         }
     }
 
-    pub(super) fn finish(mut self, lines: &mut Lines) -> Vec<Event> {
+    pub(super) fn finish(mut self, lines: &mut Lines) -> Vec<TraceEvent> {
         self.settle();
-        let event = |s: Step| Event { thread: s.thread, action: s.action, at: lines.of(s.pc, s.site) };
+        let event = |s: Note| TraceEvent { thread: s.thread, action: s.action, at: lines.of(s.pc, s.site) };
         self.steps.into_iter().map(event).collect()
     }
 }

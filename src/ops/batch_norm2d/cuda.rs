@@ -1,0 +1,88 @@
+//! Batch normalisation on a CUDA device: how the rows are cut, and the launches.
+
+use super::BatchNorm2d;
+use crate::device::cuda::{BLOCK, Cuda, KernelType, Launch};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::kernels::batch_norm2d::*;
+use crate::tensor::Tensor;
+
+/// How x `[rows, c]` is cut into blocks, each with a tile of the channels for a range of the rows;
+/// and the launch of a warp for each channel.
+fn plan(x: &Tensor, momentum: f64, eps: f64) -> (BatchNorm2dDims, Launch, Launch) {
+    let c = x.shape().last();
+    let rows = x.len() / c;
+    // Four channels a thread where they come in fours, and up to a warp of threads side by side;
+    // the tiles as equal as can be.
+    let wide = if c.is_multiple_of(4) { 4 } else { 1 };
+    let tiles = c.div_ceil(32 * wide);
+    let tile = c.div_ceil(tiles).next_multiple_of(wide);
+    // Some rows for every thread, and no more blocks than keep a large GPU busy.
+    let most = rows.div_ceil(8 * (BLOCK as usize * wide / tile)).min((1024 / tiles).max(1));
+    let chunk = rows.div_ceil(most);
+    let ranges = rows.div_ceil(chunk);
+    let [rows_, c_, tile, chunk, ranges_] = [rows, c, tile, chunk, ranges].map(|d| d as i32);
+    let (keep, take, unbias) = (1.0 - momentum, momentum, rows as f64 / (rows as f64 - 1.0));
+    let [keep, take, unbias, eps, inv_rows] = [keep, take, unbias, eps, 1.0 / rows as f64].map(|v| v as f32);
+    let d = BatchNorm2dDims { rows: rows_, c: c_, tile, chunk, ranges: ranges_, keep, take, unbias, eps, inv_rows };
+    (d, Launch::new(0, BLOCK).grid(ranges, tiles, 1), Launch::new(c.div_ceil(8), BLOCK))
+}
+
+/// `stats` become the mean and 1/std that x was normalised with, `constants` are momentum and eps.
+#[expect(clippy::too_many_arguments, reason = "what batch-norm takes")]
+pub(super) fn forward<T: KernelType>(
+    cuda: &Cuda,
+    x: &Tensor,
+    [gamma, beta]: [&Tensor; 2],
+    y: &mut Tensor,
+    [mean, inv_std]: [&mut Tensor; 2],
+    [running_mean, running_var]: [&mut Tensor; 2],
+    [momentum, eps]: [f64; 2],
+    train: bool,
+) -> Result<()> {
+    let (d, blocks, warps) = plan(x, momentum, eps);
+    let (m, s) = (mean.output()?, inv_std.output()?);
+    if train {
+        let mut part = Tensor::empty(x.device(), DType::F32, [d.c as usize, d.ranges as usize, 3])?;
+        batch_norm2d_fwd_part::<T>(cuda, blocks, x.input()?, part.output()?, &d)?;
+        let (rm, rv) = (running_mean.output()?, running_var.output()?);
+        batch_norm2d_fwd_merge(cuda, warps, part.input()?, m, s, rm, rv, &d)?;
+    } else {
+        let (rm, rv) = (running_mean.input()?, running_var.input()?);
+        batch_norm2d_fwd_eval(cuda, Launch::each(d.c as usize), rm, rv, m, s, &d)?;
+    }
+    let (m, s, g, b) = (mean.input()?, inv_std.input()?, gamma.input()?, beta.input()?);
+    batch_norm2d_fwd::<T>(cuda, blocks, x.input()?, m, s, g, b, y.output()?, &d)
+}
+
+/// `ggamma` and `gbeta`.
+pub(super) fn reduce<T: KernelType>(
+    cuda: &Cuda,
+    node: &BatchNorm2d,
+    gy: &Tensor,
+    ggamma: &mut Tensor,
+    gbeta: &mut Tensor,
+) -> Result<()> {
+    let (d, blocks, warps) = plan(gy, 0.0, 0.0);
+    let mut part = Tensor::empty(gy.device(), DType::F32, [d.c as usize, d.ranges as usize, 2])?;
+    let (x, mean, inv_std) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?);
+    batch_norm2d_bwd_part::<T>(cuda, blocks, x, gy.input()?, mean, part.output()?, &d)?;
+    batch_norm2d_bwd_merge(cuda, warps, part.input()?, inv_std, ggamma.output()?, gbeta.output()?, &d)
+}
+
+/// Turns `g` from gy into gx.
+pub(super) fn backward<T: KernelType>(
+    cuda: &Cuda,
+    node: &BatchNorm2d,
+    ggamma: &Tensor,
+    gbeta: &Tensor,
+    g: &mut Tensor,
+) -> Result<()> {
+    let (mut d, blocks, _) = plan(g, 0.0, 0.0);
+    if !node.train {
+        d.inv_rows = 0.0;
+    }
+    let (x, mean, inv_std, gamma) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?, node.gamma.input()?);
+    let (gg, gb) = (ggamma.input()?, gbeta.input()?);
+    batch_norm2d_bwd_input::<T>(cuda, blocks, x, mean, inv_std, gamma, gg, gb, g.output()?, &d)
+}

@@ -1,0 +1,247 @@
+//! Batch normalisation over (n, h, w), one mean and variance per channel.
+//!
+//! `y = (x - mean) / sqrt(var + eps) · gamma + beta`. In training mean and (biased) variance are the
+//! batch's, and the running statistics move by `running = (1 - momentum)·running + momentum·batch`,
+//! with the unbiased variance, as in PyTorch; in evaluation the running statistics are used.
+//!
+//! Backward, with xhat = (x - mean)/std and M = n·h·w: `gbeta = sum gy`, `ggamma = sum gy·xhat`,
+//! in training `gx = gamma/std · (gy - gbeta/M - xhat·ggamma/M)`, in evaluation `gx = gamma/std · gy`.
+//!
+//! Source: Ioffe, Szegedy, "Batch Normalization", ICML 2015.
+
+mod cpu;
+mod cuda;
+
+use super::case::{Case, Draw, Fill};
+use crate::autograd::{Backward, Ctx, Grads, Mode, Var, VarId};
+use crate::device::Device;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+
+const OP: &str = "batch_norm2d";
+
+/// Running mean and unbiased variance per channel before any batch: 0 and 1.
+///
+/// # Errors
+/// [`Error::Shape`] for a dtype that is not floating point.
+pub fn running(device: &Device, dtype: DType, channels: usize) -> Result<[Tensor; 2]> {
+    let mean = Tensor::zeros(device, dtype, [channels])?;
+    let mut var = Tensor::empty(device, dtype, [channels])?;
+    var.fill(1.0)?;
+    Ok([mean, var])
+}
+
+impl Var {
+    /// Batch-norm of `[n, h, w, c]` with `gamma` and `beta` of `[c]`. Training moves the `running` mean
+    /// and variance, evaluation uses them.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for other shapes, or for one value per channel in training (its variance is
+    /// not defined).
+    pub fn batch_norm2d(
+        &self,
+        gamma: &Var,
+        beta: &Var,
+        running: [&mut Tensor; 2],
+        momentum: f64,
+        eps: f64,
+        cx: &mut Ctx<'_>,
+    ) -> Result<Var> {
+        let x = self.value();
+        let [running_mean, running_var] = running;
+        let channels = Shape::from([x.shape().last()]);
+        let others = [gamma.shape(), beta.shape(), running_mean.shape(), running_var.shape()];
+        if x.shape().rank() != 4 || others != [channels; 4] {
+            let got = format!(
+                "x {}, gamma {}, beta {}, running {}",
+                x.shape(),
+                gamma.shape(),
+                beta.shape(),
+                running_mean.shape()
+            );
+            return Err(Error::shape(
+                OP,
+                "x [n, h, w, c] and [c] for the others",
+                got,
+                "put it after a convolution of as many channels",
+            ));
+        }
+        let rows = x.len() / x.shape().last().max(1);
+        let train = cx.mode() == Mode::Train;
+        if train && rows < 2 {
+            return Err(Error::shape(
+                OP,
+                "more than one value per channel in training",
+                x.shape(),
+                "use a batch size that leaves no last batch of one image, or drop the batch-norm after a 1x1 activation",
+            ));
+        }
+        let mut y = Tensor::empty(x.device(), x.dtype(), x.shape())?;
+        let mut mean = Tensor::empty(x.device(), x.dtype().sums(), channels)?;
+        let mut inv_std = Tensor::empty(x.device(), x.dtype().sums(), channels)?;
+        on_device!(OP, x, T,
+        cpu => {
+            let (mean, inv_std) = (mean.host_mut::<T>()?, inv_std.host_mut::<T>()?);
+            if train {
+                cpu::statistics(x.host::<T>()?, mean, inv_std);
+                let (rm, rv) = (running_mean.host_mut::<T>()?, running_var.host_mut::<T>()?);
+                cpu::update(rm, rv, mean, inv_std, rows, momentum);
+            } else {
+                mean.copy_from_slice(running_mean.host::<T>()?);
+                inv_std.copy_from_slice(running_var.host::<T>()?);
+            }
+            cpu::invert(inv_std, eps);
+            let (gamma, beta) = (gamma.value().host::<T>()?, beta.value().host::<T>()?);
+            cpu::normalise(x.host::<T>()?, y.host_mut::<T>()?, mean, inv_std, gamma, beta);
+        },
+        cuda => {
+            let (stats, params) = ([&mut mean, &mut inv_std], [gamma.value(), beta.value()]);
+            cuda::forward::<T>(&cuda, x, params, &mut y, stats, [running_mean, running_var], [momentum, eps], train)
+        });
+        Ok(cx.record(y, &[self, gamma, beta], || BatchNorm2d {
+            ids: [self.id(), gamma.id(), beta.id()],
+            x: x.clone(),
+            gamma: gamma.value().clone(),
+            mean,
+            inv_std,
+            train,
+        }))
+    }
+}
+
+struct BatchNorm2d {
+    ids: [Option<VarId>; 3],
+    x: Tensor,
+    gamma: Tensor,
+    mean: Tensor,
+    inv_std: Tensor,
+    train: bool,
+}
+
+impl Backward for BatchNorm2d {
+    fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        let mut g = gy.into_unique()?;
+        let mut ggamma = Tensor::empty(g.device(), g.dtype().sums(), self.mean.shape())?;
+        let mut gbeta = Tensor::empty(g.device(), g.dtype().sums(), self.mean.shape())?;
+        on_device!(OP, g, T,
+        cpu => {
+            let (x, mean, inv_std) = (self.x.host::<T>()?, self.mean.host::<T>()?, self.inv_std.host::<T>()?);
+            let (gg, gb) = (ggamma.host_mut::<T>()?, gbeta.host_mut::<T>()?);
+            cpu::reduce(x, g.host::<T>()?, mean, inv_std, gg, gb);
+            let (gamma, g) = (self.gamma.host::<T>()?, g.host_mut::<T>()?);
+            match (&self.ids[0], self.train) {
+                (None, _) => {}
+                (_, true) => cpu::backward(x, g, mean, inv_std, gamma, gg, gb),
+                (_, false) => cpu::backward_eval(g, inv_std, gamma),
+            }
+        },
+        cuda => {
+            cuda::reduce::<T>(&cuda, &self, &g, &mut ggamma, &mut gbeta)?;
+            match &self.ids[0] {
+                None => Ok(()),
+                Some(_) => cuda::backward::<T>(&cuda, &self, &ggamma, &gbeta, &mut g),
+            }
+        });
+        grads.add(self.ids[0], g)?;
+        grads.add(self.ids[1], ggamma)?;
+        grads.add(self.ids[2], gbeta)
+    }
+}
+
+fn case(x: [usize; 4], train: bool) -> Case {
+    let c = x[3];
+    let mode = if train { Mode::Train } else { Mode::Eval };
+    Case::new(format!("{x:?} {mode:?}"), move |v, cx| {
+        let [mut mean, mut var] = running(cx.device(), v[0].value().dtype().sums(), c)?;
+        cx.with_mode_during(mode, |cx| v[0].batch_norm2d(&v[1], &v[2], [&mut mean, &mut var], 0.1, 1e-5, cx))
+    })
+    .input("x", x, Fill::Uniform)
+    .param("gamma", [c], Fill::NonZero)
+    .param("beta", [c], Fill::Uniform)
+    .flops(x.iter().product::<usize>() * 7)
+}
+
+/// Values of 10000 ± 0.5, which must not cost the variance its digits; `x` is added afterwards.
+fn far_from_zero(x: [usize; 4]) -> Case {
+    let Case { inputs, apply, .. } = case(x, true);
+    let [n, h, w, c] = x;
+    let far = move |v: &[Var], cx: &mut Ctx<'_>| {
+        let of = |i: usize| 10_000.0 + if i < n * h * w * c / 2 { 0.5 } else { -0.5 };
+        let values: Vec<f32> = (0..n * h * w * c).map(of).collect();
+        let values = Tensor::from_slice(cx.device(), x, &values)?.to_dtype(v[0].value().dtype())?;
+        apply(&[Var::constant(values), v[1].clone(), v[2].clone()], cx)?.add(&v[0], cx)
+    };
+    Case { inputs, half: false, ..Case::new(format!("{x:?} far from zero"), far) }
+}
+
+/// Evaluation after two steps of training. The gradient takes the running statistics for constants,
+/// which a finite difference does not.
+fn after_training(x: [usize; 4]) -> Case {
+    let c = x[3];
+    let apply = move |v: &[Var], cx: &mut Ctx<'_>| {
+        let [mut mean, mut var] = running(cx.device(), v[0].value().dtype().sums(), c)?;
+        for momentum in [0.3, 0.6] {
+            cx.with_mode_during(Mode::Train, |cx| {
+                v[0].batch_norm2d(&v[1], &v[2], [&mut mean, &mut var], momentum, 1e-5, cx)
+            })?;
+        }
+        cx.with_mode_during(Mode::Eval, |cx| v[0].batch_norm2d(&v[1], &v[2], [&mut mean, &mut var], 0.1, 1e-3, cx))
+    };
+    Case { inputs: case(x, false).inputs, smooth: false, ..Case::new(format!("{x:?} after training"), apply) }
+}
+
+/// Shapes that tests and benches share.
+pub fn cases() -> Vec<Case> {
+    vec![
+        case([2, 1, 1, 1], true),
+        case([1, 3, 5, 7], true),
+        case([1, 1, 1, 3], false),
+        case([5, 4, 3, 33], true),
+        case([5, 4, 3, 33], false),
+        case([1, 1, 1, 515], false),
+        case([2, 3, 5, 31], true),
+        case([3, 7, 5, 64], true),
+        case([1, 5, 2, 132], true),
+        case([2, 40, 41, 1], true),
+        case([9, 41, 41, 5], true),
+        far_from_zero([2, 8, 16, 2]),
+        far_from_zero([4, 8, 8, 8]),
+        after_training([2, 3, 5, 3]),
+        after_training([2, 3, 5, 8]),
+        case([16, 28, 28, 32], true).timed(),
+        case([16, 8, 8, 256], true).timed(),
+    ]
+}
+
+/// A small case drawn at random.
+pub fn random_case(d: &mut Draw) -> Case {
+    case([d.int(2, 4), d.int(1, 5), d.int(1, 5), d.int(1, 6)], d.flip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_mean_keeps_the_variance() {
+        // 10000 ± 0.5: a one-pass sum of squares in f32 would lose it entirely.
+        let x: Vec<f32> = (0..256).map(|i| 10_000.0 + if i % 2 == 0 { 0.5 } else { -0.5 }).collect();
+        let (mut mean, mut var) = ([0f32], [0f32]);
+        cpu::statistics(&x, &mut mean, &mut var);
+        assert_eq!((mean[0], var[0]), (10_000.0, 0.25));
+    }
+
+    #[test]
+    fn one_value_per_channel_has_no_variance() {
+        let device = Device::cpu();
+        let of = |v| Var::constant(Tensor::from_slice(&device, [1], &[v]).unwrap());
+        let x = Var::constant(Tensor::from_slice(&device, [1, 1, 1, 1], &[3f32]).unwrap());
+        let [mut mean, mut var] = running(&device, DType::F32, 1).unwrap();
+        let y = x.batch_norm2d(&of(1f32), &of(0f32), [&mut mean, &mut var], 0.1, 1e-5, &mut Ctx::train(&device));
+        assert!(y.unwrap_err().to_string().contains("more than one value"));
+        let y = x.batch_norm2d(&of(1f32), &of(0f32), [&mut mean, &mut var], 0.1, 0.0, &mut Ctx::eval(&device)).unwrap();
+        assert_eq!(y.value().item().unwrap(), 3.0);
+    }
+}

@@ -1,0 +1,110 @@
+//! Elements of two bytes on a device: their conversions, for every value, and the kernels that no op
+//! covers.
+
+mod device;
+
+use device::Under;
+use tilework::dtype::Float;
+use tilework::ops::batch_norm2d::running;
+use tilework::{Ctx, DType, Device, Tensor, Var};
+
+/// Batch-norm in evaluation, with mean 0 and variance 1: what it makes of `[1, 1, 1, c]`, and the
+/// gradient of beta for that of its output.
+fn shift(device: &Device, x: Tensor, gamma: f64, beta: &[f32], gy: Tensor) -> (Vec<f64>, Vec<f32>) {
+    let c = x.len();
+    let mut cx = Ctx::train(device).with_mode(tilework::autograd::Mode::Eval);
+    let mut scale = Tensor::empty(device, DType::F32, [c]).unwrap();
+    scale.fill(gamma).unwrap();
+    let beta = cx.leaf(Tensor::from_slice(device, [c], beta).unwrap());
+    let [mut mean, mut var] = running(device, DType::F32, c).unwrap();
+    let y =
+        Var::constant(x).batch_norm2d(&Var::constant(scale), &beta, [&mut mean, &mut var], 0.1, 0.0, &mut cx).unwrap();
+    let values = y.value().to_f64().unwrap();
+    let grads = cx.backward(&y, gy, None).unwrap();
+    (values, grads.of(&beta).unwrap().to_vec().unwrap())
+}
+
+fn same(a: f64, b: f64) -> bool {
+    a == b || (a.is_nan() && b.is_nan())
+}
+
+fn conversions<T: Float>(device: &Device, from_bits: fn(u16) -> T) {
+    let all: Vec<T> = (0..=u16::MAX).map(from_bits).collect();
+    let shape = [1, 1, 1, all.len()];
+    let tensor = |values: &[T]| Tensor::from_slice(device, shape, values).unwrap();
+    // Read: every value becomes the f32 that it is, and is written as it was.
+    let (y, read) = shift(device, tensor(&all), 1.0, &vec![0.0; all.len()], tensor(&all));
+    for (i, v) in all.iter().enumerate() {
+        assert!(same(f64::from(read[i]), v.f64()), "{v:?} is read as {}", read[i]);
+        assert!(same(y[i], v.f64()), "{v:?} is written as {}", y[i]);
+    }
+    // Written: what lies in the middle of two neighbours, and right beside the middle.
+    let zeros = tensor(&vec![T::of(0.0); all.len()]);
+    for beside in [-1, 0, 1] {
+        let middle = |i: usize| {
+            let at = |by: i32| from_bits((i as i32 + by) as u16).f64();
+            // Beyond the largest number: as far above it as the last but one lies below, halved.
+            let half = if at(1).is_finite() { (at(1) - at(0)) / 2.0 } else { (at(0) - at(-1)) / 2.0 };
+            let v = if at(0).is_finite() { (at(0) + half) as f32 } else { at(0) as f32 };
+            if v == 0.0 || !v.is_finite() { v } else { f32::from_bits((v.to_bits() as i32 + beside) as u32) }
+        };
+        let values: Vec<f32> = (0..all.len()).map(middle).collect();
+        let (y, _) = shift(device, zeros.clone(), 0.0, &values, zeros.clone());
+        for (&v, y) in values.iter().zip(y) {
+            assert!(same(y, T::of(f64::from(v)).f64()), "{v:e} is written as {y:e}");
+        }
+    }
+}
+
+#[test]
+fn every_value_is_read_and_written_right() {
+    let Some(under) = Under::new() else { return };
+    conversions(under.first(), half::f16::from_bits);
+    conversions(under.first(), half::bf16::from_bits);
+}
+
+#[test]
+fn fills_copies_and_sums() {
+    let Some(under) = Under::new() else { return };
+    for (name, device) in &under.devices {
+        for dtype in [DType::F16, DType::BF16] {
+            for n in [1, 7, 8, 300] {
+                let mut t = Tensor::zeros(device, dtype, [n]).unwrap();
+                t.fill(1.0 / 3.0).unwrap();
+                let third = dtype_of(1.0 / 3.0, dtype);
+                assert_eq!(t.to_f64().unwrap(), vec![third; n], "{name}");
+                assert_eq!(t.to_device(&Device::cpu()).unwrap().to_f64().unwrap(), vec![third; n], "{name}");
+                assert!(t.is_finite().unwrap());
+                // A variable that is used twice gets its gradient in two parts.
+                let mut cx = Ctx::train(device);
+                let x = cx.leaf(t.clone());
+                let y = x.relu(&mut cx).unwrap().add(&x, &mut cx).unwrap();
+                let grads = cx.backward(&y, t, None).unwrap();
+                assert_eq!(grads.of(&x).unwrap().to_f64().unwrap(), vec![2.0 * third; n], "{name}");
+            }
+        }
+    }
+}
+
+fn dtype_of(v: f64, dtype: DType) -> f64 {
+    if dtype == DType::F16 { half::f16::of(v).f64() } else { half::bf16::of(v).f64() }
+}
+
+#[test]
+fn losses_are_f32_whatever_scores_are() {
+    let Some(under) = Under::new() else { return };
+    for dtype in [DType::F16, DType::BF16, DType::F32] {
+        let device = under.first();
+        let labels = Tensor::from_slice(device, [2], &[0, 1]).unwrap();
+        let x =
+            Tensor::from_slice(device, [2, 3], &[0.5f32, 1.0, -1.0, 0.25, 2.0, 0.0]).unwrap().to_dtype(dtype).unwrap();
+        for fused in [true, false] {
+            let mut cx = Ctx::train(device);
+            let x = cx.leaf(x.clone());
+            let loss = if fused { x.cross_entropy(&labels, 0.0, &mut cx) } else { x.nll(&labels, &mut cx) }.unwrap();
+            assert_eq!(loss.value().dtype(), DType::F32);
+            let grads = cx.backward_loss(&loss, None).unwrap();
+            assert_eq!(grads.of(&x).unwrap().dtype(), dtype);
+        }
+    }
+}
