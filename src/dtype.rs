@@ -104,6 +104,8 @@ impl Real for f64 {}
 
 /// Runs `$body` with `$T` bound to the type of a list that a run-time [`DType`] names; any other dtype
 /// is an error that names the op.
+#[macro_export]
+#[doc(hidden)]
 macro_rules! with_type {
     ($op:expr, $dtype:expr, [$($D:ident = $t:ty),*], $expected:expr, $remedy:expr, $T:ident => $body:expr) => {
         match $dtype {
@@ -117,10 +119,21 @@ macro_rules! with_type {
 }
 pub(crate) use with_type;
 
-/// [`with_type`] for the [`Real`] types.
+/// Runs `$body` with `$T` bound to the [`Real`] type that a run-time [`DType`] names; any other dtype is
+/// an error that names the op.
+///
+/// ```
+/// use tilework::{Device, Result, Tensor, with_real};
+/// fn largest(x: &Tensor) -> Result<f64> {
+///     with_real!("largest", x.dtype(), T => Ok(x.host::<T>()?.iter().fold(0.0, |m: f64, &x| m.max(x.into()))))
+/// }
+/// assert_eq!(largest(&Tensor::from_slice(&Device::cpu(), [2], &[0.5f32, 2.0])?)?, 2.0);
+/// # Ok::<(), tilework::Error>(())
+/// ```
+#[macro_export]
 macro_rules! with_real {
     ($op:expr, $dtype:expr, $T:ident => $body:expr) => {
-        $crate::dtype::with_type!(
+        $crate::with_type!(
             $op, $dtype, [F32 = f32, F64 = f64], "elements of type f32 or f64", "convert the tensor to f32 first",
             $T => $body
         )

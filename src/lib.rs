@@ -133,10 +133,12 @@
 //!   in PyTorch's layouts, the optimizer's arenas, and the [`Position`](train::Position). A thread
 //!   writes them while training goes on.
 //! - Data sets ([`data`]): CIFAR in its official forms, and `shapes`, which is generated.
-//! - The program ([`cli`]): one file per subcommand.
+//! - The program ([`cli`]): one file per subcommand. It is a feature of that name, which a library's
+//!   user turns off with `default-features = false`.
 //! - Errors ([`Error`]): what was wrong, where, and what to do about it.
 
 pub mod autograd;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod data;
 pub mod device;

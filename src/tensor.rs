@@ -304,7 +304,8 @@ impl Tensor {
             return Ok(());
         }
         let say = |t: &Tensor| format!("{} {} on {}", t.dtype(), t.shape, t.device().name());
-        Err(Error::shape(op, format!("two tensors alike, {}", say(self)), say(other), "make both the same"))
+        let remedy = "make both the same; devices are the same if one is a clone of the other";
+        Err(Error::shape(op, format!("two tensors alike, {}", say(self)), say(other), remedy))
     }
 }
 

@@ -155,6 +155,8 @@ def worker(args):
             signal.setitimer(signal.ITIMER_REAL, 0)
             say(**result, took=round(time.monotonic() - began, 1))
             step = None
+    # At once: a compiler that was ended would keep the interpreter from ending.
+    os._exit(0)
 
 
 def theirs(jobs, args):

@@ -95,6 +95,13 @@ impl Loader {
         self.data.len().div_ceil(self.batch_size)
     }
 
+    /// Step number `number` of a run over this data: its epoch, and where its batch begins. Rates are yet to be given.
+    pub fn step(&self, number: u64) -> Step {
+        let batches = self.batches() as u64;
+        let (epoch, batch_offset) = ((number / batches) as u32, (number % batches) as u32 * self.batch_size as u32);
+        Step { step: number, epoch, batch_offset, ..Step::default() }
+    }
+
     /// The order of an epoch: a permutation by (seed, epoch), or the files' order.
     pub fn order(&self, shuffle: bool, state: &Step) -> Vec<u32> {
         match shuffle {

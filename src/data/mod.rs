@@ -25,6 +25,7 @@ use crate::{Error, Result};
 mod archive;
 pub mod batch;
 pub mod cifar;
+#[cfg(feature = "cli")]
 pub mod fetch;
 mod info;
 pub mod loader;

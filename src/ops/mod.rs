@@ -7,7 +7,8 @@
 //!
 //! [`ROOMS`] lists them. The gradient check, the thread check, the check of the kernels and the
 //! benches go through that list, and `tests/rooms.rs` fails when a room lacks a part. [`case`] and
-//! [`window`] are what rooms share, [`parity`] compares them on two devices.
+//! [`window`] are what rooms share, [`parity`] compares them on two devices, [`gradcheck()`]
+//! compares an op, your own too, with finite differences.
 //! `src/ops/README.md` adds an op as an example. To read one, begin with [`relu`].
 
 /// Runs the CPU's side or the CUDA side of an op, as the device of tensor `$x` says, with `$T` bound to
@@ -35,6 +36,7 @@ pub mod conv2d;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod flatten;
+mod gradcheck;
 pub mod linear;
 pub mod log_softmax;
 pub mod max_pool2d;
@@ -45,6 +47,7 @@ pub mod relu;
 pub mod window;
 
 pub use case::{Case, Draw, Room};
+pub use gradcheck::{Mismatch, gradcheck};
 
 /// Every op's room.
 pub const ROOMS: &[Room] = &[

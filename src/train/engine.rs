@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use tilework::data::{loader::Loader, shapes};
-//! use tilework::step::{Rate, Step};
+//! use tilework::step::Rate;
 //! use tilework::{Device, nn::Model, optim::Sgd, train::Engine};
 //!
 //! let data = Loader::new(shapes::generate(0, 64, 1).train.into(), 16, &[0.5; 3], &[0.25; 3], &Device::cpu())?;
@@ -16,18 +16,17 @@
 //! })?;
 //! for step in 0..40 {
 //!     let rate = Rate { lr: 0.02 * (1.0 - step as f64 / 40.0), momentum: 0.9, decay: 0.0 };
-//!     let (epoch, batch_offset) = (step as u32 / 4, step as u32 % 4 * 16);
-//!     engine.step(&Step { step, epoch, batch_offset, ..Step::default() }.rate(rate))?;
+//!     engine.step(&data.step(step).rate(rate))?;
 //! }
 //! assert!(engine.results(39, 1)?[0].0 < engine.results(0, 1)?[0].0);
 //! # Ok::<(), tilework::Error>(())
 //! ```
 
 use super::diagnose::{advise, find_non_finite, non_finite};
-use super::evaluate::Objective;
+use super::evaluate::{Evaluation, Objective, evaluate};
 use super::metrics::{Metrics, RING};
 use crate::autograd::{Ctx, Var};
-use crate::data::loader::{Batch, Feed};
+use crate::data::loader::{Batch, Feed, Loader};
 use crate::device::cuda::Captured;
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
@@ -173,6 +172,14 @@ impl Engine {
             return Err(Error::config("results", problem, "ask for them more often"));
         }
         self.metrics.read(first, count)
+    }
+
+    /// Loss and accuracy on the images of `data`.
+    ///
+    /// # Errors
+    /// As [`evaluate`].
+    pub fn evaluate(&self, data: &Loader) -> Result<Evaluation> {
+        evaluate(&self.model, &mut data.feed(false), &*self.loss, &mut |_| Ok(()))
     }
 
     /// Steps after which to ask for their results: many where that means to wait for the device.
