@@ -54,7 +54,7 @@ fn no_module_reaches_up() {
 #[test]
 fn every_file_can_be_read_in_one_sitting() {
     // Where, and the most lines of code, and of unit tests beside it.
-    let places = [("src", 440, 110), ("kernels", 440, 0), ("tests", 510, 0), ("benches", 440, 0), ("examples", 110, 0)];
+    let places = [("src", 440, 100), ("kernels", 440, 0), ("tests", 510, 0), ("benches", 440, 0), ("examples", 110, 0)];
     for (folder, most, most_tests) in places {
         let folder = root().join(folder);
         let all = if folder.exists() { files(&folder) } else { Vec::new() };
