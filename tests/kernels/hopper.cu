@@ -26,10 +26,9 @@ __global__ void __launch_bounds__(128)
   asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;");
   unsigned done = 0;
   while (!done)
-    asm volatile(
-        "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0; selp.u32 %0, 1, 0, p; }"
-        : "=r"(done)
-        : "r"(bar));
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done)
+                 : "r"(bar));
   asm volatile("wgmma.fence.sync.aligned;");  // sm_90a alone
   y[blockIdx.x * 128 + threadIdx.x] = tile[0];
 }
