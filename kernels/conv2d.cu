@@ -5,7 +5,7 @@
 // linear_bwd_w; linear_bwd_x, then conv2d_col2im. The bias gradient is linear_column_sums of gy, and partial results are
 // added up by linear_split_sum. Source of the matrix form: Chellapilla, Puri, Simard, "High Performance Convolutional
 // Neural Networks for Document Processing", 2006.
-// Instances: T = float, half, bf16; Tile = Simt128, Simt64, Simt32
+// Instances: T = float; Tile = Simt128, Simt64, Simt32
 #include "conv2d.cuh"
 
 // y = conv(x, w) + b: patches·wᵀ, m = n·ho·wo, n = o, k = kh·kw·c.

@@ -2,7 +2,7 @@
 //
 // Three products, each one of the skeleton in product.cuh: read that first. Explicit convolution (conv2d.cu) uses them
 // too, with patches for x.
-// Instances: T = float, half, bf16; Tile = Simt128, Simt64, Simt32
+// Instances: T = float; Tile = Simt128, Simt64, Simt32
 #include "product.cuh"
 
 struct LinearDims {

@@ -94,9 +94,10 @@ fn gradients_accumulate() {
     }
 }
 
-/// Ops and the types that there are kernels for.
+/// Ops and types that there are kernels for: products have none of two bytes.
 fn rooms_and_types() -> impl Iterator<Item = (&'static Room, DType)> {
-    ROOMS.iter().flat_map(|r| [DType::F32, DType::F16, DType::BF16].map(|d| (r, d)))
+    let all = ROOMS.iter().flat_map(|r| [DType::F32, DType::F16, DType::BF16].map(|d| (r, d)));
+    all.filter(|(r, d)| *d == DType::F32 || !PRODUCTS.contains(&r.name))
 }
 
 const PRODUCTS: [&str; 2] = ["conv2d", "linear"];
