@@ -1,6 +1,6 @@
 //! The ops: one room each.
 //!
-//! A room is a file of this folder, or for convolution a folder. In each, in this order: the maths;
+//! A room is a file of this folder, or a folder where that would be too long. In each, in this order: the maths;
 //! the method on [`Var`](crate::Var); forward; the [`Backward`](crate::autograd::Backward) struct;
 //! the CPU side, which sees slices alone; the CUDA side, which launches the kernels of
 //! `kernels/<name>.cu`; the cases that tests and benches share; tests.

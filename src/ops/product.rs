@@ -132,7 +132,7 @@ impl Operands {
         weights: impl FnOnce(&mut Slot<'_>) -> Result<()>,
         input: impl FnOnce(&mut Tensor) -> Result<()>,
     ) -> Result<()> {
-        let sums = if gy.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        let sums = gy.dtype().sums();
         if let Some(mut gb) = grads.slot(self.ids[2], sums, [gy.shape().last()].into())? {
             column_sums(gy, &mut gb)?;
         }
