@@ -161,6 +161,15 @@ fn io_remedy(e: &std::io::Error) -> &'static str {
     }
 }
 
+/// The name among `known` that someone who wrote `word` most likely meant, if one is close.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let word = word.to_lowercase();
+    let scored = known.into_iter().map(|name| (strsim::osa_distance(&word, &name.to_lowercase()), name));
+    let (changes, name) = scored.min_by_key(|(changes, _)| *changes)?;
+    // Up to a third of the letters, and two in a short word.
+    (changes <= (name.chars().count() / 3).max(2).min(name.chars().count() - 1)).then_some(name)
+}
+
 impl Error {
     /// An [`Error::Shape`].
     pub fn shape(

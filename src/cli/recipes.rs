@@ -1,7 +1,7 @@
 //! `tilework recipes`: the built-in recipes.
 
 use super::output::{Out, table};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::nn::LAYERS;
 use crate::recipes::{BUILT_IN, Recipe};
 
@@ -20,10 +20,6 @@ pub(super) fn run(name: Option<&str>, out: &mut Out) -> Result<()> {
     };
     match BUILT_IN.iter().find(|(n, _)| *n == name) {
         Some((_, text)) => out.print(text),
-        None => {
-            let names: Vec<_> = BUILT_IN.iter().map(|(n, _)| *n).collect();
-            let problem = "there is no built-in recipe of that name";
-            Err(Error::config(format!("recipe `{name}`"), problem, format!("the recipes are {}", names.join(", "))))
-        }
+        None => Recipe::load(name, &[]).map(|_| ()),
     }
 }

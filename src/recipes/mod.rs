@@ -36,12 +36,10 @@ use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// The recipes that come with the program: name and text.
-pub const BUILT_IN: &[(&str, &str)] = &[
-    ("quickstart", include_str!("quickstart.toml")),
-    ("a1-lenet", include_str!("a1-lenet.toml")),
-    ("b1-bn-cnn", include_str!("b1-bn-cnn.toml")),
-];
+mod built_in;
+mod keys;
+
+pub use built_in::BUILT_IN;
 
 /// A whole experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,6 +48,9 @@ pub struct Recipe {
     /// One line on what it is.
     #[serde(default)]
     pub about: String,
+    /// The test accuracy that its source reports, in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reported: Option<f64>,
     /// Passes over the training data.
     pub epochs: u32,
     /// Images per step.
@@ -130,12 +131,7 @@ impl Recipe {
         }
         let path = Path::new(name);
         if path.extension().is_none_or(|e| e != "toml") {
-            let names: Vec<_> = BUILT_IN.iter().map(|(n, _)| *n).collect();
-            return Err(Error::config(
-                format!("recipe `{name}`"),
-                "there is no built-in recipe of that name",
-                format!("the recipes are {}; or give the path of a recipe file, which ends in .toml", names.join(", ")),
-            ));
+            return Err(built_in::unknown(name));
         }
         let text = std::fs::read_to_string(path).map_err(Error::io("read the recipe", path))?;
         Recipe::parse(&text, name, set)
@@ -147,11 +143,11 @@ impl Recipe {
     /// [`Error::Config`] naming the line, the key and what is allowed.
     pub fn parse(text: &str, origin: &str, set: &[String]) -> Result<Self> {
         let bad = |e: toml::de::Error| {
-            Error::config(
-                origin,
-                e.to_string().trim_end(),
-                "the recipe format is in the README, under \"Write a recipe\"",
-            )
+            let remedy = match keys::meant(e.message()) {
+                Some(word) => format!("did you mean `{word}`? The README's \"Write a recipe\" has every key"),
+                None => "the recipe format is in the README, under \"Write a recipe\"".into(),
+            };
+            Error::config(origin, e.to_string().trim_end(), remedy)
         };
         let recipe: Recipe = if set.is_empty() {
             // From the text, not from a table, so that an error shows its line.
@@ -159,7 +155,7 @@ impl Recipe {
         } else {
             let mut table: toml::Table = toml::from_str(text).map_err(bad)?;
             for s in set {
-                assign(&mut table, s)?;
+                keys::assign(&mut table, s)?;
             }
             // A mistake in the text itself is better told with its line.
             table.try_into().map_err(|e| bad(toml::from_str::<Recipe>(text).err().unwrap_or(e)))?
@@ -187,6 +183,13 @@ impl Recipe {
         must(self.epochs > 0, "epochs", "0 epochs".into(), "use at least 1")?;
         must(self.batch_size > 0, "batch_size", "0 images per batch".into(), "use at least 1")?;
         must(i64::try_from(self.seed).is_ok(), "seed", format!("{} is too large", self.seed), "use a seed below 2^63")?;
+        let reported = self.reported.unwrap_or(100.0);
+        must(
+            (0.0..=100.0).contains(&reported),
+            "reported",
+            format!("an accuracy of {reported} %"),
+            "it is a percentage, 0 to 100",
+        )?;
         must(
             (0.0..=1.0).contains(&self.label_smoothing),
             "label_smoothing",
@@ -211,31 +214,6 @@ impl Recipe {
         self.optimizer.check()?;
         self.schedule.check()
     }
-}
-
-/// Applies one `key=value` to a table. The value is TOML; what is not TOML is taken as a string.
-fn assign(table: &mut toml::Table, text: &str) -> Result<()> {
-    let bad = |problem: &str| Error::config(format!("--set {text}"), problem, "write it as --set optimizer.lr=0.1");
-    let (path, value) = text.split_once('=').ok_or_else(|| bad("there is no `=`"))?;
-    let parsed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
-    let value = parsed.unwrap_or_else(|| toml::Value::String(value.to_string()));
-    let mut keys: Vec<&str> = path.trim().split('.').collect();
-    let last = keys.pop().filter(|k| !k.is_empty()).ok_or_else(|| bad("the key is empty"))?;
-    let mut at = table;
-    for key in keys {
-        at = at
-            .entry(key)
-            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
-            .as_table_mut()
-            .ok_or_else(|| bad(&format!("`{key}` is a single value, not a section")))?;
-    }
-    // An integer where a float is expected is what people type.
-    let value = match (at.get(last), value) {
-        (Some(toml::Value::Float(_)), toml::Value::Integer(i)) => toml::Value::Float(i as f64),
-        (_, value) => value,
-    };
-    at.insert(last.to_string(), value);
-    Ok(())
 }
 
 #[cfg(test)]
@@ -273,13 +251,15 @@ mod tests {
     fn mistakes_are_named() {
         let of = |set: &str| Recipe::load("a1-lenet", &[set.to_string()]).unwrap_err().to_string();
         for (set, word) in [
-            ("optimizer.lrr=1", "lrr"),
-            ("epoch=3", "epoch"),
+            ("optimizer.lrr=1", "did you mean `lr`?"),
+            ("epoch=3", "did you mean `epochs`?"),
+            ("optimiser.lr=3", "did you mean `optimizer`?"),
+            ("reported=140", "140 %"),
             ("epochs=-1", "-1"),
             ("batch_size=0", "0 images"),
             ("epochs.x=1", "single value"),
             ("optimizer", "no `=`"),
-            ("optimizer.kind=sdg", "sdg"),
+            ("optimizer.kind=sdg", "did you mean `sgd`?"),
             ("optimizer.momentum=2", "momentum"),
             ("loss=nll", "log_softmax"),
             ("layers=[\"cnov 3x3\"]", "cnov"),
@@ -289,7 +269,7 @@ mod tests {
             assert!(e.contains(word) && e.contains("remedy"), "{set}: {e}");
         }
         let e = Recipe::load("a1-lent", &[]).unwrap_err().to_string();
-        assert!(e.contains("a1-lenet") && e.contains("quickstart"), "{e}");
+        assert!(e.contains("did you mean `a1-lenet`?") && e.contains("quickstart"), "{e}");
         let (_, text) = BUILT_IN[1];
         let e = Recipe::parse(&text.replace("batch_size", "batchsize"), "x.toml", &[]).unwrap_err().to_string();
         assert!(e.contains("x.toml") && e.contains("line") && e.contains("batchsize"), "{e}");
