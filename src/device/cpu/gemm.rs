@@ -1,7 +1,8 @@
-//! The matrix product on the CPU, by the `gemm` crate, behind bounds-checked views.
+//! The matrix product on the CPU, by the kernels of the `gemm` crates, behind bounds-checked views.
 
 use crate::dtype::Real;
-use gemm::Parallelism;
+use gemm_common::Parallelism;
+use std::any::TypeId;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
@@ -95,31 +96,43 @@ impl<'a, T> MatMut<'a, T> {
 /// of threads, so the order of every sum is fixed.
 pub fn gemm<T: Real>(c: MatMut<'_, T>, accumulate: bool, a: Mat<'_, T>, b: Mat<'_, T>) {
     assert!(c.rows == a.rows && c.cols == b.cols && a.cols == b.rows, "matrix product of mismatched sizes");
+    // The kernels write columns: they like a result whose columns are the closer together in memory transposed.
+    let (c, a, b) = if c.col_stride < c.row_stride { (c.t(), b.t(), a.t()) } else { (c, a, b) };
     let (alpha, beta) = (if accumulate { T::one() } else { T::zero() }, T::one());
-    // SAFETY: `Mat` and `MatMut` checked at construction that every (row, column) lies within their
-    // slice, and `c` is an exclusive borrow, so it overlaps neither `a` nor `b`.
-    unsafe {
-        gemm::gemm(
-            c.rows,
-            c.cols,
-            a.cols,
-            c.data.as_ptr(),
-            c.col_stride as isize,
-            c.row_stride as isize,
-            accumulate,
-            a.data.as_ptr(),
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.col_stride as isize,
-            b.row_stride as isize,
-            alpha,
-            beta,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
+    macro_rules! run {
+        ($t:ty, $kernel:expr) => {
+            // SAFETY: `Mat` and `MatMut` checked at construction that every (row, column) lies within their slice,
+            // and `c` is an exclusive borrow, so it overlaps neither `a` nor `b`. The pointers' type `T` is `$t`.
+            unsafe {
+                $kernel(
+                    c.rows,
+                    c.cols,
+                    a.cols,
+                    c.data.as_ptr().cast::<$t>(),
+                    c.col_stride as isize,
+                    c.row_stride as isize,
+                    accumulate,
+                    a.data.as_ptr().cast::<$t>(),
+                    a.col_stride as isize,
+                    a.row_stride as isize,
+                    b.data.as_ptr().cast::<$t>(),
+                    b.col_stride as isize,
+                    b.row_stride as isize,
+                    std::mem::transmute_copy::<T, $t>(&alpha),
+                    std::mem::transmute_copy::<T, $t>(&beta),
+                    false,
+                    false,
+                    false,
+                    Parallelism::None,
+                )
+            }
+        };
+    }
+    if TypeId::of::<T>() == TypeId::of::<f64>() {
+        run!(f64, gemm_f64::gemm::f64::get_gemm_fn());
+    } else {
+        assert!(TypeId::of::<T>() == TypeId::of::<f32>(), "a matrix product of f32 or f64");
+        run!(f32, gemm_f32::gemm::f32::get_gemm_fn());
     }
 }
 
