@@ -4,7 +4,7 @@ Install and run (CPU is enough; about a minute):
 
     pip install torch numpy safetensors
     python tools/goldens.py                  # everything
-    python tools/goldens.py ops optim        # only these parts: ops, optim, networks
+    python tools/goldens.py ops optim        # only these parts: ops, optim, networks, schedules
     python tools/goldens.py --out DIR        # somewhere else, to compare with what is committed
 
 Nothing here depends on a random generator of PyTorch's but the weights of state_dict_*.safetensors
@@ -22,6 +22,9 @@ ops.safetensors, ops.json
 optim.json
     Seven float64 parameters, twelve given gradients, the rate of each step, the parameters after
     each step.
+
+schedules.json
+    See schedules.py.
 
 networks.json
     "networks": twenty training steps of each (c5: twelve), from weights and batches that both sides draw
@@ -50,6 +53,7 @@ from torch.nn import functional as F
 
 import networks
 import philox
+import schedules
 
 
 # ---------------------------------------------------------------- JSON that reads and diffs well
@@ -602,7 +606,12 @@ def write_networks(out):
 
 # ---------------------------------------------------------------- command line
 
-PARTS = {"ops": write_ops, "optim": write_optim, "networks": write_networks}
+PARTS = {
+    "ops": write_ops,
+    "optim": write_optim,
+    "networks": write_networks,
+    "schedules": lambda out: schedules.write(out, write_json),
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -1,11 +1,13 @@
 //! Optimizers: one pass over the flat arena of parameters each.
 
 mod adam;
+mod curve;
 mod schedule;
 mod sgd;
 
 pub use adam::Adam;
-pub use schedule::{Point, Schedule};
+pub use curve::Curve;
+pub use schedule::{Phase, Point, Schedule};
 pub use sgd::Sgd;
 
 use crate::device::Buffer;
@@ -180,3 +182,7 @@ fn zeros_like(params: &Params) -> Result<Buffer> {
     b.zero()?;
     Ok(b)
 }
+
+#[cfg(test)]
+#[path = "../../tests/unit/schedules.rs"]
+mod schedule_tests;

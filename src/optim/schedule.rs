@@ -1,59 +1,76 @@
 //! The rates as a function of the place in the run.
 
+use super::curve::Curve;
 use crate::error::{Error, Result};
 use crate::step::Rate;
 use serde::{Deserialize, Serialize};
 
-/// A step's place in a run.
+/// An update's place in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Point {
     /// The epoch, counted from 0.
     pub epoch: u32,
     /// Epochs in the run.
     pub epochs: u32,
-    /// The batch within the epoch, counted from 0.
+    /// The update within the epoch, counted from 0: the batch, where each batch is an update.
     pub batch: usize,
-    /// Batches in an epoch.
+    /// Updates in an epoch.
     pub batches: usize,
 }
 
-/// How the learning rate changes: it is asked for each batch, and these change it once an epoch (PyTorch's schedulers of the same names).
+impl Point {
+    /// Updates before this one.
+    fn step(&self) -> u64 {
+        u64::from(self.epoch) * self.batches as u64 + self.batch as u64
+    }
+
+    /// Updates in the run.
+    fn total(&self) -> u64 {
+        u64::from(self.epochs) * self.batches as u64
+    }
+}
+
+/// How the learning rate changes in the course of a run: a [`Curve`], after a warm-up if there is one.
+///
+/// ```
+/// use tilework::optim::{Curve, Point, Schedule};
+/// use tilework::step::Rate;
+/// let schedule = Schedule { warmup: 1.0, curve: Curve::Linear { end_factor: 0.0, over: None } };
+/// let first = Rate { lr: 0.1, momentum: 0.9, decay: 0.0 };
+/// let lr = |epoch, batch| schedule.at(first, Point { epoch, epochs: 3, batch, batches: 4 }).lr;
+/// assert_eq!([lr(0, 0), lr(1, 0), lr(2, 0)], [0.1 * 0.2, 0.1, 0.05]);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Schedule {
-    /// The same rate throughout.
-    #[default]
-    Constant,
-    /// `lr · gamma^floor(epoch / every)`.
-    Step {
-        /// Epochs between two changes.
-        every: u32,
-        /// What the rate is multiplied by.
-        gamma: f64,
-    },
-    /// `min + (lr - min) · (1 + cos(pi · epoch / over)) / 2` (Loshchilov, Hutter, "SGDR", ICLR 2017).
-    Cosine {
-        /// Epochs to reach the minimum: the whole run unless given.
-        #[serde(default)]
-        over: Option<u32>,
-        /// The minimum.
-        #[serde(default)]
-        min: f64,
-    },
+pub struct Schedule {
+    /// Epochs, or a part of one, in which the rate rises along a line before the curve begins. Update i of the w in
+    /// these epochs, counted from 0, has (i + 1) / (w + 1) of the rate that the curve begins with.
+    #[serde(default, skip_serializing_if = "none")]
+    pub warmup: f64,
+    /// What comes then, over the epochs that are left.
+    #[serde(flatten)]
+    pub curve: Curve,
+}
+
+fn none(epochs: &f64) -> bool {
+    *epochs == 0.0
+}
+
+impl From<Curve> for Schedule {
+    fn from(curve: Curve) -> Self {
+        Schedule { warmup: 0.0, curve }
+    }
 }
 
 impl Schedule {
-    /// The rate at a place in a run that starts from the rate `first`.
+    /// The rate at a place in a run, of parameters whose rate is `first`.
     pub fn at(&self, first: Rate, at: Point) -> Rate {
-        let lr = match self {
-            Schedule::Constant => first.lr,
-            Schedule::Step { every, gamma } => first.lr * gamma.powi((at.epoch / (*every).max(1)) as i32),
-            Schedule::Cosine { over, min } => {
-                let over = f64::from(over.unwrap_or(at.epochs).max(1));
-                min + (first.lr - min) * (1.0 + (std::f64::consts::PI * f64::from(at.epoch) / over).cos()) / 2.0
-            }
-        };
-        Rate { lr, ..first }
+        let warm = (self.warmup * at.batches as f64).round() as u64;
+        let (step, left) = (at.step(), at.total().saturating_sub(warm));
+        if step >= warm {
+            return self.curve.at(first, step - warm, left, at.batches as u64);
+        }
+        let begin = self.curve.at(first, 0, left, at.batches as u64);
+        Rate { lr: begin.lr * ((step + 1) as f64 / (warm + 1) as f64), ..begin }
     }
 
     /// Checks the constants.
@@ -61,43 +78,81 @@ impl Schedule {
     /// # Errors
     /// [`Error::Config`] for a constant out of its range.
     pub fn check(&self) -> Result<()> {
-        let bad = |key: &str, problem: String| {
-            Err(Error::config(format!("schedule.{key}"), problem, "choose a positive number"))
-        };
-        match *self {
-            Schedule::Step { every: 0, .. } => bad("every", "0 epochs between two changes".into()),
-            Schedule::Step { gamma, .. } if !(gamma > 0.0 && gamma.is_finite()) => {
-                bad("gamma", format!("{gamma} is not a positive number"))
-            }
-            Schedule::Cosine { over: Some(0), .. } => bad("over", "0 epochs to the minimum".into()),
-            Schedule::Cosine { min, .. } if !(min >= 0.0 && min.is_finite()) => {
-                bad("min", format!("{min} is not a rate"))
-            }
-            _ => Ok(()),
+        if !(self.warmup >= 0.0 && self.warmup.is_finite()) {
+            let problem = format!("{} epochs", self.warmup);
+            return Err(Error::config("schedule.warmup", problem, "use a number of epochs, such as 1 or 0.5"));
         }
+        self.curve.check()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use approx::assert_relative_eq;
+/// Some epochs at one rate, or in cycles that each go down from it to 0. A run's phases follow one another.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Phase {
+    /// Epochs that it takes.
+    pub epochs: u32,
+    /// Its rate: the optimizer's unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+    /// Epochs of a cycle, in which the rate of update i of n is `lr · (1 + cos(pi · i / n)) / 2` (fastai 0.7's
+    /// `cycle_len`). Constant unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cycle: Option<u32>,
+}
 
-    #[test]
-    fn rates() {
-        let at = |s: &Schedule, lr, epoch, epochs| {
-            let rate = |batch| s.at(Rate { lr, momentum: 0.9, decay: 0.1 }, Point { epoch, epochs, batch, batches: 5 });
-            assert_eq!((rate(4), rate(0).momentum, rate(0).decay), (rate(0), 0.9, 0.1));
-            rate(0).lr
+impl Phase {
+    /// Epochs of all phases together.
+    pub fn epochs(phases: &[Phase]) -> u32 {
+        phases.iter().fold(0, |sum, p| sum.saturating_add(p.epochs))
+    }
+
+    /// The rate at a place in a run of these phases, of parameters whose rate is `first` where the optimizer's is `base`.
+    pub fn at(phases: &[Phase], first: Rate, base: f64, at: Point) -> Rate {
+        let mut begin = 0u32;
+        let mut current = None;
+        for phase in phases {
+            current = Some((phase, begin));
+            begin = begin.saturating_add(phase.epochs);
+            if at.epoch < begin {
+                break;
+            }
+        }
+        let Some((phase, begin)) = current else { return first };
+        let lr = match phase.lr {
+            None => first.lr,
+            // Other groups keep their distance.
+            Some(lr) if first.lr != base => lr * first.lr / base,
+            Some(lr) => lr,
         };
-        assert_eq!(at(&Schedule::Constant, 0.1, 7, 10), 0.1);
-        let step = Schedule::Step { every: 22, gamma: 0.1 };
-        assert_relative_eq!(at(&step, 1e-3, 21, 47), 1e-3);
-        assert_relative_eq!(at(&step, 1e-3, 22, 47), 1e-4);
-        let cosine = Schedule::Cosine { over: None, min: 0.0 };
-        assert_relative_eq!(at(&cosine, 0.1, 0, 8), 0.1);
-        assert_relative_eq!(at(&cosine, 0.1, 4, 8), 0.05);
-        assert_relative_eq!(at(&Schedule::Cosine { over: Some(200), min: 0.01 }, 0.1, 200, 20), 0.01);
-        assert!(Schedule::Step { every: 0, gamma: 0.1 }.check().is_err());
+        let cosine = |cycle: u32| {
+            let epoch = (at.epoch - begin) % cycle.max(1);
+            let done = f64::from(epoch) * at.batches as f64 + at.batch as f64;
+            (1.0 + (std::f64::consts::PI * done / (f64::from(cycle) * at.batches as f64)).cos()) / 2.0
+        };
+        Rate { lr: phase.cycle.map_or(lr, |cycle| lr * cosine(cycle)), ..first }
+    }
+
+    /// Checks the phases.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a number out of its range.
+    pub fn check(phases: &[Phase]) -> Result<()> {
+        for (i, phase) in phases.iter().enumerate() {
+            let bad = |key: &str, problem: String, remedy: &str| {
+                Err(Error::config(format!("phases.{i}.{key}"), problem, remedy))
+            };
+            if phase.epochs == 0 {
+                return bad("epochs", "0 epochs".into(), "use at least 1");
+            }
+            if let Some(lr) = phase.lr.filter(|lr| !(*lr >= 0.0 && lr.is_finite())) {
+                return bad("lr", format!("{lr} is not a rate"), "use a finite rate of at least 0");
+            }
+            if let Some(cycle) = phase.cycle.filter(|c| *c == 0 || phase.epochs % c != 0) {
+                let problem = format!("cycles of {cycle} epochs do not fill {} epochs", phase.epochs);
+                return bad("cycle", problem, "use a divisor of the phase's epochs, such as 1");
+            }
+        }
+        Ok(())
     }
 }

@@ -23,7 +23,8 @@
 //! border = "reflect"                # black (the default), reflect
 //!
 //! [schedule]                        # may be left out
-//! kind = "constant"                 # constant, step, cosine
+//! kind = "one-cycle"                # constant, step, steps, cosine, warm-restarts, linear, one-cycle
+//! warmup = 1                        # epochs in which the rate rises before that
 //! ```
 
 use crate::autograd::{Ctx, Var};
@@ -31,13 +32,14 @@ use crate::data::Source;
 use crate::data::batch::Augment;
 use crate::error::{Error, Result};
 use crate::nn::LayerSpec;
-use crate::optim::{OptimizerSpec, Schedule};
+use crate::optim::{OptimizerSpec, Phase, Schedule};
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 mod built_in;
 mod keys;
+mod pace;
 
 pub use built_in::BUILT_IN;
 
@@ -51,7 +53,8 @@ pub struct Recipe {
     /// The test accuracy that its source reports, in percent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reported: Option<f64>,
-    /// Passes over the training data.
+    /// Passes over the training data: unless given, what the phases take.
+    #[serde(default)]
     pub epochs: u32,
     /// Images per step.
     pub batch_size: usize,
@@ -79,6 +82,9 @@ pub struct Recipe {
     /// How the learning rate changes.
     #[serde(default)]
     pub schedule: Schedule,
+    /// The same said by parts of the run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub phases: Vec<Phase>,
 }
 
 fn yes() -> bool {
@@ -160,6 +166,7 @@ impl Recipe {
             // A mistake in the text itself is better told with its line.
             table.try_into().map_err(|e| bad(toml::from_str::<Recipe>(text).err().unwrap_or(e)))?
         };
+        let recipe = recipe.with_epochs();
         recipe.check()?;
         Ok(recipe)
     }
@@ -211,8 +218,7 @@ impl Recipe {
             "the loss nll has none".into(),
             "use the loss cross-entropy without the last log_softmax",
         )?;
-        self.optimizer.check()?;
-        self.schedule.check()
+        self.check_pace()
     }
 }
 
@@ -221,6 +227,7 @@ mod tests {
     use super::*;
     use crate::device::Device;
     use crate::nn::Model;
+    use crate::optim::Curve;
 
     #[test]
     fn built_in_recipes_load_build_and_survive_a_round_trip() {
@@ -244,7 +251,7 @@ mod tests {
         let set = ["optimizer.lr=1", "epochs=7", "schedule.kind=cosine", "data.source=cifar100"].map(String::from);
         let r = Recipe::load("a1-lenet", &set).unwrap();
         assert_eq!((r.optimizer.lr(), r.epochs, r.data.source), (1.0, 7, Source::Cifar100));
-        assert_eq!(r.schedule, Schedule::Cosine { over: None, min: 0.0 });
+        assert_eq!(r.schedule, Curve::Cosine { over: None, min: 0.0 }.into());
     }
 
     #[test]

@@ -217,11 +217,11 @@ impl Trainer {
 
     /// The step at a batch of the current epoch.
     fn at(&self, batch: usize) -> Step {
-        let (Recipe { seed, batch_size, optimizer, schedule, epochs, .. }, p) = (&self.recipe, &self.position);
+        let (Recipe { seed, batch_size, epochs, .. }, p) = (&self.recipe, &self.position);
         let point = Point { epoch: p.epoch, epochs: *epochs, batch, batches: self.train.batches() };
         let batch_offset = (batch * batch_size) as u32;
         let step = Step { seed: *seed, epoch: p.epoch, step: p.step, batch_offset, ..Step::default() };
-        step.rate(schedule.at(optimizer.rate(), point))
+        self.recipe.at(step, point)
     }
 
     /// Evaluates, reports and saves; false if it was asked to stop before it had evaluated.
