@@ -6,6 +6,7 @@ use crate::error::{Error, nearest};
 pub const BUILT_IN: &[(&str, &str)] = &[
     ("quickstart", include_str!("quickstart.toml")),
     ("a1-lenet", include_str!("a1-lenet.toml")),
+    ("a4-longer", include_str!("a4-longer.toml")),
     ("b1-bn-cnn", include_str!("b1-bn-cnn.toml")),
 ];
 
