@@ -41,7 +41,7 @@ mod built_in;
 mod keys;
 mod pace;
 
-pub use built_in::BUILT_IN;
+pub use built_in::{BUILT_IN, MINUTES};
 
 /// A whole experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -230,7 +230,20 @@ mod tests {
     use crate::optim::Curve;
 
     /// By the start of a recipe's name, as PyTorch counts them.
-    const PARAMETERS: &[(&str, usize)] = &[("a1", 62_006), ("a4", 108_732), ("b1", 20_715_146)];
+    const PARAMETERS: &[(&str, usize)] = &[
+        ("a1", 62_006),
+        ("a4", 108_732),
+        ("a5", 108_732),
+        ("a6", 1_760_756),
+        ("a7", 7_038_452),
+        ("a8", 6_424_308),
+        ("b1", 20_715_146),
+        ("c1", 123_330),
+        ("c2", 37_490),
+        ("c3", 37_490),
+        ("c4", 155_970),
+        ("c5", 462_570),
+    ];
 
     #[test]
     fn built_in_recipes_load_build_and_survive_a_round_trip() {
