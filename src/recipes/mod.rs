@@ -32,6 +32,7 @@ use crate::data::Source;
 use crate::data::batch::Augment;
 use crate::error::{Error, Result};
 use crate::nn::LayerSpec;
+use crate::nn::networks::ModelSpec;
 use crate::optim::{OptimizerSpec, Phase, Schedule};
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -70,8 +71,12 @@ pub struct Recipe {
     /// Share of the target spread over all classes; for cross-entropy.
     #[serde(default)]
     pub label_smoothing: f64,
-    /// The network.
+    /// The network's layers, unless it has a name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<LayerSpec>,
+    /// A network by name, and what is changed in the network.
+    #[serde(default)]
+    pub model: ModelSpec,
     /// The data.
     pub data: DataSpec,
     /// Random changes to training images.
@@ -179,6 +184,14 @@ impl Recipe {
         toml::to_string(self).map_err(|e| Error::Internal(format!("recipe to TOML: {e}")))
     }
 
+    /// The layers of its network.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the recipe says two things of it, or too little.
+    pub fn network(&self) -> Result<Vec<LayerSpec>> {
+        self.model.layers(&self.layers)
+    }
+
     /// Checks the values that the types do not.
     ///
     /// # Errors
@@ -203,8 +216,14 @@ impl Recipe {
             format!("{} is not in [0, 1]", self.label_smoothing),
             "0.1 is usual",
         )?;
-        must(!self.layers.is_empty(), "layers", "the network has no layers".into(), "list at least one")?;
-        let layers = self.layers.iter().map(|l| Ok(l.read()?.1.phrase())).collect::<Result<Vec<_>>>()?;
+        let network = self.network()?;
+        must(
+            !network.is_empty(),
+            "layers",
+            "the network has no layers".into(),
+            "list at least one, or give model.name",
+        )?;
+        let layers = network.iter().map(|l| Ok(l.read()?.1.phrase())).collect::<Result<Vec<_>>>()?;
         let last = layers.last().map_or("", String::as_str);
         must(
             (last == "log_softmax") == (self.loss == Loss::Nll),
@@ -251,7 +270,7 @@ mod tests {
             let recipe = Recipe::load(name, &[]).unwrap();
             assert_eq!(Recipe::parse(&recipe.to_toml().unwrap(), "again", &[]).unwrap(), recipe);
             assert!(!recipe.about.is_empty());
-            let model = Model::build(&recipe.layers, [32, 32, 3], &Device::cpu(), 0).unwrap();
+            let model = Model::build(&recipe.network().unwrap(), [32, 32, 3], &Device::cpu(), 0).unwrap();
             assert_eq!(model.output.dims(), [10]);
             if let Some((_, want)) = PARAMETERS.iter().find(|(start, _)| name.starts_with(start)) {
                 assert_eq!(model.params.count(), *want, "{name}");
