@@ -29,7 +29,8 @@
 
 use crate::autograd::{Ctx, Var};
 use crate::data::Source;
-use crate::data::batch::Augment;
+use crate::data::augment::Augment;
+use crate::data::loader::Transform;
 use crate::error::{Error, Result};
 use crate::nn::LayerSpec;
 use crate::nn::networks::ModelSpec;
@@ -106,6 +107,9 @@ pub struct DataSpec {
     pub mean: Vec<f32>,
     /// Each channel is divided by it.
     pub std: Vec<f32>,
+    /// Height and width that images are enlarged to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<usize>,
 }
 
 /// What is minimised.
@@ -126,6 +130,18 @@ impl Loss {
             Loss::CrossEntropy => scores.cross_entropy(labels, smoothing, cx),
             Loss::Nll => scores.nll(labels, cx),
         }
+    }
+}
+
+impl DataSpec {
+    /// What is done to its images, with these random changes.
+    pub fn transform(&self, augment: Augment) -> Transform {
+        Transform { mean: self.mean.clone(), std: self.std.clone(), size: self.size, augment }
+    }
+
+    /// Height, width and channels of the images that the network takes, of data like those.
+    pub fn image(&self, [h, w, c]: [usize; 3]) -> [usize; 3] {
+        self.size.map_or([h, w, c], |n| [n, n, c])
     }
 }
 

@@ -60,7 +60,12 @@ impl Trainer {
     pub fn new(recipe: Recipe, splits: Splits, device: &Device) -> Result<Self> {
         recipe.check()?;
         let Splits { train, test } = splits;
-        let model = Model::build(&recipe.network()?, [train.height, train.width, train.channels], device, recipe.seed)?;
+        let model = Model::build(
+            &recipe.network()?,
+            recipe.data.image([train.height, train.width, train.channels]),
+            device,
+            recipe.seed,
+        )?;
         let classes = train.classes.len();
         if model.output.dims() != [classes] {
             return Err(Error::config(
@@ -71,8 +76,8 @@ impl Trainer {
         }
         check_last_batch(&model, train.len(), recipe.batch_size)?;
         check_memory(&model, recipe.batch_size.min(train.len()))?;
-        let (mean, std) = (&recipe.data.mean, &recipe.data.std);
-        let loader = |data, batch, augment| Loader::augmented(Arc::new(data), batch, mean, std, augment, device);
+        let loader =
+            |data, batch, augment| Loader::transformed(Arc::new(data), batch, &recipe.data.transform(augment), device);
         let train = loader(train, recipe.batch_size, recipe.augment)?;
         let test = loader(test, EVAL_BATCH, Augment::default())?.feed(false);
         let optimizer = recipe.optimizer.build(&model.params)?;
