@@ -17,7 +17,7 @@ use crate::device::cuda::In;
 use crate::device::{Buffer, Device};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::rng::{stream, to_unit};
+use crate::rng::{normals, stream, to_unit};
 use crate::shape::Shape;
 use crate::step::{GROUPS, Step};
 use crate::tensor::Tensor;
@@ -41,6 +41,8 @@ pub enum Init {
     /// Uniform in ±1/sqrt(fan_in): what Kaiming-uniform with a = sqrt(5) gives for weights, and
     /// PyTorch's default for biases (He et al., "Delving Deep into Rectifiers", 2015).
     FanIn(usize),
+    /// Normal, with the variance 2 / fan_out: PyTorch's `kaiming_normal_(mode="fan_out", nonlinearity="relu")`.
+    FanOut(usize),
     /// One value for all.
     Constant(f32),
 }
@@ -105,11 +107,20 @@ impl Params {
         let mut values = vec![0f32; len];
         for (i, p) in list.iter().enumerate() {
             let place = &mut values[p.range()];
+            let s = Step { seed, ..Step::default() }.stream(stream::INIT + i as u32);
             match p.init {
                 Init::Constant(v) => place.fill(v),
+                Init::FanOut(fan_out) => {
+                    let deviation = (2.0 / fan_out as f64).sqrt();
+                    for (block, out) in place.chunks_mut(2).enumerate() {
+                        let words = s.block(block as u32);
+                        for (x, normal) in out.iter_mut().zip(normals([words[0], words[1]])) {
+                            *x = (normal * deviation) as f32;
+                        }
+                    }
+                }
                 Init::FanIn(fan_in) => {
                     let bound = (1.0 / (fan_in as f64).sqrt()) as f32;
-                    let s = Step { seed, ..Step::default() }.stream(stream::INIT + i as u32);
                     for (block, out) in place.chunks_mut(4).enumerate() {
                         for (x, word) in out.iter_mut().zip(s.block(block as u32)) {
                             *x = (2.0 * to_unit(word) - 1.0) * bound;

@@ -131,6 +131,15 @@ pub fn to_unit(word: u32) -> f32 {
     (word >> 8) as f32 * (1.0 / 16_777_216.0)
 }
 
+/// Two normal numbers of mean 0 and variance 1 out of two random words (Box, Muller, "A Note on the Generation of
+/// Random Normal Deviates", 1958).
+pub fn normals([a, b]: [u32; 2]) -> [f64; 2] {
+    // In (0, 1], so that the logarithm is finite.
+    let uniform = (f64::from(a) + 1.0) / 2f64.powi(32);
+    let (radius, angle) = ((-2.0 * uniform.ln()).sqrt(), f64::from(b) / 2f64.powi(32) * std::f64::consts::TAU);
+    [radius * angle.cos(), radius * angle.sin()]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

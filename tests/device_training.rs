@@ -240,7 +240,7 @@ fn a_recorded_step_follows_any_schedule() {
         let losses = |device: &Device, graph: bool| {
             let data = std::sync::Arc::new(shapes::generate(0, 20, 1).train);
             let loader = Loader::new(data, 5, &[0.5; 3], &[0.25; 3], device).unwrap();
-            let model = Model::build(&recipe.layers, [32, 32, 3], device, 7).unwrap();
+            let model = Model::build(&recipe.network().unwrap(), [32, 32, 3], device, 7).unwrap();
             // SGD keeps a velocity, whatever the momentum of the first step.
             let optimizer: Box<dyn Optimizer> = match kind {
                 "sgd" => Box::new(Sgd::new(&model.params, true, true).unwrap()),

@@ -1,12 +1,13 @@
 //! Networks: layers written as text, models with their parameters, state dicts.
 //!
-//! In reading order: [`layers`] (one room a layer), [`spec`] (a network as text), `builder` (sizes are
-//! inferred), [`model`] (a network with its parameters), [`state`] (PyTorch's names and layouts).
+//! In reading order: [`layers`] (one room a layer), [`spec`] (a network as text), [`networks`] (those with a
+//! name), `builder` (sizes are inferred), [`model`] (a network with its parameters), [`state`] (PyTorch's names and layouts).
 //! The parameters' numbers are in [`params`](crate::params).
 
 mod builder;
 pub mod layers;
 pub mod model;
+pub mod networks;
 mod phrase;
 pub mod spec;
 pub mod state;

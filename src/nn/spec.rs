@@ -40,6 +40,31 @@ pub struct LayerTable {
 }
 
 impl LayerSpec {
+    /// The layers of a list, with keys that begin with `name`.
+    pub fn list(name: &str, layers: Vec<LayerSpec>) -> Self {
+        LayerSpec::unnamed(layers).named(name)
+    }
+
+    /// The layers of a list that is named by its place.
+    pub fn unnamed(layers: Vec<LayerSpec>) -> Self {
+        LayerSpec::Table(LayerTable { layers: Some(layers), ..LayerTable::default() })
+    }
+
+    /// A residual block: `after(shortcut(x) + main(x))`.
+    pub fn residual(main: Vec<LayerSpec>, shortcut: Vec<LayerSpec>, after: Vec<LayerSpec>) -> Self {
+        LayerSpec::Table(LayerTable { residual: Some(main), shortcut, after, ..LayerTable::default() })
+    }
+
+    /// The same layer under this name.
+    pub fn named(self, name: &str) -> Self {
+        match self {
+            LayerSpec::Phrase(text) => {
+                LayerSpec::Phrase(format!("{name}: {}", text.split_once(':').map_or(text.as_str(), |(_, p)| p.trim())))
+            }
+            LayerSpec::Table(table) => LayerSpec::Table(LayerTable { name: Some(name.into()), ..table }),
+        }
+    }
+
     /// Its name, if it has one, and the layer, not yet part of a network.
     ///
     /// # Errors

@@ -32,6 +32,7 @@ use crate::data::Source;
 use crate::data::batch::Augment;
 use crate::error::{Error, Result};
 use crate::nn::LayerSpec;
+use crate::nn::networks::ModelSpec;
 use crate::optim::{Clip, EarlyStopping, Ema, OptimizerSpec, Phase, Schedule};
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -41,7 +42,7 @@ mod built_in;
 mod keys;
 mod pace;
 
-pub use built_in::BUILT_IN;
+pub use built_in::{BUILT_IN, MINUTES};
 
 /// A whole experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,8 +71,12 @@ pub struct Recipe {
     /// Share of the target spread over all classes; for cross-entropy.
     #[serde(default)]
     pub label_smoothing: f64,
-    /// The network.
+    /// The network's layers, unless it has a name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<LayerSpec>,
+    /// A network by name, and what is changed in the network.
+    #[serde(default)]
+    pub model: ModelSpec,
     /// The data.
     pub data: DataSpec,
     /// Random changes to training images.
@@ -197,6 +202,14 @@ impl Recipe {
         toml::to_string(self).map_err(|e| Error::Internal(format!("recipe to TOML: {e}")))
     }
 
+    /// The layers of its network.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the recipe says two things of it, or too little.
+    pub fn network(&self) -> Result<Vec<LayerSpec>> {
+        self.model.layers(&self.layers)
+    }
+
     /// Checks the values that the types do not.
     ///
     /// # Errors
@@ -221,8 +234,14 @@ impl Recipe {
             format!("{} is not in [0, 1]", self.label_smoothing),
             "0.1 is usual",
         )?;
-        must(!self.layers.is_empty(), "layers", "the network has no layers".into(), "list at least one")?;
-        let layers = self.layers.iter().map(|l| Ok(l.read()?.1.phrase())).collect::<Result<Vec<_>>>()?;
+        let network = self.network()?;
+        must(
+            !network.is_empty(),
+            "layers",
+            "the network has no layers".into(),
+            "list at least one, or give model.name",
+        )?;
+        let layers = network.iter().map(|l| Ok(l.read()?.1.phrase())).collect::<Result<Vec<_>>>()?;
         let last = layers.last().map_or("", String::as_str);
         must(
             (last == "log_softmax") == (self.loss == Loss::Nll),
@@ -248,7 +267,20 @@ mod tests {
     use crate::optim::Curve;
 
     /// By the start of a recipe's name, as PyTorch counts them.
-    const PARAMETERS: &[(&str, usize)] = &[("a1", 62_006), ("a4", 108_732), ("b1", 20_715_146)];
+    const PARAMETERS: &[(&str, usize)] = &[
+        ("a1", 62_006),
+        ("a4", 108_732),
+        ("a5", 108_732),
+        ("a6", 1_760_756),
+        ("a7", 7_038_452),
+        ("a8", 6_424_308),
+        ("b1", 20_715_146),
+        ("c1", 123_330),
+        ("c2", 37_490),
+        ("c3", 37_490),
+        ("c4", 155_970),
+        ("c5", 462_570),
+    ];
 
     #[test]
     fn built_in_recipes_load_build_and_survive_a_round_trip() {
@@ -256,7 +288,7 @@ mod tests {
             let recipe = Recipe::load(name, &[]).unwrap();
             assert_eq!(Recipe::parse(&recipe.to_toml().unwrap(), "again", &[]).unwrap(), recipe);
             assert!(!recipe.about.is_empty());
-            let model = Model::build(&recipe.layers, [32, 32, 3], &Device::cpu(), 0).unwrap();
+            let model = Model::build(&recipe.network().unwrap(), [32, 32, 3], &Device::cpu(), 0).unwrap();
             assert_eq!(model.output.dims(), [10]);
             if let Some((_, want)) = PARAMETERS.iter().find(|(start, _)| name.starts_with(start)) {
                 assert_eq!(model.params.count(), *want, "{name}");

@@ -62,7 +62,8 @@ impl Trainer {
     pub fn new(recipe: Recipe, splits: Splits, device: &Device) -> Result<Self> {
         recipe.check()?;
         let Splits { train, test } = splits;
-        let mut model = Model::build(&recipe.layers, [train.height, train.width, train.channels], device, recipe.seed)?;
+        let mut model =
+            Model::build(&recipe.network()?, [train.height, train.width, train.channels], device, recipe.seed)?;
         let classes = train.classes.len();
         if model.output.dims() != [classes] {
             return Err(Error::config(

@@ -7,6 +7,8 @@ struct Conv {
     window: Window,
     from: Option<usize>,
     channels: usize,
+    /// Whether the weights start normal, with the variance 2 / fan_out, and not as PyTorch's default does.
+    normal: bool,
     w: ParamId,
     b: Option<ParamId>,
 }
@@ -19,7 +21,8 @@ pub(super) fn read(p: &mut Phrase<'_>) -> Result<Box<dyn Layer>> {
     };
     let (from, channels) = p.arrow(count, "a number of channels")?;
     let b = (!p.flag("no bias")).then(ParamId::default);
-    Ok(Box::new(Conv { window, from, channels, w: ParamId::default(), b }))
+    let normal = p.flag("init kaiming_normal");
+    Ok(Box::new(Conv { window, from, channels, normal, w: ParamId::default(), b }))
 }
 
 impl Layer for Conv {
@@ -28,7 +31,8 @@ impl Layer for Conv {
         stated("channels", self.from, c)?;
         let ([ho, wo], [kh, kw]) = (self.window.output("conv2d", [h, w])?, self.window.kernel);
         let init = Init::FanIn(kh * kw * c);
-        self.w = b.param("weight", [self.channels, kh, kw, c], init)?;
+        let start = if self.normal { Init::FanOut(kh * kw * self.channels) } else { init };
+        self.w = b.param("weight", [self.channels, kh, kw, c], start)?;
         if let Some(bias) = &mut self.b {
             *bias = b.param("bias", [self.channels], init)?;
         }
@@ -42,10 +46,11 @@ impl Layer for Conv {
     }
 
     fn phrase(&self) -> String {
-        let Conv { window: Window { kernel, stride, pad }, from, channels, b, .. } = self;
+        let Conv { window: Window { kernel, stride, pad }, from, channels, normal, b, .. } = self;
         let (stride, pad) = (part("stride", *stride, [1; 2]), part("pad", *pad, [0; 2]));
         let bias = if b.is_some() { "" } else { ", no bias" };
-        format!("conv {}, {}{channels} channels{stride}{pad}{bias}", by(*kernel), arrow(*from))
+        let init = if *normal { ", init kaiming_normal" } else { "" };
+        format!("conv {}, {}{channels} channels{stride}{pad}{bias}{init}", by(*kernel), arrow(*from))
     }
 }
 
@@ -55,6 +60,7 @@ fn phrases() {
         "conv 5x5, 16 channels",
         "conv 3x1, 3 -> 16 channels, stride 2x1, pad 1x0, no bias",
         "conv 3x3, 1 channels, stride 2, pad 1",
+        "conv 1x1, 8 channels, no bias, init kaiming_normal",
     ]);
     assert_eq!(layer("conv 5, 6 channels").unwrap().phrase(), "conv 5x5, 6 channels");
     assert_eq!(layer("conv 5x5, 1 channel").unwrap().phrase(), "conv 5x5, 1 channels");

@@ -1,0 +1,130 @@
+//! Networks by name: what a recipe's section `[model]` stands for. Each is a list of layers, such as a recipe
+//! could write itself.
+//!
+//! ```
+//! use tilework::nn::networks::{Stem, resnet18};
+//! use tilework::{Device, nn::Model};
+//! let net = resnet18(Stem::Cifar, &["dropout 0.2".into(), "fc 10".into()]);
+//! let model = Model::build(&net, [32, 32, 3], &Device::cpu(), 0)?;
+//! assert!(model.params.list().iter().any(|p| p.key == "layer4.0.downsample.0.weight"));
+//! # Ok::<(), tilework::Error>(())
+//! ```
+
+mod resnet18;
+mod resnet9;
+
+pub use resnet9::resnet9;
+pub use resnet18::{Stem, resnet18};
+
+use super::spec::LayerSpec;
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// A recipe's network by name, and what is changed in it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSpec {
+    /// Which network; none for the recipe's own layers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Network>,
+    /// How it begins; the ImageNet stem unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stem: Option<Stem>,
+    /// How it ends: the layers that take its features.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub head: Vec<LayerSpec>,
+    /// The probability of every dropout layer, whatever is written there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f64>,
+}
+
+/// The networks that have a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// See [`fn@resnet9`].
+    Resnet9,
+    /// See [`fn@resnet18`].
+    Resnet18,
+}
+
+impl ModelSpec {
+    /// The network's layers; `own` are those that the recipe lists.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if it says two things, or too little.
+    pub fn layers(&self, own: &[LayerSpec]) -> Result<Vec<LayerSpec>> {
+        let bad = |key: &str, problem: &str, remedy: &str| Err(Error::config(key, problem, remedy));
+        let mut layers = match self.name {
+            Some(_) if !own.is_empty() => {
+                return bad("layers", "the network has a name and layers", "leave out `layers` or `model.name`");
+            }
+            Some(_) if self.head.is_empty() => {
+                return bad("model.head", "the network has no head", "write head = [\"fc 10\"], for ten classes");
+            }
+            Some(Network::Resnet18) => resnet18(self.stem.unwrap_or_default(), &self.head),
+            Some(Network::Resnet9) if self.stem.is_some() => {
+                return bad("model.stem", "resnet9 has one stem only", "leave it out");
+            }
+            Some(Network::Resnet9) => resnet9(&self.head),
+            None if self.stem.is_some() || !self.head.is_empty() => {
+                return bad("model.name", "a stem or a head without a network", "add name = \"resnet18\"");
+            }
+            None => own.to_vec(),
+        };
+        if let Some(p) = self.dropout
+            && !layers.iter_mut().fold(false, |found, l| set_dropout(l, p) || found)
+        {
+            return bad("model.dropout", "the network has no dropout layer", "leave it out, or add one");
+        }
+        Ok(layers)
+    }
+}
+
+/// Gives every dropout layer this probability; whether there is one.
+fn set_dropout(spec: &mut LayerSpec, p: f64) -> bool {
+    match spec {
+        LayerSpec::Phrase(text) => {
+            let (name, phrase) = text.split_once(':').map_or(("", text.as_str()), |(n, p)| (n, p.trim()));
+            if phrase.split_whitespace().next() != Some("dropout") {
+                return false;
+            }
+            *text = if name.is_empty() { format!("dropout {p}") } else { format!("{name}: dropout {p}") };
+            true
+        }
+        LayerSpec::Table(t) => {
+            let lists = t.layers.iter_mut().chain(&mut t.residual).chain([&mut t.shortcut, &mut t.after]);
+            lists.flatten().fold(false, |found, l| set_dropout(l, p) || found)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropout_reaches_every_layer() {
+        let spec = ModelSpec { dropout: Some(0.25), ..ModelSpec::default() };
+        let inner: LayerSpec = toml::from_str::<toml::Table>("l = { residual = [\"dropout 0.5\"] }").unwrap()["l"]
+            .clone()
+            .try_into()
+            .unwrap();
+        let layers = spec.layers(&["drop: dropout 0.1".into(), "relu".into(), inner]).unwrap();
+        assert_eq!(layers[0], "drop: dropout 0.25".into());
+        assert_eq!(layers[2].read().unwrap().1.phrase(), "residual [dropout 0.25]");
+        assert!(spec.layers(&["relu".into()]).unwrap_err().to_string().contains("no dropout layer"));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let of = |text: &str, own: &[LayerSpec]| {
+            toml::from_str::<ModelSpec>(text).unwrap().layers(own).unwrap_err().to_string()
+        };
+        let own = ["relu".into()];
+        assert!(of("name = \"resnet9\"\nhead = [\"fc 10\"]", &own).contains("a name and layers"));
+        assert!(of("name = \"resnet18\"", &[]).contains("no head"));
+        assert!(of("name = \"resnet9\"\nstem = \"cifar\"\nhead = [\"fc 2\"]", &[]).contains("one stem"));
+        assert!(of("stem = \"cifar\"", &own).contains("without a network"));
+    }
+}
