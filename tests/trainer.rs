@@ -118,10 +118,9 @@ impl Observer for Saves {
                 // Whole and in its place when it is told.
                 assert!(checkpoint::load(path).unwrap().optimizer.is_none() == *best);
                 self.told.push(format!("saved {}", name(path)));
-            }
-            Event::EpochEnded(e) if e.epoch == 2 => {
-                if let Some(path) = &self.in_the_way {
-                    std::fs::write(path, "a file, not a folder").unwrap();
+                // The first epoch's is whole: what comes now is in the second's way.
+                if let Some(in_the_way) = self.in_the_way.take_if(|_| !best) {
+                    std::fs::write(in_the_way, "a file, not a folder").unwrap();
                 }
             }
             _ => {}
