@@ -18,7 +18,7 @@ struct GroupRate {
 };
 
 // g' = g + decay * p; m = b1 * m + c1 * g'; v = b2 * v + c2 * g'^2;
-// p = p * (1 - lr * shrink) - lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps), t = step + 1, with b1 the
+// p = p * (1 - lr * shrink) - lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps), t counts the updates from 1, with b1 the
 // momentum of the parameter's group; of decay and shrink the one is the group's weight decay, the other 0.
 // Threads: one for four elements, neighbours side by side.
 // Traffic: g read, p, m and v read and written.
@@ -28,9 +28,10 @@ struct GroupRate {
 // Registers: at most 48.
 __global__ void __launch_bounds__(256)
     adam_step(const float* __restrict__ g, float* __restrict__ m, float* __restrict__ v, float* __restrict__ p,
-              OPTIONAL const unsigned char* __restrict__ groups, const Step* __restrict__ s, AdamDims d) {
-  const float t = (float)s->step + 1.0f, unbias = 1.0f / sqrtf(-expm1f(t * d.log_b2));
-  const float clip = s->clip, unscale = 1.0f / s->loss_scale;
+              OPTIONAL const unsigned char* __restrict__ groups, OPTIONAL const float* __restrict__ norm,
+              const Step* __restrict__ s, AdamDims d) {
+  const float t = (float)(s->step - s->held) + 1.0f, unbias = 1.0f / sqrtf(-expm1f(t * d.log_b2));
+  const float clip = s->clip, unscale = gradient_scale(s, norm);
   // Once a block: the logarithm is in double, which many GPUs are slow at.
   SHARED(GroupRate, rates, [GROUPS]);
   if (threadIdx.x < GROUPS) {

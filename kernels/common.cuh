@@ -36,9 +36,10 @@ struct Rate {
 };
 constexpr int GROUPS = 8;
 struct Step {
-  unsigned long long seed, step;
+  unsigned long long seed, step, held;
+  double ema;
   unsigned epoch, batch_offset, first_image;
-  float clip, loss_scale, ema;
+  float clip, clip_norm, loss_scale;
   Rate rates[GROUPS];
 };
 

@@ -1,9 +1,13 @@
-// The arena of gradients: its norm.
+// The arenas: the norm of the gradients, the average of the parameters.
 #include "reduce.cuh"
 
 struct ParamsDims {
   int n;     // numbers to sum
   int root;  // 1: y = sqrt(sum of x), 0: y[block] = sum of x²
+};
+
+struct AverageDims {
+  int n;  // elements
 };
 
 // Sums over all numbers in two launches: first y[block] = sum of x² over the block's share, then with
@@ -19,4 +23,20 @@ __global__ void __launch_bounds__(256) params_norm(const float* __restrict__ x, 
   FOR_EACH(i, d.n) sum += d.root ? (double)x[i] : (double)x[i] * x[i];
   sum = block_sum(sum);
   if (threadIdx.x == 0) y[blockIdx.x] = (float)(d.root ? sqrt(sum) : sum);
+}
+
+// a = ema * a + (1 - ema) * x, with the step's ema: a copy of x where that is 0.
+// Threads: one an element, neighbours side by side.
+// Traffic: x and a read, a written.
+// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
+// Numerics: from the nearer of a and x by a part of their difference (PyTorch's lerp), in float.
+// Limits: n < 2^31.
+// Registers: at most 32.
+__global__ void __launch_bounds__(256)
+    params_average(const float* __restrict__ x, float* __restrict__ a, const Step* __restrict__ s, AverageDims d) {
+  const float keep = (float)s->ema, take = (float)(1.0 - s->ema);
+  FOR_EACH(i, d.n) {
+    const float difference = x[i] - a[i];
+    a[i] = take < 0.5f ? a[i] + take * difference : x[i] - keep * difference;
+  }
 }

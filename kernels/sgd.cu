@@ -2,10 +2,12 @@
 #include "update.cuh"
 
 struct SgdDims {
-  int fours;     // elements / 4
-  int nesterov;  // whether the momentum is Nesterov's
+  int fours;      // elements / 4
+  int nesterov;   // whether the momentum is Nesterov's
+  int decoupled;  // whether the weight decay shrinks the parameters, instead of being an L2 penalty
 };
 
+// With decoupled decay first p *= 1 - lr * decay, and decay is 0 in what follows.
 // g' = g + decay * p; v = momentum * v + g'; p -= lr * v, or for Nesterov lr * (g' + momentum * v), with
 // the step's rates of the parameter's group. Where v is null the momentum is 0.
 // Threads: one for four elements, neighbours side by side.
@@ -17,13 +19,15 @@ struct SgdDims {
 // Measured: H100, 2026-11-24, b1-bn-cnn: 136 µs (memory 86 %).
 __global__ void __launch_bounds__(256)
     sgd_step(const float* __restrict__ g, OPTIONAL float* __restrict__ v, float* __restrict__ p,
-             OPTIONAL const unsigned char* __restrict__ groups, const Step* __restrict__ s, SgdDims d) {
-  const float clip = s->clip, unscale = 1.0f / s->loss_scale;
+             OPTIONAL const unsigned char* __restrict__ groups, OPTIONAL const float* __restrict__ norm,
+             const Step* __restrict__ s, SgdDims d) {
+  const float clip = s->clip, unscale = gradient_scale(s, norm);
   FOR_EACH(i, d.fours) {
     const int group = group_of(groups, i);
     if (group == FROZEN) continue;
     const Rate& r = s->rates[group];
-    const float lr = (float)r.lr, momentum = (float)r.momentum, decay = (float)r.decay;
+    const float lr = (float)r.lr, momentum = (float)r.momentum;
+    const float keep = d.decoupled ? 1.0f - lr * (float)r.decay : 1.0f, decay = d.decoupled ? 0.0f : (float)r.decay;
     Four<float> grad = load<4>(g + 4 * i), value = load<4>(p + 4 * i);
     // Without momentum the velocity is the gradient.
     Four<float> velocity = v ? load<4>(v + 4 * i) : Four<float>{};
@@ -31,6 +35,7 @@ __global__ void __launch_bounds__(256)
     for (int k = 0; k < 4; ++k) {
       float gk = used(grad.v[k], unscale, clip) + decay * value.v[k];
       velocity.v[k] = momentum * velocity.v[k] + gk;
+      if (d.decoupled) value.v[k] *= keep;
       value.v[k] -= lr * (d.nesterov ? gk + momentum * velocity.v[k] : velocity.v[k]);
     }
     if (v) store(v + 4 * i, velocity);

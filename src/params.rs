@@ -7,9 +7,11 @@
 
 mod buffers;
 mod grads;
+mod pattern;
 
 pub use buffers::{BufferId, Buffers};
 pub use grads::{ParamGrads, Slot};
+pub use pattern::matches;
 
 use crate::device::cuda::In;
 use crate::device::{Buffer, Device};
@@ -84,6 +86,8 @@ pub struct Params {
     /// On a CUDA device, where not all parameters are trained in group 0: the group of each [`ALIGN`]
     /// elements of the arena.
     groups: Option<Buffer>,
+    /// How many times they have been configured.
+    version: u64,
 }
 
 /// What kernels find for a frozen parameter in place of its group.
@@ -127,7 +131,7 @@ impl Params {
         }
         let mut buffer = device.alloc(DType::F32, len)?;
         buffer.write(0, &values)?;
-        Ok(Params { list, values: Arc::new(buffer), groups: None })
+        Ok(Params { list, values: Arc::new(buffer), groups: None, version: 0 })
     }
 
     /// What is in the arena, in order.
@@ -171,7 +175,13 @@ impl Params {
             _ => None,
         };
         self.list = list;
+        self.version += 1;
         Ok(())
+    }
+
+    /// How many times they have been configured: a step that was recorded before is another step now.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
     }
 
     /// The parts of the arena that are trained, each as long as can be in one group.

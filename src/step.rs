@@ -35,6 +35,10 @@ pub struct Step {
     pub seed: u64,
     /// The step, counted from 0 over the whole run.
     pub step: u64,
+    /// How many steps before this one only added to the gradients and moved no parameter.
+    pub held: u64,
+    /// Decay of the weights' moving average, for whoever keeps one: it becomes `ema · average + (1 - ema) · weights`.
+    pub ema: f64,
     /// The epoch, counted from 0.
     pub epoch: u32,
     /// Where the batch begins in the epoch's order.
@@ -43,10 +47,10 @@ pub struct Step {
     pub first_image: u32,
     /// Gradients are clipped to ± this value; 0 for no clipping.
     pub clip: f32,
+    /// The norm that all gradients together are shrunk to where it is larger; 0 for no clipping.
+    pub clip_norm: f32,
     /// What the loss was multiplied by before the backward pass: gradients are divided by it.
     pub loss_scale: f32,
-    /// Decay of the weights' moving average, for whoever keeps one.
-    pub ema: f32,
     /// The groups' rates: [`GROUPS`] of them. (A literal: rustc 1.95 stumbles over the constant in closures of other crates.)
     pub rates: [Rate; 8],
 }
@@ -61,6 +65,11 @@ impl Step {
     /// With one rate for all groups.
     pub fn rate(self, rate: Rate) -> Self {
         Step { rates: [rate; GROUPS], ..self }
+    }
+
+    /// How many times the parameters were moved before this step.
+    pub fn updates(&self) -> u64 {
+        self.step - self.held
     }
 
     /// The random numbers that `id` draws at this step.

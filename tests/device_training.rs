@@ -12,7 +12,7 @@ use tilework::nn::Model;
 use tilework::optim::{Optimizer, Sgd};
 use tilework::recipes::Recipe;
 use tilework::step::{Rate, Step};
-use tilework::train::{Engine, Event, Limits, Observer, Outcome, RunDir, StepReport, Trainer};
+use tilework::train::{Engine, Event, Limits, Observer, Outcome, RunDir, StepReport, Trainer, checkpoint};
 use tilework::{Ctx, DType, Device, Error, Result, Tensor, Var};
 
 /// Keeps the steps' reports.
@@ -266,6 +266,84 @@ fn a_recorded_step_follows_any_schedule() {
             assert!((got - want).abs() <= 1e-4, "{kind}: {got} and {want}");
         }
     }
+}
+
+/// All that a recipe has for its updates, at once: groups, clipping by norm, accumulation with a smaller last group, an
+/// average, a schedule for each update; from the steps to the checkpoint, and on from it.
+#[test]
+fn updates_are_the_cpu_s_in_a_recorded_step_too() {
+    let Some(under) = Under::new() else { return };
+    let never = AtomicBool::new(false);
+    let layers = r#"layers=["conv 5x5, 4 channels, stride 3, no bias", "batch_norm", "relu", "flatten", "fc 10"]"#;
+    let common = [layers, "accumulate=3", "ema.decay=0.7", "schedule.kind=one-cycle", "epochs=4"];
+    let groups = r#"groups = [{match = "*.bias", weight_decay = 0.0}, {match = "1.*", lr = 1e-3}]"#;
+    let adamw = format!(r#"optimizer={{kind = "adamw", lr = 1e-3, {groups}}}"#);
+    let sgd = format!(
+        r#"optimizer={{kind = "sgd", lr = 1e-3, momentum = 0.9, weight_decay = 0.1, decoupled = true, {groups}}}"#
+    );
+    for (optimizer, clip) in [(&adamw, "clip.norm=0.5"), (&sgd, "clip.norm=0.5"), (&sgd, "clip.value=0.01")] {
+        let recipe = recipe("quickstart", &[&common[..], &[optimizer, clip, "batch_size=4"]].concat());
+        let run = |device: &Device, graph: bool, stops: &[u64]| {
+            let folder = tempfile::tempdir().unwrap();
+            let run = RunDir::create(folder.path(), "run").unwrap();
+            let last = run.path().join("last");
+            let mut seen = Steps::default();
+            for stop in stops {
+                // 30 images: groups of three, three and two batches, the last one of two images.
+                let mut trainer = Trainer::new(recipe.clone(), shapes::generate(0, 30, 20), device).unwrap();
+                if !graph {
+                    trainer.engine.without_graph();
+                }
+                if let Ok(saved) = checkpoint::load(&last) {
+                    trainer.restore(saved, &last).unwrap();
+                }
+                let limits = Limits { max_steps: Some(*stop) };
+                trainer.run(&run, limits, &never, &mut [&mut seen]).unwrap();
+            }
+            let mut saved = checkpoint::load(&last).unwrap();
+            saved.position.seconds = 0.0;
+            assert!(saved.trained.as_ref().unwrap() != &saved.model);
+            (seen.0.iter().map(|r| r.loss).collect::<Vec<_>>(), saved)
+        };
+        let device = under.first();
+        let replayed = run(device, true, &[32]);
+        assert_eq!(replayed.0.len(), 32);
+        assert!(replayed == run(device, false, &[32]), "{optimizer} {clip}: with and without a recorded step");
+        // Step 10 is in the middle of a group, which is finished before the run stops.
+        assert!(replayed == run(device, true, &[10, 14, 32]), "{optimizer} {clip}: in pieces");
+        let cpu = run(&Device::cpu(), true, &[32]);
+        assert!(cpu == run(&Device::cpu(), true, &[1, 17, 32]), "{optimizer} {clip}: in pieces on the CPU");
+        for (got, want) in replayed.0.iter().zip(&cpu.0) {
+            assert!((got - want).abs() <= 1e-4, "{optimizer} {clip}: {got} and {want}");
+        }
+        for (key, want) in &cpu.1.model {
+            let (got, want) = (replayed.1.model[key].to_f32(), want.to_f32());
+            let close = |(got, want): (&f32, &f32)| (got - want).abs() <= 2e-4 * want.abs().max(1.0);
+            assert!(got.iter().flatten().zip(want.iter().flatten()).all(close), "{optimizer} {clip}: average of {key}");
+        }
+    }
+}
+
+/// Freezing in the midst of a run: a step that was recorded before is recorded anew.
+#[test]
+fn a_recorded_step_notices_what_is_frozen_later() {
+    let Some(under) = Under::new() else { return };
+    let state = |graph: bool| {
+        let recipe = recipe("a1-lenet", &["batch_size=4", "shuffle=false", "clip.norm=1.0"]);
+        let mut trainer = Trainer::new(recipe, shapes::generate(0, 20, 10), under.first()).unwrap();
+        if !graph {
+            trainer.engine.without_graph();
+        }
+        trainer.bench_steps(5).unwrap();
+        let before = trainer.engine.model.state_dict().unwrap();
+        trainer.engine.model.params.configure(|p| p.trainable = p.key.starts_with("11.")).unwrap();
+        trainer.bench_steps(5).unwrap();
+        let after = trainer.engine.model.state_dict().unwrap();
+        let moved = |key: &str| before[key] != after[key];
+        assert!(moved("11.weight") && !moved("0.weight") && !moved("9.bias"));
+        after
+    };
+    assert!(state(true) == state(false));
 }
 
 /// What was captured is replayed on the state of the day, and keeps its memory to itself.

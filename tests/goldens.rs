@@ -2,13 +2,16 @@
 //!
 //! `tools/goldens.py` wrote the files in `tests/goldens/`; its header gives their format.
 
+#[path = "unit/updates.rs"]
+mod updates;
+
 use safetensors::{SafeTensors, tensor::Dtype};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tilework::autograd::Mode;
 use tilework::nn::{LayerSpec, Model, layer};
 use tilework::ops::window::Window;
-use tilework::optim::OptimizerSpec;
+use tilework::optim::{Algorithm, OptimizerSpec};
 use tilework::recipes::Loss;
 use tilework::rng::{Stream, stream};
 use tilework::step::{Rate, Step};
@@ -194,22 +197,24 @@ fn optimizers_agree_with_pytorch() {
         let adam = || {
             ([p["betas"][0].as_f64().unwrap(), p["betas"][1].as_f64().unwrap()], number("eps"), number("weight_decay"))
         };
-        let spec = match kind {
-            "sgd" => OptimizerSpec::Sgd {
+        let spec: OptimizerSpec = match kind {
+            "sgd" => Algorithm::Sgd {
                 lr: 0.0,
                 momentum: number("momentum"),
                 nesterov: p["nesterov"].as_bool().unwrap(),
                 weight_decay: number("weight_decay"),
+                decoupled: false,
             },
             "adam" => {
                 let (betas, eps, weight_decay) = adam();
-                OptimizerSpec::Adam { lr: 0.0, betas, eps, weight_decay }
+                Algorithm::Adam { lr: 0.0, betas, eps, weight_decay }
             }
             _ => {
                 let (betas, eps, weight_decay) = adam();
-                OptimizerSpec::Adamw { lr: 0.0, betas, eps, weight_decay }
+                Algorithm::Adamw { lr: 0.0, betas, eps, weight_decay }
             }
-        };
+        }
+        .into();
         let device = Device::cpu();
         let start = f64s(&case["start"]);
         let net = vec![layer("flatten").unwrap(), layer("fc 1, no bias").unwrap()];
@@ -290,12 +295,9 @@ fn trajectories_agree_with_pytorch() {
             assert_eq!(bits(&at), bits(&f64s(&want["values"])), "{name}: initial {key}");
         }
         let lr = golden["lr"].as_f64().unwrap();
-        let spec = OptimizerSpec::Sgd {
-            lr,
-            momentum: golden["momentum"].as_f64().unwrap(),
-            nesterov: false,
-            weight_decay: 0.0,
-        };
+        let momentum = golden["momentum"].as_f64().unwrap();
+        let spec: OptimizerSpec =
+            Algorithm::Sgd { lr, momentum, nesterov: false, weight_decay: 0.0, decoupled: false }.into();
         let mut optimizer = spec.build(&model.params).unwrap();
         let mut grads = model.params.grads().unwrap();
         let loss_kind = if golden["loss"] == "nll" { Loss::Nll } else { Loss::CrossEntropy };

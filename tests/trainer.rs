@@ -118,10 +118,9 @@ impl Observer for Saves {
                 // Whole and in its place when it is told.
                 assert!(checkpoint::load(path).unwrap().optimizer.is_none() == *best);
                 self.told.push(format!("saved {}", name(path)));
-            }
-            Event::EpochEnded(e) if e.epoch == 2 => {
-                if let Some(path) = &self.in_the_way {
-                    std::fs::write(path, "a file, not a folder").unwrap();
+                // The first epoch's is whole: what comes now is in the second's way.
+                if let Some(in_the_way) = self.in_the_way.take_if(|_| !best) {
+                    std::fs::write(in_the_way, "a file, not a folder").unwrap();
                 }
             }
             _ => {}
@@ -170,4 +169,47 @@ fn a_position_of_another_run_is_refused() {
     let mut other = trainer(&[LAYERS, "epochs=1", "batch_size=20"]).unwrap();
     let e = other.restore(checkpoint::load(&last).unwrap(), &last).unwrap_err().to_string();
     assert!(e.contains("position"), "{e}");
+}
+
+#[test]
+fn a_run_without_progress_stops_early() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_dir(dir.path());
+    // At a rate of 0 no epoch is better than the first.
+    let set = [LAYERS, "epochs=9", "batch_size=50", "optimizer.lr=0.0", "early_stopping.patience=3"];
+    let never = AtomicBool::new(false);
+    let outcome = trainer(&set).unwrap().run(&run, Limits { max_steps: Some(8) }, &never, &mut []).unwrap();
+    assert_eq!(outcome, Outcome::Finished);
+    let last = run.path().join("last");
+    let mut t = trainer(&set).unwrap();
+    t.restore(checkpoint::load(&last).unwrap(), &last).unwrap();
+    for _ in 0..2 {
+        assert_eq!(t.run(&run, Limits::default(), &never, &mut []).unwrap(), Outcome::StoppedEarly);
+        assert_eq!((t.position().epoch, t.waited_long_enough()), (4, true));
+    }
+    // Better, but not by so much.
+    let set = [LAYERS, "epochs=9", "batch_size=50", "early_stopping={patience = 1, min_delta = 100.0}"];
+    let mut t = trainer(&set).unwrap();
+    assert_eq!(t.run(&run, Limits::default(), &never, &mut []).unwrap(), Outcome::StoppedEarly);
+    assert_eq!(t.position().epoch, 2);
+}
+
+#[test]
+fn mistakes_in_updates_are_named() {
+    for (set, word) in [
+        ("optimizer.groups=[{match = \"*.bais\", lr = 0.1}]", "matches no parameter"),
+        ("optimizer.groups=[{match = \"*\"}, {match = \"2.bias\"}]", "groups.1.match"),
+        ("optimizer.groups=[{match = \"*\", lr = -1.0}]", "optimizer.groups.0.lr"),
+        ("optimizer.groups=[{match = \"*\", decay = 1.0}]", "unknown field `decay`"),
+        ("clip={}", "clip.value"),
+        ("clip.norm=0.0", "clip.norm"),
+        ("accumulate=0", "accumulate"),
+        ("ema.decay=1.0", "ema.decay"),
+        ("early_stopping.patience=0", "early_stopping.patience"),
+    ] {
+        let recipe = Recipe::load("quickstart", &[LAYERS.to_string(), set.to_string()]);
+        let e = recipe.and_then(|r| Trainer::new(r, shapes::generate(0, 200, 10), &Device::cpu())).err().unwrap();
+        let e = e.to_string();
+        assert!(e.contains(word) && e.contains("remedy"), "{set}: {e}");
+    }
 }

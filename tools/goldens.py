@@ -4,7 +4,7 @@ Install and run (CPU is enough; about a minute):
 
     pip install torch numpy safetensors
     python tools/goldens.py                  # everything
-    python tools/goldens.py ops optim        # only these parts: ops, optim, networks, schedules
+    python tools/goldens.py ops optim        # only these parts: ops, optim, networks, schedules, updates
     python tools/goldens.py --out DIR        # somewhere else, to compare with what is committed
 
 Nothing here depends on a random generator of PyTorch's but the weights of state_dict_*.safetensors
@@ -23,8 +23,8 @@ optim.json
     Seven float64 parameters, twelve given gradients, the rate of each step, the parameters after
     each step.
 
-schedules.json
-    See schedules.py.
+schedules.json, updates.json
+    See schedules.py and updates.py.
 
 networks.json
     "networks": twenty training steps of each (c5: twelve), from weights and batches that both sides draw
@@ -54,6 +54,7 @@ from torch.nn import functional as F
 import networks
 import philox
 import schedules
+import updates
 
 
 # ---------------------------------------------------------------- JSON that reads and diffs well
@@ -611,6 +612,7 @@ PARTS = {
     "optim": write_optim,
     "networks": write_networks,
     "schedules": lambda out: schedules.write(out, write_json),
+    "updates": lambda out: updates.write(out, write_json, initialise, batch, describe),
 }
 
 if __name__ == "__main__":

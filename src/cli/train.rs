@@ -177,7 +177,7 @@ impl Session {
         let at = self.trainer.position().clone();
         let total = (u64::from(epochs) * self.trainer.batches() as u64).min(args.max_steps.unwrap_or(u64::MAX));
         out.print(&self.header())?;
-        if at.epoch >= epochs || at.step >= total {
+        if at.epoch >= epochs || at.step >= total || self.trainer.waited_long_enough() {
             let text = format!("the run is finished: {} steps, {} epochs\n", count(at.step as usize), at.epoch);
             let more = "to go on, give more with --epochs or --max-steps\n";
             return out.print(&(text + more)).map(|()| ExitCode::SUCCESS);
@@ -191,6 +191,12 @@ impl Session {
         let go_on = format!("tilework train --resume {}", self.run.path().display());
         match outcome {
             Ok(Outcome::Finished) => {
+                out.print(&self.results(&progress))?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Ok(Outcome::StoppedEarly) => {
+                let patience = self.config.recipe.early_stopping.map_or(0, |e| e.patience);
+                out.print(&format!("\nstopped early: no better accuracy for {patience} epochs\n"))?;
                 out.print(&self.results(&progress))?;
                 Ok(ExitCode::SUCCESS)
             }

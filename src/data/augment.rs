@@ -102,7 +102,7 @@ impl Augment {
     /// Draws what happens to the image at `position`, which becomes one of `[h, w]`.
     pub(super) fn draw(&self, position: usize, [h, w]: [usize; 2], step: &Step) -> Draw {
         let words = step.epoch_stream(stream::AUGMENT).block(position as u32);
-        let below = |word: u32, n: usize| (u64::from(word) * n as u64 >> 32) as isize;
+        let below = |word: u32, n: usize| ((u64::from(word) * n as u64) >> 32) as isize;
         let shift = [words[1], words[2]].map(|word| below(word, 2 * self.pad + 1) - self.pad as isize);
         let flipped = [words[0] >> 8 < threshold(self.flip), words[3] >> 8 < threshold(self.vertical_flip)];
         if !self.needs_more() {

@@ -5,7 +5,7 @@
 //! Sources: Kingma, Ba, "Adam", ICLR 2015; Loshchilov, Hutter, "Decoupled Weight Decay
 //! Regularization", ICLR 2019.
 
-use super::{Optimizer, PIECE, used, zeros_like};
+use super::{Optimizer, PIECE, gradient_scale, norm_for_clipping, used, zeros_like};
 use crate::device::cpu::{for_pieces, vectorised};
 use crate::device::cuda::{Cuda, Launch};
 use crate::device::{Buffer, Device};
@@ -49,10 +49,10 @@ impl Optimizer for Adam {
 
 impl Adam {
     fn step_cpu(&mut self, params: &mut Params, grads: &ParamGrads) -> Result<()> {
-        let (spans, step) = (params.spans(), grads.step());
+        let (spans, step, scale) = (params.spans(), grads.step(), gradient_scale(grads)?);
         let (p, g) = (params.values_mut()?.host_mut::<f32>()?, grads.buffer().host::<f32>()?);
         let (m, v) = (self.mean.host_mut::<f32>()?, self.square.host_mut::<f32>()?);
-        let (t, b2) = (step.step as f64 + 1.0, self.beta2);
+        let (t, b2) = (step.updates() as f64 + 1.0, self.beta2);
         for (span, group) in spans {
             let Rate { lr, momentum: b1, decay } = step.rates[usize::from(group)];
             // The kernel has it as a float too.
@@ -63,7 +63,7 @@ impl Adam {
             let keep = if self.decoupled { (1.0 - lr * decay) as f32 } else { 1.0 };
             let decay = if self.decoupled { 0.0 } else { decay as f32 };
             let betas = [b1 as f32, (1.0 - b1) as f32, b2 as f32, (1.0 - b2) as f32];
-            let constants = [decay, keep, rate, unbias, self.eps as f32, 1.0 / step.loss_scale, step.clip];
+            let constants = [decay, keep, rate, unbias, self.eps as f32, scale, step.clip];
             let (p, g) = (p[span.clone()].chunks_mut(PIECE), g[span.clone()].chunks(PIECE));
             let (m, v) = (m[span.clone()].chunks_mut(PIECE), v[span].chunks_mut(PIECE));
             for_pieces(p.zip(g).zip(m).zip(v).collect(), PIECE, |_, (((p, g), m), v)| {
@@ -86,8 +86,10 @@ impl Adam {
         };
         let (p, groups) = params.values_and_groups()?;
         let (m, v) = (self.mean.output(0..n)?, self.square.output(0..n)?);
+        let norm = norm_for_clipping(cuda, grads)?;
+        let norm = norm.as_ref().map(|b| b.input(0..1)).transpose()?;
         let (g, step) = (grads.buffer().input(0..n)?, cuda.step(grads.step())?);
-        adam_step(cuda, Launch::each(n / 4), g, m, v, p.output(0..n)?, groups, step, &d)
+        adam_step(cuda, Launch::each(n / 4), g, m, v, p.output(0..n)?, groups, norm, step, &d)
     }
 }
 

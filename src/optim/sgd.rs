@@ -1,9 +1,12 @@
 //! SGD: `g += wd·p; v = momentum·v + g; p -= lr·v` (Nesterov: `p -= lr·(g + momentum·v)`).
 //!
+//! With decoupled weight decay g stays as it is, and first `p *= 1 - lr·wd` (Loshchilov, Hutter, "Decoupled Weight Decay
+//! Regularization", ICLR 2019: SGDW).
+//!
 //! Source: Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum in
 //! deep learning", ICML 2013, in PyTorch's form (the rate outside the momentum, no dampening).
 
-use super::{Optimizer, PIECE, used, zeros_like};
+use super::{Optimizer, PIECE, gradient_scale, norm_for_clipping, used, zeros_like};
 use crate::device::cpu::{for_pieces, vectorised};
 use crate::device::cuda::{Cuda, Launch};
 use crate::device::{Buffer, Device};
@@ -15,6 +18,7 @@ use crate::step::Rate;
 /// Stochastic gradient descent with momentum.
 pub struct Sgd {
     nesterov: bool,
+    decoupled: bool,
     velocity: Option<Buffer>,
 }
 
@@ -25,7 +29,12 @@ impl Sgd {
     /// # Errors
     /// [`crate::Error::OutOfMemory`].
     pub fn new(params: &Params, momentum: bool, nesterov: bool) -> Result<Self> {
-        Ok(Sgd { nesterov, velocity: momentum.then(|| zeros_like(params)).transpose()? })
+        Ok(Sgd { nesterov, decoupled: false, velocity: momentum.then(|| zeros_like(params)).transpose()? })
+    }
+
+    /// With weight decay that shrinks the parameters themselves, or not.
+    pub fn decoupled(self, decoupled: bool) -> Self {
+        Sgd { decoupled, ..self }
     }
 }
 
@@ -44,12 +53,13 @@ impl Optimizer for Sgd {
 
 impl Sgd {
     fn step_cpu(&mut self, params: &mut Params, grads: &ParamGrads) -> Result<()> {
-        let (spans, step) = (params.spans(), grads.step());
+        let (spans, step, scale) = (params.spans(), grads.step(), gradient_scale(grads)?);
         let (p, g) = (params.values_mut()?.host_mut::<f32>()?, grads.buffer().host::<f32>()?);
         let mut velocity = self.velocity.as_mut().map(Buffer::host_mut::<f32>).transpose()?;
         for (span, group) in spans {
             let Rate { lr, momentum, decay } = step.rates[usize::from(group)];
-            let constants = [lr as f32, momentum as f32, decay as f32, 1.0 / step.loss_scale, step.clip];
+            let (decay, keep) = if self.decoupled { (0.0, 1.0 - lr * decay) } else { (decay, 1.0) };
+            let constants = [lr as f32, momentum as f32, decay as f32, keep as f32, scale, step.clip];
             let (p, g) = (p[span.clone()].chunks_mut(PIECE), g[span.clone()].chunks(PIECE));
             match &mut velocity {
                 None => for_pieces(p.zip(g).collect(), PIECE, |_, (p, g)| descend(p, g, constants)),
@@ -64,26 +74,28 @@ impl Sgd {
 
     fn step_cuda(&mut self, cuda: &Cuda, params: &mut Params, grads: &ParamGrads) -> Result<()> {
         let n = params.values().len();
-        let d = SgdDims { fours: (n / 4) as i32, nesterov: self.nesterov.into() };
+        let d = SgdDims { fours: (n / 4) as i32, nesterov: self.nesterov.into(), decoupled: self.decoupled.into() };
         let (p, groups) = params.values_and_groups()?;
         let v = self.velocity.as_mut().map(|v| v.output(0..n)).transpose()?;
+        let norm = norm_for_clipping(cuda, grads)?;
+        let norm = norm.as_ref().map(|b| b.input(0..1)).transpose()?;
         let (g, step) = (grads.buffer().input(0..n)?, cuda.step(grads.step())?);
-        sgd_step(cuda, Launch::each(n / 4), g, v, p.output(0..n)?, groups, step, &d)
+        sgd_step(cuda, Launch::each(n / 4), g, v, p.output(0..n)?, groups, norm, step, &d)
     }
 }
 
 vectorised! {
-    fn descend<T>(p: &mut [T], g: &[T], constants: [T; 5]) {
-        let [lr, _, decay, unscale, clip] = constants;
-        p.iter_mut().zip(g).for_each(|(p, &g)| *p -= lr * (used(g, unscale, clip) + decay * *p));
+    fn descend<T>(p: &mut [T], g: &[T], constants: [T; 6]) {
+        let [lr, _, decay, keep, unscale, clip] = constants;
+        p.iter_mut().zip(g).for_each(|(p, &g)| *p = *p * keep - lr * (used(g, unscale, clip) + decay * *p));
     }
 
-    fn roll<T>(p: &mut [T], g: &[T], v: &mut [T], constants: [T; 5], nesterov: bool) {
-        let [lr, momentum, decay, unscale, clip] = constants;
+    fn roll<T>(p: &mut [T], g: &[T], v: &mut [T], constants: [T; 6], nesterov: bool) {
+        let [lr, momentum, decay, keep, unscale, clip] = constants;
         for ((p, &g), v) in p.iter_mut().zip(g).zip(v) {
             let g = used(g, unscale, clip) + decay * *p;
             *v = momentum * *v + g;
-            *p -= lr * if nesterov { g + momentum * *v } else { *v };
+            *p = *p * keep - lr * if nesterov { g + momentum * *v } else { *v };
         }
     }
 }

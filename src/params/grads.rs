@@ -1,6 +1,7 @@
 //! The gradients of the parameters, in one arena laid out like theirs.
 
 use super::ParamId;
+use crate::device::cpu::for_pieces;
 use crate::device::cuda::{BLOCK, Cuda, Launch, Out, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::dtype::{DType, Element, with_real};
@@ -11,23 +12,32 @@ use crate::step::Step;
 use crate::tensor::Tensor;
 use std::ops::Range;
 
+/// Gradients per piece of work of a sum over all.
+const PIECE: usize = 1 << 15;
+
 /// The gradients of all parameters, laid out like the parameters.
 #[derive(Debug)]
 pub struct ParamGrads {
     buffer: Buffer,
     ranges: Vec<Range<usize>>,
     written: Vec<bool>,
+    keep: bool,
     step: Step,
 }
 
 impl ParamGrads {
     pub(super) fn new(buffer: Buffer, ranges: Vec<Range<usize>>) -> Self {
-        ParamGrads { buffer, written: vec![false; ranges.len()], ranges, step: Step::default() }
+        ParamGrads { buffer, written: vec![false; ranges.len()], ranges, keep: false, step: Step::default() }
     }
 
     pub(crate) fn begin(&mut self, step: Step) {
-        self.written.fill(false);
+        self.written.fill(std::mem::take(&mut self.keep));
         self.step = step;
+    }
+
+    /// The next backward pass adds its gradients to those that are there, instead of replacing them.
+    pub fn keep(&mut self) {
+        self.keep = true;
     }
 
     /// The step whose backward pass wrote them last.
@@ -54,21 +64,26 @@ impl ParamGrads {
         &self.buffer
     }
 
-    /// The Euclidean norm of all gradients together.
+    /// The Euclidean norm of all gradients together, as they are: a frozen parameter's are 0.
     ///
     /// # Errors
     /// [`Error::Device`] if the device fails.
     pub fn norm(&self) -> Result<f64> {
         match self.buffer.device().clone() {
             Device::Cpu(_) => {
-                let squares = self.buffer.host::<f32>()?.iter().map(|&g| f64::from(g) * f64::from(g));
-                Ok(squares.sum::<f64>().sqrt())
+                let mut sums: Vec<f64> = vec![0.0; self.buffer.len().div_ceil(PIECE)];
+                let pieces = self.buffer.host::<f32>()?.chunks(PIECE).zip(&mut sums).collect();
+                for_pieces(pieces, PIECE, |_, (piece, sum)| {
+                    *sum = piece.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
+                });
+                Ok(sums.iter().sum::<f64>().sqrt())
             }
-            Device::Cuda(cuda) => self.norm_on(&cuda),
+            Device::Cuda(cuda) => Ok(f64::from(self.norm_on(&cuda)?.read::<f32>(0..1)?[0])),
         }
     }
 
-    fn norm_on(&self, cuda: &Cuda) -> Result<f64> {
+    /// [`ParamGrads::norm`], left on the device: one number.
+    pub(crate) fn norm_on(&self, cuda: &Cuda) -> Result<Buffer> {
         let n = self.buffer.len();
         let first = Launch::new(n.div_ceil(BLOCK as usize).clamp(1, 512), BLOCK);
         let blocks = first.grid[0] as usize;
@@ -78,7 +93,7 @@ impl ParamGrads {
         let mut norm = self.buffer.device().alloc(DType::F32, 1)?;
         let d = ParamsDims { n: blocks as i32, root: 1 };
         params_norm(cuda, Launch::new(1, BLOCK), partial.input(0..blocks)?, norm.output(0..1)?, &d)?;
-        Ok(f64::from(norm.read::<f32>(0..1)?[0]))
+        Ok(norm)
     }
 
     /// A copy of the gradient of one parameter.

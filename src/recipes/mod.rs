@@ -34,7 +34,7 @@ use crate::data::loader::Transform;
 use crate::error::{Error, Result};
 use crate::nn::LayerSpec;
 use crate::nn::networks::ModelSpec;
-use crate::optim::{OptimizerSpec, Phase, Schedule};
+use crate::optim::{Clip, EarlyStopping, Ema, OptimizerSpec, Phase, Schedule};
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -91,10 +91,28 @@ pub struct Recipe {
     /// The same said by parts of the run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub phases: Vec<Phase>,
+    /// Batches for each update, whose gradients are averaged.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub accumulate: usize,
+    /// How gradients are clipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip: Option<Clip>,
+    /// A moving average of the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<Ema>,
+    /// When to stop before the last epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<EarlyStopping>,
 }
 
 fn yes() -> bool {
     true
+}
+fn one() -> usize {
+    1
+}
+fn is_one(n: &usize) -> bool {
+    *n == 1
 }
 
 /// A recipe's data.
@@ -267,6 +285,8 @@ mod tests {
     /// By the start of a recipe's name, as PyTorch counts them.
     const PARAMETERS: &[(&str, usize)] = &[
         ("a1", 62_006),
+        ("a2", 62_006),
+        ("a3", 108_732),
         ("a4", 108_732),
         ("a5", 108_732),
         ("a6", 1_760_756),
@@ -278,6 +298,7 @@ mod tests {
         ("c3", 37_490),
         ("c4", 155_970),
         ("c5", 462_570),
+        ("e1", 6_580_500),
     ];
 
     #[test]
@@ -287,7 +308,8 @@ mod tests {
             assert_eq!(Recipe::parse(&recipe.to_toml().unwrap(), "again", &[]).unwrap(), recipe);
             assert!(!recipe.about.is_empty());
             let model = Model::build(&recipe.network().unwrap(), [32, 32, 3], &Device::cpu(), 0).unwrap();
-            assert_eq!(model.output.dims(), [10]);
+            let classes = if recipe.data.source == Source::Cifar100Coarse { 20 } else { 10 };
+            assert_eq!(model.output.dims(), [classes]);
             if let Some((_, want)) = PARAMETERS.iter().find(|(start, _)| name.starts_with(start)) {
                 assert_eq!(model.params.count(), *want, "{name}");
                 assert!(recipe.reported.is_some() || *name == "c3-conv-padded", "{name}");

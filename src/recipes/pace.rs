@@ -1,8 +1,8 @@
-//! What a recipe's keys say of its pace: the rates at each update.
+//! What a recipe's keys say of its updates: rates, clipping, averages.
 
 use super::Recipe;
 use crate::error::{Error, Result};
-use crate::optim::{Phase, Point};
+use crate::optim::{Clip, EarlyStopping, Ema, Phase, Point};
 use crate::step::{Rate, Step};
 
 impl Recipe {
@@ -14,9 +14,18 @@ impl Recipe {
         self
     }
 
-    /// The step with the rates that it has at a place in the run.
+    /// The step with the rates, the clipping and the average's decay that it has at a place in the run.
     pub fn at(&self, step: Step, at: Point) -> Step {
-        step.rate(self.rate(self.optimizer.rate(), at))
+        let mut step = step.rate(self.rate(self.optimizer.rate(), at));
+        for (rate, first) in step.rates.iter_mut().zip(self.optimizer.rates()) {
+            *rate = self.rate(first, at);
+        }
+        if let Some(clip) = self.clip {
+            (step.clip, step.clip_norm) = (clip.value.unwrap_or(0.0), clip.norm.unwrap_or(0.0));
+        }
+        // The first update's weights are the first average.
+        step.ema = self.ema.filter(|_| step.updates() > 0).map_or(0.0, |ema| ema.decay);
+        step
     }
 
     /// The rate at a place in the run of parameters that start from the rate `first`.
@@ -35,6 +44,10 @@ impl Recipe {
         self.optimizer.check()?;
         self.schedule.check()?;
         Phase::check(&self.phases)?;
+        must(self.accumulate > 0, "accumulate", "0 batches for each update", "use at least 1")?;
+        self.clip.as_ref().map_or(Ok(()), Clip::check)?;
+        self.ema.as_ref().map_or(Ok(()), Ema::check)?;
+        self.early_stopping.as_ref().map_or(Ok(()), EarlyStopping::check)?;
         must(
             !self.schedule.curve.moves_momentum() || self.optimizer.rate().momentum > 0.0,
             "schedule.kind",

@@ -1,5 +1,6 @@
 //! Checkpoints: a folder with `model.safetensors` (the state dict), `optimizer.safetensors` where
-//! training can go on, and `manifest.json` with every file's size and sha256.
+//! training can go on, and `manifest.json` with every file's size and sha256. Where a moving average
+//! of the weights is kept, `model.safetensors` is the average, and `trained.safetensors` what it is of.
 //!
 //! A checkpoint is replaced as a whole: the new one is written beside the old (`last.new`), synced,
 //! and swapped in by renames. Whatever moment the program or the machine dies at, one complete
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 pub(super) const MODEL: &str = "model.safetensors";
 pub(super) const OPTIMIZER: &str = "optimizer.safetensors";
+pub(super) const TRAINED: &str = "trained.safetensors";
 const MANIFEST: &str = "manifest.json";
 
 /// How far a run has come. With the seed this is all there is to know: randomness is a function of
@@ -38,13 +40,18 @@ pub struct Position {
     pub seconds: f64,
     /// The best test accuracy so far.
     pub best_accuracy: Option<f64>,
+    /// For early stopping: the accuracy that is to be bettered, and the epochs since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<(f64, u32)>,
 }
 
 /// A training state: the network's numbers, the optimizer's, and the position in the run.
 #[derive(Debug, PartialEq)]
 pub struct Checkpoint {
-    /// The state dict.
+    /// The state dict: of the averaged network, where an average is kept.
     pub model: StateDict,
+    /// Then that of the network that is trained.
+    pub trained: Option<StateDict>,
     /// The optimizer's arenas; `None` for a checkpoint that is for evaluation only.
     pub optimizer: Option<StateDict>,
     /// How far the run had come.
@@ -119,7 +126,11 @@ fn beside(dir: &Path, suffix: &str) -> PathBuf {
 /// # Errors
 /// [`Error::Io`]; then the checkpoint that was there is still there.
 pub fn save(dir: &Path, checkpoint: &Checkpoint) -> Result<()> {
-    let parts = [(MODEL, Some(&checkpoint.model)), (OPTIMIZER, checkpoint.optimizer.as_ref())];
+    let parts = [
+        (MODEL, Some(&checkpoint.model)),
+        (OPTIMIZER, checkpoint.optimizer.as_ref()),
+        (TRAINED, checkpoint.trained.as_ref()),
+    ];
     let contents = parts.into_iter().filter_map(|(name, entries)| Some(Contents::new(name, entries?)));
     let contents = contents.collect::<Result<Vec<_>>>()?;
     replace(dir, &contents.iter().collect::<Vec<_>>(), &checkpoint.position)
@@ -133,7 +144,7 @@ pub(super) struct Contents {
 }
 
 impl Contents {
-    /// Of the file [`MODEL`] or [`OPTIMIZER`].
+    /// Of the file [`MODEL`], [`OPTIMIZER`] or [`TRAINED`].
     pub(super) fn new(name: &'static str, entries: &StateDict) -> Result<Self> {
         let bytes = serialize(entries)?;
         let info = FileInfo { bytes: bytes.len() as u64, sha256: sha256(&bytes) };
@@ -271,7 +282,8 @@ fn read(dir: &Path) -> Result<Checkpoint> {
         deserialize(&bytes, &path).map(Some)
     };
     let model = entries(MODEL)?.ok_or_else(|| damaged(&path, format!("it lists no {MODEL}")))?;
-    Ok(Checkpoint { model, optimizer: entries(OPTIMIZER)?, position: manifest.position })
+    let (trained, optimizer) = (entries(TRAINED)?, entries(OPTIMIZER)?);
+    Ok(Checkpoint { model, trained, optimizer, position: manifest.position })
 }
 
 #[cfg(test)]

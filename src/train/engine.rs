@@ -22,43 +22,36 @@
 //! # Ok::<(), tilework::Error>(())
 //! ```
 
+use super::average::Average;
 use super::diagnose::{advise, find_non_finite, non_finite};
 use super::evaluate::{Evaluation, Objective, evaluate};
 use super::metrics::{Metrics, RING};
+use super::recording::{Form, Recordings};
 use crate::autograd::{Ctx, Var};
 use crate::data::loader::{Batch, Feed, Loader};
-use crate::device::cuda::Captured;
-use crate::device::{Buffer, Device};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::Model;
-use crate::nn::state::{Array, Snapshot, StateDict};
 use crate::optim::Optimizer;
 use crate::params::ParamGrads;
 use crate::step::Step;
 use crate::tensor::Tensor;
-use std::path::Path;
 
 /// A network in training: the model, its optimizer and its data.
 pub struct Engine {
-    /// The network. What is to be frozen is frozen before the first step: a recorded step stays as it was recorded.
+    /// The network.
     pub model: Model,
-    optimizer: Box<dyn Optimizer>,
+    pub(super) optimizer: Box<dyn Optimizer>,
+    pub(super) average: Option<Average>,
     feed: Feed,
     loss: Box<Objective>,
-    grads: ParamGrads,
+    pub(super) grads: ParamGrads,
     metrics: Metrics,
-    recording: Recording,
+    recordings: Recordings,
+    /// Images whose gradients have been added up and not used yet.
+    pub(super) held: usize,
     /// Bytes that were in use before the first step.
     fixed: Option<usize>,
-}
-
-/// Recording a step on a CUDA device, to replay it from then on.
-#[derive(Default)]
-struct Recording {
-    enabled: bool,
-    /// Steps of a whole batch that ran launch by launch.
-    warm: u32,
-    step: Option<Captured>,
 }
 
 /// Steps that run before one is recorded: after them every buffer that a step takes is in the pool.
@@ -79,7 +72,9 @@ impl Engine {
         Ok(Engine {
             grads: model.params.grads()?,
             metrics: Metrics::new(device)?,
-            recording: Recording { enabled: can_record(device), ..Recording::default() },
+            recordings: Recordings::new(can_record(device)),
+            average: None,
+            held: 0,
             fixed: None,
             loss: Box::new(loss),
             feed,
@@ -91,7 +86,7 @@ impl Engine {
     /// Launches every kernel of every step, instead of recording a step and replaying it. The
     /// numbers are the same.
     pub fn without_graph(&mut self) {
-        self.recording = Recording::default();
+        self.recordings = Recordings::default();
     }
 
     /// The device that it runs on.
@@ -99,43 +94,93 @@ impl Engine {
         self.model.params.values().device()
     }
 
+    /// Keeps a moving average of the weights from the next update on, which is to be the first: it copies them. Each
+    /// update moves it at the decay [`Step::ema`]. Evaluations and snapshots are then of the average, and
+    /// [`Engine::averaged`] is.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn keep_average(&mut self) -> Result<()> {
+        self.average = Some(Average::new(&self.model)?);
+        self.recordings = Recordings::new(self.recordings.enabled);
+        Ok(())
+    }
+
+    /// Calls `f` on the network as it is to be used: with the averaged weights, where an average is kept.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn averaged<R>(&mut self, f: impl FnOnce(&mut Model) -> Result<R>) -> Result<R> {
+        let Some(average) = &mut self.average else { return f(&mut self.model) };
+        average.swap(&mut self.model)?;
+        let result = f(&mut self.model);
+        average.swap(&mut self.model)?;
+        result
+    }
+
     /// Takes a step: makes the batch that lies at it, forward, backward, update, and notes the loss. Nothing is read
     /// back. On a CUDA device, where the work goes on after the return, the third step with a whole batch is recorded
-    /// and replayed from then on; all that may change from step to step is in the [`Step`].
+    /// and replayed from then on; all that may change from step to step is in the [`Step`]. A step of another
+    /// [form](Engine::accumulate), or after other parameters were frozen, is recorded by itself.
     ///
     /// # Errors
     /// [`Error::NonFinite`] on the CPU, before anything is changed, if the loss is not a number; [`Error::OutOfMemory`]
     /// with the batch size that would fit; [`Error::Config`] if the data has no batch there; whatever the ops report.
     pub fn step(&mut self, step: &Step) -> Result<()> {
+        self.take(step, true)
+    }
+
+    /// The same without the update: the gradients stay, and those of the next steps are added to them, until
+    /// [`Engine::step`] moves the parameters as one step on all these images would, for a loss that is a mean.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn accumulate(&mut self, step: &Step) -> Result<()> {
+        self.take(step, false)
+    }
+
+    fn take(&mut self, step: &Step, moves: bool) -> Result<()> {
         let fixed = *self.fixed.get_or_insert_with(|| self.model.params.values().device().memory().in_use);
         let images = self.feed.seek(step)?;
-        self.run(images, step).map_err(|e| advise(e, &self.model, images, fixed))
+        self.run(images, step, moves).map_err(|e| advise(e, &self.model, images, fixed))
     }
 
     /// Launch by launch, or by replaying a recorded step.
-    fn run(&mut self, images: usize, step: &Step) -> Result<()> {
+    fn run(&mut self, images: usize, step: &Step, moves: bool) -> Result<()> {
+        let (step, held) = (&self.scaled(step, images, moves), self.held);
         let whole = images == self.feed.loader().batch_size();
-        let Device::Cuda(cuda) = self.device().clone() else { return self.compute(images, step) };
+        let Device::Cuda(cuda) = self.device().clone() else { return self.compute(images, step, moves) };
         cuda.set_step(step)?;
-        if !self.recording.enabled || !whole || self.recording.warm < WARM_UP {
-            self.recording.warm += u32::from(whole);
-            return self.compute(images, step);
-        }
-        if let Some(recorded) = &self.recording.step {
+        let form = Form::new(step, held > 0, moves, self.model.params.version());
+        let recording = self.recordings.of(form);
+        if let Some(recorded) = recording.step.as_ref().filter(|_| whole) {
             recorded.replay()?;
-            // What a forward pass counts on the host.
+            // What a step counts on the host.
             self.model.buffers.count_batch();
+            self.held = if moves { 0 } else { held + images };
             return Ok(());
         }
-        let recorded = cuda.capture(|| self.compute(images, step))?;
+        if !whole || recording.warm < WARM_UP || !self.recordings.enabled {
+            self.recordings.of(form).warm += u32::from(whole);
+            return self.compute(images, step, moves);
+        }
+        let recorded = cuda.capture(|| self.compute(images, step, moves))?;
         recorded.replay()?;
-        self.recording.step = Some(recorded);
+        self.recordings.of(form).step = Some(recorded);
         Ok(())
     }
 
-    fn compute(&mut self, images: usize, step: &Step) -> Result<()> {
+    /// The step with the scale of the gradients that have been added up when it moves the parameters: each loss counts
+    /// as its batch's share of a whole batch.
+    fn scaled(&self, step: &Step, images: usize, moves: bool) -> Step {
+        let share = (self.held + images) as f32 / self.feed.loader().batch_size() as f32;
+        let scale = if moves && self.held > 0 { share } else { 1.0 };
+        Step { loss_scale: step.loss_scale * scale, ..*step }
+    }
+
+    fn compute(&mut self, images: usize, step: &Step, moves: bool) -> Result<()> {
         let batch = self.feed.take(images, step)?;
-        self.step_on(&batch, step)
+        self.pass(&batch, step, moves)
     }
 
     /// Takes a step on a batch of one's own, launch by launch.
@@ -143,6 +188,20 @@ impl Engine {
     /// # Errors
     /// As [`Engine::step`].
     pub fn step_on(&mut self, batch: &Batch, step: &Step) -> Result<()> {
+        let step = self.scaled(step, batch.labels.len(), true);
+        self.pass(batch, &step, true)
+    }
+
+    /// [`Engine::accumulate`] on a batch of one's own, launch by launch.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn accumulate_on(&mut self, batch: &Batch, step: &Step) -> Result<()> {
+        self.pass(batch, step, false)
+    }
+
+    fn pass(&mut self, batch: &Batch, step: &Step, moves: bool) -> Result<()> {
+        let images = batch.labels.len();
         let mut cx = self.model.train(*step);
         let scores = self.model.forward(&Var::constant(batch.images.clone()), &mut cx)?;
         let loss = (self.loss)(&scores, &batch.labels, &mut cx)?;
@@ -157,8 +216,23 @@ impl Engine {
         }
         self.metrics.record(loss.value(), scores.value(), &batch.labels, step)?;
         drop(scores);
-        cx.backward_loss(&loss, Some(&mut self.grads))?;
-        self.optimizer.step(&mut self.model.params, &self.grads)
+        let mut weight = Tensor::empty(loss.value().device(), loss.value().dtype(), loss.shape())?;
+        let alone = moves && self.held == 0;
+        weight.fill(if alone { 1.0 } else { images as f64 / self.feed.loader().batch_size() as f64 })?;
+        if self.held > 0 {
+            self.grads.keep();
+        }
+        cx.backward(&loss, weight, Some(&mut self.grads))?;
+        if !moves {
+            self.held += images;
+            return Ok(());
+        }
+        self.held = 0;
+        self.optimizer.step(&mut self.model.params, &self.grads)?;
+        match &mut self.average {
+            Some(average) => average.update(&self.model, step),
+            None => Ok(()),
+        }
     }
 
     /// Mean loss, and images classified right before the update, of `count` steps from step number `first` on. Those
@@ -174,41 +248,21 @@ impl Engine {
         self.metrics.read(first, count)
     }
 
-    /// Loss and accuracy on the images of `data`.
+    /// Loss and accuracy on the images of `data`, with the averaged weights where an average is kept.
     ///
     /// # Errors
     /// As [`evaluate`].
-    pub fn evaluate(&self, data: &Loader) -> Result<Evaluation> {
-        evaluate(&self.model, &mut data.feed(false), &*self.loss, &mut |_| Ok(()))
+    pub fn evaluate(&mut self, data: &Loader) -> Result<Evaluation> {
+        // Apart, as the network is borrowed.
+        let loss = std::mem::replace(&mut self.loss, Box::new(|scores, _, _| Ok(scores.clone())));
+        let found = self.averaged(|model| evaluate(model, &mut data.feed(false), &*loss, &mut |_| Ok(())));
+        self.loss = loss;
+        found
     }
 
     /// Steps after which to ask for their results: many where that means to wait for the device.
     pub(super) fn patience(&self) -> usize {
         if can_record(self.device()) { RING } else { 1 }
-    }
-
-    /// A copy of the network's and the optimizer's numbers in the memory of `host`, a CPU device.
-    pub(super) fn snapshot(&mut self, host: &Device) -> Result<(Snapshot, Vec<(&'static str, Buffer)>)> {
-        let optimizer = self.optimizer.state().into_iter().map(|(name, b)| Ok((name, b.to_host(host)?)));
-        Ok((self.model.snapshot(host)?, optimizer.collect::<Result<_>>()?))
-    }
-
-    /// Takes over a network's and an optimizer's numbers. `path` is for errors.
-    pub(super) fn restore(&mut self, model: &StateDict, saved: &StateDict, path: &Path) -> Result<()> {
-        let bad =
-            |problem| Err(Error::file(path, problem, "resume from the folder `last` of a run of the same recipe"));
-        self.model.load_state_dict(model, path)?;
-        let mut state = self.optimizer.state();
-        if state.len() != saved.len() {
-            return bad(format!("its optimizer has {} states, the recipe's {}", saved.len(), state.len()));
-        }
-        for (name, buffer) in &mut state {
-            match saved.get(*name).and_then(Array::to_f32).filter(|v| v.len() == buffer.len()) {
-                Some(values) => buffer.write(0, &values)?,
-                None => return bad(format!("its optimizer state `{name}` does not fit")),
-            }
-        }
-        Ok(())
     }
 }
 

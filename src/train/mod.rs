@@ -4,6 +4,7 @@
 //! the CSV files are one observer, the progress bar another. [`checkpoint`] saves and loads, [`run`] is the folder of
 //! a run.
 
+mod average;
 pub mod checkpoint;
 mod csv_log;
 mod diagnose;
@@ -11,8 +12,10 @@ pub mod engine;
 mod evaluate;
 mod events;
 mod metrics;
+mod recording;
 pub mod run;
 mod saver;
+mod state;
 mod trainer;
 
 pub use checkpoint::Position;

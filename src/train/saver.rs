@@ -4,17 +4,17 @@
 //! writes them. So a second copy of the parameters and of the optimizer's state lies in host memory once a run has
 //! saved, and the files' contents while it saves. One save is under way at a time: the next one waits for it.
 
-use super::checkpoint::{Contents, MODEL, OPTIMIZER, Position, replace};
+use super::checkpoint::{Contents, MODEL, OPTIMIZER, Position, TRAINED, replace};
+use super::state::Numbers;
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
-use crate::nn::state::{Array, Snapshot, StateDict};
+use crate::nn::state::{Array, StateDict};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
 /// What a checkpoint is made of, as it was at one moment, in host memory.
 pub(super) struct State {
-    pub(super) model: Snapshot,
-    pub(super) optimizer: Vec<(&'static str, Buffer)>,
+    pub(super) numbers: Numbers,
     pub(super) position: Position,
 }
 
@@ -60,12 +60,11 @@ impl Saver {
 
 /// Saves a state in each place, in order; what is made of it is made once.
 fn write(state: State, places: &[Place]) -> Result<()> {
-    let State { model, optimizer, position } = state;
+    let State { numbers: Numbers { model, trained, optimizer }, position } = state;
     let model = Contents::new(MODEL, &model.state_dict()?)?;
+    let trained = trained.map(|t| Contents::new(TRAINED, &t.state_dict()?)).transpose()?;
     let array = |(name, b): &(&str, Buffer)| Ok((name.to_string(), Array::f32(&[b.len()], b.host::<f32>()?)));
     let optimizer = Contents::new(OPTIMIZER, &optimizer.iter().map(array).collect::<Result<StateDict>>()?)?;
-    places.iter().try_for_each(|(dir, best)| match best {
-        true => replace(dir, &[&model], &position),
-        false => replace(dir, &[&model, &optimizer], &position),
-    })
+    let all: Vec<&Contents> = [&model, &optimizer].into_iter().chain(&trained).collect();
+    places.iter().try_for_each(|(dir, best)| replace(dir, if *best { &all[..1] } else { &all }, &position))
 }

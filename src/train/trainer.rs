@@ -37,6 +37,8 @@ pub enum Outcome {
     Finished,
     /// Someone asked it to stop; the state is saved.
     Stopped,
+    /// The recipe's `early_stopping` ended it: the accuracy has not become better for so many epochs.
+    StoppedEarly,
 }
 
 /// A recipe's run: the engine, and where it stands.
@@ -60,12 +62,8 @@ impl Trainer {
     pub fn new(recipe: Recipe, splits: Splits, device: &Device) -> Result<Self> {
         recipe.check()?;
         let Splits { train, test } = splits;
-        let model = Model::build(
-            &recipe.network()?,
-            recipe.data.image([train.height, train.width, train.channels]),
-            device,
-            recipe.seed,
-        )?;
+        let image = recipe.data.image([train.height, train.width, train.channels]);
+        let mut model = Model::build(&recipe.network()?, image, device, recipe.seed)?;
         let classes = train.classes.len();
         if model.output.dims() != [classes] {
             return Err(Error::config(
@@ -80,9 +78,13 @@ impl Trainer {
             |data, batch, augment| Loader::transformed(Arc::new(data), batch, &recipe.data.transform(augment), device);
         let train = loader(train, recipe.batch_size, recipe.augment)?;
         let test = loader(test, EVAL_BATCH, Augment::default())?.feed(false);
+        recipe.optimizer.group(&mut model.params)?;
         let optimizer = recipe.optimizer.build(&model.params)?;
         let loss = recipe.loss.with(recipe.label_smoothing);
-        let engine = Engine::new(model, optimizer, train.feed(recipe.shuffle), loss)?;
+        let mut engine = Engine::new(model, optimizer, train.feed(recipe.shuffle), loss)?;
+        if recipe.ema.is_some() {
+            engine.keep_average()?;
+        }
         let (position, saver) = (Position::default(), Saver::new());
         Ok(Trainer { recipe, engine, train, test, position, saver, pending: Vec::new() })
     }
@@ -104,14 +106,14 @@ impl Trainer {
     pub fn restore(&mut self, checkpoint: Checkpoint, path: &Path) -> Result<()> {
         let bad =
             |problem: String| Error::file(path, problem, "resume from the folder `last` of a run of the same recipe");
-        let saved = checkpoint.optimizer.ok_or_else(|| bad("it has no optimizer state".into()))?;
         let (p, batches) = (&checkpoint.position, self.train.batches());
         let steps = u64::from(p.epoch) * batches as u64 + p.batch as u64;
-        if p.batch > batches || p.step != steps {
+        let between = p.batch % self.recipe.accumulate != 0 && p.batch != batches;
+        if p.batch > batches || p.step != steps || between {
             let at = format!("step {}, {} epochs and {} batches of {batches}", p.step, p.epoch, p.batch);
             return Err(bad(format!("its position is no position of this run: {at}")));
         }
-        self.engine.restore(&checkpoint.model, &saved, path)?;
+        self.engine.restore(&checkpoint, path)?;
         self.position = checkpoint.position;
         Ok(())
     }
@@ -139,8 +141,8 @@ impl Trainer {
         let places = [("best", true), ("last", false)].into_iter().skip(usize::from(!best));
         let places: Vec<Place> = places.map(|(name, best)| (run.path().join(name), best)).collect();
         places.iter().try_for_each(|(path, _)| tell(observers, &Event::Saving { path }))?;
-        let (model, optimizer) = self.engine.snapshot(&self.saver.host)?;
-        self.saver.start(State { model, optimizer, position: self.position.clone() }, places)
+        let numbers = self.engine.snapshot(&self.saver.host)?;
+        self.saver.start(State { numbers, position: self.position.clone() }, places)
     }
 
     /// Tells the observers what has been saved by now, or, with `wait`, when it is.
@@ -178,15 +180,19 @@ impl Trainer {
         let (epochs, batches) = (self.recipe.epochs, self.train.batches());
         let limit = limits.max_steps.unwrap_or(u64::MAX);
         while self.position.epoch < epochs && self.position.step < limit {
+            if self.waited_long_enough() {
+                return Ok(Outcome::StoppedEarly);
+            }
             let Position { epoch, batch: done, seconds, .. } = self.position;
             tell(observers, &Event::EpochStarted { epoch: epoch + 1, epochs, done, batches })?;
             let start = Instant::now();
             let mut stopped = false;
-            while self.position.batch < batches && self.position.step < limit && !stopped {
+            // It ends after an update, never between batches whose gradients are added up.
+            while self.position.batch < batches && !(self.updated() && (stopped || self.position.step >= limit)) {
                 self.saved(false, observers)?;
                 self.step()?;
                 stopped = stop.load(Ordering::Relaxed);
-                let last = self.position.batch == batches || self.position.step == limit;
+                let last = self.position.batch == batches || self.position.step >= limit;
                 if last || stopped || self.pending.len() == self.engine.patience() {
                     self.report(observers)?;
                 }
@@ -204,7 +210,12 @@ impl Trainer {
     fn step(&mut self) -> Result<()> {
         let Position { epoch, step, batch, .. } = self.position;
         let (images, batches, here) = (self.train.images(batch), self.train.batches(), self.at(batch));
-        self.engine.step(&here)?;
+        let last = (batch + 1) % self.recipe.accumulate == 0 || batch + 1 == batches;
+        if last {
+            self.engine.step(&here)?
+        } else {
+            self.engine.accumulate(&here)?
+        }
         let (step, epoch, batch) = (step + 1, epoch + 1, batch + 1);
         (self.position.step, self.position.batch) = (step, batch);
         self.pending.push(StepReport {
@@ -220,13 +231,26 @@ impl Trainer {
         Ok(())
     }
 
+    /// Whether the last batch ended with an update.
+    fn updated(&self) -> bool {
+        let batch = self.position.batch;
+        batch.is_multiple_of(self.recipe.accumulate) || batch == self.train.batches()
+    }
+
     /// The step at a batch of the current epoch.
     fn at(&self, batch: usize) -> Step {
-        let (Recipe { seed, batch_size, epochs, .. }, p) = (&self.recipe, &self.position);
-        let point = Point { epoch: p.epoch, epochs: *epochs, batch, batches: self.train.batches() };
-        let batch_offset = (batch * batch_size) as u32;
-        let step = Step { seed: *seed, epoch: p.epoch, step: p.step, batch_offset, ..Step::default() };
-        self.recipe.at(step, point)
+        let (Recipe { seed, batch_size, epochs, accumulate, .. }, p) = (&self.recipe, &self.position);
+        let updates = self.train.batches().div_ceil(*accumulate);
+        let point = Point { epoch: p.epoch, epochs: *epochs, batch: batch / accumulate, batches: updates };
+        let before = u64::from(p.epoch) * updates as u64 + point.batch as u64;
+        let (batch_offset, held) = ((batch * batch_size) as u32, p.step.saturating_sub(before));
+        self.recipe.at(Step { seed: *seed, epoch: p.epoch, step: p.step, held, batch_offset, ..Step::default() }, point)
+    }
+
+    /// Whether the recipe's patience is at its end.
+    pub fn waited_long_enough(&self) -> bool {
+        let waited = self.position.waiting.map_or(0, |(_, epochs)| epochs);
+        self.recipe.early_stopping.is_some_and(|e| waited >= e.patience)
     }
 
     /// Evaluates, reports and saves; false if it was asked to stop before it had evaluated.
@@ -265,9 +289,16 @@ impl Trainer {
         if best {
             p.best_accuracy = Some(report.test.accuracy);
         }
+        if let Some(early) = self.recipe.early_stopping.filter(|_| whole) {
+            let accuracy = report.test.accuracy;
+            p.waiting = Some(match p.waiting {
+                Some((best, epochs)) if accuracy <= best + early.min_delta / 100.0 => (best, epochs + 1),
+                _ => (accuracy, 0),
+            });
+        }
         if whole {
-            let Position { epoch, step, best_accuracy, .. } = *p;
-            *p = Position { epoch: epoch + 1, step, best_accuracy, ..Position::default() };
+            let Position { epoch, step, best_accuracy, waiting, .. } = *p;
+            *p = Position { epoch: epoch + 1, step, best_accuracy, waiting, ..Position::default() };
         }
         tell(observers, &Event::EpochEnded(&report))?;
         self.save(run, best, observers).map(|()| true)
@@ -295,12 +326,13 @@ impl Trainer {
         Ok(())
     }
 
-    /// The test set's loss and accuracy.
+    /// The test set's loss and accuracy, with the averaged weights where an average is kept.
     ///
     /// # Errors
     /// As [`evaluate`].
     pub fn evaluate(&mut self, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Evaluation> {
-        evaluate(&self.engine.model, &mut self.test, &self.recipe.loss.with(0.0), progress)
+        let loss = self.recipe.loss.with(0.0);
+        self.engine.averaged(|model| evaluate(model, &mut self.test, &loss, progress))
     }
 
     /// One step on a batch outside of any run; for benches. The mini-batch's loss.

@@ -7,6 +7,7 @@ fn checkpoint(x: f32) -> Checkpoint {
     let entries = StateDict::from([("0.weight".to_string(), Array::f32(&[2], &[x, 1.5]))]);
     Checkpoint {
         model: entries.clone(),
+        trained: Some(entries.clone()),
         optimizer: Some(entries),
         position: Position { step: 7, loss_sum: 0.1, ..Position::default() },
     }
@@ -29,7 +30,7 @@ fn every_cut_and_every_flipped_byte_is_found() {
     let dir = tempfile::tempdir().unwrap();
     let last = dir.path().join("last");
     save(&last, &checkpoint(1.0)).unwrap();
-    for name in [MODEL, OPTIMIZER, MANIFEST] {
+    for name in [MODEL, OPTIMIZER, TRAINED, MANIFEST] {
         let path = last.join(name);
         let whole = fs::read(&path).unwrap();
         for cut in 0..whole.len() - 1 {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::recipes::Recipe;
+use crate::step::Rate;
 use serde_json::Value;
 
 fn numbers(v: &Value) -> Vec<f64> {
