@@ -12,6 +12,7 @@ use tilework::nn::Model;
 use tilework::optim::{Optimizer, Sgd};
 use tilework::recipes::Recipe;
 use tilework::step::{Rate, Step};
+use tilework::train::lr_find::Ramp;
 use tilework::train::{Engine, Event, Limits, Observer, Outcome, RunDir, StepReport, Trainer, checkpoint};
 use tilework::{Ctx, DType, Device, Error, Result, Tensor, Var};
 
@@ -321,6 +322,30 @@ fn updates_are_the_cpu_s_in_a_recorded_step_too() {
             let close = |(got, want): (&f32, &f32)| (got - want).abs() <= 2e-4 * want.abs().max(1.0);
             assert!(got.iter().flatten().zip(want.iter().flatten()).all(close), "{optimizer} {clip}: average of {key}");
         }
+    }
+}
+
+/// The learning-rate finder in the midst of training: what comes after has the same bits as without it.
+#[test]
+fn the_rate_finder_leaves_everything_as_it_was() {
+    let Some(under) = Under::new() else { return };
+    let layers = r#"layers=["conv 5x5, 4 channels, stride 3, no bias", "batch_norm", "relu", "flatten", "dropout 0.2", "fc 10"]"#;
+    let recipe = recipe("quickstart", &[layers, "batch_size=8", "accumulate=2", "ema.decay=0.5", "clip.norm=1.0"]);
+    for device in [&Device::cpu(), under.first()] {
+        let run = |find: bool| {
+            let mut trainer = Trainer::new(recipe.clone(), shapes::generate(0, 60, 20), device).unwrap();
+            trainer.bench_steps(3).unwrap();
+            let curve = find.then(|| trainer.find_rate(Ramp { start: 1e-4, end: 1e4, steps: 20 }).unwrap());
+            let found = trainer.engine.results(0, 3).unwrap();
+            trainer.bench_steps(3).unwrap();
+            let average = trainer.engine.averaged(|model| model.state_dict()).unwrap();
+            (curve, found, trainer.engine.model.state_dict().unwrap(), average)
+        };
+        let (with, without) = (run(true), run(false));
+        let curve = with.0.unwrap();
+        assert!(curve.diverged && curve.tried.len() > 10, "{curve:?}");
+        assert!(curve.valley().unwrap() < 10.0);
+        assert!((with.1, with.2, with.3) == (without.1, without.2, without.3));
     }
 }
 

@@ -5,6 +5,7 @@ use super::diagnose::{check_last_batch, check_memory, non_finite, non_finite_par
 use super::engine::Engine;
 use super::evaluate::{Evaluation, evaluate};
 use super::events::{EpochReport, Event, Observer, StepReport};
+use super::lr_find::{Curve, Ramp};
 use super::run::RunDir;
 use super::saver::{Place, Saver, State};
 use crate::data::Splits;
@@ -235,6 +236,29 @@ impl Trainer {
     fn updated(&self) -> bool {
         let batch = self.position.batch;
         batch % self.recipe.accumulate == 0 || batch == self.train.batches()
+    }
+
+    /// Looks for a learning rate from here on, with the recipe's first momentum and decay: see [`Engine::find_rate`].
+    ///
+    /// # Errors
+    /// As [`Engine::find_rate`].
+    pub fn find_rate(&mut self, ramp: Ramp) -> Result<Curve> {
+        let (recipe, batches, first) = (&self.recipe, self.train.batches(), self.position.step);
+        let group = recipe.accumulate.min(batches);
+        let groups = batches / group;
+        let base = recipe.optimizer.lr();
+        self.engine.find_rate(ramp, |update, lr| {
+            let epoch = (update / groups) as u32;
+            let at = |i: usize| {
+                let number = update * group + i;
+                let batch = (update % groups) * group + i;
+                let (step, held) = (first + number as u64, (number - update) as u64);
+                let batch_offset = (batch * recipe.batch_size) as u32;
+                let step = Step { seed: recipe.seed, epoch, step, held, batch_offset, ..Step::default() };
+                recipe.with_rate(step, if base > 0.0 { lr / base } else { 1.0 })
+            };
+            (0..group).map(at).collect()
+        })
     }
 
     /// The step at a batch of the current epoch.
