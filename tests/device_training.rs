@@ -191,6 +191,26 @@ fn a_loss_that_is_not_a_number_is_reported_with_its_step() {
     assert!((2..5).contains(&step), "{step}");
 }
 
+/// The loss is read long after the step: what was saved before is still there, averaged weights and all.
+#[test]
+fn the_last_good_checkpoint_stays() {
+    let Some(under) = Under::new() else { return };
+    let trainer = |lr: &str| {
+        let recipe = recipe("a1-lenet", &["batch_size=8", "ema.decay=0.9", lr]);
+        Trainer::new(recipe, shapes::generate(0, 60, 20), under.first()).unwrap()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let run = RunDir::create(folder.path(), "run").unwrap();
+    let (last, never) = (run.path().join("last"), AtomicBool::new(false));
+    trainer("epochs=1").run(&run, Limits::default(), &never, &mut []).unwrap();
+    let good = checkpoint::load(&last).unwrap();
+    let mut bad = trainer("optimizer.lr=1e30");
+    bad.restore(checkpoint::load(&last).unwrap(), &last).unwrap();
+    let e = bad.run(&run, Limits::default(), &never, &mut []).unwrap_err().to_string();
+    assert!(e.contains("run-001/last, after step 8 and 1 whole epochs"), "{e}");
+    assert_eq!(checkpoint::load(&last).unwrap(), good);
+}
+
 #[test]
 fn waiting_for_each_launch_changes_no_number() {
     let Some(under) = Under::new() else { return };

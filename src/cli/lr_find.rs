@@ -52,7 +52,10 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
     out.print(&format!("\n{}", table(&["suggestion", "rate", ""], "<><", rows.collect())))?;
     let end = match (curve.diverged, curve.tried.last()) {
         (true, Some(last)) => format!("the loss diverged at a rate of {}\n", rounded(last.lr)),
-        _ => format!("the smoothed loss stayed below four times its least; --end sets a larger last rate than {}\n", rounded(ramp.end)),
+        _ => format!(
+            "the smoothed loss stayed below four times its least; --end sets a larger last rate than {}\n",
+            rounded(ramp.end)
+        ),
     };
     std::fs::create_dir_all(&args.out).map_err(Error::io("make the folder", &args.out))?;
     let path = args.out.join("lr-find.svg");

@@ -16,6 +16,7 @@ mod machine;
 mod output;
 mod progress;
 mod recipes;
+mod signals;
 mod summary;
 mod trace;
 mod train;

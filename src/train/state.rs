@@ -20,6 +20,17 @@ pub(super) struct Numbers {
     pub(super) optimizer: Vec<(&'static str, Buffer)>,
 }
 
+impl Numbers {
+    /// The first parameter with a number that is not finite.
+    pub(super) fn non_finite(&self) -> Result<Option<String>> {
+        let of = |s: &Snapshot| s.non_finite_parameter();
+        match &self.trained {
+            Some(trained) => Ok(of(trained)?.or(of(&self.model)?)),
+            None => of(&self.model),
+        }
+    }
+}
+
 /// All that steps change, kept aside in host memory, to be put back as it was.
 pub(super) struct Kept {
     arenas: Vec<Buffer>,

@@ -12,6 +12,7 @@ use crate::data::Splits;
 use crate::data::loader::{Augment, Batch, Feed, Loader};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::formats::file;
 use crate::nn::Model;
 use crate::optim::Point;
 use crate::recipes::Recipe;
@@ -53,6 +54,8 @@ pub struct Trainer {
     saver: Saver,
     /// Steps whose numbers are still on the device.
     pending: Vec<StepReport>,
+    /// The step and the epoch of the latest checkpoint, counted from 1.
+    saved: Option<(u64, u32)>,
 }
 
 impl Trainer {
@@ -87,7 +90,7 @@ impl Trainer {
             engine.keep_average()?;
         }
         let (position, saver) = (Position::default(), Saver::new());
-        Ok(Trainer { recipe, engine, train, test, position, saver, pending: Vec::new() })
+        Ok(Trainer { recipe, engine, train, test, position, saver, pending: Vec::new(), saved: None })
     }
 
     /// How far it has come.
@@ -116,6 +119,7 @@ impl Trainer {
         }
         self.engine.restore(&checkpoint, path)?;
         self.position = checkpoint.position;
+        self.saved = Some((self.position.step, self.position.epoch));
         Ok(())
     }
 
@@ -124,7 +128,7 @@ impl Trainer {
     /// # Errors
     /// [`Error::Io`] and [`Error::File`].
     pub fn init_from(&mut self, path: &Path) -> Result<()> {
-        let bytes = std::fs::read(path).map_err(Error::io("read the weights", path))?;
+        let bytes = file::read(path, "read the weights")?;
         self.engine.model.load_state_dict(&crate::nn::state::deserialize(&bytes, path)?, path)?;
         match non_finite_parameter(&self.engine.model)? {
             None => Ok(()),
@@ -143,6 +147,12 @@ impl Trainer {
         let places: Vec<Place> = places.map(|(name, best)| (run.path().join(name), best)).collect();
         places.iter().try_for_each(|(path, _)| tell(observers, &Event::Saving { path }))?;
         let numbers = self.engine.snapshot(&self.saver.host)?;
+        // The last update's weights have had no loss yet, or none that shows it: a good checkpoint is not replaced by them.
+        if let Some(key) = numbers.non_finite()? {
+            let origin = format!("the last update left the parameter {key} not finite");
+            return Err(non_finite(f64::NAN, self.position.step, self.position.epoch, origin));
+        }
+        self.saved = Some((self.position.step, self.position.epoch));
         self.saver.start(State { numbers, position: self.position.clone() }, places)
     }
 
@@ -167,7 +177,7 @@ impl Trainer {
     ) -> Result<Outcome> {
         let outcome = self.train_epochs(run, limits, stop, observers);
         let saved = self.saved(true, observers);
-        let outcome = outcome.map_err(|e| with_last_checkpoint(e, run))?;
+        let outcome = outcome.map_err(|e| with_last_checkpoint(e, run, self.saved))?;
         saved.map(|()| outcome)
     }
 
@@ -399,13 +409,15 @@ impl Trainer {
     }
 }
 
-/// Adds to an error where the last good checkpoint is.
-fn with_last_checkpoint(e: Error, run: &RunDir) -> Error {
+/// Adds to an error where the last good checkpoint is, and of which step.
+fn with_last_checkpoint(e: Error, run: &RunDir, at: Option<(u64, u32)>) -> Error {
     let Error::NonFinite { loss, step, epoch, origin, remedy, .. } = e else { return e };
     let last = run.path().join("last");
-    let saved = match last.exists() {
-        true => format!("the last good checkpoint is {}", last.display()),
-        false => "there is no checkpoint yet".into(),
+    let saved = match at.filter(|_| last.exists()) {
+        Some((step, epoch)) => {
+            format!("the last good checkpoint is {}, after step {step} and {epoch} whole epochs", last.display())
+        }
+        None => "there is no checkpoint yet".into(),
     };
     Error::NonFinite { loss, step, epoch, origin, saved, remedy }
 }
