@@ -21,6 +21,8 @@ pub mod stream {
     pub const SHAPES: u32 = 0x1000_0000;
     /// Data augmentation.
     pub const AUGMENT: u32 = 0x2000_0000;
+    /// Which images are held out for validation.
+    pub const SPLIT: u32 = 0x3000_0000;
     /// The order of the images in an epoch.
     pub const SHUFFLE: u32 = 0x4000_0000;
     /// Initial weights; plus the index of the parameter.

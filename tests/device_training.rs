@@ -6,7 +6,7 @@ mod device;
 use device::Under;
 use std::sync::atomic::AtomicBool;
 use tilework::data::loader::Loader;
-use tilework::data::shapes;
+use tilework::data::{Split, shapes};
 use tilework::device::cuda::CudaOptions;
 use tilework::nn::Model;
 use tilework::optim::{Optimizer, Sgd};
@@ -342,6 +342,22 @@ fn updates_are_the_cpu_s_in_a_recorded_step_too() {
             let close = |(got, want): (&f32, &f32)| (got - want).abs() <= 2e-4 * want.abs().max(1.0);
             assert!(got.iter().flatten().zip(want.iter().flatten()).all(close), "{optimizer} {clip}: average of {key}");
         }
+    }
+}
+
+/// The validation set is the CPU's, image by image, and measured with the same result.
+#[test]
+fn a_validation_set_is_the_cpu_s() {
+    let Some(under) = Under::new() else { return };
+    let recipe = recipe("quickstart", &["batch_size=8", "data.validation=20", "data.split_seed=3"]);
+    let measured = |device: &Device| {
+        let mut trainer = Trainer::new(recipe.clone(), shapes::generate(0, 60, 20), device).unwrap();
+        trainer.bench_steps(5).unwrap();
+        [Split::Validation, Split::Train, Split::Test].map(|s| trainer.evaluate(s, &mut |_| Ok(())).unwrap())
+    };
+    for (got, want) in measured(under.first()).iter().zip(&measured(&Device::cpu())) {
+        assert!((got.loss - want.loss).abs() <= 1e-4, "{got:?} and {want:?}");
+        assert_eq!((got.count, got.accuracy, &got.per_class), (want.count, want.accuracy, &want.per_class));
     }
 }
 

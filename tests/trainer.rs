@@ -1,10 +1,10 @@
 //! The training loop from the library's side: what it refuses, and stopping at awkward moments.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use tilework::data::shapes;
+use tilework::data::{Split, shapes};
 use tilework::recipes::Recipe;
 use tilework::train::run::{Config, RunInfo};
-use tilework::train::{Event, Limits, Observer, Outcome, RunDir, Trainer, checkpoint};
+use tilework::train::{CsvLog, EpochReport, Event, Limits, Observer, Outcome, RunDir, Trainer, checkpoint};
 use tilework::{Device, Result};
 
 const LAYERS: &str = r#"layers=["max_pool 8", "flatten", "fc 10"]"#;
@@ -77,11 +77,16 @@ fn run_dir(parent: &std::path::Path) -> RunDir {
 
 #[test]
 fn stopping_anywhere_and_going_on_gives_the_same_bits() {
+    for held_out in ["data.validation=0", "data.validation=40"] {
+        stop_and_go_on(&[LAYERS, "epochs=2", "batch_size=50", held_out]);
+    }
+}
+
+fn stop_and_go_on(set: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
-    let set = [LAYERS, "epochs=2", "batch_size=50"];
     let never = AtomicBool::new(false);
     let whole = run_dir(dir.path());
-    trainer(&set).unwrap().run(&whole, Limits::default(), &never, &mut []).unwrap();
+    trainer(set).unwrap().run(&whole, Limits::default(), &never, &mut []).unwrap();
     let wanted = checkpoint::load(&whole.path().join("last")).unwrap();
     let moments: [fn(&Event<'_>) -> bool; 4] = [
         |e| matches!(e, Event::EpochStarted { epoch: 2, .. }),
@@ -93,9 +98,9 @@ fn stopping_anywhere_and_going_on_gives_the_same_bits() {
         let run = run_dir(dir.path());
         let last = run.path().join("last");
         let stop = AtomicBool::new(false);
-        let outcome = trainer(&set).unwrap().run(&run, Limits::default(), &stop, &mut [&mut StopAt(&stop, when)]);
+        let outcome = trainer(set).unwrap().run(&run, Limits::default(), &stop, &mut [&mut StopAt(&stop, when)]);
         assert_eq!(outcome.unwrap(), Outcome::Stopped, "moment {i}");
-        let mut t = trainer(&set).unwrap();
+        let mut t = trainer(set).unwrap();
         t.restore(checkpoint::load(&last).unwrap(), &last).unwrap();
         assert_eq!(t.run(&run, Limits::default(), &never, &mut []).unwrap(), Outcome::Finished);
         assert_eq!(checkpoint::load(&last).unwrap(), wanted, "moment {i}");
@@ -213,6 +218,58 @@ fn weights_that_are_not_finite_are_not_saved() {
     assert_eq!(checkpoint::load(&last).unwrap(), good);
 }
 
+/// The reports of a run's epochs.
+#[derive(Default)]
+struct Epochs(Vec<EpochReport>);
+
+impl Observer for Epochs {
+    fn notice(&mut self, event: &Event<'_>) -> Result<()> {
+        if let Event::EpochEnded(e) = event {
+            self.0.push((*e).clone());
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_validation_set_chooses_the_best_and_the_test_set_measures_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_dir(dir.path());
+    let mut seen = Epochs::default();
+    // A rate at which the accuracy goes up and down.
+    let set = [LAYERS, "epochs=6", "batch_size=30", "optimizer.lr=0.3", "data.validation=60", "data.train=90"];
+    let mut t = trainer(&set).unwrap();
+    assert_eq!((t.split(), t.batches(), t.splits().1.unwrap().len()), (Split::Validation, 3, 60));
+    let mut csv = CsvLog::open(&run, 0, 0, t.split()).unwrap();
+    t.run(&run, Limits::default(), &AtomicBool::new(false), &mut [&mut seen, &mut csv]).unwrap();
+    assert!(seen.0.iter().all(|e| e.split == Split::Validation && e.held_out.count == 60));
+    let first_best = seen.0.iter().rev().max_by(|a, b| a.held_out.accuracy.total_cmp(&b.held_out.accuracy)).unwrap();
+    let path = run.path().join("best");
+    let best = checkpoint::load(&path).unwrap();
+    assert_eq!(
+        (best.position.epoch, best.position.best_accuracy),
+        (first_best.epoch, Some(first_best.held_out.accuracy))
+    );
+    let rows = std::fs::read_to_string(run.path().join("metrics.csv")).unwrap();
+    assert!(rows.starts_with("epoch,train_loss,train_accuracy,val_loss,val_accuracy,lr,"), "{rows}");
+
+    let before = t.engine.model.state_dict().unwrap();
+    let measured = t.test(&best, &path).unwrap();
+    assert_eq!(measured.count, 600);
+    assert!(t.engine.model.state_dict().unwrap() == before);
+    // The same in a program of its own, which makes the same split again.
+    let mut again = trainer(&set).unwrap();
+    again.engine.model.load_state_dict(&best.model, &path).unwrap();
+    let mut of = |split| again.evaluate(split, &mut |_| Ok(())).unwrap();
+    assert_eq!((of(Split::Test), of(Split::Validation)), (measured, first_best.held_out.clone()));
+    assert_eq!(of(Split::Train).count, 90);
+
+    let mut whole = trainer(&[LAYERS]).unwrap();
+    assert_eq!(whole.split(), Split::Test);
+    let e = whole.evaluate(Split::Validation, &mut |_| Ok(())).unwrap_err().to_string();
+    assert!(e.contains("data.validation") && e.contains("remedy"), "{e}");
+}
+
 #[test]
 fn mistakes_in_updates_are_named() {
     for (set, word) in [
@@ -225,6 +282,9 @@ fn mistakes_in_updates_are_named() {
         ("accumulate=0", "accumulate"),
         ("ema.decay=1.0", "ema.decay"),
         ("early_stopping.patience=0", "early_stopping.patience"),
+        ("data.validation=200", "200 of 200 training images"),
+        ("data.train=201", "data.train"),
+        ("data.validaton=20", "did you mean `validation`?"),
     ] {
         let recipe = Recipe::load("quickstart", &[LAYERS.to_string(), set.to_string()]);
         let e = recipe.and_then(|r| Trainer::new(r, shapes::generate(0, 200, 10), &Device::cpu())).err().unwrap();

@@ -1,4 +1,4 @@
-//! `tilework eval`: a run's accuracy on the test set.
+//! `tilework eval`: a run's loss and accuracy on a part of its data.
 
 use super::{Data, EvalArgs, Out, Which, count, per_class};
 use crate::error::{Error, Result};
@@ -38,15 +38,16 @@ pub(super) fn run(args: &EvalArgs, out: &mut Out) -> Result<()> {
     let (device, device_name) = args.machine.device()?;
     let mut trainer = Trainer::new(config.recipe, data.splits, &device)?;
     trainer.engine.model.load_state_dict(&checkpoint.model, &path)?;
-    let Evaluation { loss, accuracy, count: n, per_class: classes } = trainer.evaluate(&mut |_| Ok(()))?;
+    let Evaluation { loss, accuracy, count: n, per_class: classes } = trainer.evaluate(args.split, &mut |_| Ok(()))?;
     if args.json {
         let report = Report { accuracy, loss, count: n, per_class: &classes };
         let text = serde_json::to_string(&report).map_err(|e| Error::Internal(format!("report to JSON: {e}")))?;
         return out.print(&(text + "\n"));
     }
+    let split = args.split;
     out.print(&format!(
         "run       {}, checkpoint {name} (step {})\n\
-         data      {source}, {} test images\n\
+         data      {source}, {} {split} images\n\
          device    {device_name}\n\
          accuracy  {:.2} %\n\
          loss      {loss:.4}\n\n{}",

@@ -2,7 +2,7 @@
 
 use super::lr_curve::{Mark, svg, text};
 use super::output::{Out, table};
-use super::{Data, LrFindArgs, count};
+use super::{Data, LrFindArgs, count, describe};
 use crate::error::{Error, Result};
 use crate::recipes::Recipe;
 use crate::train::Trainer;
@@ -20,9 +20,9 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
     let ramp = Ramp { start: args.start, end: args.end, steps: args.steps };
     ramp.check()?;
     let data = Data::open(recipe.data.source, args.data.as_deref())?;
-    let describe = data.describe(recipe.data.source);
     let (device, name) = args.machine.device()?;
     let mut trainer = Trainer::new(recipe.clone(), data.splits, &device)?;
+    let describe = describe(recipe.data.source, &trainer, data.path.as_deref());
     out.print(&format!(
         "recipe    {}\ndata      {describe}\ndevice    {name}\n\
          finder    {} updates of {} images, learning rate {:e} to {:e}\n\n",

@@ -21,9 +21,10 @@ mod summary;
 mod trace;
 mod train;
 
-use crate::data::Source;
+use crate::data::{Source, Split};
 use crate::device::cuda::{Arch, Order};
 use crate::error::{Error, Result};
+use crate::train::Trainer;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use machine::Machine;
@@ -155,7 +156,7 @@ struct LrFindArgs {
     set: Set,
 }
 
-/// Evaluate a run on the test set
+/// Evaluate a run on the test set, or another part of its data
 #[derive(Debug, Args)]
 struct EvalArgs {
     /// The run's folder, e.g. runs/quickstart-001
@@ -163,6 +164,9 @@ struct EvalArgs {
     /// The data: a folder or .tar.gz [default: where the run had it from]
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
+    /// Which part of the data
+    #[arg(long, default_value = "test")]
+    split: Split,
     /// Print one JSON object: accuracy, loss, count, per_class; accuracies as fractions
     #[arg(long)]
     json: bool,
@@ -290,7 +294,7 @@ struct Set {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Which {
-    /// The checkpoint with the best test accuracy
+    /// The checkpoint with the best accuracy: on the validation set where there is one, else on the test set
     Best,
     /// The latest checkpoint
     Last,
@@ -394,20 +398,22 @@ impl Data {
     fn reopen(source: Source, given: Option<&Path>, then: Option<&Path>) -> Result<Self> {
         Data::open(source, given.or_else(|| then.filter(|p| p.exists())))
     }
+}
 
-    fn describe(&self, source: Source) -> String {
-        let crate::data::Splits { train, test } = &self.splits;
-        format!(
-            "{source}, {} training and {} test images of {}x{}x{}, {} classes{}",
-            count(train.len()),
-            count(test.len()),
-            train.height,
-            train.width,
-            train.channels,
-            train.classes.len(),
-            self.path.as_ref().map_or_else(|| " (generated)".into(), |p| format!("\n          {}", p.display())),
-        )
-    }
+/// A trainer's data, of which `path` is the place.
+fn describe(source: Source, trainer: &Trainer, path: Option<&Path>) -> String {
+    let (train, validation, test) = trainer.splits();
+    let validation = validation.map_or_else(|| " and".into(), |v| format!(", {} validation and", count(v.len())));
+    format!(
+        "{source}, {} training{validation} {} test images of {}x{}x{}, {} classes{}",
+        count(train.len()),
+        count(test.len()),
+        train.height,
+        train.width,
+        train.channels,
+        train.classes.len(),
+        path.map_or_else(|| " (generated)".into(), |p| format!("\n          {}", p.display())),
+    )
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

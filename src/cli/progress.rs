@@ -87,7 +87,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// For a run of `total` steps whose best test accuracy so far was `best`.
+    /// For a run of `total` steps whose best accuracy so far was `best`.
     pub(super) fn new(total: u64, log_every: Option<u64>, best: Option<f64>) -> Self {
         let terminal = is_terminal();
         let target = if terminal { ProgressDrawTarget::stderr_with_hz(20) } else { ProgressDrawTarget::hidden() };
@@ -187,18 +187,19 @@ impl Progress {
 
     fn ended(&mut self, e: &EpochReport) {
         self.clear();
-        let best = self.whole && self.best.is_none_or(|b| e.test.accuracy > b);
+        let best = self.whole && self.best.is_none_or(|b| e.held_out.accuracy > b);
         if best {
-            self.best = Some(e.test.accuracy);
+            self.best = Some(e.held_out.accuracy);
         }
         self.lines.print(&format!(
-            "epoch {:>2}/{}  train loss {:.4}, accuracy {:.2} %  test loss {:.4}, accuracy {:.2} %  {:.1} s, {} images/s{}",
+            "epoch {:>2}/{}  train loss {:.4}, accuracy {:.2} %  {} loss {:.4}, accuracy {:.2} %  {:.1} s, {} images/s{}",
             e.epoch,
             self.epochs,
             e.train_loss,
             e.train_accuracy * 100.0,
-            e.test.loss,
-            e.test.accuracy * 100.0,
+            e.split,
+            e.held_out.loss,
+            e.held_out.accuracy * 100.0,
             e.seconds,
             crate::data::grouped(e.images_per_second as u64),
             if best { "  best" } else { "" },
@@ -234,7 +235,7 @@ impl Observer for Progress {
                     && self.drawn.elapsed() > REDRAW
                 {
                     self.drawn = Instant::now();
-                    bar.set_message(format!("testing: {done} of {total} images"));
+                    bar.set_message(format!("evaluating: {done} of {total} images"));
                 }
             }
             Event::EpochEnded(e) => self.ended(e),

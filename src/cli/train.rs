@@ -2,7 +2,8 @@
 
 use super::progress::Progress;
 use super::signals::{exit_code, stop_flag};
-use super::{Data, Out, TrainArgs, absolute, count, note, per_class};
+use super::{Data, Out, TrainArgs, absolute, count, describe, note, per_class};
+use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::recipes::Recipe;
 use crate::train::run::{Config, RunInfo, git_commit};
@@ -45,9 +46,9 @@ fn overrides(args: &TrainArgs) -> Vec<String> {
 fn fresh(args: &TrainArgs) -> Result<Session> {
     let recipe = Recipe::load(&args.recipe, &overrides(args))?;
     let data = Data::open(recipe.data.source, args.data.as_deref())?;
-    let describe = data.describe(recipe.data.source);
     let (device, device_name) = args.machine.device()?;
     let mut trainer = Trainer::new(recipe.clone(), data.splits, &device)?;
+    let describe = describe(recipe.data.source, &trainer, data.path.as_deref());
     if args.no_graph {
         trainer.engine.without_graph();
     }
@@ -88,9 +89,9 @@ fn resume(args: &TrainArgs, path: &Path) -> Result<Session> {
     }
     let source = config.recipe.data.source;
     let data = Data::reopen(source, args.data.as_deref(), config.run.data.as_deref())?;
-    let describe = data.describe(source);
     let (device, device_name) = args.machine.device()?;
     let mut trainer = Trainer::new(config.recipe.clone(), data.splits, &device)?;
+    let describe = describe(source, &trainer, data.path.as_deref());
     if args.no_graph {
         trainer.engine.without_graph();
     }
@@ -144,7 +145,7 @@ impl Session {
             let more = "to go on, give more with --epochs or --max-steps\n";
             return out.print(&(text + more)).map(|()| ExitCode::SUCCESS);
         }
-        let mut csv = CsvLog::open(&self.run, at.step, at.epoch)?;
+        let mut csv = CsvLog::open(&self.run, at.step, at.epoch, self.trainer.split())?;
         csv.notes().iter().for_each(|n| note(&format!("note: {n}")));
         let mut progress = Progress::new(total, args.log_every, at.best_accuracy);
         let stop = stop_flag(progress.lines())?;
@@ -154,13 +155,13 @@ impl Session {
         let go_on = format!("tilework train --resume {}", self.run.path().display());
         match outcome {
             Ok(Outcome::Finished) => {
-                out.print(&self.results(&progress))?;
+                out.print(&self.results(&progress)?)?;
                 Ok(ExitCode::SUCCESS)
             }
             Ok(Outcome::StoppedEarly) => {
                 let patience = self.config.recipe.early_stopping.map_or(0, |e| e.patience);
                 out.print(&format!("\nstopped early: no better accuracy for {patience} epochs\n"))?;
-                out.print(&self.results(&progress))?;
+                out.print(&self.results(&progress)?)?;
                 Ok(ExitCode::SUCCESS)
             }
             Ok(Outcome::Stopped) => {
@@ -206,20 +207,31 @@ impl Session {
         )
     }
 
-    fn results(&self, progress: &Progress) -> String {
-        let Some(last) = &progress.last else { return String::new() };
+    fn results(&mut self, progress: &Progress) -> Result<String> {
+        let Some(last) = &progress.last else { return Ok(String::new()) };
         // There is no best one before the end of an epoch.
         let (best, folders) = match self.trainer.position().best_accuracy {
-            Some(best) => (format!(", best {:.2} %", best * 100.0), "best/, last/"),
-            None => (String::new(), "last/"),
+            Some(best) => (Some(best * 100.0), "best/, last/"),
+            None => (None, "last/"),
+        };
+        let (test, chosen) = if last.split == Split::Test {
+            (last.held_out.clone(), best.map_or_else(String::new, |b| format!(", best {b:.2} %")))
+        } else {
+            let (name, why) = match best {
+                Some(b) => ("best", format!(", chosen by the validation set: {b:.2} %")),
+                None => ("last", String::new()),
+            };
+            let folder = self.run.path().join(name);
+            let test = self.trainer.test(&checkpoint::load(&folder)?, &folder)?;
+            (test, format!(" of the checkpoint {name}{why}"))
         };
         let path = self.run.path().display();
-        format!(
-            "\n{}\ntest accuracy  {:.2} %{best}\n\n\
+        Ok(format!(
+            "\n{}\ntest accuracy  {:.2} %{chosen}\n\n\
              everything is in {path}: config.toml, metrics.csv, steps.csv, {folders}\n\
              evaluate it:   tilework eval {path}\n",
-            per_class(&last.test.per_class),
-            last.test.accuracy * 100.0,
-        )
+            per_class(&test.per_class),
+            test.accuracy * 100.0,
+        ))
     }
 }

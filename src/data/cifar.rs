@@ -201,7 +201,7 @@ impl<'a> Assembly<'a> {
             images,
             labels,
         };
-        Ok(Splits { train: dataset("train", train), test: dataset("test", test) })
+        Ok(Splits { train: dataset("train", train), validation: None, test: dataset("test", test) })
     }
 
     /// Every label of a record: its name, how many classes it has, whether it is the one asked for.

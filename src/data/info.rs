@@ -41,7 +41,7 @@ impl Dataset {
 /// A description of both splits: size of the images, images per class, mean and standard deviation
 /// per channel.
 pub fn describe(splits: &Splits) -> String {
-    let Splits { train, test } = splits;
+    let Splits { train, test, .. } = splits;
     let column = |names: &[String], least: usize| names.iter().map(|n| n.chars().count()).max().unwrap_or(0).max(least);
     let first = column(&train.classes, 7);
     let mut out = String::new();
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn the_description_has_every_class_and_sum() {
-        let splits = Splits { train: tiny(vec![0; 8], vec![0, 1]), test: tiny(vec![51; 4], vec![1]) };
+        let splits = Splits { train: tiny(vec![0; 8], vec![0, 1]), validation: None, test: tiny(vec![51; 4], vec![1]) };
         let text = describe(&splits);
         let lines: Vec<Vec<&str>> = text.lines().map(|l| l.split_whitespace().collect()).collect();
         assert_eq!(lines[0], ["images", "1", "×", "2", "pixels,", "2", "channels,", "2", "classes"]);

@@ -33,9 +33,11 @@ pub mod loader;
 mod locate;
 mod names;
 pub mod shapes;
+mod split;
 
 pub use info::describe;
 pub use locate::{default_dir, detect, find};
+pub use split::Split;
 
 /// One split of a data set: images and their labels, in the order of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,11 +81,13 @@ impl Dataset {
     }
 }
 
-/// The two splits of a data set.
+/// The splits of a data set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Splits {
     /// What a network is trained on.
     pub train: Dataset,
+    /// What choices are made by, if anything is held out for that; see [`Splits::hold_out`].
+    pub validation: Option<Dataset>,
     /// What it is measured on.
     pub test: Dataset,
 }

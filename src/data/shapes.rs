@@ -31,7 +31,7 @@ type Rgb = [f32; 3];
 ///
 /// The first `n` images are the same whatever the numbers are.
 pub fn generate(seed: u64, train: usize, test: usize) -> Splits {
-    Splits { train: split(seed, 0, "train", train), test: split(seed, 1, "test", test) }
+    Splits { train: split(seed, 0, "train", train), validation: None, test: split(seed, 1, "test", test) }
 }
 
 fn split(seed: u64, ordinal: u32, name: &str, n: usize) -> Dataset {

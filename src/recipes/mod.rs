@@ -28,9 +28,9 @@
 //! ```
 
 use crate::autograd::{Ctx, Var};
-use crate::data::Source;
 use crate::data::augment::Augment;
 use crate::data::loader::Transform;
+use crate::data::{Source, Splits};
 use crate::error::{Error, Result};
 use crate::formats::file;
 use crate::nn::LayerSpec;
@@ -112,6 +112,12 @@ fn yes() -> bool {
 fn one() -> usize {
     1
 }
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+fn is_zero_seed(n: &u64) -> bool {
+    *n == 0
+}
 fn is_one(n: &usize) -> bool {
     *n == 1
 }
@@ -129,6 +135,15 @@ pub struct DataSpec {
     /// Height and width that images are enlarged to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<usize>,
+    /// Training images held out for validation.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub validation: usize,
+    /// Training images to train on: all others, unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train: Option<usize>,
+    /// Key of the choice of those images; not `seed`, so that runs can be compared.
+    #[serde(default, skip_serializing_if = "is_zero_seed")]
+    pub split_seed: u64,
 }
 
 /// What is minimised.
@@ -153,6 +168,14 @@ impl Loss {
 }
 
 impl DataSpec {
+    /// Data with the validation set that is asked for.
+    ///
+    /// # Errors
+    /// As [`Splits::hold_out`].
+    pub fn split(&self, splits: Splits) -> Result<Splits> {
+        splits.hold_out(self.validation, self.train, self.split_seed)
+    }
+
     /// What is done to its images, with these random changes.
     pub fn transform(&self, augment: Augment) -> Transform {
         Transform { mean: self.mean.clone(), std: self.std.clone(), size: self.size, augment }
@@ -237,7 +260,9 @@ impl Recipe {
         };
         must(self.epochs > 0, "epochs", "0 epochs".into(), "use at least 1")?;
         must(self.batch_size > 0, "batch_size", "0 images per batch".into(), "use at least 1")?;
-        must(i64::try_from(self.seed).is_ok(), "seed", format!("{} is too large", self.seed), "use a seed below 2^63")?;
+        for (key, seed) in [("seed", self.seed), ("data.split_seed", self.data.split_seed)] {
+            must(i64::try_from(seed).is_ok(), key, format!("{seed} is too large"), "use a seed below 2^63")?;
+        }
         let reported = self.reported.unwrap_or(100.0);
         must(
             (0.0..=100.0).contains(&reported),

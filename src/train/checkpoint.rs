@@ -39,7 +39,7 @@ pub struct Position {
     pub correct: usize,
     /// Seconds spent on them.
     pub seconds: f64,
-    /// The best test accuracy so far.
+    /// The best accuracy so far, on the validation set where there is one, else on the test set.
     pub best_accuracy: Option<f64>,
     /// For early stopping: the accuracy that is to be bettered, and the epochs since.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -2,6 +2,7 @@
 
 use super::events::{Event, Observer};
 use super::run::RunDir;
+use crate::data::Split;
 use crate::error::{Error, Result};
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
@@ -9,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const STEPS: &str = "step,epoch,lr,loss";
-const METRICS: &str = "epoch,train_loss,train_accuracy,test_loss,test_accuracy,lr,seconds,images_per_second";
 /// How long a row may wait in memory.
 const FLUSH: Duration = Duration::from_secs(1);
 
@@ -72,16 +72,19 @@ impl Csv {
 
 impl CsvLog {
     /// Opens the files of a run that has done `steps` steps and `epochs` whole epochs; rows beyond
-    /// are dropped.
+    /// are dropped. `split` is what the run evaluates after each epoch.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn open(run: &RunDir, steps: u64, epochs: u32) -> Result<Self> {
+    pub fn open(run: &RunDir, steps: u64, epochs: u32, split: Split) -> Result<Self> {
         let at = |name: &str| -> PathBuf { Path::new(run.path()).join(name) };
         let mut notes = Vec::new();
+        let name = split.column();
+        let metrics =
+            format!("epoch,train_loss,train_accuracy,{name}_loss,{name}_accuracy,lr,seconds,images_per_second");
         Ok(CsvLog {
             steps: Csv::open(at("steps.csv"), STEPS, steps, &mut notes)?,
-            metrics: Csv::open(at("metrics.csv"), METRICS, u64::from(epochs), &mut notes)?,
+            metrics: Csv::open(at("metrics.csv"), &metrics, u64::from(epochs), &mut notes)?,
             notes,
             flushed: Instant::now(),
         })
@@ -110,8 +113,8 @@ impl Observer for CsvLog {
                     e.epoch,
                     e.train_loss,
                     e.train_accuracy,
-                    e.test.loss,
-                    e.test.accuracy,
+                    e.held_out.loss,
+                    e.held_out.accuracy,
                     e.lr as f32,
                     e.seconds,
                     e.images_per_second

@@ -1,5 +1,6 @@
 //! What a training run tells its observers.
 
+use crate::data::Split;
 use crate::error::Result;
 use crate::train::Evaluation;
 use std::path::Path;
@@ -34,8 +35,10 @@ pub struct EpochReport {
     pub train_loss: f64,
     /// Share of the epoch's images classified right, each before its update.
     pub train_accuracy: f64,
-    /// The test set, after the epoch.
-    pub test: Evaluation,
+    /// What `held_out` is: the validation set where there is one, else the test set.
+    pub split: Split,
+    /// Its loss and accuracy after the epoch.
+    pub held_out: Evaluation,
     /// The learning rate of the epoch's last step.
     pub lr: f64,
     /// Seconds of training, evaluation and saving not counted.
@@ -60,7 +63,7 @@ pub enum Event<'a> {
     },
     /// A step was taken.
     Step(StepReport),
-    /// The test set is being evaluated.
+    /// The validation set is being evaluated, or the test set where there is none.
     Evaluating {
         /// Images so far.
         done: usize,

@@ -12,6 +12,7 @@ pub mod engine;
 mod evaluate;
 mod events;
 pub mod lr_find;
+mod measures;
 mod metrics;
 mod recording;
 pub mod run;

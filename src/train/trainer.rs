@@ -6,10 +6,11 @@ use super::engine::Engine;
 use super::evaluate::{Evaluation, evaluate};
 use super::events::{EpochReport, Event, Observer, StepReport};
 use super::lr_find::{Curve, Ramp};
+use super::measures::Measures;
 use super::run::RunDir;
 use super::saver::{Place, Saver, State};
-use crate::data::Splits;
-use crate::data::loader::{Batch, Feed, Loader};
+use crate::data::loader::{Batch, Loader};
+use crate::data::{Dataset, Split, Splits};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::formats::file;
@@ -21,9 +22,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-
-/// Images per step of an evaluation.
-const EVAL_BATCH: usize = 250;
 
 /// Where to stop before the recipe's last epoch.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,7 +47,7 @@ pub struct Trainer {
     /// What takes the steps.
     pub engine: Engine,
     train: Loader,
-    test: Feed,
+    measures: Measures,
     position: Position,
     saver: Saver,
     /// Steps whose numbers are still on the device.
@@ -65,7 +63,7 @@ impl Trainer {
     /// [`Error::Model`] and [`Error::Config`] if the recipe does not fit the data.
     pub fn new(recipe: Recipe, splits: Splits, device: &Device) -> Result<Self> {
         recipe.check()?;
-        let Splits { train, test } = splits;
+        let Splits { train, validation, test } = recipe.data.split(splits)?;
         let image = recipe.data.image([train.height, train.width, train.channels]);
         let mut model = Model::build(&recipe.network()?, image, device, recipe.seed)?;
         let classes = train.classes.len();
@@ -78,10 +76,12 @@ impl Trainer {
         }
         check_last_batch(&model, train.len(), recipe.batch_size)?;
         check_memory(&model, recipe.batch_size.min(train.len()))?;
-        let loader =
-            |data, batch, augment| Loader::transformed(Arc::new(data), batch, &recipe.data.transform(augment), device);
-        let train = loader(train, recipe.batch_size, recipe.augment)?;
-        let test = loader(test, EVAL_BATCH, recipe.augment.in_evaluation())?.feed(false);
+        let (all, transform) = (Arc::new(train), recipe.data.transform(recipe.augment));
+        let train = Loader::transformed(all.clone(), recipe.batch_size, &transform, device)?;
+        let transform = recipe.data.transform(recipe.augment.in_evaluation());
+        let (validation, test) = (validation.map(Arc::new), Arc::new(test));
+        let mut measures = Measures { train: all, validation, test, transform, device: device.clone(), feed: None };
+        measures.feed(measures.split())?;
         recipe.optimizer.group(&mut model.params)?;
         let optimizer = recipe.optimizer.build(&model.params)?;
         let loss = recipe.loss.with(recipe.label_smoothing);
@@ -90,7 +90,7 @@ impl Trainer {
             engine.keep_average()?;
         }
         let (position, saver) = (Position::default(), Saver::new());
-        Ok(Trainer { recipe, engine, train, test, position, saver, pending: Vec::new(), saved: None })
+        Ok(Trainer { recipe, engine, train, measures, position, saver, pending: Vec::new(), saved: None })
     }
 
     /// How far it has come.
@@ -289,7 +289,8 @@ impl Trainer {
 
     /// Evaluates, reports and saves; false if it was asked to stop before it had evaluated.
     fn finish_epoch(&mut self, run: &RunDir, stop: &AtomicBool, observers: &mut [&mut dyn Observer]) -> Result<bool> {
-        let total = self.test.loader().data().len();
+        let split = self.measures.split();
+        let total = self.measures.data(split)?.len();
         let mut progress = |done| {
             tell(observers, &Event::Evaluating { done, total })?;
             match stop.load(Ordering::Relaxed) {
@@ -297,20 +298,20 @@ impl Trainer {
                 false => Ok(()),
             }
         };
-        let test = match self.evaluate(&mut progress) {
+        let held_out = match self.evaluate(split, &mut progress) {
             Err(_) if stop.load(Ordering::Relaxed) => return Ok(false),
-            test => test?,
+            found => found?,
         };
-        if !test.loss.is_finite() {
-            let origin = "its loss on the test set, after the epoch's last update".to_string();
-            return Err(non_finite(test.loss, self.position.step, self.position.epoch, origin));
+        if !held_out.loss.is_finite() {
+            let origin = format!("its loss on the {split} set, after the epoch's last update");
+            return Err(non_finite(held_out.loss, self.position.step, self.position.epoch, origin));
         }
         let lr = self.at(self.position.batch.saturating_sub(1)).rates[0].lr;
         let p = &mut self.position;
         // Cut short by a step limit, the epoch is not over: going on from here takes its other
         // batches, and what counts as best must not depend on where a run was cut.
         let whole = p.batch >= self.train.batches();
-        let best = whole && p.best_accuracy.is_none_or(|b| test.accuracy > b);
+        let best = whole && p.best_accuracy.is_none_or(|b| held_out.accuracy > b);
         let report = EpochReport {
             epoch: p.epoch + 1,
             train_loss: p.loss_sum / p.images as f64,
@@ -318,13 +319,14 @@ impl Trainer {
             lr,
             seconds: p.seconds,
             images_per_second: p.images as f64 / p.seconds,
-            test,
+            split,
+            held_out,
         };
         if best {
-            p.best_accuracy = Some(report.test.accuracy);
+            p.best_accuracy = Some(report.held_out.accuracy);
         }
         if let Some(early) = self.recipe.early_stopping.filter(|_| whole) {
-            let accuracy = report.test.accuracy;
+            let accuracy = report.held_out.accuracy;
             p.waiting = Some(match p.waiting {
                 Some((best, epochs)) if accuracy <= best + early.min_delta / 100.0 => (best, epochs + 1),
                 _ => (accuracy, 0),
@@ -360,13 +362,37 @@ impl Trainer {
         Ok(())
     }
 
-    /// The test set's loss and accuracy, with the averaged weights where an average is kept.
+    /// What is evaluated after each epoch, and what the best checkpoint is chosen by: the validation set, or the test
+    /// set where there is none.
+    pub fn split(&self) -> Split {
+        self.measures.split()
+    }
+
+    /// The training images without those held out, the validation and the test set.
+    pub fn splits(&self) -> (&Dataset, Option<&Dataset>, &Dataset) {
+        let Measures { train, validation, test, .. } = &self.measures;
+        (train, validation.as_deref(), test)
+    }
+
+    /// A part of the data's loss and accuracy, with the averaged weights where an average is kept.
     ///
     /// # Errors
-    /// As [`evaluate`].
-    pub fn evaluate(&mut self, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Evaluation> {
-        let loss = self.recipe.loss.with(0.0);
-        self.engine.averaged(|model| evaluate(model, &mut self.test, &loss, progress))
+    /// [`Error::Config`] if there is no such part; else as [`evaluate`].
+    pub fn evaluate(&mut self, split: Split, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Evaluation> {
+        let (loss, feed) = (self.recipe.loss.with(0.0), self.measures.feed(split)?);
+        self.engine.averaged(|model| evaluate(model, feed, &loss, progress))
+    }
+
+    /// The test set's loss and accuracy with a checkpoint of this recipe's, whose path is for errors. The network that
+    /// is trained stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it is another network's; else as [`evaluate`].
+    pub fn test(&mut self, checkpoint: &Checkpoint, path: &Path) -> Result<Evaluation> {
+        let recipe = &self.recipe;
+        let mut model = Model::build(&recipe.network()?, self.train.image(), &self.measures.device, recipe.seed)?;
+        model.load_state_dict(&checkpoint.model, path)?;
+        evaluate(&model, self.measures.feed(Split::Test)?, &recipe.loss.with(0.0), &mut |_| Ok(()))
     }
 
     /// One step on a batch outside of any run; for benches. The mini-batch's loss.

@@ -1,0 +1,57 @@
+//! What a run's network is measured on: the parts of its data, one at a time on the device.
+
+use crate::data::batch::Transform;
+use crate::data::loader::{Feed, Loader};
+use crate::data::{Dataset, Split};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use std::sync::Arc;
+
+/// Images per step of an evaluation.
+const EVAL_BATCH: usize = 250;
+
+/// The parts of the data, as an evaluation sees them.
+pub(super) struct Measures {
+    pub(super) train: Arc<Dataset>,
+    pub(super) validation: Option<Arc<Dataset>>,
+    pub(super) test: Arc<Dataset>,
+    /// What is done to their images.
+    pub(super) transform: Transform,
+    pub(super) device: Device,
+    /// The one that was measured last.
+    pub(super) feed: Option<(Split, Feed)>,
+}
+
+impl Measures {
+    /// What is measured after each epoch: the validation set, or the test set where there is none.
+    pub(super) fn split(&self) -> Split {
+        if self.validation.is_some() { Split::Validation } else { Split::Test }
+    }
+
+    /// A part of the data.
+    pub(super) fn data(&self, split: Split) -> Result<&Arc<Dataset>> {
+        match split {
+            Split::Train => Ok(&self.train),
+            Split::Test => Ok(&self.test),
+            Split::Validation => self.validation.as_ref().ok_or_else(|| {
+                let remedy =
+                    "a recipe with data.validation = 1000 holds out 1,000 training images; or take the test set";
+                Error::config("validation", "no images were held out for validation", remedy)
+            }),
+        }
+    }
+
+    /// A part of the data as batches.
+    pub(super) fn feed(&mut self, split: Split) -> Result<&mut Feed> {
+        let feed = match self.feed.take() {
+            Some(made) if made.0 == split => made,
+            other => {
+                // Its memory is free for the next.
+                drop(other);
+                let data = self.data(split)?.clone();
+                (split, Loader::transformed(data, EVAL_BATCH, &self.transform, &self.device)?.feed(false))
+            }
+        };
+        Ok(&mut self.feed.insert(feed).1)
+    }
+}
