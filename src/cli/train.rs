@@ -5,7 +5,7 @@ use super::{Data, Out, TrainArgs, absolute, count, note, per_class};
 use crate::error::{Error, Result};
 use crate::recipes::Recipe;
 use crate::train::run::{Config, RunInfo, git_commit};
-use crate::train::{CsvLog, Limits, Outcome, RunDir, Trainer, checkpoint};
+use crate::train::{CsvLog, Limits, Outcome, Plots, RunDir, Trainer, checkpoint};
 use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::process::ExitCode;
@@ -184,9 +184,12 @@ impl Session {
         }
         let mut csv = CsvLog::open(&self.run, at.step, at.epoch)?;
         let mut progress = Progress::new(total, args.log_every, at.best_accuracy);
+        let (lines, name) = (progress.lines(), self.config.run.name.clone());
+        let warn = move |e: &Error| lines.print(&format!("warning: no figures: {e}"));
+        let mut plots = Plots::open(&self.run, &name, self.config.recipe.reported, warn)?;
         let stop = stop_flag(progress.lines())?;
         let limits = Limits { max_steps: args.max_steps };
-        let outcome = self.trainer.run(&self.run, limits, &stop, &mut [&mut csv, &mut progress]);
+        let outcome = self.trainer.run(&self.run, limits, &stop, &mut [&mut csv, &mut progress, &mut plots]);
         progress.clear();
         let go_on = format!("tilework train --resume {}", self.run.path().display());
         match outcome {
