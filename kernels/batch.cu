@@ -1,17 +1,34 @@
-// Batches: images of a resident data set, gathered, mirrored, cropped and normalised.
+// Batches: images of a resident data set, gathered, changed at random, enlarged and normalised.
 // Instances: T = float, half, bf16
 #include "common.cuh"
 #include "philox.cuh"
 
 struct BatchDims {
-  int h, w, c;    // an image
-  int pad;        // pixels added on each side before the crop
-  int reflect;    // 1: they mirror the image, 0: they are black
-  unsigned flip;  // probability of a mirrored image, in units of 2^-24
+  int h, w, c;             // an image of the data set
+  int out_h, out_w;        // an image of the batch
+  int samples;             // 1: a pixel is the mean of four
+  int angles;              // how many
+  int pad;                 // pixels added on each side before the crop
+  int reflect;             // 1: they mirror the image, 0: they are black
+  int mean;                // what a rotated image leaves empty is 1: the mean colour, 0: black
+  int cutout;              // side of the square that becomes the mean colour
+  unsigned flip;           // probability of a mirrored image, in units of 2^-24
+  unsigned vertical_flip;  // and of one upside down
 };
 
-// Source: src/data/batch.rs, whose random numbers these are.
+// What was drawn for an image: see src/data/augment.rs, whose random numbers these are.
+struct Draw {
+  int index;
+  int mirrored, upside_down;
+  int top, left;
+  int cos, sin;  // in units of 2^-16
+  int cut_row, cut_col;
+};
+
 #define STREAM_AUGMENT 0x20000000u
+// Positions are in units of 2^-17 of a pixel, weights in units of 2^-11.
+#define PIXEL 17
+#define WEIGHT 11
 
 // Where a place along one side of an image of `size` lies in it; -1 is black.
 __device__ __forceinline__ int place(int at, int size, int reflect) {
@@ -20,41 +37,117 @@ __device__ __forceinline__ int place(int at, int size, int reflect) {
   return at < 0 ? -at : 2 * (size - 1) - at;
 }
 
+// Where the pixel at a place of the mirrored and cropped image begins; -1 is black.
+__device__ __forceinline__ int source(const Draw& draw, const BatchDims& d, int row, int col) {
+  row = place((draw.upside_down ? d.h - 1 - row : row) + draw.top, d.h, d.reflect);
+  col = place((draw.mirrored ? d.w - 1 - col : col) + draw.left, d.w, d.reflect);
+  return row < 0 || col < 0 ? -1 : (row * d.w + col) * d.c;
+}
+
+// A position along one side of an image: the two pixels around it, -1 outside of it, and their weights.
+struct Side {
+  int places[2], weights[2];
+};
+
+// The position `at` along a side of `to` pixels that show `from`.
+__device__ __forceinline__ Side side(int at, int to, int from) {
+  const int half = 1 << (PIXEL - 1);
+  Side s;
+  if (to == from) {
+    int first = at >> PIXEL;
+    s.places[0] = first >= 0 && first < to ? first : -1;
+    s.places[1] = first + 1 >= 0 && first + 1 < to ? first + 1 : -1;
+  } else if (at + half >= 0 && at + half < to << PIXEL) {
+    at = (int)((long long)(at + half) * from / to) - half;
+    if (at < 0) at = 0;
+    s.places[0] = at >> PIXEL;
+    s.places[1] = s.places[0] + 1 < from ? s.places[0] + 1 : from - 1;
+  } else {
+    s.places[0] = s.places[1] = -1;
+  }
+  s.weights[1] = (at & ((1 << PIXEL) - 1)) >> (PIXEL - WEIGHT);
+  s.weights[0] = (1 << WEIGHT) - s.weights[1];
+  return s;
+}
+
 // x[i] = normalised, randomly changed image order[batch_offset + first_image + i]; y[i] = its label.
-// Threads: a block an image; its threads stride over the values, neighbours side by side.
-// Traffic: one byte read and one value written a value; the table stays in the cache.
-// Launch: grid n blocks of 256; static shared memory 16 bytes.
-// Numerics: exact: the numbers come from the host's table.
-// Limits: pad < min(h, w); fewer than 2^31 values in a batch.
-// Registers: at most 40.
+// Threads: a block an image; its threads stride over the pixels.
+// Traffic: one byte read and one value written a value, four bytes where pixels are means; the tables stay in the cache.
+// Launch: grid n blocks of 256; static shared memory 48 bytes.
+// Numerics: exact: the numbers come from the host's table, or are sums of integers below 2^30 that are scaled as on the CPU.
+// Limits: pad < min(h, w); out_h, out_w <= 4096; fewer than 2^31 values in a batch.
+// Registers: at most 64.
 template <class T>
 __global__ void __launch_bounds__(256)
     batch_make(const unsigned char* __restrict__ images, const unsigned char* __restrict__ labels,
-               const int* __restrict__ order, const float* __restrict__ table, const Step* __restrict__ s,
-               T* __restrict__ x, int* __restrict__ y, BatchDims d) {
-  SHARED(int, draw, [4]);  // index, mirrored, top, left
+               const int* __restrict__ order, const float* __restrict__ table, const float* __restrict__ scale,
+               const int* __restrict__ turns, const Step* __restrict__ s, T* __restrict__ x, int* __restrict__ y,
+               BatchDims d) {
+  SHARED(Draw, draws, [1]);
   if (threadIdx.x == 0) {
     unsigned position = s->batch_offset + s->first_image + blockIdx.x;
     Step epoch = *s;
     epoch.step = 0;  // an image's changes depend on its place in the epoch alone
-    unsigned words[4];
+    unsigned words[4], more[4];
     philox(position, STREAM_AUGMENT, &epoch, words);
+    philox(position, STREAM_AUGMENT + 1, &epoch, more);
     unsigned places = 2 * d.pad + 1;
-    draw[0] = order[position];
-    draw[1] = words[0] >> 8 < d.flip;
-    draw[2] = (int)__umulhi(words[1], places) - d.pad;
-    draw[3] = (int)__umulhi(words[2], places) - d.pad;
-    y[blockIdx.x] = labels[draw[0]];
+    Draw draw;
+    draw.index = order[position];
+    draw.mirrored = words[0] >> 8 < d.flip;
+    draw.upside_down = words[3] >> 8 < d.vertical_flip;
+    draw.top = (int)__umulhi(words[1], places) - d.pad;
+    draw.left = (int)__umulhi(words[2], places) - d.pad;
+    unsigned angle = __umulhi(more[0], (unsigned)d.angles);
+    draw.cos = turns[2 * angle];
+    draw.sin = turns[2 * angle + 1];
+    draw.cut_row = (int)__umulhi(more[1], (unsigned)d.out_h) - d.cutout / 2;
+    draw.cut_col = (int)__umulhi(more[2], (unsigned)d.out_w) - d.cutout / 2;
+    draws[0] = draw;
+    y[blockIdx.x] = labels[draw.index];
   }
   __syncthreads();
-  const int size = d.h * d.w * d.c;
-  const unsigned char* image = images + (size_t)draw[0] * size;  // [h, w, c]
-  x += (size_t)blockIdx.x * size;                                // [h, w, c]
-  for (int i = threadIdx.x; i < size; i += blockDim.x) {
-    int channel = i % d.c, col = i / d.c % d.w, row = i / d.c / d.w;
-    row = place(row + draw[2], d.h, d.reflect);
-    col = place((draw[1] ? d.w - 1 - col : col) + draw[3], d.w, d.reflect);
-    int byte = row < 0 || col < 0 ? 0 : image[(row * d.w + col) * d.c + channel];
-    x[i] = from_float<T>(table[channel * 256 + byte]);
+  const Draw draw = draws[0];
+  const unsigned char* image = images + (size_t)draw.index * (d.h * d.w * d.c);  // [h, w, c]
+  const int pixels = d.out_h * d.out_w;
+  x += (size_t)blockIdx.x * (pixels * d.c);  // [out_h, out_w, c]
+  if (!d.samples) {
+    for (int i = threadIdx.x; i < pixels * d.c; i += blockDim.x) {
+      int channel = i % d.c, col = i / d.c % d.w, row = i / d.c / d.w;
+      bool cut =
+          (unsigned)(row - draw.cut_row) < (unsigned)d.cutout && (unsigned)(col - draw.cut_col) < (unsigned)d.cutout;
+      int at = source(draw, d, row, col);
+      x[i] = from_float<T>(cut ? 0.f : table[channel * 256 + (at < 0 ? 0 : image[at + channel])]);
+    }
+    return;
+  }
+  for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
+    int col = i % d.out_w, row = i / d.out_w;
+    // From the centre, in units of half a pixel.
+    int v = 2 * row + 1 - d.out_h, u = 2 * col + 1 - d.out_w;
+    Side ys = side(draw.sin * u + draw.cos * v + ((d.out_h - 1) << (PIXEL - 1)), d.out_h, d.h);
+    Side xs = side(draw.cos * u - draw.sin * v + ((d.out_w - 1) << (PIXEL - 1)), d.out_w, d.w);
+    int at[4], weights[4], inside = d.mean ? 0 : 1 << 2 * WEIGHT;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      int r = ys.places[k / 2], c = xs.places[k % 2];
+      weights[k] = ys.weights[k / 2] * xs.weights[k % 2];
+      at[k] = r < 0 || c < 0 ? -1 : source(draw, d, r, c);
+      if (d.mean && r >= 0 && c >= 0) inside += weights[k];
+    }
+    bool cut =
+        (unsigned)(row - draw.cut_row) < (unsigned)d.cutout && (unsigned)(col - draw.cut_col) < (unsigned)d.cutout;
+    float share = inside * (1.f / (1 << 2 * WEIGHT));
+    for (int channel = 0; channel < d.c; ++channel) {
+      int sum = 0;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        if (at[k] >= 0) sum += weights[k] * image[at[k] + channel];
+      }
+      // Three roundings, as the CPU has them, and no multiply-add.
+      float offset = __fmul_rn(scale[2 * channel + 1], share);
+      float value = __fadd_rn(__fmul_rn((float)sum, scale[2 * channel]), offset);
+      x[i * d.c + channel] = from_float<T>(cut ? 0.f : value);
+    }
   }
 }

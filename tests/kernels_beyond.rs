@@ -6,7 +6,7 @@ mod device;
 use device::Under;
 use std::sync::Arc;
 use tilework::data::Dataset;
-use tilework::data::loader::{Augment, Batch, Border, Loader};
+use tilework::data::loader::{Augment, Batch, Border, Loader, Outside, Transform};
 use tilework::device::cuda::CudaOptions;
 use tilework::nn::{Model, layer};
 use tilework::ops::batch_norm2d::running;
@@ -303,10 +303,17 @@ fn data(n: usize, h: usize, w: usize, c: usize) -> Arc<Dataset> {
 }
 
 /// All batches of an epoch: images and labels.
-fn epoch(device: &Device, data: &Arc<Dataset>, batch: usize, augment: Augment) -> Vec<(Vec<f32>, Vec<i32>)> {
+fn epoch(
+    device: &Device,
+    data: &Arc<Dataset>,
+    batch: usize,
+    size: Option<usize>,
+    augment: Augment,
+) -> Vec<(Vec<f32>, Vec<i32>)> {
     let c = data.channels;
-    let (mean, std) = (&[0.1, 0.5, 0.3][..c], &[0.2, 0.25, 0.3][..c]);
-    let loader = Loader::augmented(data.clone(), batch, mean, std, augment, device).unwrap();
+    let (mean, std) = (vec![0.1, 0.5, 0.3][..c].to_vec(), [0.2, 0.25, 0.3][..c].to_vec());
+    let transform = Transform { mean, std, size, augment };
+    let loader = Loader::transformed(data.clone(), batch, &transform, device).unwrap();
     let state = Step { seed: 77, epoch: 3, step: 11, ..Step::default() };
     let mut feed = loader.feed(true);
     let mut made = |at: usize| feed.batch(&Step { batch_offset: (at * batch) as u32, ..state }).unwrap();
@@ -320,19 +327,25 @@ fn batches_have_the_cpu_s_bits() {
     // An image is mirrored whose number is below the probability, and not at it.
     let numbers = Stream { seed: 77, epoch: 3, step: 0, id: stream::AUGMENT };
     let edge = f64::from(numbers.word(4) >> 8) / f64::from(1 << 24);
+    let of = |flip, pad, border| Augment { flip, pad, border, ..Augment::default() };
+    let mixed = Augment { vertical_flip: 0.5, rotation: 180.0, fill: Outside::Mean, ..of(0.5, 3, Border::Reflect) };
     let augments = [
         Augment::default(),
-        Augment { flip: edge, pad: 0, border: Border::Black },
-        Augment { flip: 0.5, pad: 2, border: Border::Black },
-        Augment { flip: 0.3, pad: 3, border: Border::Reflect },
-        Augment { flip: 1.0, pad: 0, border: Border::Black },
+        of(edge, 0, Border::Black),
+        of(0.5, 2, Border::Black),
+        of(0.3, 3, Border::Reflect),
+        of(1.0, 0, Border::Black),
+        Augment { vertical_flip: 0.5, cutout: 2, ..of(0.5, 1, Border::Black) },
+        Augment { rotation: 30.0, ..of(0.4, 0, Border::Black) },
+        Augment { cutout: 3, ..mixed },
+        mixed,
     ];
     for (data, batch) in [(data(23, 5, 7, 3), 8), (data(9, 20, 19, 1), 4), (data(5, 4, 4, 2), 5)] {
-        for augment in augments {
-            let want = epoch(&Device::cpu(), &data, batch, augment);
+        for (augment, size) in augments.iter().flat_map(|a| [(*a, None), (Augment { pad: 0, ..*a }, Some(29))]) {
+            let want = epoch(&Device::cpu(), &data, batch, size, augment);
             for (name, device) in &under.devices {
-                let got = epoch(device, &data, batch, augment);
-                assert!(got == want, "batches of {batch} with {augment:?} ({name})");
+                let got = epoch(device, &data, batch, size, augment);
+                assert!(got == want, "batches of {batch} with {augment:?} of size {size:?} ({name})");
             }
         }
     }

@@ -27,7 +27,8 @@ pub(super) fn run(args: &SummaryArgs, out: &mut Out) -> Result<()> {
     let mut set = args.set.values.clone();
     set.extend(args.batch_size.map(|n| format!("batch_size={n}")));
     let recipe = Recipe::load(&args.recipe, &set)?;
-    let model = Model::build(&recipe.network()?, image(recipe.data.source), &Device::cpu(), recipe.seed)?;
+    let model =
+        Model::build(&recipe.network()?, recipe.data.image(image(recipe.data.source)), &Device::cpu(), recipe.seed)?;
     let batch = recipe.batch_size;
     let layers = &model.layers;
     let bytes = |l: &LayerInfo| l.activations().saturating_mul(F32).saturating_mul(batch);

@@ -1,20 +1,18 @@
-//! What happens to images on their way into a batch: mirrored and cropped at random, normalised.
+//! What happens to images on their way into a batch: changed at random, enlarged, normalised.
 //!
 //! On the CPU the loader's thread does it. On a CUDA device the whole data set lies in its memory as
-//! bytes, and one kernel gathers a batch. Both draw the same random numbers: for the image at
-//! `position` of the epoch's order, block `position` of the stream (seed, epoch, [`stream::AUGMENT`]):
-//! word 0 decides on the flip, words 1 and 2 on the crop's row and column.
+//! bytes, and one kernel gathers a batch. Both draw the same random numbers ([`augment`](super::augment)), and both give
+//! the same bits: positions and weights are integers.
 
 use super::Dataset;
+use super::augment::{Augment, Border, Draw, Outside, threshold};
 use crate::device::cuda::{Cuda, Launch};
 use crate::device::{Buffer, Device};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::kernels::batch::{BatchDims, batch_make};
-use crate::rng::stream;
 use crate::step::Step;
 use crate::tensor::Tensor;
-use serde::{Deserialize, Serialize};
 
 /// A mini-batch.
 #[derive(Clone, Debug)]
@@ -25,52 +23,53 @@ pub struct Batch {
     pub labels: Tensor,
 }
 
-/// Random changes to training images.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Augment {
-    /// Probability that an image is mirrored left to right.
-    pub flip: f64,
-    /// Pixels added on each side, before a part of the original size is cut out at a random place.
-    pub pad: usize,
-    /// What the added pixels are.
-    pub border: Border,
+/// What is done to the images of a data set: enlarged, changed at random, normalised.
+#[derive(Clone, Debug, Default)]
+pub struct Transform {
+    /// Per channel, what is subtracted, in units of [0, 1].
+    pub mean: Vec<f32>,
+    /// Per channel, what is divided by.
+    pub std: Vec<f32>,
+    /// Height and width that images are enlarged to, bilinearly.
+    pub size: Option<usize>,
+    /// Random changes.
+    pub augment: Augment,
 }
 
-/// What lies outside an image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Border {
-    /// Black, as in torchvision's `RandomCrop`.
-    #[default]
-    Black,
-    /// The image, mirrored at its border pixels.
-    Reflect,
-}
-
-impl Augment {
-    /// Checks the values for images of `size` (height and width).
+impl Transform {
+    /// Checks it for images of these sizes.
     ///
     /// # Errors
     /// [`Error::Config`] naming the key.
-    pub fn check(&self, size: [usize; 2]) -> Result<()> {
-        if !(0.0..=1.0).contains(&self.flip) {
-            return Err(Error::config("augment.flip", format!("{} is not a probability", self.flip), "0.5 is usual"));
-        }
-        let most = size[0].min(size[1]).saturating_sub(1);
-        if self.pad > most {
+    pub(super) fn check(&self, data: &Dataset) -> Result<()> {
+        let Transform { mean, std, size, augment } = self;
+        if [mean.len(), std.len()] != [data.channels; 2]
+            || std.iter().any(|s| s.is_nan() || *s <= 0.0)
+            || mean.iter().any(|m| !m.is_finite())
+        {
             return Err(Error::config(
-                "augment.pad",
-                format!("{} pixels around images of {}x{}", self.pad, size[0], size[1]),
-                format!("use at most {most}; 4 is usual"),
+                "data.mean, data.std",
+                format!("{mean:?} and {std:?} for images of {} channels", data.channels),
+                "give one finite mean and one positive deviation per channel",
             ));
+        }
+        augment.check(self.output(data))?;
+        let Some(size) = size else { return Ok(()) };
+        let (h, w) = (data.height, data.width);
+        if *size < h.max(w) || *size > 4096 {
+            let problem = format!("{size} pixels, for images of {h}x{w}");
+            return Err(Error::config("data.size", problem, format!("use {} to 4096", h.max(w))));
+        }
+        if augment.pad > 0 {
+            let remedy = "leave out augment.pad, or data.size";
+            return Err(Error::config("augment.pad", "images are not padded when they are enlarged", remedy));
         }
         Ok(())
     }
 
-    /// The probability of a flip in units of 2^-24: what is compared with a random word's top 24 bits.
-    fn flip_threshold(&self) -> u32 {
-        (self.flip * f64::from(1u32 << 24)).round() as u32
+    /// Height and width of the images that come out.
+    pub(super) fn output(&self, data: &Dataset) -> [usize; 2] {
+        self.size.map_or([data.height, data.width], |n| [n; 2])
     }
 }
 
@@ -80,36 +79,115 @@ impl Augment {
 pub struct Maker {
     /// For each channel, the number for each byte.
     table: Vec<[f32; 256]>,
+    /// For each channel, factor and offset that normalise the sum of four bytes, whose weights add up to 2^22.
+    scale: Vec<[f32; 2]>,
+    turns: Vec<[i32; 2]>,
+    size: Option<usize>,
     augment: Augment,
 }
 
+/// Positions are in units of 2^-17 of a pixel, weights in units of 2^-11.
+const PIXEL: i32 = 17;
+const WEIGHT: i32 = 11;
+
 impl Maker {
-    /// For per-channel means and standard deviations in units of [0, 1].
-    pub fn new(mean: &[f32], std: &[f32], augment: Augment) -> Self {
+    /// For a transform that has been checked.
+    pub(super) fn new(t: &Transform) -> Self {
+        let channels = || t.mean.iter().zip(&t.std);
         let row = |(&m, &s): (&f32, &f32)| std::array::from_fn(|byte| (byte as f32 / 255.0 - m) / s);
-        Maker { table: mean.iter().zip(std).map(row).collect(), augment }
+        let scale = |(&m, &s): (&f32, &f32)| {
+            let (m, s) = (f64::from(m), f64::from(s));
+            [(1.0 / (255.0 * s * f64::from(1 << (2 * WEIGHT)))) as f32, (-m / s) as f32]
+        };
+        Maker {
+            table: channels().map(row).collect(),
+            scale: channels().map(scale).collect(),
+            turns: t.augment.turns(),
+            size: t.size,
+            augment: t.augment,
+        }
     }
 
-    /// Writes image `index`, which stands at `position` of the epoch's order.
+    /// Height and width of the images that come out.
+    pub fn output(&self, data: &Dataset) -> [usize; 2] {
+        self.size.map_or([data.height, data.width], |n| [n; 2])
+    }
+
+    /// Whether pixels are means of four.
+    fn samples(&self) -> bool {
+        self.size.is_some() || self.augment.rotation > 0.0
+    }
+
+    /// Writes image `index`, which stands at `position` of the epoch's order: `[h, w, c]`.
     pub fn image(&self, data: &Dataset, index: usize, position: usize, state: &Step, out: &mut [f32]) {
         let bytes = data.image(index);
-        if self.augment == Augment::default() {
+        if self.size.is_none() && self.augment == Augment::default() {
             return self.normalise(bytes, out);
         }
-        let (h, w, c) = (data.height, data.width, data.channels);
-        let draws = state.epoch_stream(stream::AUGMENT).block(position as u32);
-        let pad = self.augment.pad;
-        let places = 2 * pad as u64 + 1;
-        let shift = |word: u32| ((u64::from(word) * places) >> 32) as isize - pad as isize;
-        let (top, left) = (shift(draws[1]), shift(draws[2]));
-        let mirrored = draws[0] >> 8 < self.augment.flip_threshold();
+        let draw = self.augment.draw(position, self.output(data), state);
+        if self.samples() {
+            self.sample(bytes, data, &draw, out);
+        } else {
+            self.copy(bytes, data, &draw, out);
+        }
+        self.cut(self.output(data)[1], &draw, out);
+    }
+
+    /// Pixel by pixel from another place.
+    fn copy(&self, bytes: &[u8], data: &Dataset, draw: &Draw, out: &mut [f32]) {
+        let (w, c) = (data.width, data.channels);
         for (i, pixel) in out.chunks_exact_mut(c).enumerate() {
-            let (row, col) = (i / w, i % w);
-            let col = if mirrored { w - 1 - col } else { col };
-            let at =
-                self.augment.border.place(row as isize + top, h).zip(self.augment.border.place(col as isize + left, w));
+            let at = self.source(data, draw, [i / w, i % w]);
             for (channel, (value, table)) in pixel.iter_mut().zip(&self.table).enumerate() {
-                *value = table[at.map_or(0, |(row, col)| usize::from(bytes[(row * w + col) * c + channel]))];
+                *value = table[at.map_or(0, |at| usize::from(bytes[at + channel]))];
+            }
+        }
+    }
+
+    /// Where the pixel at a place of the mirrored and cropped image begins; `None` is black.
+    fn source(&self, data: &Dataset, draw: &Draw, [row, col]: [usize; 2]) -> Option<usize> {
+        let (h, w) = (data.height, data.width);
+        let row = if draw.flipped[1] { h - 1 - row } else { row } as isize + draw.shift[0];
+        let col = if draw.flipped[0] { w - 1 - col } else { col } as isize + draw.shift[1];
+        let border = self.augment.border;
+        border.place(row, h).zip(border.place(col, w)).map(|(row, col)| (row * w + col) * data.channels)
+    }
+
+    /// Rotated and enlarged: each pixel is the mean of the four around the place that it shows.
+    fn sample(&self, bytes: &[u8], data: &Dataset, draw: &Draw, out: &mut [f32]) {
+        let [h, w] = self.output(data);
+        let [cos, sin] = self.turns[draw.angle];
+        for (i, pixel) in out.chunks_exact_mut(data.channels).enumerate() {
+            // From the centre, in units of half a pixel.
+            let (v, u) = ((2 * (i / w) + 1) as i32 - h as i32, (2 * (i % w) + 1) as i32 - w as i32);
+            let y = Side::new(sin * u + cos * v + ((h as i32 - 1) << (PIXEL - 1)), h, data.height);
+            let x = Side::new(cos * u - sin * v + ((w as i32 - 1) << (PIXEL - 1)), w, data.width);
+            let taps = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(j, i)| {
+                let (weight, place) = (y.weights[j] * x.weights[i], y.places[j].zip(x.places[i]));
+                (weight, place.map(|(row, col)| self.source(data, draw, [row, col])))
+            });
+            let inside: i32 = match self.augment.fill {
+                Outside::Black => 1 << (2 * WEIGHT),
+                Outside::Mean => taps.iter().filter(|t| t.1.is_some()).map(|t| t.0).sum(),
+            };
+            let inside = inside as f32 / (1 << (2 * WEIGHT)) as f32;
+            for (channel, (value, [factor, offset])) in pixel.iter_mut().zip(&self.scale).enumerate() {
+                let byte = |at: Option<Option<usize>>| at.flatten().map_or(0, |at| i32::from(bytes[at + channel]));
+                let sum: i32 = taps.iter().map(|&(weight, at)| weight * byte(at)).sum();
+                *value = sum as f32 * factor + offset * inside;
+            }
+        }
+    }
+
+    /// The square that becomes the mean colour.
+    fn cut(&self, w: usize, draw: &Draw, out: &mut [f32]) {
+        let n = self.augment.cutout as isize;
+        let c = self.table.len();
+        for row in draw.cut[0].max(0)..draw.cut[0] + n {
+            let cols = draw.cut[1].max(0) as usize..(draw.cut[1] + n).clamp(0, w as isize) as usize;
+            let at = row as usize * w;
+            if let Some(pixels) = out.get_mut((at + cols.start) * c..(at + cols.end.max(cols.start)) * c) {
+                pixels.fill(0.0);
             }
         }
     }
@@ -129,15 +207,30 @@ impl Maker {
     }
 }
 
-impl Border {
-    /// The place within an image of `size` that a place along one side shows; `None` is black.
-    fn place(self, at: isize, size: usize) -> Option<usize> {
-        let last = size as isize - 1;
-        match self {
-            _ if (0..=last).contains(&at) => Some(at as usize),
-            Border::Black => None,
-            Border::Reflect => Some(if at < 0 { -at } else { 2 * last - at } as usize),
-        }
+/// A position along one side of an image: the two pixels around it, and their weights.
+struct Side {
+    /// Outside of the image there are none.
+    places: [Option<usize>; 2],
+    weights: [i32; 2],
+}
+
+impl Side {
+    /// At `at`, along a side of `to` pixels that show `from`.
+    fn new(at: i32, to: usize, from: usize) -> Self {
+        let half = 1 << (PIXEL - 1);
+        let (at, places) = if to == from {
+            let first = at >> PIXEL;
+            (at, [first, first + 1].map(|p| usize::try_from(p).ok().filter(|&p| p < to)))
+        } else if (0..(to as i32) << PIXEL).contains(&(at + half)) {
+            let at = (i64::from(at + half) * from as i64 / to as i64) as i32 - half;
+            let at = at.max(0);
+            let first = (at >> PIXEL) as usize;
+            (at, [Some(first), Some((first + 1).min(from - 1))])
+        } else {
+            (at, [None; 2])
+        };
+        let second = (at & ((1 << PIXEL) - 1)) >> (PIXEL - WEIGHT);
+        Side { places, weights: [(1 << WEIGHT) - second, second] }
     }
 }
 
@@ -148,6 +241,10 @@ pub(super) struct Resident {
     labels: Buffer,
     /// The normalisation tables, `[c, 256]`.
     table: Buffer,
+    /// Factor and offset of each channel.
+    scale: Buffer,
+    /// The angles' cosines and sines.
+    turns: Buffer,
     dims: BatchDims,
 }
 
@@ -161,24 +258,35 @@ impl Resident {
         labels.write(0, &data.labels)?;
         let mut table = device.alloc(DType::F32, maker.table.len() * 256)?;
         table.write(0, maker.table.as_flattened())?;
-        let augment = &maker.augment;
+        let mut scale = device.alloc(DType::F32, 2 * maker.scale.len())?;
+        scale.write(0, maker.scale.as_flattened())?;
+        let mut turns = device.alloc(DType::I32, 2 * maker.turns.len())?;
+        turns.write(0, maker.turns.as_flattened())?;
+        let (augment, [out_h, out_w]) = (&maker.augment, maker.output(data));
         let dims = BatchDims {
             h: data.height as i32,
             w: data.width as i32,
             c: data.channels as i32,
+            out_h: out_h as i32,
+            out_w: out_w as i32,
+            samples: i32::from(maker.samples()),
+            angles: maker.turns.len() as i32,
             pad: augment.pad as i32,
             reflect: i32::from(augment.border == Border::Reflect),
-            flip: augment.flip_threshold(),
+            mean: i32::from(augment.fill == Outside::Mean),
+            cutout: augment.cutout as i32,
+            flip: threshold(augment.flip),
+            vertical_flip: threshold(augment.vertical_flip),
         };
-        Ok(Resident { cuda: cuda.clone(), images, labels, table, dims })
+        Ok(Resident { cuda: cuda.clone(), images, labels, table, scale, turns, dims })
     }
 
     /// The `n` images from the step's `batch_offset` and `first_image` on, in an order of the data set's images. It
     /// is one launch, with nothing in it that changes from step to step.
     pub(super) fn make(&self, order: &Buffer, n: usize, step: &Step) -> Result<Batch> {
         let device = Device::Cuda(self.cuda.clone());
-        let BatchDims { h, w, c, .. } = self.dims;
-        let mut images = Tensor::empty(&device, DType::F32, [n, h as usize, w as usize, c as usize])?;
+        let BatchDims { out_h, out_w, c, .. } = self.dims;
+        let mut images = Tensor::empty(&device, DType::F32, [n, out_h as usize, out_w as usize, c as usize])?;
         let mut labels = Tensor::empty(&device, DType::I32, [n])?;
         batch_make::<f32>(
             &self.cuda,
@@ -187,6 +295,8 @@ impl Resident {
             self.labels.input(0..self.labels.len())?,
             order.input(0..order.len())?,
             self.table.input(0..self.table.len())?,
+            self.scale.input(0..self.scale.len())?,
+            self.turns.input(0..self.turns.len())?,
             self.cuda.step(step)?,
             images.output()?,
             labels.output()?,
@@ -214,7 +324,7 @@ mod tests {
 
     /// The bytes of the image after its random changes, at one position of the order.
     fn bytes(data: &Dataset, augment: Augment, position: usize) -> Vec<u8> {
-        let maker = Maker::new(&[0.0], &[1.0], augment);
+        let maker = Maker::new(&Transform { mean: vec![0.0], std: vec![1.0], size: None, augment });
         let mut out = vec![0.0; data.image_len()];
         maker.image(data, 0, position, &Step { seed: 3, ..Step::default() }, &mut out);
         out.iter().map(|v| (v * 255.0).round() as u8).collect()
@@ -222,7 +332,8 @@ mod tests {
 
     #[test]
     fn numbers_are_torchvision_s() {
-        let maker = Maker::new(&[0.5, 0.0, 0.25], &[0.5, 1.0, 0.5], Augment::default());
+        let transform = Transform { mean: vec![0.5, 0.0, 0.25], std: vec![0.5, 1.0, 0.5], ..Transform::default() };
+        let maker = Maker::new(&transform);
         let mut out = [0.0; 3];
         maker.normalise(&[255, 51, 0], &mut out);
         assert_eq!(out, [1.0, 0.2, -0.5]);
@@ -256,14 +367,37 @@ mod tests {
             }
             assert_eq!(seen.len(), 25, "{border:?}");
         }
-        assert_eq!(Border::Reflect.place(-2, 5), Some(2));
-        assert_eq!(Border::Reflect.place(6, 5), Some(2));
     }
 
     #[test]
-    fn values_are_checked() {
-        assert!(Augment { flip: 1.5, ..Augment::default() }.check([32, 32]).is_err());
-        assert!(Augment { pad: 32, ..Augment::default() }.check([32, 32]).is_err());
-        assert!(Augment { pad: 4, flip: 0.5, border: Border::Reflect }.check([32, 32]).is_ok());
+    fn a_turned_image_is_upside_down() {
+        let turned = Augment { vertical_flip: 1.0, ..Augment::default() };
+        assert_eq!(bytes(&data(3, 2), turned, 0), [4, 5, 2, 3, 0, 1]);
+    }
+
+    #[test]
+    fn a_cutout_is_the_mean_colour() {
+        let cut = Augment { cutout: 2, ..Augment::default() };
+        let data = Dataset { images: vec![255; 30], ..data(5, 6) };
+        for position in 0..100 {
+            let zeros = bytes(&data, cut, position).iter().filter(|&&b| b == 0).count();
+            assert!([1, 2, 4].contains(&zeros), "{zeros}");
+        }
+    }
+
+    /// A quarter turn, and a half turn, as torchvision's `rotate` makes them: against the clock.
+    #[test]
+    fn angles_of_right_corners_move_pixels() {
+        let transform = Transform { mean: vec![0.0], std: vec![1.0], ..Transform::default() };
+        let mut maker = Maker::new(&transform);
+        let mut out = vec![0.0; 9];
+        let mut turned = |turn| {
+            maker.turns = vec![turn];
+            maker.sample(&[0, 1, 2, 3, 4, 5, 6, 7, 8], &data(3, 3), &Draw::default(), &mut out);
+            out.iter().map(|v| (v * 255.0).round() as u8).collect::<Vec<_>>()
+        };
+        assert_eq!(turned([65536, 0]), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(turned([0, 65536]), [2, 5, 8, 1, 4, 7, 0, 3, 6]);
+        assert_eq!(turned([-65536, 0]), [8, 7, 6, 5, 4, 3, 2, 1, 0]);
     }
 }

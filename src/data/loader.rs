@@ -3,7 +3,8 @@
 //! A [`Loader`] is a data set cut into batches, a [`Feed`] serves them. On the CPU a worker thread prepares them
 //! ahead; on a CUDA device the data set lies in the device's memory and a kernel makes each batch.
 
-pub use super::batch::{Augment, Batch, Border};
+pub use super::augment::{Augment, Border, Outside};
+pub use super::batch::{Batch, Transform};
 
 use super::Dataset;
 use super::batch::{Maker, Resident};
@@ -40,39 +41,23 @@ impl Loader {
     /// [`Error::Config`] for a batch size of 0, an empty data set, or as many means and deviations
     /// as there are no channels; [`Error::OutOfMemory`] if the data set does not fit the device.
     pub fn new(data: Arc<Dataset>, batch_size: usize, mean: &[f32], std: &[f32], device: &Device) -> Result<Self> {
-        Loader::augmented(data, batch_size, mean, std, Augment::default(), device)
+        let transform = Transform { mean: mean.to_vec(), std: std.to_vec(), ..Transform::default() };
+        Loader::transformed(data, batch_size, &transform, device)
     }
 
-    /// The same with random changes to the images.
+    /// The same with random changes to the images, or enlarged.
     ///
     /// # Errors
     /// As [`Loader::new`]; [`Error::Config`] for a change that such images cannot have.
-    pub fn augmented(
-        data: Arc<Dataset>,
-        batch_size: usize,
-        mean: &[f32],
-        std: &[f32],
-        augment: Augment,
-        device: &Device,
-    ) -> Result<Self> {
+    pub fn transformed(data: Arc<Dataset>, batch_size: usize, transform: &Transform, device: &Device) -> Result<Self> {
         if batch_size == 0 {
             return Err(Error::config("batch_size", "0 images per batch", "use at least 1"));
         }
         if data.is_empty() {
             return Err(Error::config("data", format!("{} has no images", data.name), "use another data set"));
         }
-        if [mean.len(), std.len()] != [data.channels; 2]
-            || std.iter().any(|s| s.is_nan() || *s <= 0.0)
-            || mean.iter().any(|m| !m.is_finite())
-        {
-            return Err(Error::config(
-                "data.mean, data.std",
-                format!("{mean:?} and {std:?} for images of {} channels", data.channels),
-                "give one finite mean and one positive deviation per channel",
-            ));
-        }
-        augment.check([data.height, data.width])?;
-        let maker = Maker::new(mean, std, augment);
+        transform.check(&data)?;
+        let maker = Maker::new(transform);
         let resident = match device {
             Device::Cpu(_) => None,
             Device::Cuda(cuda) => Some(Arc::new(Resident::new(&data, &maker, cuda)?)),
@@ -83,6 +68,12 @@ impl Loader {
     /// The data set.
     pub fn data(&self) -> &Dataset {
         &self.data
+    }
+
+    /// Height, width and channels of the images in a batch.
+    pub fn image(&self) -> [usize; 3] {
+        let [h, w] = self.maker.output(&self.data);
+        [h, w, self.data.channels]
     }
 
     /// Images in a batch; the last one of an epoch may have fewer.
@@ -118,9 +109,10 @@ impl Loader {
     /// The images at `positions` of the epoch's order, of which the first is number `first`.
     fn group(&self, positions: &[u32], first: usize, state: &Step) -> Result<Batch> {
         let d = &self.data;
-        let mut images = Tensor::empty(&self.device, DType::F32, [positions.len(), d.height, d.width, d.channels])?;
+        let [h, w] = self.maker.output(d);
+        let mut images = Tensor::empty(&self.device, DType::F32, [positions.len(), h, w, d.channels])?;
         let mut labels = Tensor::empty(&self.device, DType::I32, [positions.len()])?;
-        let out = images.host_mut::<f32>()?.chunks_exact_mut(d.image_len());
+        let out = images.host_mut::<f32>()?.chunks_exact_mut(h * w * d.channels);
         for (at, ((&i, out), label)) in positions.iter().zip(out).zip(labels.host_mut::<i32>()?).enumerate() {
             self.maker.image(d, i as usize, first + at, state, out);
             *label = i32::from(d.labels[i as usize]);

@@ -23,6 +23,7 @@ use std::str::FromStr;
 use crate::{Error, Result};
 
 mod archive;
+pub mod augment;
 pub mod batch;
 pub mod cifar;
 #[cfg(feature = "cli")]

@@ -6,6 +6,8 @@ use crate::error::{Error, nearest};
 pub const BUILT_IN: &[(&str, &str)] = &[
     ("quickstart", include_str!("quickstart.toml")),
     ("a1-lenet", include_str!("a1-lenet.toml")),
+    ("a2-augmented", include_str!("a2-augmented.toml")),
+    ("a3-deeper-head", include_str!("a3-deeper-head.toml")),
     ("a4-longer", include_str!("a4-longer.toml")),
     ("a5-lower-lr", include_str!("a5-lower-lr.toml")),
     ("a6-wide-dropout", include_str!("a6-wide-dropout.toml")),
@@ -17,6 +19,7 @@ pub const BUILT_IN: &[(&str, &str)] = &[
     ("c3-conv-padded", include_str!("c3-conv-padded.toml")),
     ("c4-conv-bn", include_str!("c4-conv-bn.toml")),
     ("c5-deep-conv-bn", include_str!("c5-deep-conv-bn.toml")),
+    ("e1-resnet9-onecycle", include_str!("e1-resnet9-onecycle.toml")),
 ];
 
 /// The error for a name that is none of theirs.

@@ -29,7 +29,8 @@
 
 use crate::autograd::{Ctx, Var};
 use crate::data::Source;
-use crate::data::batch::Augment;
+use crate::data::augment::Augment;
+use crate::data::loader::Transform;
 use crate::error::{Error, Result};
 use crate::nn::LayerSpec;
 use crate::nn::networks::ModelSpec;
@@ -124,6 +125,9 @@ pub struct DataSpec {
     pub mean: Vec<f32>,
     /// Each channel is divided by it.
     pub std: Vec<f32>,
+    /// Height and width that images are enlarged to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<usize>,
 }
 
 /// What is minimised.
@@ -144,6 +148,18 @@ impl Loss {
             Loss::CrossEntropy => scores.cross_entropy(labels, smoothing, cx),
             Loss::Nll => scores.nll(labels, cx),
         }
+    }
+}
+
+impl DataSpec {
+    /// What is done to its images, with these random changes.
+    pub fn transform(&self, augment: Augment) -> Transform {
+        Transform { mean: self.mean.clone(), std: self.std.clone(), size: self.size, augment }
+    }
+
+    /// Height, width and channels of the images that the network takes, of data like those.
+    pub fn image(&self, [h, w, c]: [usize; 3]) -> [usize; 3] {
+        self.size.map_or([h, w, c], |n| [n, n, c])
     }
 }
 
@@ -269,6 +285,8 @@ mod tests {
     /// By the start of a recipe's name, as PyTorch counts them.
     const PARAMETERS: &[(&str, usize)] = &[
         ("a1", 62_006),
+        ("a2", 62_006),
+        ("a3", 108_732),
         ("a4", 108_732),
         ("a5", 108_732),
         ("a6", 1_760_756),
@@ -280,6 +298,7 @@ mod tests {
         ("c3", 37_490),
         ("c4", 155_970),
         ("c5", 462_570),
+        ("e1", 6_580_500),
     ];
 
     #[test]
@@ -289,7 +308,8 @@ mod tests {
             assert_eq!(Recipe::parse(&recipe.to_toml().unwrap(), "again", &[]).unwrap(), recipe);
             assert!(!recipe.about.is_empty());
             let model = Model::build(&recipe.network().unwrap(), [32, 32, 3], &Device::cpu(), 0).unwrap();
-            assert_eq!(model.output.dims(), [10]);
+            let classes = if recipe.data.source == Source::Cifar100Coarse { 20 } else { 10 };
+            assert_eq!(model.output.dims(), [classes]);
             if let Some((_, want)) = PARAMETERS.iter().find(|(start, _)| name.starts_with(start)) {
                 assert_eq!(model.params.count(), *want, "{name}");
                 assert!(recipe.reported.is_some() || *name == "c3-conv-padded", "{name}");

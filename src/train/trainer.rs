@@ -62,8 +62,8 @@ impl Trainer {
     pub fn new(recipe: Recipe, splits: Splits, device: &Device) -> Result<Self> {
         recipe.check()?;
         let Splits { train, test } = splits;
-        let mut model =
-            Model::build(&recipe.network()?, [train.height, train.width, train.channels], device, recipe.seed)?;
+        let image = recipe.data.image([train.height, train.width, train.channels]);
+        let mut model = Model::build(&recipe.network()?, image, device, recipe.seed)?;
         let classes = train.classes.len();
         if model.output.dims() != [classes] {
             return Err(Error::config(
@@ -74,8 +74,8 @@ impl Trainer {
         }
         check_last_batch(&model, train.len(), recipe.batch_size)?;
         check_memory(&model, recipe.batch_size.min(train.len()))?;
-        let (mean, std) = (&recipe.data.mean, &recipe.data.std);
-        let loader = |data, batch, augment| Loader::augmented(Arc::new(data), batch, mean, std, augment, device);
+        let loader =
+            |data, batch, augment| Loader::transformed(Arc::new(data), batch, &recipe.data.transform(augment), device);
         let train = loader(train, recipe.batch_size, recipe.augment)?;
         let test = loader(test, EVAL_BATCH, Augment::default())?.feed(false);
         recipe.optimizer.group(&mut model.params)?;
@@ -234,7 +234,7 @@ impl Trainer {
     /// Whether the last batch ended with an update.
     fn updated(&self) -> bool {
         let batch = self.position.batch;
-        batch % self.recipe.accumulate == 0 || batch == self.train.batches()
+        batch.is_multiple_of(self.recipe.accumulate) || batch == self.train.batches()
     }
 
     /// The step at a batch of the current epoch.

@@ -18,11 +18,32 @@ fn run<T: KernelType + Float>(device: &Device) -> (Vec<f64>, Vec<i32>, Vec<f32>,
     let table: Vec<f32> = (0..c * 256).map(|i| (i as f32 / 255.0 - 0.47) / 0.23).collect();
     let table = Tensor::from_slice(device, [c * 256], &table).unwrap();
     let (mut x, mut y) = (tensor(T::DTYPE, &[n, h, w, c]), tensor(DType::I32, &[n]));
-    let d = batch::BatchDims { h: h as i32, w: w as i32, c: c as i32, pad: 2, reflect: 1, flip: 1 << 23 };
+    let (scale, turns) = ([1f32 / 255.0, 0.0].repeat(c), [65536, 0]);
+    let scale = Tensor::from_slice(device, [2 * c], &scale).unwrap();
+    let turns = Tensor::from_slice(device, [2], &turns).unwrap();
+    let (h, w, c) = (h as i32, w as i32, c as i32);
+    let flips = (1 << 23, 1 << 23);
+    let d = batch::BatchDims {
+        h,
+        w,
+        c,
+        out_h: h,
+        out_w: w,
+        samples: 0,
+        angles: 1,
+        pad: 2,
+        reflect: 1,
+        mean: 0,
+        cutout: 1,
+        flip: flips.0,
+        vertical_flip: flips.1,
+    };
     let (images, bytes, table) = (images.input().unwrap(), labels.input().unwrap(), table.input().unwrap());
     let (order, at) = (order.input().unwrap(), cuda.step(&step).unwrap());
     let (pixels, classes) = (x.output().unwrap(), y.output().unwrap());
-    batch::batch_make::<T>(cuda, Launch::new(n, 256), images, bytes, order, table, at, pixels, classes, &d).unwrap();
+    let (scale, turns) = (scale.input().unwrap(), turns.input().unwrap());
+    let launch = Launch::new(n, 256);
+    batch::batch_make::<T>(cuda, launch, images, bytes, order, table, scale, turns, at, pixels, classes, &d).unwrap();
     // Its pixels as scores of the 24 * 3 classes.
     let (mut losses, mut correct) = (tensor(DType::F32, &[8]), tensor(DType::I32, &[8]));
     let loss = Tensor::from_slice(device, [1], &[0.1f32]).unwrap();

@@ -73,7 +73,7 @@ impl ModelSpec {
             None => own.to_vec(),
         };
         if let Some(p) = self.dropout
-            && !layers.iter_mut().fold(false, |found, l| set_dropout(l, p) || found)
+            && layers.iter_mut().map(|l| set_dropout(l, p)).sum::<usize>() == 0
         {
             return bad("model.dropout", "the network has no dropout layer", "leave it out, or add one");
         }
@@ -81,20 +81,20 @@ impl ModelSpec {
     }
 }
 
-/// Gives every dropout layer this probability; whether there is one.
-fn set_dropout(spec: &mut LayerSpec, p: f64) -> bool {
+/// Gives every dropout layer this probability; how many there are.
+fn set_dropout(spec: &mut LayerSpec, p: f64) -> usize {
     match spec {
         LayerSpec::Phrase(text) => {
             let (name, phrase) = text.split_once(':').map_or(("", text.as_str()), |(n, p)| (n, p.trim()));
             if phrase.split_whitespace().next() != Some("dropout") {
-                return false;
+                return 0;
             }
             *text = if name.is_empty() { format!("dropout {p}") } else { format!("{name}: dropout {p}") };
-            true
+            1
         }
         LayerSpec::Table(t) => {
             let lists = t.layers.iter_mut().chain(&mut t.residual).chain([&mut t.shortcut, &mut t.after]);
-            lists.flatten().fold(false, |found, l| set_dropout(l, p) || found)
+            lists.flatten().map(|l| set_dropout(l, p)).sum()
         }
     }
 }

@@ -1,0 +1,195 @@
+//! Random changes to training images, and their random numbers.
+//!
+//! For the image at `position` of an epoch's order they are blocks `position` of two streams of (seed, epoch). In
+//! [`stream::AUGMENT`] word 0 decides on the mirrored image, words 1 and 2 on the crop's row and column, word 3 on the
+//! image upside down; in the next stream word 0 is the angle, words 1 and 2 are the cutout's row and column.
+
+use crate::error::{Error, Result};
+use crate::rng::stream;
+use crate::step::Step;
+use serde::{Deserialize, Serialize};
+
+/// Random changes to training images, in this order: crop, mirror, turn over, rotate, cut out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Augment {
+    /// Probability that an image is mirrored left to right.
+    pub flip: f64,
+    /// Probability that an image is turned upside down.
+    pub vertical_flip: f64,
+    /// Images are rotated about their centre by an angle from ± this many degrees, bilinearly.
+    pub rotation: f64,
+    /// What a rotated image leaves empty.
+    pub fill: Outside,
+    /// Pixels added on each side, before a part of the original size is cut out at a random place.
+    pub pad: usize,
+    /// What the added pixels are.
+    pub border: Border,
+    /// Side of a square, at a random place, that becomes the mean colour; it may reach over the edge (DeVries, Taylor,
+    /// "Improved Regularization of Convolutional Neural Networks with Cutout", 2017).
+    pub cutout: usize,
+}
+
+/// What lies outside an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Border {
+    /// Black, as in torchvision's `RandomCrop`.
+    #[default]
+    Black,
+    /// The image, mirrored at its border pixels.
+    Reflect,
+}
+
+/// What a rotated image leaves empty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outside {
+    /// Black: as if the image was rotated before it was normalised.
+    #[default]
+    Black,
+    /// The mean colour, which is 0 when the image has been normalised.
+    Mean,
+}
+
+/// Angles that an image is rotated by, at most.
+const ANGLES: usize = 4096;
+
+/// What was drawn for an image.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Draw {
+    /// Mirrored left to right, and upside down.
+    pub(super) flipped: [bool; 2],
+    /// Row and column of the crop, from that of the image.
+    pub(super) shift: [isize; 2],
+    /// Which of the angles.
+    pub(super) angle: usize,
+    /// Row and column of the cutout's first pixel.
+    pub(super) cut: [isize; 2],
+}
+
+impl Augment {
+    /// Checks the values for images of `size` (height and width).
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key.
+    pub fn check(&self, size: [usize; 2]) -> Result<()> {
+        for (key, p) in [("flip", self.flip), ("vertical_flip", self.vertical_flip)] {
+            if !(0.0..=1.0).contains(&p) {
+                let problem = format!("{p} is not a probability");
+                return Err(Error::config(format!("augment.{key}"), problem, "0.5 is usual"));
+            }
+        }
+        if !(0.0..=180.0).contains(&self.rotation) {
+            let problem = format!("{} degrees", self.rotation);
+            return Err(Error::config("augment.rotation", problem, "use 0 to 180; 15 is usual"));
+        }
+        let side = size[0].min(size[1]);
+        for (key, n, most, usual) in
+            [("pad", self.pad, side.saturating_sub(1), 4), ("cutout", self.cutout, side, side / 4)]
+        {
+            if n > most {
+                return Err(Error::config(
+                    format!("augment.{key}"),
+                    format!("{n} pixels for images of {}x{}", size[0], size[1]),
+                    format!("use at most {most}; {usual} is usual"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Draws what happens to the image at `position`, which becomes one of `[h, w]`.
+    pub(super) fn draw(&self, position: usize, [h, w]: [usize; 2], step: &Step) -> Draw {
+        let words = step.epoch_stream(stream::AUGMENT).block(position as u32);
+        let below = |word: u32, n: usize| ((u64::from(word) * n as u64) >> 32) as isize;
+        let shift = [words[1], words[2]].map(|word| below(word, 2 * self.pad + 1) - self.pad as isize);
+        let flipped = [words[0] >> 8 < threshold(self.flip), words[3] >> 8 < threshold(self.vertical_flip)];
+        if !self.needs_more() {
+            return Draw { flipped, shift, ..Draw::default() };
+        }
+        let words = step.epoch_stream(stream::AUGMENT + 1).block(position as u32);
+        let half = (self.cutout / 2) as isize;
+        let cut = [below(words[1], h) - half, below(words[2], w) - half];
+        Draw { flipped, shift, angle: below(words[0], self.angles()) as usize, cut }
+    }
+
+    /// Whether the second stream is drawn from.
+    pub(super) fn needs_more(&self) -> bool {
+        self.rotation > 0.0 || self.cutout > 0
+    }
+
+    fn angles(&self) -> usize {
+        if self.rotation > 0.0 { ANGLES } else { 1 }
+    }
+
+    /// The cosines and sines of the angles, in units of 2^-16: the middles of equal parts of the range. One, of an
+    /// angle of 0, if nothing is rotated.
+    pub(super) fn turns(&self) -> Vec<[i32; 2]> {
+        let fixed = |x: f64| (x * 65536.0).round() as i32;
+        let n = self.angles();
+        let angle = |i: usize| ((2 * i + 1) as f64 / n as f64 - 1.0) * self.rotation.to_radians();
+        (0..n).map(|i| [fixed(angle(i).cos()), fixed(angle(i).sin())]).collect()
+    }
+}
+
+/// A probability in units of 2^-24: what is compared with a random word's top 24 bits.
+pub(super) fn threshold(p: f64) -> u32 {
+    (p * f64::from(1u32 << 24)).round() as u32
+}
+
+impl Border {
+    /// The place within an image of `size` that a place along one side shows; `None` is black.
+    pub(super) fn place(self, at: isize, size: usize) -> Option<usize> {
+        let last = size as isize - 1;
+        match self {
+            _ if (0..=last).contains(&at) => Some(at as usize),
+            Border::Black => None,
+            Border::Reflect => Some(if at < 0 { -at } else { 2 * last - at } as usize),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_checked() {
+        let augment = Augment::default();
+        let bad = |a: Augment, key: &str| {
+            let e = a.check([32, 32]).unwrap_err().to_string();
+            assert!(e.contains(key) && e.contains("remedy"), "{e}");
+        };
+        bad(Augment { flip: 1.5, ..augment }, "augment.flip");
+        bad(Augment { vertical_flip: f64::NAN, ..augment }, "augment.vertical_flip");
+        bad(Augment { rotation: -1.0, ..augment }, "augment.rotation");
+        bad(Augment { pad: 32, ..augment }, "augment.pad");
+        bad(Augment { cutout: 33, ..augment }, "augment.cutout");
+        assert!(Augment { pad: 4, flip: 0.5, border: Border::Reflect, ..augment }.check([32, 32]).is_ok());
+    }
+
+    #[test]
+    fn borders() {
+        assert_eq!(Border::Reflect.place(-2, 5), Some(2));
+        assert_eq!(Border::Reflect.place(6, 5), Some(2));
+        assert_eq!(Border::Black.place(5, 5), None);
+    }
+
+    #[test]
+    fn draws_fill_their_ranges() {
+        let augment = Augment { rotation: 45.0, cutout: 3, pad: 2, vertical_flip: 0.25, ..Augment::default() };
+        let draws: Vec<Draw> = (0..4000).map(|p| augment.draw(p, [6, 7], &Step::default())).collect();
+        let turned = draws.iter().filter(|d| d.flipped[1]).count() as f64 / 4000.0;
+        assert!((turned - 0.25).abs() < 0.03 && draws.iter().all(|d| !d.flipped[0]), "{turned}");
+        let range = |f: fn(&Draw) -> isize| (draws.iter().map(f).min().unwrap(), draws.iter().map(f).max().unwrap());
+        assert_eq!((range(|d| d.cut[0]), range(|d| d.cut[1])), ((-1, 4), (-1, 5)));
+        assert_eq!((range(|d| d.shift[0]), range(|d| d.shift[1])), ((-2, 2), (-2, 2)));
+        let turns = augment.turns();
+        let (low, high) = range(|d| d.angle as isize);
+        assert!(low < 5 && high > 4090 && turns.len() == 4096);
+        let degrees = |[cos, sin]: [i32; 2]| f64::from(sin).atan2(f64::from(cos)).to_degrees();
+        assert!((degrees(turns[0]) + 45.0).abs() < 0.02 && (degrees(turns[4095]) - 45.0).abs() < 0.02);
+        assert_eq!(Augment::default().turns(), [[65536, 0]]);
+    }
+}
