@@ -14,6 +14,7 @@ mod machine;
 mod output;
 mod progress;
 mod recipes;
+mod report;
 mod summary;
 mod trace;
 mod train;
@@ -46,6 +47,7 @@ pub struct Cli {
 enum Command {
     Train(TrainArgs),
     Eval(EvalArgs),
+    Report(ReportArgs),
     Summary(SummaryArgs),
     /// List the built-in recipes, or print one as a start for your own
     #[command(after_help = recipes::layers())]
@@ -132,6 +134,24 @@ struct EvalArgs {
     /// Print one JSON object: accuracy, loss, count, per_class; accuracies as fractions
     #[arg(long)]
     json: bool,
+    /// Which checkpoint [default: best, or last if there is no best]
+    #[arg(long)]
+    which: Option<Which>,
+    #[command(flatten)]
+    machine: Machine,
+}
+
+/// Write a run's report: curves, classes, confusions, worst images, in one HTML file
+#[derive(Debug, Args)]
+struct ReportArgs {
+    /// The run's folder, e.g. runs/quickstart-001
+    run: PathBuf,
+    /// The file to write [default: report.html in the run's folder]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// The data: a folder or .tar.gz [default: where the run had it from]
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
     /// Which checkpoint [default: best, or last if there is no best]
     #[arg(long)]
     which: Option<Which>,
@@ -313,6 +333,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Train(args) => return args.machine.install(|| train::run(args, out)),
         Command::Eval(args) => args.machine.install(|| eval::run(args, &mut out))?,
+        Command::Report(args) => args.machine.install(|| report::run(args, &mut out))?,
         Command::Summary(args) => summary::run(args, &mut out)?,
         Command::Recipes { name } => recipes::run(name.as_deref(), &mut out)?,
         Command::Data(DataCommand::Fetch { name, to }) => data::fetch(name, to.as_deref(), &mut out)?,

@@ -1,6 +1,7 @@
 //! `tilework train`: from a recipe to a trained network.
 
 use super::progress::{Lines, Progress};
+use super::report::{self, Seen};
 use super::{Data, Out, TrainArgs, absolute, count, note, per_class};
 use crate::error::{Error, Result};
 use crate::recipes::Recipe;
@@ -184,9 +185,9 @@ impl Session {
         }
         let mut csv = CsvLog::open(&self.run, at.step, at.epoch)?;
         let mut progress = Progress::new(total, args.log_every, at.best_accuracy);
-        let (lines, name) = (progress.lines(), self.config.run.name.clone());
+        let (lines, parameters) = (progress.lines(), self.trainer.engine.model.params.count());
         let warn = move |e: &Error| lines.print(&format!("warning: no figures: {e}"));
-        let mut plots = Plots::open(&self.run, &name, self.config.recipe.reported, warn)?;
+        let mut plots = Plots::open(&self.run, &self.config.recipe, parameters, warn)?;
         let stop = stop_flag(progress.lines())?;
         let limits = Limits { max_steps: args.max_steps };
         let outcome = self.trainer.run(&self.run, limits, &stop, &mut [&mut csv, &mut progress, &mut plots]);
@@ -254,10 +255,23 @@ impl Session {
             None => (String::new(), "last/"),
         };
         let path = self.run.path().display();
+        let reported = report::beside_reported(self.config.recipe.reported, last.test.accuracy);
+        let reported = reported.map_or_else(String::new, |text| text + "\n");
+        let html = report::place(&self.run);
+        let seen = Seen {
+            found: &last.test,
+            images: self.trainer.test_data(),
+            parameters: self.trainer.engine.model.params.count(),
+            checkpoint: format!("last (step {})", count(self.trainer.position().step as usize)),
+        };
+        let see = match report::write(&self.run, &self.config, Some(&seen), &html) {
+            Ok(()) => format!("see it:        {}\n", html.display()),
+            Err(e) => format!("warning: no report: {e}\n"),
+        };
         format!(
-            "\n{}\ntest accuracy  {:.2} %{best}\n\n\
+            "\n{}\ntest accuracy  {:.2} %{best}\n{reported}\n\
              everything is in {path}: config.toml, metrics.csv, steps.csv, {folders}\n\
-             evaluate it:   tilework eval {path}\n",
+             {see}evaluate it:   tilework eval {path}\n",
             per_class(&last.test.per_class),
             last.test.accuracy * 100.0,
         )

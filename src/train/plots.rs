@@ -1,15 +1,42 @@
-//! A run's figures, drawn again after each epoch.
+//! A run's figures and the numbers of its last epoch, written again after each epoch.
 
-use super::events::{Event, Observer};
+use super::events::{EpochReport, Event, Observer};
 use super::history::History;
 use super::run::RunDir;
 use crate::error::{Error, Result};
-use std::path::PathBuf;
+use crate::recipes::Recipe;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 
-/// Draws `figures/loss.svg`, `accuracy.svg` and `lr.svg` in a run's folder after each epoch.
+/// `summary.json`: what is not in the CSV files and does not need the data to be found out again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The epoch, counted from 1.
+    pub epoch: u32,
+    /// Trainable numbers of the network.
+    pub parameters: usize,
+    /// Each class's name and test accuracy after the epoch, as a share.
+    pub per_class: Vec<(String, f64)>,
+}
+
+impl Summary {
+    /// Reads a run's `summary.json`, if it has one.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it is none.
+    pub fn read(run: &RunDir) -> Result<Option<Self>> {
+        let path = run.path().join("summary.json");
+        let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
+        let bad = |e: serde_json::Error| Error::file(&path, e.to_string(), "remove it: a resumed run writes it again");
+        serde_json::from_str(&text).map(Some).map_err(bad)
+    }
+}
+
+/// Draws `figures/loss.svg`, `accuracy.svg` and `lr.svg` in a run's folder after each epoch, and writes `summary.json`.
 pub struct Plots {
     folder: PathBuf,
     name: String,
+    parameters: usize,
     reported: Option<f64>,
     history: History,
     /// Told once what keeps figures from being drawn; the run goes on.
@@ -22,21 +49,30 @@ impl Plots {
     ///
     /// # Errors
     /// As [`History::read`].
-    pub fn open(run: &RunDir, name: &str, reported: Option<f64>, warn: impl Fn(&Error) + 'static) -> Result<Self> {
+    pub fn open(run: &RunDir, recipe: &Recipe, parameters: usize, warn: impl Fn(&Error) + 'static) -> Result<Self> {
         let (folder, history) = (run.path().join("figures"), History::read(run)?);
-        Ok(Plots { folder, name: name.to_string(), reported, history, warn: Some(Box::new(warn)) })
+        let name = run.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Plots { folder, name, parameters, reported: recipe.reported, history, warn: Some(Box::new(warn)) })
     }
 
-    fn draw(&self) -> Result<()> {
+    fn draw(&self, report: &EpochReport) -> Result<()> {
         std::fs::create_dir_all(&self.folder).map_err(Error::io("make the folder", &self.folder))?;
+        let (epoch, parameters, per_class) = (report.epoch, self.parameters, report.test.per_class.clone());
+        let text = serde_json::to_string(&Summary { epoch, parameters, per_class })
+            .map_err(|e| Error::Internal(format!("summary to JSON: {e}")))?;
+        put(&self.folder.with_file_name("summary.json"), &text)?;
         for (name, svg) in self.history.figures(&self.name, self.reported) {
-            // Renamed into place, so that who looks on while it trains sees a whole figure.
-            let (path, new) = (self.folder.join(format!("{name}.svg")), self.folder.join(format!("{name}.svg.new")));
-            std::fs::write(&new, svg).map_err(Error::io("write", &new))?;
-            std::fs::rename(&new, &path).map_err(Error::io("replace", &path))?;
+            put(&self.folder.join(format!("{name}.svg")), &svg)?;
         }
         Ok(())
     }
+}
+
+/// Writes a file and renames it into place, so that who looks on while it trains sees a whole one.
+fn put(path: &Path, text: &str) -> Result<()> {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).map_err(Error::io("write", &new))?;
+    std::fs::rename(&new, path).map_err(Error::io("replace", path))
 }
 
 impl Observer for Plots {
@@ -45,7 +81,7 @@ impl Observer for Plots {
             Event::Step(s) => self.history.steps.push(s.into()),
             Event::EpochEnded(e) => {
                 self.history.epochs.push((*e).into());
-                if let Err(e) = self.draw()
+                if let Err(e) = self.draw(e)
                     && let Some(warn) = self.warn.take()
                 {
                     warn(&e);

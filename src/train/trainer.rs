@@ -7,8 +7,8 @@ use super::evaluate::{Evaluation, evaluate};
 use super::events::{EpochReport, Event, Observer, StepReport};
 use super::run::RunDir;
 use super::saver::{Place, Saver, State};
-use crate::data::Splits;
 use crate::data::loader::{Augment, Batch, Feed, Loader};
+use crate::data::{Dataset, Splits};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::Model;
@@ -92,6 +92,11 @@ impl Trainer {
     /// How far it has come.
     pub fn position(&self) -> &Position {
         &self.position
+    }
+
+    /// The images that it is measured on.
+    pub fn test_data(&self) -> &Dataset {
+        self.test.loader().data()
     }
 
     /// Steps in an epoch.
