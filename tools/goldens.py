@@ -329,9 +329,14 @@ def losses(ops):
     ops.add("log_softmax_nll", "large logits", {"reduction": "mean"}, {"x": extreme, "labels": torch.tensor([1, 2, 3])}, composed, gy=one)
 
 
+def activations(ops):
+    for name, x in [("around 0", ops.uniform(2, 3, 4, 5)), ("far from 0", ops.uniform(3, 17, low=-12, high=12))]:
+        ops.add("silu", name, {}, {"x": x}, lambda x: F.silu(x))
+
+
 def write_ops(out):
     ops = Ops()
-    for room in (conv2d, linear, elementwise, pools, batch_norm, losses):
+    for room in (conv2d, linear, elementwise, pools, batch_norm, losses, activations):
         room(ops)
     write_safetensors(out / "ops.safetensors", ops.tensors)
     write_json(out / "ops.json", ops.entries)

@@ -28,6 +28,8 @@ pub struct Augment {
     /// Side of a square, at a random place, that becomes the mean colour; it may reach over the edge (DeVries, Taylor,
     /// "Improved Regularization of Convolutional Neural Networks with Cutout", 2017).
     pub cutout: usize,
+    /// Whether the images of an evaluation are changed too, each time in the same way.
+    pub test: bool,
 }
 
 /// What lies outside an image.
@@ -97,6 +99,11 @@ impl Augment {
             }
         }
         Ok(())
+    }
+
+    /// The changes to the images of an evaluation.
+    pub fn in_evaluation(self) -> Self {
+        if self.test { self } else { Augment::default() }
     }
 
     /// Draws what happens to the image at `position`, which becomes one of `[h, w]`.

@@ -7,7 +7,7 @@ use super::evaluate::{Evaluation, evaluate};
 use super::events::{EpochReport, Event, Observer, StepReport};
 use super::run::RunDir;
 use super::saver::{Place, Saver, State};
-use crate::data::loader::{Augment, Batch, Feed, Loader};
+use crate::data::loader::{Batch, Feed, Loader};
 use crate::data::{Dataset, Splits};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -77,7 +77,7 @@ impl Trainer {
         let loader =
             |data, batch, augment| Loader::transformed(Arc::new(data), batch, &recipe.data.transform(augment), device);
         let train = loader(train, recipe.batch_size, recipe.augment)?;
-        let test = loader(test, EVAL_BATCH, Augment::default())?.feed(false);
+        let test = loader(test, EVAL_BATCH, recipe.augment.in_evaluation())?.feed(false);
         recipe.optimizer.group(&mut model.params)?;
         let optimizer = recipe.optimizer.build(&model.params)?;
         let loss = recipe.loss.with(recipe.label_smoothing);

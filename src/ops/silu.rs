@@ -1,0 +1,121 @@
+//! SiLU, also known as swish: `y = x · s(x)` with the sigmoid `s(x) = 1 / (1 + exp(-x))`.
+//!
+//! `gx = gy · s · (1 + x · (1 - s))`. Source: Elfwing, Uchibe, Doya, "Sigmoid-Weighted Linear Units for Neural Network
+//! Function Approximation in Reinforcement Learning", 2017.
+
+use super::case::{Case, Draw, Fill};
+use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
+use crate::error::Result;
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+
+const OP: &str = "silu";
+
+impl Var {
+    /// `x / (1 + exp(-x))`, element by element; any shape.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] for a dtype that is not floating point.
+    pub fn silu(&self, cx: &mut Ctx<'_>) -> Result<Var> {
+        let y = forward(self.value())?;
+        Ok(cx.record(y, &[self], || Silu { id: self.id(), x: self.value().clone() }))
+    }
+}
+
+fn forward(x: &Tensor) -> Result<Tensor> {
+    let mut y = Tensor::empty(x.device(), x.dtype(), x.shape())?;
+    on_device!(OP, x, T,
+        cpu => cpu::forward(x.host::<T>()?, y.host_mut::<T>()?),
+        cuda => cuda::forward::<T>(&cuda, x, &mut y));
+    Ok(y)
+}
+
+struct Silu {
+    id: Option<VarId>,
+    x: Tensor,
+}
+
+impl Backward for Silu {
+    fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        let mut g = gy.into_unique()?;
+        on_device!(OP, g, T,
+            cpu => cpu::backward_in_place(self.x.host::<T>()?, g.host_mut::<T>()?),
+            cuda => cuda::backward_in_place::<T>(&cuda, &self.x, &mut g));
+        grads.add(self.id, g)
+    }
+}
+
+mod cpu {
+    use crate::device::cpu::for_rows;
+    use crate::dtype::Real;
+
+    /// Elements worth a piece of work of their own, in multiply-adds: an exponential is some ten.
+    const COST: usize = 10;
+
+    pub(super) fn forward<T: Real>(x: &[T], y: &mut [T]) {
+        for_rows(y, 1, COST, |i, y| y.iter_mut().zip(&x[i..]).for_each(|(y, &x)| *y = x * sigmoid(x)));
+    }
+
+    pub(super) fn backward_in_place<T: Real>(x: &[T], g: &mut [T]) {
+        for_rows(g, 1, COST, |i, g| {
+            g.iter_mut().zip(&x[i..]).for_each(|(g, &x)| {
+                let s = sigmoid(x);
+                *g *= s * (T::one() + x * (T::one() - s));
+            });
+        });
+    }
+
+    fn sigmoid<T: Real>(x: T) -> T {
+        T::one() / (T::one() + (-x).exp())
+    }
+}
+
+mod cuda {
+    use crate::device::cuda::{Cuda, KernelType, Launch};
+    use crate::error::Result;
+    use crate::kernels::silu::{SiluDims, silu_bwd, silu_fwd};
+    use crate::tensor::Tensor;
+
+    pub(super) fn forward<T: KernelType>(cuda: &Cuda, x: &Tensor, y: &mut Tensor) -> Result<()> {
+        let d = SiluDims { n: x.len() as i32 };
+        silu_fwd::<T>(cuda, Launch::each(x.len().div_ceil(4)), x.input()?, y.output()?, &d)
+    }
+
+    pub(super) fn backward_in_place<T: KernelType>(cuda: &Cuda, x: &Tensor, g: &mut Tensor) -> Result<()> {
+        let d = SiluDims { n: x.len() as i32 };
+        silu_bwd::<T>(cuda, Launch::each(x.len().div_ceil(4)), x.input()?, g.output()?, &d)
+    }
+}
+
+fn case(shape: Shape, fill: Fill) -> Case {
+    Case::new(format!("{shape} {fill:?}"), |v, cx| v[0].silu(cx)).input("x", shape, fill).flops(10 * shape.len())
+}
+
+/// Shapes that tests and benches share.
+pub fn cases() -> Vec<Case> {
+    vec![
+        case([1].into(), Fill::Uniform),
+        case([3, 5, 7, 11].into(), Fill::Uniform),
+        case([2, 33].into(), Fill::Ties),
+        case([16, 28, 28, 32].into(), Fill::Uniform).timed(),
+    ]
+}
+
+/// A small case drawn at random.
+pub fn random_case(d: &mut Draw) -> Case {
+    case([d.int(1, 4), d.int(1, 6), d.int(1, 6), d.int(1, 9)].into(), Fill::Uniform)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+
+    #[test]
+    fn far_from_zero_it_is_x_or_nothing() {
+        let x = Tensor::from_slice(&Device::cpu(), [4], &[-200.0f32, 0.0, 200.0, f32::NAN]).unwrap();
+        let y = forward(&x).unwrap().to_vec::<f32>().unwrap();
+        assert_eq!(y[..3], [0.0, 0.0, 200.0]);
+        assert!(y[3].is_nan());
+    }
+}
