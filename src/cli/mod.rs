@@ -5,6 +5,7 @@
 
 mod bench;
 mod check;
+mod compare;
 mod completions;
 mod data;
 mod doctor;
@@ -16,6 +17,7 @@ mod progress;
 mod recipes;
 mod report;
 mod summary;
+mod sweep;
 mod trace;
 mod train;
 
@@ -48,6 +50,8 @@ enum Command {
     Train(TrainArgs),
     Eval(EvalArgs),
     Report(ReportArgs),
+    Compare(CompareArgs),
+    Sweep(SweepArgs),
     Summary(SummaryArgs),
     /// List the built-in recipes, or print one as a start for your own
     #[command(after_help = recipes::layers())]
@@ -75,7 +79,7 @@ enum Command {
 ///
 /// The run leaves a folder RECIPE-NNN with everything that is known about it. Ctrl-C finishes the step and saves; a
 /// second Ctrl-C quits at once.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 struct TrainArgs {
     /// A built-in recipe (see `tilework recipes`) or the path of a recipe file ending in .toml
     #[arg(default_value = "quickstart")]
@@ -157,6 +161,37 @@ struct ReportArgs {
     which: Option<Which>,
     #[command(flatten)]
     machine: Machine,
+}
+
+/// Compare runs: accuracy, loss, parameters, time; and their curves
+#[derive(Debug, Args)]
+struct CompareArgs {
+    /// The runs' folders
+    #[arg(value_name = "RUN", required = true)]
+    runs: Vec<PathBuf>,
+    /// Write overlaid curves and bars by class to this HTML file
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Print a JSON array, an object a run; accuracies as fractions, `reported` in percent
+    #[arg(long, conflicts_with = "csv")]
+    json: bool,
+    /// Print the same as CSV
+    #[arg(long)]
+    csv: bool,
+}
+
+/// Train a recipe with each of several values
+///
+/// --set takes a list, `--set model.dropout=0.1,0.2,0.3`; several lists make a grid. The runs go one after the other into
+/// the folder RECIPE-sweep; given again, the sweep goes on where it was stopped.
+#[derive(Debug, Args)]
+struct SweepArgs {
+    #[command(flatten)]
+    train: TrainArgs,
+    /// Train with each of these seeds too, e.g. 0,1,2: the figure shows mean and deviation
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', conflicts_with = "seed",
+          value_parser = RangedU64ValueParser::<u64>::new().range(..=i64::MAX as u64))]
+    seeds: Vec<u64>,
 }
 
 /// Show a recipe's network: sizes, parameters, multiply-adds, memory
@@ -267,7 +302,7 @@ enum DataCommand {
     },
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 struct Set {
     /// Replace a value of the recipe, e.g. --set optimizer.momentum=0.95; may be repeated
     #[arg(id = "set", long = "set", value_name = "KEY=VALUE", value_parser = assignment)]
@@ -334,6 +369,8 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Train(args) => return args.machine.install(|| train::run(args, out)),
         Command::Eval(args) => args.machine.install(|| eval::run(args, &mut out))?,
         Command::Report(args) => args.machine.install(|| report::run(args, &mut out))?,
+        Command::Compare(args) => compare::run(args, &mut out)?,
+        Command::Sweep(args) => return args.train.machine.install(|| sweep::run(args, out)),
         Command::Summary(args) => summary::run(args, &mut out)?,
         Command::Recipes { name } => recipes::run(name.as_deref(), &mut out)?,
         Command::Data(DataCommand::Fetch { name, to }) => data::fetch(name, to.as_deref(), &mut out)?,

@@ -10,8 +10,8 @@ use crate::train::{CsvLog, Limits, Outcome, Plots, RunDir, Trainer, checkpoint};
 use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The exit code of a run that was asked to stop.
 const INTERRUPTED: u8 = 130;
@@ -36,7 +36,7 @@ pub(super) fn run(args: &TrainArgs, mut out: Out) -> Result<ExitCode> {
 }
 
 /// The recipe's values that the options replace.
-fn overrides(args: &TrainArgs) -> Vec<String> {
+pub(super) fn overrides(args: &TrainArgs) -> Vec<String> {
     let mut set = args.set.values.clone();
     set.extend(args.epochs.map(|n| format!("epochs={n}")));
     set.extend(args.batch_size.map(|n| format!("batch_size={n}")));
@@ -138,15 +138,25 @@ fn lock(run: &RunDir) -> Result<Option<File>> {
     }
 }
 
-/// The flag that Ctrl-C and SIGTERM set. The second time they end the program at once.
+/// The flag that Ctrl-C and SIGTERM set. The second time they end the program at once. All runs of a process share it;
+/// `lines` is where the latest one prints.
 fn stop_flag(lines: Lines) -> Result<Arc<AtomicBool>> {
+    static SHARED: Mutex<Option<(Arc<AtomicBool>, Lines)>> = Mutex::new(None);
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((stop, to)) = shared.as_mut() {
+        *to = lines;
+        return Ok(stop.clone());
+    }
     let stop = Arc::new(AtomicBool::new(false));
+    *shared = Some((stop.clone(), lines));
     let flag = stop.clone();
     let handler = move || {
         if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(INTERRUPTED));
         }
-        lines.print("stopping: the step is finished and saved; once more quits at once");
+        if let Some((_, lines)) = SHARED.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            lines.print("stopping: the step is finished and saved; once more quits at once");
+        }
     };
     keep_ignored_hangup(|| ctrlc::set_handler(handler).map_err(|e| Error::Internal(format!("signal handler: {e}"))))?;
     Ok(stop)

@@ -44,7 +44,7 @@ impl Chart {
         self
     }
 
-    /// Adds a line through points, which breaks where one is not finite.
+    /// Adds a line through points (without a name it is not in the legend), which breaks where one is not finite.
     #[must_use]
     pub fn line(self, name: impl Into<String>, points: Vec<[f64; 2]>) -> Self {
         self.add(name.into(), points, Vec::new(), false)
@@ -122,7 +122,7 @@ impl Chart {
     }
 
     /// All coordinates of one axis, with the ends of the error bars.
-    fn values(&self, axis: usize) -> impl Iterator<Item = f64> {
+    fn values(&self, axis: usize) -> impl Iterator<Item = f64> + Clone {
         self.series.iter().flat_map(move |s| {
             let spread = s.spread.iter().copied().chain(std::iter::repeat(0.0));
             s.points.iter().zip(spread).flat_map(move |(p, d)| match axis {
@@ -141,7 +141,7 @@ impl Chart {
     /// For each entry its place along the row, its row and which series it is; the last may be the mark.
     fn legend(&self) -> Vec<(f64, usize, usize)> {
         let (mut x, mut row) = (48.0, 0);
-        let entries = 0..self.series.len() + usize::from(self.mark.is_some());
+        let entries = (0..self.series.len() + usize::from(self.mark.is_some())).filter(|&i| !self.name(i).is_empty());
         let place = |i: usize| {
             let width = 28.0 + text_width(&self.name(i), SMALL) + 20.0;
             if x + width > WIDTH && x > 48.0 {

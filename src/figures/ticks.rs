@@ -5,12 +5,15 @@ pub(super) struct Scale {
     low: f64,
     high: f64,
     log: bool,
+    /// Whether all values are whole numbers, such as epochs: then so are the ticks.
+    whole: bool,
     pixels: [f64; 2],
 }
 
 impl Scale {
     /// For the finite ones of `values`, with a margin of a twentieth where `margin` says so. No values give 0 to 1.
-    pub(super) fn new(values: impl Iterator<Item = f64>, log: bool, margin: bool, pixels: [f64; 2]) -> Self {
+    pub(super) fn new(values: impl Iterator<Item = f64> + Clone, log: bool, margin: bool, pixels: [f64; 2]) -> Self {
+        let whole = values.clone().all(|v| v.fract() == 0.0 || v.is_nan());
         let inside = |v: &f64| v.is_finite() && (!log || *v > 0.0);
         let to = |v: f64| if log { v.log10() } else { v };
         let bounds = values.filter(inside).map(to).fold(None, |b: Option<(f64, f64)>, v| match b {
@@ -26,7 +29,7 @@ impl Scale {
             d if margin => (low - 0.05 * d, high + 0.05 * d),
             _ => (low, high),
         };
-        Scale { low, high, log, pixels }
+        Scale { low, high, log, whole, pixels }
     }
 
     /// Where a number lies, in pixels; NaN where a logarithm has no place for it.
@@ -44,7 +47,7 @@ impl Scale {
             return powers.map(|p| (10f64.powi(p), power(p))).collect();
         }
         let bounds = [self.low, self.high].map(|v| if self.log { 10f64.powf(v) } else { v });
-        let step = round_step((bounds[1] - bounds[0]) / n as f64);
+        let step = round_step((bounds[1] - bounds[0]) / n as f64).max(if self.whole { 1.0 } else { 0.0 });
         let (first, last) = ((bounds[0] / step - 1e-9).ceil() as i64, (bounds[1] / step + 1e-9).floor() as i64);
         (first..=last).take(100).map(|k| (k as f64 * step, number(k as f64 * step, step))).collect()
     }
@@ -91,7 +94,8 @@ mod tests {
 
     #[test]
     fn ticks_are_round_numbers() {
-        assert_eq!(labels(&[0.0, 1.0], false), ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
+        assert_eq!(labels(&[0.0, 0.5, 1.0], false), ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
+        assert_eq!(labels(&[1.0, 2.0, 3.0], false), ["1", "2", "3"]);
         assert_eq!(labels(&[1.0, 25_000.0], false), ["5,000", "10,000", "15,000", "20,000", "25,000"]);
         assert_eq!(labels(&[-0.03, 0.05], false), ["-0.02", "0", "0.02", "0.04"]);
         assert_eq!(labels(&[0.0, 4e-6], false), ["0", "1e-6", "2e-6", "3e-6", "4e-6"]);

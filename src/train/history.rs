@@ -6,6 +6,9 @@ use crate::error::{Error, Result};
 use crate::figures::Chart;
 use std::path::Path;
 
+/// Points of a line through losses that scatter.
+const TREND: usize = 80;
+
 /// A row of `steps.csv`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepRow {
@@ -140,18 +143,23 @@ impl History {
         let steps = |value: fn(&StepRow) -> f32| -> Vec<[f64; 2]> {
             self.steps.iter().map(|s| [s.step as f64, f64::from(value(s))]).collect()
         };
-        let loss = Chart::new(format!("{name}: loss"), "step", "mean loss of an image")
-            .faint("training, each mini-batch", steps(|s| s.loss))
-            .line("training, mean of the epoch", self.by_last_step(|e| e.train_loss))
-            .line("test", self.by_last_step(|e| e.test_loss));
+        let (each, stretch) = (steps(|s| s.loss), self.steps.len().div_ceil(TREND));
+        let middle =
+            |part: &[[f64; 2]]| [part[part.len() / 2][0], part.iter().map(|p| p[1]).sum::<f64>() / part.len() as f64];
+        let trend: Vec<[f64; 2]> = each.chunks(stretch.max(1)).map(middle).collect();
+        let mut loss = Chart::new(format!("{name}: loss"), "step", "mean loss of an image")
+            .faint("training, each mini-batch", each);
+        if stretch > 1 {
+            loss = loss.line(format!("training, mean of {stretch} steps"), trend);
+        }
+        let loss = loss.line("test", self.by_last_step(|e| e.test_loss));
         let mut accuracy = Chart::new(format!("{name}: accuracy"), "epoch", "accuracy in percent")
             .line("training, before each update", self.by_epoch(|e| e.train_accuracy * 100.0))
             .line("test", self.by_epoch(|e| e.test_accuracy * 100.0));
         if let Some(percent) = reported {
             accuracy = accuracy.mark(percent, format!("reported by the source, {percent} %"));
         }
-        let rate =
-            Chart::new(format!("{name}: learning rate"), "step", "learning rate").line("of the step", steps(|s| s.lr));
+        let rate = Chart::new(format!("{name}: learning rate"), "step", "learning rate").line("", steps(|s| s.lr));
         [("loss", loss.svg()), ("accuracy", accuracy.svg()), ("lr", rate.svg())]
     }
 }
