@@ -1,13 +1,32 @@
 //! `tilework compare`: runs beside each other.
 
+use super::count;
 use super::output::{Out, table};
 use super::progress::clock;
-use super::{CompareArgs, count};
 use crate::error::{Error, Result};
 use crate::figures::{self, Bars, Chart, Page};
 use crate::train::run::Config;
 use crate::train::{History, RunDir, Summary};
+use clap::Args;
 use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// Compare runs: accuracy, loss, parameters, time; and their curves
+#[derive(Debug, Args)]
+pub(super) struct CompareArgs {
+    /// The runs' folders
+    #[arg(value_name = "RUN", required = true)]
+    pub(super) runs: Vec<PathBuf>,
+    /// Write overlaid curves and bars by class to this HTML file
+    #[arg(long, value_name = "FILE")]
+    pub(super) out: Option<PathBuf>,
+    /// Print a JSON array, an object a run; accuracies as fractions, `reported` in percent
+    #[arg(long, conflicts_with = "csv")]
+    pub(super) json: bool,
+    /// Print the same as CSV
+    #[arg(long)]
+    pub(super) csv: bool,
+}
 
 /// A run and what it left.
 struct Run {
@@ -60,7 +79,7 @@ pub(super) fn run(args: &CompareArgs, out: &mut Out) -> Result<()> {
     out.print(&format!("{}\n{see}\n", table(&HEADS, ALIGN, wide)))
 }
 
-fn read(path: &std::path::Path) -> Result<Run> {
+fn read(path: &Path) -> Result<Run> {
     let run = RunDir::open(path)?;
     let full = super::absolute(path)?;
     let name = full.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();

@@ -49,9 +49,9 @@ pub struct Cli {
 enum Command {
     Train(TrainArgs),
     Eval(EvalArgs),
-    Report(ReportArgs),
-    Compare(CompareArgs),
-    Sweep(SweepArgs),
+    Report(report::ReportArgs),
+    Compare(compare::CompareArgs),
+    Sweep(sweep::SweepArgs),
     Summary(SummaryArgs),
     /// List the built-in recipes, or print one as a start for your own
     #[command(after_help = recipes::layers())]
@@ -143,55 +143,6 @@ struct EvalArgs {
     which: Option<Which>,
     #[command(flatten)]
     machine: Machine,
-}
-
-/// Write a run's report: curves, classes, confusions, worst images, in one HTML file
-#[derive(Debug, Args)]
-struct ReportArgs {
-    /// The run's folder, e.g. runs/quickstart-001
-    run: PathBuf,
-    /// The file to write [default: report.html in the run's folder]
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
-    /// The data: a folder or .tar.gz [default: where the run had it from]
-    #[arg(long, value_name = "PATH")]
-    data: Option<PathBuf>,
-    /// Which checkpoint [default: best, or last if there is no best]
-    #[arg(long)]
-    which: Option<Which>,
-    #[command(flatten)]
-    machine: Machine,
-}
-
-/// Compare runs: accuracy, loss, parameters, time; and their curves
-#[derive(Debug, Args)]
-struct CompareArgs {
-    /// The runs' folders
-    #[arg(value_name = "RUN", required = true)]
-    runs: Vec<PathBuf>,
-    /// Write overlaid curves and bars by class to this HTML file
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
-    /// Print a JSON array, an object a run; accuracies as fractions, `reported` in percent
-    #[arg(long, conflicts_with = "csv")]
-    json: bool,
-    /// Print the same as CSV
-    #[arg(long)]
-    csv: bool,
-}
-
-/// Train a recipe with each of several values
-///
-/// --set takes a list, `--set model.dropout=0.1,0.2,0.3`; several lists make a grid. The runs go one after the other into
-/// the folder RECIPE-sweep; given again, the sweep goes on where it was stopped.
-#[derive(Debug, Args)]
-struct SweepArgs {
-    #[command(flatten)]
-    train: TrainArgs,
-    /// Train with each of these seeds too, e.g. 0,1,2: the figure shows mean and deviation
-    #[arg(long, value_name = "N,N,…", value_delimiter = ',', conflicts_with = "seed",
-          value_parser = RangedU64ValueParser::<u64>::new().range(..=i64::MAX as u64))]
-    seeds: Vec<u64>,
 }
 
 /// Show a recipe's network: sizes, parameters, multiply-adds, memory

@@ -1,16 +1,35 @@
 //! `report.html`: what there is to see of a run, in one file.
 
-use super::{Data, Out, ReportArgs, count, eval};
+use super::{Data, Machine, Out, Which, count, eval};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::figures::{Bars, Matrix, Page, table};
 use crate::train::run::Config;
 use crate::train::{EpochRow, Evaluation, History, Judged, RunDir, Trainer};
 use base64::Engine;
+use clap::Args;
 use std::path::{Path, PathBuf};
 
 /// Pictures in each part.
 const PICTURES: usize = 18;
+
+/// Write a run's report: curves, classes, confusions, worst images, in one HTML file
+#[derive(Debug, Args)]
+pub(super) struct ReportArgs {
+    /// The run's folder, e.g. runs/quickstart-001
+    pub(super) run: PathBuf,
+    /// The file to write [default: report.html in the run's folder]
+    #[arg(long, value_name = "FILE")]
+    pub(super) out: Option<PathBuf>,
+    /// The data: a folder or .tar.gz [default: where the run had it from]
+    #[arg(long, value_name = "PATH")]
+    pub(super) data: Option<PathBuf>,
+    /// Which checkpoint [default: best, or last if there is no best]
+    #[arg(long)]
+    pub(super) which: Option<Which>,
+    #[command(flatten)]
+    pub(super) machine: Machine,
+}
 
 pub(super) fn run(args: &ReportArgs, out: &mut Out) -> Result<()> {
     let run = RunDir::open(&args.run)?;

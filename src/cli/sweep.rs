@@ -5,14 +5,30 @@
 
 use super::output::{Out, table};
 use super::progress::clock;
-use super::{SweepArgs, compare, note, train};
+use super::{TrainArgs, compare, note, train};
 use crate::error::{Error, Result};
 use crate::figures::{Bars, Chart};
 use crate::recipes::Recipe;
 use crate::train::run::Config;
 use crate::train::{History, RunDir};
+use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+/// Train a recipe with each of several values
+///
+/// --set takes a list, `--set model.dropout=0.1,0.2,0.3`; several lists make a grid. The runs go one after the other into
+/// the folder RECIPE-sweep; given again, the sweep goes on where it was stopped.
+#[derive(Debug, Args)]
+pub(super) struct SweepArgs {
+    #[command(flatten)]
+    pub(super) train: TrainArgs,
+    /// Train with each of these seeds too, e.g. 0,1,2: the figure shows mean and deviation
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', conflicts_with = "seed",
+          value_parser = RangedU64ValueParser::<u64>::new().range(..=i64::MAX as u64))]
+    pub(super) seeds: Vec<u64>,
+}
 
 /// A key and its values, as they were written.
 struct Axis {
@@ -118,7 +134,7 @@ fn cells(args: &SweepArgs, axes: &[Axis]) -> Result<Vec<Cell>> {
         for seed in &seeds {
             let mut set: Vec<String> = axes.iter().zip(&values).map(|(a, v)| format!("{}={v}", a.key)).collect();
             set.extend(seed.map(|s| format!("seed={s}")));
-            let with = super::TrainArgs { seed: None, set: super::Set { values: set.clone() }, ..args.train.clone() };
+            let with = TrainArgs { seed: None, set: super::Set { values: set.clone() }, ..args.train.clone() };
             let recipe = Recipe::load(&args.train.recipe, &train::overrides(&with))?;
             cells.push(Cell { values: values.clone(), set, recipe });
         }
