@@ -1,3 +1,4 @@
 //! What other programs read and write.
 
+pub(crate) mod file;
 pub(crate) mod pickle;

@@ -12,6 +12,7 @@ pub mod engine;
 mod evaluate;
 mod events;
 mod history;
+pub mod lr_find;
 mod metrics;
 mod plots;
 mod recording;
