@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+#[path = "unit/figures.rs"]
+mod figures;
+
 /// A network that trains in a blink; 100 steps an epoch.
 const TINY: &str = r#"
 about = "tiny"

@@ -6,7 +6,7 @@ use crate::{Error, Result};
 use std::fmt;
 
 /// A part of a data set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Split {
     /// What a network is trained on.
@@ -14,6 +14,7 @@ pub enum Split {
     /// What choices are made by: which checkpoint is the best, when to stop.
     Validation,
     /// What the result is measured on.
+    #[default]
     Test,
 }
 

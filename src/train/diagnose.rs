@@ -1,6 +1,7 @@
 //! What can be wrong with a run, found before it starts or told when it happens: memory that does
 //! not suffice, batches that a layer cannot take, losses that are not finite.
 
+use super::run::RunDir;
 use crate::autograd::Var;
 use crate::data::batch::Batch;
 use crate::error::{Error, Result};
@@ -88,4 +89,17 @@ pub(super) fn check_memory(model: &Model, batch_size: usize) -> Result<()> {
     let arenas = model.params.count().saturating_mul(3 * 4);
     let activations = activation_bytes(model).saturating_mul(batch_size);
     model.params.values().device().check_fits(arenas.saturating_add(activations), "training")
+}
+
+/// Adds to an error where the last good checkpoint is, and of which step.
+pub(super) fn with_last_checkpoint(e: Error, run: &RunDir, at: Option<(u64, u32)>) -> Error {
+    let Error::NonFinite { loss, step, epoch, origin, remedy, .. } = e else { return e };
+    let last = run.path().join("last");
+    let saved = match at.filter(|_| last.exists()) {
+        Some((step, epoch)) => {
+            format!("the last good checkpoint is {}, after step {step} and {epoch} whole epochs", last.display())
+        }
+        None => "there is no checkpoint yet".into(),
+    };
+    Error::NonFinite { loss, step, epoch, origin, saved, remedy }
 }

@@ -47,6 +47,24 @@ pub struct EpochReport {
     pub images_per_second: f64,
 }
 
+/// Where to stop before the recipe's last epoch.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// Steps, over the whole run.
+    pub max_steps: Option<u64>,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All epochs are done, or the last allowed step.
+    Finished,
+    /// Someone asked it to stop; the state is saved.
+    Stopped,
+    /// The recipe's `early_stopping` ended it: the accuracy has not become better for so many epochs.
+    StoppedEarly,
+}
+
 /// Something that happened.
 #[derive(Debug)]
 pub enum Event<'a> {

@@ -1,10 +1,10 @@
 //! A run of a recipe: its epochs and schedule, what is told of it, saved of it, and gone on from.
 
 use super::checkpoint::{Checkpoint, Position};
-use super::diagnose::{check_last_batch, check_memory, non_finite, non_finite_parameter};
+use super::diagnose::{check_last_batch, check_memory, non_finite, non_finite_parameter, with_last_checkpoint};
 use super::engine::Engine;
 use super::evaluate::{Evaluation, evaluate};
-use super::events::{EpochReport, Event, Observer, StepReport};
+use super::events::{EpochReport, Event, Limits, Observer, Outcome, StepReport};
 use super::lr_find::{Curve, Ramp};
 use super::measures::Measures;
 use super::run::RunDir;
@@ -22,24 +22,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-
-/// Where to stop before the recipe's last epoch.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Limits {
-    /// Steps, over the whole run.
-    pub max_steps: Option<u64>,
-}
-
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// All epochs are done, or the last allowed step.
-    Finished,
-    /// Someone asked it to stop; the state is saved.
-    Stopped,
-    /// The recipe's `early_stopping` ended it: the accuracy has not become better for so many epochs.
-    StoppedEarly,
-}
 
 /// A recipe's run: the engine, and where it stands.
 pub struct Trainer {
@@ -96,6 +78,11 @@ impl Trainer {
     /// How far it has come.
     pub fn position(&self) -> &Position {
         &self.position
+    }
+
+    /// The images that it is measured on.
+    pub fn test_data(&self) -> &Dataset {
+        &self.measures.test
     }
 
     /// Steps in an epoch.
@@ -433,19 +420,6 @@ impl Trainer {
     pub fn first_batch(&self) -> Result<Batch> {
         self.train.feed(false).batch(&Step::default())
     }
-}
-
-/// Adds to an error where the last good checkpoint is, and of which step.
-fn with_last_checkpoint(e: Error, run: &RunDir, at: Option<(u64, u32)>) -> Error {
-    let Error::NonFinite { loss, step, epoch, origin, remedy, .. } = e else { return e };
-    let last = run.path().join("last");
-    let saved = match at.filter(|_| last.exists()) {
-        Some((step, epoch)) => {
-            format!("the last good checkpoint is {}, after step {step} and {epoch} whole epochs", last.display())
-        }
-        None => "there is no checkpoint yet".into(),
-    };
-    Error::NonFinite { loss, step, epoch, origin, saved, remedy }
 }
 
 fn tell(observers: &mut [&mut dyn Observer], event: &Event<'_>) -> Result<()> {
