@@ -41,17 +41,20 @@ impl Frame {
     }
 }
 
-/// The curve as a picture, with an upright line at each suggestion.
-pub(super) fn svg(curve: &Curve, marks: &[Mark], recipe: &str) -> String {
-    let frame = Frame::of(curve);
-    let within = |y: f64| if y <= frame.y[1] { y } else { f64::NAN };
-    let points = curve.tried.iter().map(|t| [t.lr, within(t.smoothed)]).collect();
-    let title = format!("Learning-rate finder: {recipe}");
-    let chart = Chart::new(title, "learning rate", "smoothed loss").log_x().line("smoothed loss", points);
-    let upright = |chart: Chart, m: &Mark| {
-        chart.line(format!("{}: {}", m.name, rounded(m.lr)), vec![[m.lr, frame.y[0]], [m.lr, frame.y[1]]])
+/// A picture of its own.
+pub(super) fn svg(curve: &Curve, marks: &[Mark], title: &str) -> String {
+    // Above it the loss runs away, and would flatten the rest.
+    let top = Frame::of(curve).y[1];
+    let points = curve.tried.iter().map(|t| [t.lr, if t.smoothed <= top { t.smoothed } else { f64::NAN }]).collect();
+    let chart = Chart::new(format!("Learning-rate finder: {title}"), "learning rate (logarithmic)", "loss, smoothed");
+    let chart = chart.log_x().line("", points);
+    let mark = |chart: Chart, mark: &Mark| {
+        let far = |lr: f64| (lr / mark.lr).ln().abs();
+        let nearest = curve.tried.iter().min_by(|a, b| far(a.lr).total_cmp(&far(b.lr)));
+        let loss = nearest.map_or(f64::NAN, |t| t.smoothed);
+        chart.point(format!("{}: {}", mark.name, rounded(mark.lr)), [mark.lr, loss])
     };
-    marks.iter().fold(chart, upright).svg()
+    marks.iter().fold(chart, mark).svg()
 }
 
 /// The smoothed loss in letters, with a mark below each suggestion.

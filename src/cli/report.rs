@@ -151,7 +151,7 @@ fn pictures(page: &mut Page, seen: &Seen<'_>) -> Result<()> {
         let Judged { label, predicted, confidence, loss } = images[i];
         let mark = if label == predicted { "✓" } else { "✗" };
         let said = format!("{mark} {} ({:.1} %)", name(predicted), confidence * 100.0);
-        let lines = vec![format!("{}, image {i}", name(label)), said, format!("loss {loss:.2}")];
+        let lines = vec![name(label).to_string(), said, format!("loss {loss:.2}"), format!("image {i}")];
         Ok((data_uri(seen.images, i)?, lines))
     };
     let mut worst: Vec<usize> = (0..images.len()).collect();
@@ -159,8 +159,7 @@ fn pictures(page: &mut Page, seen: &Seen<'_>) -> Result<()> {
     worst.truncate(PICTURES);
     let every = images.len().div_ceil(PICTURES).max(1);
     let sample: Vec<usize> = (0..images.len()).step_by(every).collect();
-    let text =
-        "The true class and the image's place in the test set; what the network says and how sure it is; the loss.";
+    let text = "The true class; what the network says and how sure it is; the loss; the image's place in the test set.";
     for (title, which) in [("Top losses", worst), ("Sample predictions", sample)] {
         page.section(title);
         page.text(text);

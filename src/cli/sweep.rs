@@ -163,6 +163,9 @@ fn find(folder: &Path, recipe: &Recipe) -> Result<Option<(PathBuf, History)>> {
     Ok(None)
 }
 
+/// The values of all keys but the first, the points, and the deviation of each.
+type Line<'a> = (&'a [String], Vec<[f64; 2]>, Vec<f64>);
+
 /// Mean and standard deviation (of the sample; 0 of one).
 fn spread(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
@@ -218,7 +221,7 @@ fn figure(axes: &[Axis], found: &[(&Vec<String>, Vec<f64>, f64)]) -> String {
         if low > 0.0 && high / low > 20.0 {
             chart = chart.log_x();
         }
-        let mut lines: Vec<(&[String], Vec<[f64; 2]>, Vec<f64>)> = Vec::new();
+        let mut lines: Vec<Line<'_>> = Vec::new();
         for (values, all, _) in found {
             let (mean, deviation) = spread(all);
             let point = [number(values).unwrap_or(f64::NAN), mean];

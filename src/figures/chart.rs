@@ -28,7 +28,14 @@ struct Series {
     points: Vec<[f64; 2]>,
     /// Half the height of each point's error bar.
     spread: Vec<f64>,
-    faint: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Line,
+    Faint,
+    Point,
 }
 
 impl Chart {
@@ -47,19 +54,25 @@ impl Chart {
     /// Adds a line through points (without a name it is not in the legend), which breaks where one is not finite.
     #[must_use]
     pub fn line(self, name: impl Into<String>, points: Vec<[f64; 2]>) -> Self {
-        self.add(name.into(), points, Vec::new(), false)
+        self.add(name.into(), points, Vec::new(), Kind::Line)
     }
 
     /// Adds a thin, pale line, for values that scatter.
     #[must_use]
     pub fn faint(self, name: impl Into<String>, points: Vec<[f64; 2]>) -> Self {
-        self.add(name.into(), points, Vec::new(), true)
+        self.add(name.into(), points, Vec::new(), Kind::Faint)
     }
 
     /// Adds a line with error bars: `spread` up and down from each point.
     #[must_use]
     pub fn spread(self, name: impl Into<String>, points: Vec<[f64; 2]>, spread: Vec<f64>) -> Self {
-        self.add(name.into(), points, spread, false)
+        self.add(name.into(), points, spread, Kind::Line)
+    }
+
+    /// Marks a point by a dot and a dashed line down to its place on the horizontal axis.
+    #[must_use]
+    pub fn point(self, name: impl Into<String>, at: [f64; 2]) -> Self {
+        self.add(name.into(), vec![at], Vec::new(), Kind::Point)
     }
 
     /// Marks a value of the vertical axis by a dashed line across.
@@ -69,8 +82,8 @@ impl Chart {
         self
     }
 
-    fn add(mut self, name: String, points: Vec<[f64; 2]>, spread: Vec<f64>, faint: bool) -> Self {
-        self.series.push(Series { name, points, spread, faint });
+    fn add(mut self, name: String, points: Vec<[f64; 2]>, spread: Vec<f64>, kind: Kind) -> Self {
+        self.series.push(Series { name, points, spread, kind });
         self
     }
 
@@ -102,13 +115,14 @@ impl Chart {
             canvas.polyline(&[[left, y.at(*value)], [right, y.at(*value)]], GREY, 1.5, 1.0, "5 5");
         }
         for (i, series) in self.series.iter().enumerate() {
-            series.draw(&mut canvas, i, &x, &y);
+            series.draw(&mut canvas, i, &x, &y, bottom);
         }
         for (at, row, name) in &legend {
             let here = [*at, 44.0 + 20.0 * *row as f64];
             let series = self.series.get(*name);
             let (ink, width, opacity, dash) = match series {
-                Some(s) if s.faint => (colour(*name), 1.0, 0.55, ""),
+                Some(s) if s.kind == Kind::Faint => (colour(*name), 1.0, 0.55, ""),
+                Some(s) if s.kind == Kind::Point => (colour(*name), 1.5, 1.0, "4 4"),
                 Some(_) => (colour(*name), 2.5, 1.0, dash(*name)),
                 None => (GREY, 1.5, 1.0, "5 5"),
             };
@@ -160,11 +174,15 @@ fn dash(i: usize) -> &'static str {
 }
 
 impl Series {
-    fn draw(&self, canvas: &mut Canvas, i: usize, x: &Scale, y: &Scale) {
+    fn draw(&self, canvas: &mut Canvas, i: usize, x: &Scale, y: &Scale, bottom: f64) {
         let place = |[a, b]: [f64; 2]| [x.at(a), y.at(b)];
         let points: Vec<[f64; 2]> = thinned(&self.points).into_iter().map(place).collect();
-        if self.faint {
-            return canvas.polyline(&points, colour(i), 1.0, 0.45, "");
+        match self.kind {
+            Kind::Faint => return canvas.polyline(&points, colour(i), 1.0, 0.45, ""),
+            Kind::Point => {
+                points.iter().for_each(|&p| canvas.polyline(&[p, [p[0], bottom]], colour(i), 1.5, 1.0, "4 4"))
+            }
+            Kind::Line => {}
         }
         canvas.polyline(&points, colour(i), 2.0, 1.0, dash(i));
         if points.len() <= 40 {
@@ -214,6 +232,9 @@ mod tests {
         {
             let svg = Chart::new("t", "x", "y").line("a", points.clone()).log_x().svg();
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{points:?}: {svg}");
+            let svg = Chart::new("t", "x", "y").line("a", points.clone()).point("b", [nan, 1.0]).svg();
+            assert!(!svg.contains("NaN"), "{svg}");
+            let svg = Chart::new("t", "x", "y").line("a", points.clone()).svg();
             assert_eq!(svg.contains("no data yet"), points.iter().all(|p| p[1].is_nan()), "{points:?}");
         }
     }

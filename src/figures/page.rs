@@ -12,7 +12,7 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 .figures { display: flex; flex-wrap: wrap; gap: 1em; } .figures svg { max-width: 100%; height: auto; border-radius: 6px; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1em; } .pictures figure { margin: 0; width: 150px; font-size: 13px; }
 .pictures img { width: 128px; height: auto; image-rendering: pixelated; display: block; } .big { font-size: 1.3em; }
-pre { overflow-x: auto; background: #8881; padding: 1em; border-radius: 6px; }";
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #8881; padding: 1em; border-radius: 6px; }";
 
 /// A page in progress.
 pub struct Page {

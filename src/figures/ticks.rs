@@ -70,7 +70,7 @@ fn number(v: f64, step: f64) -> String {
     if v == 0.0 {
         return "0".into();
     }
-    if exponent < -4.0 || v.abs() >= 1e7 {
+    if exponent < -5.0 || v.abs() >= 1e7 {
         let digits = (v.abs().log10().floor() - exponent).max(0.0) as usize;
         return format!("{v:.digits$e}");
     }

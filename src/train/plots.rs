@@ -32,6 +32,8 @@ impl Summary {
     }
 }
 
+type Warn = Box<dyn Fn(&Error)>;
+
 /// Draws `figures/loss.svg`, `accuracy.svg` and `lr.svg` in a run's folder after each epoch, and writes `summary.json`.
 pub struct Plots {
     folder: PathBuf,
@@ -40,7 +42,7 @@ pub struct Plots {
     reported: Option<f64>,
     history: History,
     /// Told once what keeps figures from being drawn; the run goes on.
-    warn: Option<Box<dyn Fn(&Error)>>,
+    warn: Option<Warn>,
 }
 
 impl Plots {
