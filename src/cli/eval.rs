@@ -2,9 +2,11 @@
 
 use super::{Data, EvalArgs, Out, Which, count, per_class};
 use crate::error::{Error, Result};
+use crate::train::checkpoint::{self, Checkpoint};
 use crate::train::run::Config;
-use crate::train::{Evaluation, RunDir, Trainer, checkpoint};
+use crate::train::{Evaluation, RunDir, Trainer};
 use serde::{Serialize, Serializer};
+use std::path::PathBuf;
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -20,19 +22,24 @@ fn in_order<S: Serializer>(pairs: &[(String, f64)], s: S) -> Result<S::Ok, S::Er
     s.collect_map(pairs.iter().map(|(k, v)| (k, v)))
 }
 
+/// A run's checkpoint: its name, where it is and what it holds.
+pub(super) fn chosen(run: &RunDir, which: Option<Which>) -> Result<(&'static str, PathBuf, Checkpoint)> {
+    let (best, last) = (run.path().join("best"), run.path().join("last"));
+    match which {
+        Some(Which::Best) => checkpoint::load(&best).map(|c| ("best", best, c)),
+        Some(Which::Last) => checkpoint::load(&last).map(|c| ("last", last, c)),
+        None => match checkpoint::load(&best) {
+            // Damage is reported, absence is not.
+            Err(_) if !best.exists() => checkpoint::load(&last).map(|c| ("last", last, c)),
+            loaded => loaded.map(|c| ("best", best, c)),
+        },
+    }
+}
+
 pub(super) fn run(args: &EvalArgs, out: &mut Out) -> Result<()> {
     let run = RunDir::open(&args.run)?;
     let config = Config::read(&run)?;
-    let (best, last) = (run.path().join("best"), run.path().join("last"));
-    let (name, (path, checkpoint)) = match args.which {
-        Some(Which::Best) => ("best", (best.clone(), checkpoint::load(&best)?)),
-        Some(Which::Last) => ("last", (last.clone(), checkpoint::load(&last)?)),
-        None => match checkpoint::load(&best) {
-            // Damage is reported, absence is not.
-            Err(_) if !best.exists() => ("last", (last.clone(), checkpoint::load(&last)?)),
-            loaded => ("best", (best.clone(), loaded?)),
-        },
-    };
+    let (name, path, checkpoint) = chosen(&run, args.which)?;
     let source = config.recipe.data.source;
     let data = Data::reopen(source, args.data.as_deref(), config.run.data.as_deref())?;
     let (device, device_name) = args.machine.device()?;

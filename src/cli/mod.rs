@@ -12,6 +12,8 @@ mod eval;
 mod kernels;
 mod machine;
 mod output;
+mod picture;
+mod predict;
 mod progress;
 mod recipes;
 mod summary;
@@ -46,6 +48,7 @@ pub struct Cli {
 enum Command {
     Train(TrainArgs),
     Eval(EvalArgs),
+    Predict(predict::PredictArgs),
     Summary(SummaryArgs),
     /// List the built-in recipes, or print one as a start for your own
     #[command(after_help = recipes::layers())]
@@ -313,6 +316,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Train(args) => return args.machine.install(|| train::run(args, out)),
         Command::Eval(args) => args.machine.install(|| eval::run(args, &mut out))?,
+        Command::Predict(args) => return args.machine.install(|| predict::run(args, &mut out)),
         Command::Summary(args) => summary::run(args, &mut out)?,
         Command::Recipes { name } => recipes::run(name.as_deref(), &mut out)?,
         Command::Data(DataCommand::Fetch { name, to }) => data::fetch(name, to.as_deref(), &mut out)?,

@@ -1,3 +1,5 @@
 //! What other programs read and write.
 
 pub(crate) mod pickle;
+pub(crate) mod torch;
+mod zip;

@@ -32,8 +32,8 @@ use crate::data::Source;
 use crate::data::augment::Augment;
 use crate::data::loader::Transform;
 use crate::error::{Error, Result};
-use crate::nn::LayerSpec;
 use crate::nn::networks::ModelSpec;
+use crate::nn::{LayerSpec, Pretrained};
 use crate::optim::{Clip, EarlyStopping, Ema, OptimizerSpec, Phase, Schedule};
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,12 @@ pub struct Recipe {
     /// A network by name, and what is changed in the network.
     #[serde(default)]
     pub model: ModelSpec,
+    /// The weights that it starts from, unless random.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pretrained: Option<Pretrained>,
+    /// What is not trained: patterns of parameters, or numbers of the network's children.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub freeze: Vec<String>,
     /// The data.
     pub data: DataSpec,
     /// Random changes to training images.

@@ -1,0 +1,146 @@
+//! Transfer learning: weights of another network's training, all but a new head, and layers that stay as they are.
+//!
+//! Source: Yosinski et al., "How transferable are features in deep neural networks?", NIPS 2014.
+
+use super::model::Model;
+use super::state::StateDict;
+use crate::error::{Error, Result};
+use crate::params::matches;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Weights to start from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pretrained {
+    /// A state dict, `.pth` or safetensors.
+    pub file: PathBuf,
+    /// Patterns of the keys that may differ: they start anew where the file has them not, or in another shape.
+    #[serde(default = "head")]
+    pub head: Vec<String>,
+}
+
+fn head() -> Vec<String> {
+    vec!["fc.*".into()]
+}
+
+impl Pretrained {
+    /// The file.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it is not there, with where torchvision's weights come from.
+    pub fn file(&self) -> Result<&Path> {
+        if self.file.exists() {
+            return Ok(&self.file);
+        }
+        let remedy = "for torchvision's ResNet-18: `curl -LO https://download.pytorch.org/models/resnet18-f37072fd.pth` \
+                      in this folder, or --set pretrained.file=PATH";
+        Err(Error::file(&self.file, "the weights to start from are not there", remedy))
+    }
+}
+
+/// What became of the keys of a state dict.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// How many tensors were taken over.
+    pub loaded: usize,
+    /// Keys of the file that were left out.
+    pub skipped: Vec<String>,
+    /// Keys of the network that the file could not fill.
+    pub missing: Vec<String>,
+}
+
+impl fmt::Display for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} tensors loaded", self.loaded)?;
+        for (list, what) in [(&self.skipped, "left out"), (&self.missing, "started anew")] {
+            if !list.is_empty() {
+                write!(f, ", {} {what} ({})", list.len(), list.join(", "))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Model {
+    /// Takes over a state dict, but for keys that fit one of the patterns of `head`: these may be missing, unknown or
+    /// of another shape, and the network then keeps what it has. Nothing changes on an error.
+    ///
+    /// # Errors
+    /// As [`Model::load_state_dict`].
+    pub fn load_pretrained(&mut self, mut state: StateDict, head: &[String], path: &Path) -> Result<Loaded> {
+        let own = self.state_dict()?;
+        let free = |key: &str| head.iter().any(|pattern| matches(pattern, key));
+        let mut report = Loaded::default();
+        state.retain(|key, array| {
+            let fits = own.get(key).is_some_and(|o| o.shape() == array.shape());
+            if !fits && free(key) {
+                report.skipped.push(key.clone());
+            }
+            fits || !free(key)
+        });
+        report.loaded = state.len();
+        for (key, array) in own.into_iter().filter(|(key, _)| free(key)) {
+            if !state.contains_key(&key) {
+                report.missing.push(key.clone());
+                state.insert(key, array);
+            }
+        }
+        self.load_state_dict(&state, path)?;
+        Ok(report)
+    }
+
+    /// Freezes parameters: they get no gradient and stay as they are, and what lies before the first trained one keeps
+    /// no activation. A pattern names a parameter or what it is in (`conv1`, `layer1.*`, `*.bias`), or children of the
+    /// network by number, from 1 (`3`, `1-5`), those without parameters counted.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a pattern that fits nothing; [`Error::OutOfMemory`].
+    pub fn freeze(&mut self, patterns: &[String]) -> Result<()> {
+        let children: Vec<String> =
+            self.layers.iter().filter(|l| !l.key.contains('.')).map(|l| l.key.clone()).collect();
+        let mut chosen: Vec<String> = Vec::new();
+        for pattern in patterns {
+            let (first, last) = pattern.split_once('-').unwrap_or((pattern, pattern));
+            let names = match (first.trim().parse::<usize>(), last.trim().parse::<usize>()) {
+                (Ok(first), Ok(last)) if first >= 1 && first <= last && last <= children.len() => {
+                    children[first - 1..last].to_vec()
+                }
+                (Ok(_), Ok(_)) => Vec::new(),
+                _ => vec![pattern.clone()],
+            };
+            let numbers = first.trim().parse::<usize>().is_ok();
+            let found = names.iter().any(|n| self.params.list().iter().any(|p| within(n, &p.key)));
+            if names.is_empty() || !(found || numbers) {
+                let list = children.iter().enumerate().map(|(i, name)| format!("{} {name}", i + 1));
+                return Err(Error::config(
+                    "freeze",
+                    format!("`{pattern}` fits no parameter"),
+                    format!(
+                        "name a parameter or what it is in (`conv1`, `layer1.*`), or children by number (`1-5`): {}",
+                        list.collect::<Vec<_>>().join(", ")
+                    ),
+                ));
+            }
+            chosen.extend(names);
+        }
+        if chosen.is_empty() {
+            return Ok(());
+        }
+        self.params.configure(|p| {
+            if chosen.iter().any(|name| within(name, &p.key)) {
+                p.trainable = false;
+            }
+        })?;
+        if self.params.list().iter().all(|p| !p.trainable) {
+            return Err(Error::config("freeze", "no parameter is left to train", "freeze less, such as all but `fc`"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a key fits a pattern, or lies in what does.
+fn within(pattern: &str, key: &str) -> bool {
+    matches(pattern, key) || matches(&format!("{pattern}.*"), key)
+}
