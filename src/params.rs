@@ -13,6 +13,7 @@ pub use buffers::{BufferId, Buffers};
 pub use grads::{ParamGrads, Slot};
 pub use pattern::matches;
 
+use crate::device::cpu::Cpu;
 use crate::device::cuda::In;
 use crate::device::{Buffer, Device};
 use crate::dtype::DType;
@@ -104,7 +105,7 @@ impl Params {
             p.offset = len;
             len += p.shape.len().next_multiple_of(ALIGN);
         }
-        let mut values = vec![0f32; len];
+        let mut values: Vec<f32> = Cpu::zeros(len)?;
         for (i, p) in list.iter().enumerate() {
             let place = &mut values[p.range()];
             let s = Step { seed, ..Step::default() }.stream(stream::INIT + i as u32);

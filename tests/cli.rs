@@ -1,5 +1,10 @@
 //! The program as its users meet it: what it prints, what it leaves, and how it takes abuse.
 
+#[path = "unit/hardship.rs"]
+mod hardship;
+#[path = "unit/using.rs"]
+mod using;
+
 use assert_cmd::Command;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -301,7 +306,10 @@ fn a_loss_that_is_not_finite_stops_the_run() {
     p.ok(&["train", "tiny.toml", "--max-steps", "100"]);
     let config = p.text("runs/tiny-002/config.toml");
     fs::write(p.path("runs/tiny-002/config.toml"), config.replace("lr = 0.01", "lr = 1e30")).unwrap();
-    p.fails(&["train", "--resume", "runs/tiny-002"], &["epoch 2", "the last good checkpoint is runs/tiny-002/last"]);
+    p.fails(
+        &["train", "--resume", "runs/tiny-002"],
+        &["epoch 2", "the last good checkpoint is runs/tiny-002/last, after step 100 and 1 whole epochs"],
+    );
     p.ok(&["eval", "runs/tiny-002", "--which", "last"]);
 }
 
@@ -410,7 +418,7 @@ fn under_way(child: &mut Child) -> BufReader<std::process::ChildStderr> {
 fn an_interrupted_run_saves_and_goes_on() {
     let p = Place::new();
     p.ok(&["train", "tiny.toml", "--epochs", "60", "--max-steps", "1500"]);
-    for signal in ["-INT", "-TERM"] {
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
         let args = ["train", "tiny.toml", "--epochs", "60", "--log-every", "10"];
         let mut child = p.std_command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let err = under_way(&mut child);
@@ -418,7 +426,7 @@ fn an_interrupted_run_saves_and_goes_on() {
         let rest: Vec<String> = err.lines().map(|l| l.unwrap()).collect();
         assert!(rest.iter().any(|l| l.starts_with("stopping")), "{rest:?}");
         let out = child.wait_with_output().unwrap();
-        assert_eq!(out.status.code(), Some(130));
+        assert_eq!(out.status.code(), Some(code));
         let out = String::from_utf8(out.stdout).unwrap();
         let run = out.lines().last().unwrap().rsplit(' ').next().unwrap();
         assert!(out.contains(&format!("tilework train --resume {run}")), "{out}");

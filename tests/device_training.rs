@@ -12,6 +12,7 @@ use tilework::nn::Model;
 use tilework::optim::{Optimizer, Sgd};
 use tilework::recipes::Recipe;
 use tilework::step::{Rate, Step};
+use tilework::train::lr_find::Ramp;
 use tilework::train::{Engine, Event, Limits, Observer, Outcome, RunDir, StepReport, Trainer, checkpoint};
 use tilework::{Ctx, DType, Device, Error, Result, Tensor, Var};
 
@@ -190,6 +191,26 @@ fn a_loss_that_is_not_a_number_is_reported_with_its_step() {
     assert!((2..5).contains(&step), "{step}");
 }
 
+/// The loss is read long after the step: what was saved before is still there, averaged weights and all.
+#[test]
+fn the_last_good_checkpoint_stays() {
+    let Some(under) = Under::new() else { return };
+    let trainer = |lr: &str| {
+        let recipe = recipe("a1-lenet", &["batch_size=8", "ema.decay=0.9", lr]);
+        Trainer::new(recipe, shapes::generate(0, 60, 20), under.first()).unwrap()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let run = RunDir::create(folder.path(), "run").unwrap();
+    let (last, never) = (run.path().join("last"), AtomicBool::new(false));
+    trainer("epochs=1").run(&run, Limits::default(), &never, &mut []).unwrap();
+    let good = checkpoint::load(&last).unwrap();
+    let mut bad = trainer("optimizer.lr=1e30");
+    bad.restore(checkpoint::load(&last).unwrap(), &last).unwrap();
+    let e = bad.run(&run, Limits::default(), &never, &mut []).unwrap_err().to_string();
+    assert!(e.contains("run-001/last, after step 8 and 1 whole epochs"), "{e}");
+    assert_eq!(checkpoint::load(&last).unwrap(), good);
+}
+
 #[test]
 fn waiting_for_each_launch_changes_no_number() {
     let Some(under) = Under::new() else { return };
@@ -321,6 +342,30 @@ fn updates_are_the_cpu_s_in_a_recorded_step_too() {
             let close = |(got, want): (&f32, &f32)| (got - want).abs() <= 2e-4 * want.abs().max(1.0);
             assert!(got.iter().flatten().zip(want.iter().flatten()).all(close), "{optimizer} {clip}: average of {key}");
         }
+    }
+}
+
+/// The learning-rate finder in the midst of training: what comes after has the same bits as without it.
+#[test]
+fn the_rate_finder_leaves_everything_as_it_was() {
+    let Some(under) = Under::new() else { return };
+    let layers = r#"layers=["conv 5x5, 4 channels, stride 3, no bias", "batch_norm", "relu", "flatten", "dropout 0.2", "fc 10"]"#;
+    let recipe = recipe("quickstart", &[layers, "batch_size=8", "accumulate=2", "ema.decay=0.5", "clip.norm=1.0"]);
+    for device in [&Device::cpu(), under.first()] {
+        let run = |find: bool| {
+            let mut trainer = Trainer::new(recipe.clone(), shapes::generate(0, 60, 20), device).unwrap();
+            trainer.bench_steps(3).unwrap();
+            let curve = find.then(|| trainer.find_rate(Ramp { start: 1e-4, end: 1e4, steps: 20 }).unwrap());
+            let found = trainer.engine.results(0, 3).unwrap();
+            trainer.bench_steps(3).unwrap();
+            let average = trainer.engine.averaged(|model| model.state_dict()).unwrap();
+            (curve, found, trainer.engine.model.state_dict().unwrap(), average)
+        };
+        let (with, without) = (run(true), run(false));
+        let curve = with.0.unwrap();
+        assert!(curve.diverged && curve.tried.len() > 10, "{curve:?}");
+        assert!(curve.valley().unwrap() < 10.0);
+        assert!((with.1, with.2, with.3) == (without.1, without.2, without.3));
     }
 }
 

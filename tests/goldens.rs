@@ -119,6 +119,7 @@ fn check_op<T: tilework::dtype::Real>(case: &Value, tensors: &SafeTensors<'_>, t
         "linear" => x.linear(&vars[1], vars.get(2), &mut cx),
         "relu" => x.relu(&mut cx),
         "silu" => x.silu(&mut cx),
+        "gelu" => x.gelu(&mut cx),
         "add" => x.add(&vars[1], &mut cx),
         "flatten" => x.flatten(&mut cx),
         "max_pool2d" => {

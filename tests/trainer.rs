@@ -195,6 +195,25 @@ fn a_run_without_progress_stops_early() {
     assert_eq!(t.position().epoch, 2);
 }
 
+/// An update that ruins the weights right before the run is asked to stop: what is saved stays what it was.
+#[test]
+fn weights_that_are_not_finite_are_not_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_dir(dir.path());
+    let last = run.path().join("last");
+    let set = [LAYERS, "epochs=2", "batch_size=50", "ema.decay=0.5"];
+    let limits = Limits { max_steps: Some(4) };
+    trainer(&set).unwrap().run(&run, limits, &AtomicBool::new(false), &mut []).unwrap();
+    let good = checkpoint::load(&last).unwrap();
+    let mut t = trainer(&[&set[..], &["optimizer.lr=1e300"]].concat()).unwrap();
+    t.restore(checkpoint::load(&last).unwrap(), &last).unwrap();
+    let stop = AtomicBool::new(false);
+    let at_once: fn(&Event<'_>) -> bool = |e| matches!(e, Event::EpochStarted { .. });
+    let e = t.run(&run, Limits::default(), &stop, &mut [&mut StopAt(&stop, at_once)]).unwrap_err().to_string();
+    assert!(e.contains("not finite") && e.contains("after step 4 and 1 whole epochs"), "{e}");
+    assert_eq!(checkpoint::load(&last).unwrap(), good);
+}
+
 #[test]
 fn mistakes_in_updates_are_named() {
     for (set, word) in [

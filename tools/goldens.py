@@ -332,6 +332,7 @@ def losses(ops):
 def activations(ops):
     for name, x in [("around 0", ops.uniform(2, 3, 4, 5)), ("far from 0", ops.uniform(3, 17, low=-12, high=12))]:
         ops.add("silu", name, {}, {"x": x}, lambda x: F.silu(x))
+        ops.add("gelu", name, {}, {"x": x}, lambda x: F.gelu(x))
 
 
 def write_ops(out):

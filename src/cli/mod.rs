@@ -10,12 +10,15 @@ mod data;
 mod doctor;
 mod eval;
 mod kernels;
+mod lr_curve;
+mod lr_find;
 mod machine;
 mod output;
 mod picture;
 mod predict;
 mod progress;
 mod recipes;
+mod signals;
 mod summary;
 mod trace;
 mod train;
@@ -48,6 +51,7 @@ pub struct Cli {
 enum Command {
     Train(TrainArgs),
     Eval(EvalArgs),
+    LrFind(LrFindArgs),
     Predict(predict::PredictArgs),
     Summary(SummaryArgs),
     /// List the built-in recipes, or print one as a start for your own
@@ -120,6 +124,36 @@ struct TrainArgs {
     #[arg(long, value_name = "RUN",
           conflicts_with_all = ["recipe", "batch_size", "lr", "seed", "init", "no_shuffle", "out", "set"])]
     resume: Option<PathBuf>,
+    #[command(flatten)]
+    set: Set,
+}
+
+/// Find a learning rate: train at rising rates for a moment, and see where the loss falls
+///
+/// Nothing is saved but the curve, lr-find.svg. Printed are the curve, three suggestions, and the command that trains with
+/// one of them.
+#[derive(Debug, Args)]
+struct LrFindArgs {
+    /// A built-in recipe (see `tilework recipes`) or the path of a recipe file ending in .toml
+    #[arg(default_value = "quickstart")]
+    recipe: String,
+    /// The data: a folder or .tar.gz [default: $TILEWORK_DATA, ./data or the user's cache folder]
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    /// The first rate
+    #[arg(long, value_name = "X", default_value = "1e-7", value_parser = rate)]
+    start: f64,
+    /// The last rate
+    #[arg(long, value_name = "X", default_value = "10", value_parser = rate)]
+    end: f64,
+    /// Updates from the first rate to the last
+    #[arg(long, value_name = "N", default_value = "100", value_parser = RangedU64ValueParser::<usize>::new().range(10..=100_000))]
+    steps: usize,
+    /// The folder for lr-find.svg
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    out: PathBuf,
+    #[command(flatten)]
+    machine: Machine,
     #[command(flatten)]
     set: Set,
 }
@@ -316,6 +350,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Train(args) => return args.machine.install(|| train::run(args, out)),
         Command::Eval(args) => args.machine.install(|| eval::run(args, &mut out))?,
+        Command::LrFind(args) => args.machine.install(|| lr_find::run(args, &mut out))?,
         Command::Predict(args) => return args.machine.install(|| predict::run(args, &mut out)),
         Command::Summary(args) => summary::run(args, &mut out)?,
         Command::Recipes { name } => recipes::run(name.as_deref(), &mut out)?,

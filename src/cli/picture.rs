@@ -1,6 +1,7 @@
 //! Pictures from files: PNG and JPEG, of any size, grey or coloured, with or without transparency.
 
 use crate::error::{Error, Result};
+use crate::formats::file;
 use image::imageops::{FilterType, resize};
 use image::{ImageReader, RgbImage};
 use std::io::Cursor;
@@ -17,11 +18,7 @@ const ENDINGS: [&str; 3] = ["png", "jpg", "jpeg"];
 /// [`Error::Io`]; [`Error::File`] for what is no picture, and no file.
 pub(super) fn read(path: &Path, [height, width]: [usize; 2]) -> Result<Vec<u8>> {
     let remedy = "give a PNG or JPEG file; other formats: convert it first";
-    let meta = std::fs::metadata(path).map_err(Error::io("read the picture", path))?;
-    if !meta.is_file() {
-        return Err(Error::file(path, "neither a file nor a folder of pictures", remedy));
-    }
-    let bytes = std::fs::read(path).map_err(Error::io("read the picture", path))?;
+    let bytes = file::read(path, "read the picture")?;
     // The format is told from the contents: names lie. The crate's limits bound what a small file can unfold to.
     let picture = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(image::ImageError::from);
     let picture = picture.and_then(ImageReader::decode).map_err(|e| {

@@ -50,7 +50,6 @@ pub(super) struct PredictArgs {
 pub(super) struct Trained {
     pub(super) model: Model,
     pub(super) config: Config,
-    pub(super) checkpoint: &'static str,
     device: Device,
 }
 
@@ -59,12 +58,12 @@ impl Trained {
     pub(super) fn open(run: &std::path::Path, which: Option<Which>, device: Device) -> Result<Self> {
         let run = RunDir::open(run)?;
         let config = Config::read(&run)?;
-        let (checkpoint, path, saved) = chosen(&run, which)?;
+        let (_, path, saved) = chosen(&run, which)?;
         let recipe = &config.recipe;
         let image = recipe.data.image(summary::image(recipe.data.source));
         let mut model = Model::build(&recipe.network()?, image, &device, recipe.seed)?;
         model.load_state_dict(&saved.model, &path)?;
-        Ok(Trained { model, config, checkpoint, device })
+        Ok(Trained { model, config, device })
     }
 
     /// Height and width of its input.

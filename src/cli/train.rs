@@ -1,6 +1,7 @@
 //! `tilework train`: from a recipe to a trained network.
 
-use super::progress::{Lines, Progress};
+use super::progress::Progress;
+use super::signals::{exit_code, stop_flag};
 use super::{Data, Out, TrainArgs, absolute, count, note, per_class};
 use crate::error::{Error, Result};
 use crate::recipes::Recipe;
@@ -9,11 +10,6 @@ use crate::train::{CsvLog, Limits, Outcome, RunDir, Trainer, checkpoint};
 use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-/// The exit code of a run that was asked to stop.
-const INTERRUPTED: u8 = 130;
 
 /// A run that is ready to start.
 struct Session {
@@ -145,40 +141,6 @@ fn lock(run: &RunDir) -> Result<Option<File>> {
     }
 }
 
-/// The flag that Ctrl-C and SIGTERM set. The second time they end the program at once.
-fn stop_flag(lines: Lines) -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    let handler = move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(INTERRUPTED));
-        }
-        lines.print("stopping: the step is finished and saved; once more quits at once");
-    };
-    keep_ignored_hangup(|| ctrlc::set_handler(handler).map_err(|e| Error::Internal(format!("signal handler: {e}"))))?;
-    Ok(stop)
-}
-
-/// Runs `install`, which takes over SIGHUP too, and leaves SIGHUP ignored if it was: `nohup` means
-/// that the run outlives its terminal.
-#[cfg(unix)]
-fn keep_ignored_hangup(install: impl FnOnce() -> Result<()>) -> Result<()> {
-    use nix::sys::signal::{SigHandler, Signal, signal};
-    // SAFETY: no handler function is involved, only the dispositions "ignore" and "default".
-    let before = unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) };
-    install()?;
-    if matches!(before, Ok(SigHandler::SigIgn)) {
-        // SAFETY: as above.
-        let _ = unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) };
-    }
-    Ok(())
-}
-
-#[cfg(not(unix))]
-fn keep_ignored_hangup(install: impl FnOnce() -> Result<()>) -> Result<()> {
-    install()
-}
-
 impl Session {
     fn train(mut self, args: &TrainArgs, out: &mut Out) -> Result<ExitCode> {
         let epochs = self.config.recipe.epochs;
@@ -191,6 +153,7 @@ impl Session {
             return out.print(&(text + more)).map(|()| ExitCode::SUCCESS);
         }
         let mut csv = CsvLog::open(&self.run, at.step, at.epoch)?;
+        csv.notes().iter().for_each(|n| note(&format!("note: {n}")));
         let mut progress = Progress::new(total, args.log_every, at.best_accuracy);
         let stop = stop_flag(progress.lines())?;
         let limits = Limits { max_steps: args.max_steps };
@@ -211,7 +174,7 @@ impl Session {
             Ok(Outcome::Stopped) => {
                 let step = count(self.trainer.position().step as usize);
                 out.print(&format!("stopped and saved after step {step}\ngo on with: {go_on}\n"))?;
-                Ok(ExitCode::from(INTERRUPTED))
+                Ok(ExitCode::from(exit_code()))
             }
             Err(e) => {
                 let numbers = matches!(e, Error::NonFinite { .. });

@@ -207,7 +207,7 @@ impl Buffer {
         match (&self.memory, &self.device) {
             (Memory::Cuda(block), Device::Cuda(cuda)) => {
                 self.expect::<T>()?;
-                let mut out = vec![<T as bytemuck::Zeroable>::zeroed(); range.len()];
+                let mut out: Vec<T> = cpu::Cpu::zeros(range.len())?;
                 cuda.read(block, range.start * size_of::<T>(), bytemuck::cast_slice_mut(&mut out))?;
                 Ok(out)
             }

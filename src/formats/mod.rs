@@ -1,5 +1,6 @@
 //! What other programs read and write.
 
+pub(crate) mod file;
 pub(crate) mod pickle;
 pub(crate) mod torch;
 mod zip;

@@ -144,3 +144,86 @@ impl Model {
 fn within(pattern: &str, key: &str) -> bool {
     matches(pattern, key) || matches(&format!("{pattern}.*"), key)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autograd::Var;
+    use crate::device::Device;
+    use crate::dtype::DType;
+    use crate::step::Step;
+    use crate::tensor::Tensor;
+
+    fn model(classes: usize, seed: u64) -> Model {
+        let net = ["conv1: conv 3x3, 4 channels", "bn1: batch_norm", "relu: relu", "flatten"].map(Into::into);
+        let fc = format!("fc: fc {classes}");
+        let net: Vec<_> = net.into_iter().chain([fc.as_str().into()]).collect();
+        Model::build(&net, [8, 8, 3], &Device::cpu(), seed).unwrap()
+    }
+
+    #[test]
+    fn a_head_of_another_size_starts_anew() {
+        let path = Path::new("net.pth");
+        let (old, mut new) = (model(7, 1).state_dict().unwrap(), model(3, 2));
+        let before = new.state_dict().unwrap();
+        assert!(new.load_pretrained(old.clone(), &[], path).is_err());
+        let report = new.load_pretrained(old.clone(), &head(), path).unwrap();
+        let fc = vec!["fc.bias".to_string(), "fc.weight".to_string()];
+        assert_eq!(report, Loaded { loaded: 7, skipped: fc.clone(), missing: fc });
+        let text = "7 tensors loaded, 2 left out (fc.bias, fc.weight), 2 started anew (fc.bias, fc.weight)";
+        assert_eq!(report.to_string(), text);
+        let after = new.state_dict().unwrap();
+        assert_eq!((&after["conv1.weight"], &after["fc.weight"]), (&old["conv1.weight"], &before["fc.weight"]));
+        // Anything else that differs is an error, and changes nothing.
+        let mut other = old.clone();
+        other.remove("conv1.bias");
+        let e = new.load_pretrained(other, &head(), path).unwrap_err().to_string();
+        assert!(e.contains("`conv1.bias` is missing"), "{e}");
+        assert_eq!(new.state_dict().unwrap(), after);
+        // A head that fits is taken over.
+        assert_eq!(model(7, 3).load_pretrained(old, &head(), path).unwrap().loaded, 9);
+    }
+
+    /// Which parameters are trained.
+    fn trained(patterns: &[&str]) -> Result<String> {
+        let mut m = model(3, 0);
+        m.freeze(&patterns.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let keys: Vec<_> = m.params.list().iter().filter(|p| p.trainable).map(|p| p.key.clone()).collect();
+        Ok(keys.join(" "))
+    }
+
+    #[test]
+    fn patterns_and_numbers_freeze() {
+        assert_eq!(trained(&[]).unwrap(), "conv1.weight conv1.bias bn1.weight bn1.bias fc.weight fc.bias");
+        assert_eq!(trained(&["1-4"]).unwrap(), "fc.weight fc.bias");
+        assert_eq!(trained(&["2", "fc"]).unwrap(), "conv1.weight conv1.bias");
+        assert_eq!(trained(&["*.bias", "conv1.*"]).unwrap(), "bn1.weight fc.weight");
+        for (patterns, words) in [
+            (&["convv1"][..], "1 conv1, 2 bn1"),
+            (&["0-2"], "fits no"),
+            (&["3-9"], "fits no"),
+            (&["*"], "no parameter"),
+        ] {
+            let e = trained(patterns).unwrap_err().to_string();
+            assert!(e.contains(words) && e.contains("remedy"), "{e}");
+        }
+    }
+
+    #[test]
+    fn what_is_frozen_keeps_no_activation() {
+        let kept = |patterns: &[String]| {
+            let mut m = model(3, 0);
+            m.freeze(patterns).unwrap();
+            let x = Var::constant(Tensor::empty(&Device::cpu(), DType::F32, [64, 8, 8, 3]).unwrap());
+            let before = Device::cpu().memory().in_use;
+            let mut cx = m.train(Step::default());
+            let y = m.forward(&x, &mut cx).unwrap();
+            let kept = m.params.values().device().memory().in_use;
+            assert!(y.id().is_some() && before == 0);
+            kept
+        };
+        // Of 64 images: the convolution's and the norm's output, each 6x6x4 numbers.
+        let saved = kept(&[]) - kept(&["1-3".to_string()]);
+        assert!(saved >= 2 * 4 * 64 * 6 * 6 * 4, "{saved}");
+    }
+}

@@ -136,6 +136,18 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The key of the first parameter that holds a number that is not finite.
+    ///
+    /// # Errors
+    /// None that a snapshot of [`Model::snapshot`] can cause.
+    pub fn non_finite_parameter(&self) -> Result<Option<String>> {
+        let values = self.values.host::<f32>()?;
+        // In blocks, so that the loop over a block has no exit.
+        let finite = |block: &[f32]| block.iter().fold(true, |all, v| all & v.is_finite());
+        let bad = |p: &&Param| !values[p.range()].chunks(1024).all(finite);
+        Ok(self.params.iter().find(bad).map(|p| p.key.clone()))
+    }
+
     /// The state dict.
     ///
     /// # Errors

@@ -36,6 +36,7 @@ pub mod conv2d;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod flatten;
+pub mod gelu;
 mod gradcheck;
 pub mod linear;
 pub mod log_softmax;
@@ -59,6 +60,7 @@ pub const ROOMS: &[Room] = &[
     Room { name: "cross_entropy", cases: cross_entropy::cases, random_case: cross_entropy::random_case },
     Room { name: "dropout", cases: dropout::cases, random_case: dropout::random_case },
     Room { name: "flatten", cases: flatten::cases, random_case: flatten::random_case },
+    Room { name: "gelu", cases: gelu::cases, random_case: gelu::random_case },
     Room { name: "linear", cases: linear::cases, random_case: linear::random_case },
     Room { name: "log_softmax", cases: log_softmax::cases, random_case: log_softmax::random_case },
     Room { name: "max_pool2d", cases: max_pool2d::cases, random_case: max_pool2d::random_case },

@@ -32,6 +32,7 @@ use crate::data::Source;
 use crate::data::augment::Augment;
 use crate::data::loader::Transform;
 use crate::error::{Error, Result};
+use crate::formats::file;
 use crate::nn::networks::ModelSpec;
 use crate::nn::{LayerSpec, Pretrained};
 use crate::optim::{Clip, EarlyStopping, Ema, OptimizerSpec, Phase, Schedule};
@@ -184,7 +185,7 @@ impl Recipe {
         if path.extension().is_none_or(|e| e != "toml") {
             return Err(built_in::unknown(name));
         }
-        let text = std::fs::read_to_string(path).map_err(Error::io("read the recipe", path))?;
+        let text = file::read_text(path, "read the recipe")?;
         Recipe::parse(&text, name, set)
     }
 

@@ -20,12 +20,26 @@ impl Recipe {
         for (rate, first) in step.rates.iter_mut().zip(self.optimizer.rates()) {
             *rate = self.rate(first, at);
         }
-        if let Some(clip) = self.clip {
-            (step.clip, step.clip_norm) = (clip.value.unwrap_or(0.0), clip.norm.unwrap_or(0.0));
-        }
+        self.clip(&mut step);
         // The first update's weights are the first average.
         step.ema = self.ema.filter(|_| step.updates() > 0).map_or(0.0, |ema| ema.decay);
         step
+    }
+
+    /// The step with the recipe's first rates, each times `factor`, and its clipping: without schedule and average.
+    pub fn with_rate(&self, step: Step, factor: f64) -> Step {
+        let mut step = step.rate(self.optimizer.rate());
+        for (rate, first) in step.rates.iter_mut().zip(self.optimizer.rates()) {
+            *rate = Rate { lr: first.lr * factor, ..first };
+        }
+        self.clip(&mut step);
+        step
+    }
+
+    fn clip(&self, step: &mut Step) {
+        if let Some(clip) = self.clip {
+            (step.clip, step.clip_norm) = (clip.value.unwrap_or(0.0), clip.norm.unwrap_or(0.0));
+        }
     }
 
     /// The rate at a place in the run of parameters that start from the rate `first`.

@@ -13,8 +13,8 @@ use crate::tensor::Tensor;
 
 /// The averages, laid out like the network's numbers.
 pub(super) struct Average {
-    values: Buffer,
-    buffers: Vec<Tensor>,
+    pub(super) values: Buffer,
+    pub(super) buffers: Vec<Tensor>,
 }
 
 /// Elements per piece of work.

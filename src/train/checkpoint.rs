@@ -7,6 +7,7 @@
 //! checkpoint is there, and [`load`] finds it.
 
 use crate::error::{Error, Result};
+use crate::formats::file;
 use crate::nn::state::{StateDict, deserialize, serialize};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -252,9 +253,11 @@ fn remedy(dir: &Path) -> String {
 fn read(dir: &Path) -> Result<Checkpoint> {
     let damaged = |path: &Path, problem: String| Error::file(path, problem, remedy(dir));
     let contents = |path: &Path| {
-        fs::read(path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => damaged(path, "is missing from the checkpoint".into()),
-            _ => Error::io("read", path)(e),
+        file::read(path, "read").map_err(|e| match e {
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                damaged(path, "is missing from the checkpoint".into())
+            }
+            e => e,
         })
     };
     let path = dir.join(MANIFEST);

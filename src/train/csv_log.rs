@@ -17,6 +17,7 @@ const FLUSH: Duration = Duration::from_secs(1);
 pub struct CsvLog {
     steps: Csv,
     metrics: Csv,
+    notes: Vec<String>,
     flushed: Instant,
 }
 
@@ -28,7 +29,9 @@ struct Csv {
 impl Csv {
     /// Opens a file and keeps its rows up to the one whose first column is `last`; later rows are
     /// of steps that a resumed run takes again.
-    fn open(path: PathBuf, header: &str, last: u64) -> Result<Self> {
+    ///
+    /// What is found wrong is added to `notes`.
+    fn open(path: PathBuf, header: &str, last: u64, notes: &mut Vec<String>) -> Result<Self> {
         let before = match std::fs::read_to_string(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -41,6 +44,16 @@ impl Csv {
         };
         let kept = before.split_inclusive('\n').skip(1).take_while(row);
         let text: String = [header, "\n"].into_iter().chain(kept).collect();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let (had, keeps) = (before.lines().count().saturating_sub(1), text.lines().count() as u64 - 1);
+        if !before.is_empty() && !before.ends_with('\n') {
+            notes.push(format!("{name} ends in the middle of a row, which is dropped"));
+        }
+        if keeps < last {
+            notes.push(format!("{name} has {keeps} of the {last} rows up to the checkpoint: the others are lost"));
+        } else if had as u64 > keeps {
+            notes.push(format!("{name}: {} rows after the checkpoint are dropped, and come again", had as u64 - keeps));
+        }
         if text != before {
             super::checkpoint::write_atomically(&path, text.as_bytes())?;
         }
@@ -65,11 +78,18 @@ impl CsvLog {
     /// [`Error::Io`].
     pub fn open(run: &RunDir, steps: u64, epochs: u32) -> Result<Self> {
         let at = |name: &str| -> PathBuf { Path::new(run.path()).join(name) };
+        let mut notes = Vec::new();
         Ok(CsvLog {
-            steps: Csv::open(at("steps.csv"), STEPS, steps)?,
-            metrics: Csv::open(at("metrics.csv"), METRICS, u64::from(epochs))?,
+            steps: Csv::open(at("steps.csv"), STEPS, steps, &mut notes)?,
+            metrics: Csv::open(at("metrics.csv"), METRICS, u64::from(epochs), &mut notes)?,
+            notes,
             flushed: Instant::now(),
         })
+    }
+
+    /// What was found wrong with the files of a run that goes on: rows that were cut, lost or dropped.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 }
 

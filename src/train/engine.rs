@@ -45,8 +45,8 @@ pub struct Engine {
     pub(super) average: Option<Average>,
     feed: Feed,
     loss: Box<Objective>,
-    pub(super) grads: ParamGrads,
-    metrics: Metrics,
+    grads: ParamGrads,
+    pub(super) metrics: Metrics,
     recordings: Recordings,
     /// Images whose gradients have been added up and not used yet.
     pub(super) held: usize,

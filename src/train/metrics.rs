@@ -52,4 +52,16 @@ impl Metrics {
         let at = |i: usize| (first as usize + i) % RING;
         Ok((0..count).map(|i| (f64::from(losses[at(i)]), correct[at(i)] as usize)).collect())
     }
+
+    /// A copy in host memory.
+    pub(super) fn to_host(&self, host: &Device) -> Result<Self> {
+        let (losses, correct) = (self.losses.to_host(host)?, self.correct.to_host(host)?);
+        Ok(Metrics { device: host.clone(), losses, correct })
+    }
+
+    /// Takes over the numbers of such a copy.
+    pub(super) fn take_over(&mut self, copy: &Metrics) -> Result<()> {
+        self.losses.write(0, copy.losses.host::<f32>()?)?;
+        self.correct.write(0, copy.correct.host::<i32>()?)
+    }
 }

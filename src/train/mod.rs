@@ -11,6 +11,7 @@ mod diagnose;
 pub mod engine;
 mod evaluate;
 mod events;
+pub mod lr_find;
 mod metrics;
 mod recording;
 pub mod run;

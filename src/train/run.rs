@@ -1,6 +1,7 @@
 //! The folder of a run: `runs/<recipe>-NNN`, never overwritten.
 
 use crate::error::{Error, Result};
+use crate::formats::file;
 use crate::recipes::Recipe;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -55,7 +56,7 @@ impl Config {
     /// [`Error::Io`] and [`Error::File`].
     pub fn read(run: &RunDir) -> Result<Self> {
         let path = run.path.join("config.toml");
-        let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let text = file::read_text(&path, "read")?;
         let config: Config = toml::from_str(&text).map_err(|e| {
             Error::file(
                 &path,

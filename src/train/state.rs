@@ -2,10 +2,13 @@
 
 use super::checkpoint::Checkpoint;
 use super::engine::Engine;
+use super::metrics::Metrics;
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
 use crate::nn::state::{Array, Snapshot};
+use crate::tensor::Tensor;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 /// A copy of the numbers in host memory.
 pub(super) struct Numbers {
@@ -15,6 +18,74 @@ pub(super) struct Numbers {
     pub(super) trained: Option<Snapshot>,
     /// The optimizer's arenas.
     pub(super) optimizer: Vec<(&'static str, Buffer)>,
+}
+
+impl Numbers {
+    /// The first parameter with a number that is not finite.
+    pub(super) fn non_finite(&self) -> Result<Option<String>> {
+        let of = |s: &Snapshot| s.non_finite_parameter();
+        match &self.trained {
+            Some(trained) => Ok(of(trained)?.or(of(&self.model)?)),
+            None => of(&self.model),
+        }
+    }
+}
+
+/// All that steps change, kept aside in host memory, to be put back as it was.
+pub(super) struct Kept {
+    arenas: Vec<Buffer>,
+    buffers: Vec<Vec<f32>>,
+    counters: Vec<i64>,
+    metrics: Metrics,
+}
+
+impl Kept {
+    /// A copy of an engine's numbers.
+    pub(super) fn of(engine: &mut Engine) -> Result<Self> {
+        if engine.held > 0 {
+            let problem = "there are gradients that have been added up and not used".to_string();
+            return Err(Error::config("the engine's state", problem, "take a step that moves the parameters first"));
+        }
+        let host = Device::cpu();
+        let (mut arenas, mut buffers) = (Vec::new(), Vec::new());
+        engine.each(|b| Ok(arenas.push(b.to_host(&host)?)), |t| Ok(buffers.push(t.to_vec()?)))?;
+        let counters = engine.model.buffers.counters().iter().map(|(_, n)| n.load(Ordering::Relaxed)).collect();
+        Ok(Kept { arenas, buffers, counters, metrics: engine.metrics.to_host(&host)? })
+    }
+
+    /// Puts everything back.
+    pub(super) fn restore(self, engine: &mut Engine) -> Result<()> {
+        let (mut arenas, mut buffers) = (self.arenas.iter(), self.buffers.iter());
+        engine.each(
+            |b| arenas.next().map_or(Ok(()), |kept| b.write(0, kept.host::<f32>()?)),
+            |t| {
+                let (buffer, range) = t.buffer_mut()?;
+                buffers.next().map_or(Ok(()), |kept| buffer.write(range.start, kept))
+            },
+        )?;
+        for ((_, counter), kept) in engine.model.buffers.counters().iter().zip(self.counters) {
+            counter.store(kept, Ordering::Relaxed);
+        }
+        engine.metrics.take_over(&self.metrics)?;
+        engine.held = 0;
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Calls `arena` on each arena of numbers that steps change, and `tensor` on each other tensor, in a fixed order.
+    fn each(
+        &mut self,
+        mut arena: impl FnMut(&mut Buffer) -> Result<()>,
+        mut tensor: impl FnMut(&mut Tensor) -> Result<()>,
+    ) -> Result<()> {
+        arena(self.model.params.values_mut()?)?;
+        self.optimizer.state().into_iter().try_for_each(|(_, b)| arena(b))?;
+        self.model.buffers.tensors().try_for_each(|(_, mut t)| tensor(&mut t))?;
+        let Some(average) = &mut self.average else { return Ok(()) };
+        arena(&mut average.values)?;
+        average.buffers.iter_mut().try_for_each(tensor)
+    }
 }
 
 impl Engine {

@@ -5,12 +5,14 @@ use super::diagnose::{check_last_batch, check_memory, non_finite, non_finite_par
 use super::engine::Engine;
 use super::evaluate::{Evaluation, evaluate};
 use super::events::{EpochReport, Event, Observer, StepReport};
+use super::lr_find::{Curve, Ramp};
 use super::run::RunDir;
 use super::saver::{Place, Saver, State};
 use crate::data::Splits;
 use crate::data::loader::{Batch, Feed, Loader};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::formats::file;
 use crate::nn::{Loaded, Model};
 use crate::optim::Point;
 use crate::recipes::Recipe;
@@ -52,6 +54,8 @@ pub struct Trainer {
     saver: Saver,
     /// Steps whose numbers are still on the device.
     pending: Vec<StepReport>,
+    /// The step and the epoch of the latest checkpoint, counted from 1.
+    saved: Option<(u64, u32)>,
 }
 
 impl Trainer {
@@ -87,7 +91,7 @@ impl Trainer {
             engine.keep_average()?;
         }
         let (position, saver) = (Position::default(), Saver::new());
-        Ok(Trainer { recipe, engine, train, test, position, saver, pending: Vec::new() })
+        Ok(Trainer { recipe, engine, train, test, position, saver, pending: Vec::new(), saved: None })
     }
 
     /// How far it has come.
@@ -116,6 +120,7 @@ impl Trainer {
         }
         self.engine.restore(&checkpoint, path)?;
         self.position = checkpoint.position;
+        self.saved = Some((self.position.step, self.position.epoch));
         Ok(())
     }
 
@@ -125,7 +130,7 @@ impl Trainer {
     /// # Errors
     /// [`Error::Io`] and [`Error::File`].
     pub fn init_from(&mut self, path: &Path) -> Result<Loaded> {
-        let bytes = std::fs::read(path).map_err(Error::io("read the weights", path))?;
+        let bytes = file::read(path, "read the weights")?;
         let head = self.recipe.pretrained.as_ref().map_or(&[][..], |p| &p.head);
         let loaded = self.engine.model.load_pretrained(crate::nn::state::deserialize(&bytes, path)?, head, path)?;
         match non_finite_parameter(&self.engine.model)? {
@@ -145,6 +150,12 @@ impl Trainer {
         let places: Vec<Place> = places.map(|(name, best)| (run.path().join(name), best)).collect();
         places.iter().try_for_each(|(path, _)| tell(observers, &Event::Saving { path }))?;
         let numbers = self.engine.snapshot(&self.saver.host)?;
+        // The last update's weights have had no loss yet, or none that shows it: a good checkpoint is not replaced by them.
+        if let Some(key) = numbers.non_finite()? {
+            let origin = format!("the last update left the parameter {key} not finite");
+            return Err(non_finite(f64::NAN, self.position.step, self.position.epoch, origin));
+        }
+        self.saved = Some((self.position.step, self.position.epoch));
         self.saver.start(State { numbers, position: self.position.clone() }, places)
     }
 
@@ -169,7 +180,7 @@ impl Trainer {
     ) -> Result<Outcome> {
         let outcome = self.train_epochs(run, limits, stop, observers);
         let saved = self.saved(true, observers);
-        let outcome = outcome.map_err(|e| with_last_checkpoint(e, run))?;
+        let outcome = outcome.map_err(|e| with_last_checkpoint(e, run, self.saved))?;
         saved.map(|()| outcome)
     }
 
@@ -238,6 +249,29 @@ impl Trainer {
     fn updated(&self) -> bool {
         let batch = self.position.batch;
         batch.is_multiple_of(self.recipe.accumulate) || batch == self.train.batches()
+    }
+
+    /// Looks for a learning rate from here on, with the recipe's first momentum and decay: see [`Engine::find_rate`].
+    ///
+    /// # Errors
+    /// As [`Engine::find_rate`].
+    pub fn find_rate(&mut self, ramp: Ramp) -> Result<Curve> {
+        let (recipe, batches, first) = (&self.recipe, self.train.batches(), self.position.step);
+        let group = recipe.accumulate.min(batches);
+        let groups = batches / group;
+        let base = recipe.optimizer.lr();
+        self.engine.find_rate(ramp, |update, lr| {
+            let epoch = (update / groups) as u32;
+            let at = |i: usize| {
+                let number = update * group + i;
+                let batch = (update % groups) * group + i;
+                let (step, held) = (first + number as u64, (number - update) as u64);
+                let batch_offset = (batch * recipe.batch_size) as u32;
+                let step = Step { seed: recipe.seed, epoch, step, held, batch_offset, ..Step::default() };
+                recipe.with_rate(step, if base > 0.0 { lr / base } else { 1.0 })
+            };
+            (0..group).map(at).collect()
+        })
     }
 
     /// The step at a batch of the current epoch.
@@ -378,13 +412,15 @@ impl Trainer {
     }
 }
 
-/// Adds to an error where the last good checkpoint is.
-fn with_last_checkpoint(e: Error, run: &RunDir) -> Error {
+/// Adds to an error where the last good checkpoint is, and of which step.
+fn with_last_checkpoint(e: Error, run: &RunDir, at: Option<(u64, u32)>) -> Error {
     let Error::NonFinite { loss, step, epoch, origin, remedy, .. } = e else { return e };
     let last = run.path().join("last");
-    let saved = match last.exists() {
-        true => format!("the last good checkpoint is {}", last.display()),
-        false => "there is no checkpoint yet".into(),
+    let saved = match at.filter(|_| last.exists()) {
+        Some((step, epoch)) => {
+            format!("the last good checkpoint is {}, after step {step} and {epoch} whole epochs", last.display())
+        }
+        None => "there is no checkpoint yet".into(),
     };
     Error::NonFinite { loss, step, epoch, origin, saved, remedy }
 }

@@ -69,6 +69,15 @@ impl Cpu {
         Ok(HostMemory { lines, cpu: self.clone() })
     }
 
+    /// Zeros outside of the pool.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn zeros<T: bytemuck::Zeroable>(len: usize) -> Result<Vec<T>> {
+        let failed = |()| Cpu::default().out_of_memory(len.saturating_mul(size_of::<T>()));
+        bytemuck::allocation::try_zeroed_vec(len).map_err(failed)
+    }
+
     fn out_of_memory(&self, need: usize) -> Error {
         let MemoryStats { in_use, peak, .. } = self.stats();
         let free = free_memory().unwrap_or(0);

@@ -11,6 +11,7 @@ mod conv;
 mod dropout;
 mod fc;
 mod flatten;
+mod gelu;
 mod log_softmax;
 mod max_pool;
 mod relu;
@@ -75,6 +76,7 @@ pub const LAYERS: &[LayerKind] = &[
     LayerKind { name: "fc", form: "fc 120[, no bias]", help: "linear; `fc 400 -> 120` also states the input's features", read: Some(fc::read) },
     LayerKind { name: "batch_norm", form: "batch_norm[, eps 1e-5][, momentum 0.1]", help: "batch normalisation over n, h, w", read: Some(batch_norm::read) },
     LayerKind { name: "relu", form: "relu", help: "ReLU", read: Some(|_| Ok(Box::new(relu::Relu))) },
+    LayerKind { name: "gelu", form: "gelu", help: "GELU, the exact one", read: Some(|_| Ok(Box::new(gelu::Gelu))) },
     LayerKind { name: "silu", form: "silu", help: "SiLU, `x · sigmoid(x)`", read: Some(|_| Ok(Box::new(silu::Silu))) },
     LayerKind { name: "max_pool", form: "max_pool 2x2[, stride 2][, pad 1]", help: "max-pool; the stride is the kernel's size unless given", read: Some(max_pool::read) },
     LayerKind { name: "adaptive_max_pool", form: "adaptive_max_pool 1x1", help: "max-pool to a given height and width", read: Some(adaptive_pool::read) },
@@ -128,7 +130,7 @@ mod tests {
 
     #[test]
     fn what_all_phrases_share() {
-        survive_a_round_trip(&["relu", "silu", "flatten", "log_softmax"]);
+        survive_a_round_trip(&["relu", "gelu", "silu", "flatten", "log_softmax"]);
         are_refused(&[
             ("", "there is no layer"),
             ("convv 3x3", "there is no layer `convv`"),

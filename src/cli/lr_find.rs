@@ -1,0 +1,79 @@
+//! `tilework lr-find`: which learning rate to train with.
+
+use super::lr_curve::{Mark, svg, text};
+use super::output::{Out, table};
+use super::{Data, LrFindArgs, count};
+use crate::error::{Error, Result};
+use crate::recipes::Recipe;
+use crate::train::Trainer;
+use crate::train::checkpoint::write_atomically;
+use crate::train::lr_find::Ramp;
+
+pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
+    let mut recipe = Recipe::load(&args.recipe, &args.set.values)?;
+    if recipe.optimizer.lr() == 0.0 {
+        let problem = "a rate of 0, of which the finder tries multiples".to_string();
+        return Err(Error::config("optimizer.lr", problem, "set any other rate, such as --set optimizer.lr=0.1"));
+    }
+    // The average and the schedule are a run's.
+    recipe.ema = None;
+    let ramp = Ramp { start: args.start, end: args.end, steps: args.steps };
+    ramp.check()?;
+    let data = Data::open(recipe.data.source, args.data.as_deref())?;
+    let describe = data.describe(recipe.data.source);
+    let (device, name) = args.machine.device()?;
+    let mut trainer = Trainer::new(recipe.clone(), data.splits, &device)?;
+    out.print(&format!(
+        "recipe    {}\ndata      {describe}\ndevice    {name}\n\
+         finder    {} updates of {} images, learning rate {:e} to {:e}\n\n",
+        args.recipe,
+        count(ramp.steps),
+        count(recipe.batch_size * recipe.accumulate),
+        ramp.start,
+        ramp.end,
+    ))?;
+    let curve = trainer.find_rate(ramp)?;
+    let (Some(valley), Some(steepest), Some(minimum)) = (curve.valley(), curve.steepest(), curve.minimum()) else {
+        let problem = format!("the loss is not finite at the first rate, {}", ramp.start);
+        return Err(Error::config("--start", problem, "start at a smaller rate, or check the data's normalisation"));
+    };
+    let marks = [
+        Mark { name: "valley", lr: valley },
+        Mark { name: "steepest", lr: steepest },
+        Mark { name: "minimum / 10", lr: minimum },
+    ];
+    out.print(&text(&curve, &marks))?;
+    let meaning = [
+        "within the longest fall of the loss",
+        "where the loss falls fastest",
+        "a tenth of the rate of the least loss",
+    ];
+    let rows = marks.iter().zip(meaning).map(|(m, why)| vec![m.name.into(), rounded(m.lr), why.into()]);
+    out.print(&format!("\n{}", table(&["suggestion", "rate", ""], "<><", rows.collect())))?;
+    let end = match (curve.diverged, curve.tried.last()) {
+        (true, Some(last)) => format!("the loss diverged at a rate of {}\n", rounded(last.lr)),
+        _ => format!(
+            "the smoothed loss stayed below four times its least; --end sets a larger last rate than {}\n",
+            rounded(ramp.end)
+        ),
+    };
+    std::fs::create_dir_all(&args.out).map_err(Error::io("make the folder", &args.out))?;
+    let path = args.out.join("lr-find.svg");
+    write_atomically(&path, svg(&curve, &marks, &args.recipe).as_bytes())?;
+    let set: String = args.set.values.iter().map(|s| format!(" --set '{s}'")).collect();
+    out.print(&format!(
+        "{end}the curve is in {}\n\ntrain with the valley's rate:  tilework train {}{set} --lr {}\n",
+        path.display(),
+        args.recipe,
+        rounded(valley),
+    ))
+}
+
+/// A rate with two digits, as people write it.
+pub(super) fn rounded(lr: f64) -> String {
+    let text = format!("{lr:.1e}");
+    match text.parse::<f64>() {
+        Ok(x) if (1e-4..1e4).contains(&x) => format!("{x}"),
+        _ => text,
+    }
+}

@@ -1,0 +1,219 @@
+//! The learning-rate finder (Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017): the rate rises
+//! with each update, and the loss shows which rates train and which are too large. Smoothing, end, valley and minimum are
+//! those of fastai 2.
+
+use super::engine::Engine;
+use super::state::Kept;
+use crate::error::{Error, Result};
+use crate::step::Step;
+
+/// How the rate rises.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ramp {
+    /// The first rate.
+    pub start: f64,
+    /// The last rate.
+    pub end: f64,
+    /// Updates from the first to the last, each by the same factor.
+    pub steps: usize,
+}
+
+impl Default for Ramp {
+    /// From 1e-7 to 10 in 100 updates.
+    fn default() -> Self {
+        Ramp { start: 1e-7, end: 10.0, steps: 100 }
+    }
+}
+
+impl Ramp {
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for rates that do not rise, or too few steps.
+    pub fn check(&self) -> Result<()> {
+        let Ramp { start, end, steps } = *self;
+        if !(start > 0.0 && end > start && end.is_finite()) {
+            let problem = format!("from {start} to {end}");
+            return Err(Error::config("learning rates", problem, "use a first rate above 0 and a larger last one"));
+        }
+        if steps < 10 {
+            return Err(Error::config(
+                "steps",
+                format!("{steps} updates make no curve"),
+                "use at least 10; 100 is usual",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The rate of an update, counted from 0.
+    pub fn rate(&self, update: usize) -> f64 {
+        self.start * (self.end / self.start).powf(update as f64 / (self.steps - 1) as f64)
+    }
+}
+
+/// An update of the finder.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tried {
+    /// Its rate.
+    pub lr: f64,
+    /// The mean loss of its images, before it.
+    pub loss: f64,
+    /// The mean of the losses so far, in which each counts 0.98 times as much as the next.
+    pub smoothed: f64,
+}
+
+/// What the finder saw.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Curve {
+    /// The updates, up to the one at which the smoothed loss was above four times its least.
+    pub tried: Vec<Tried>,
+    /// Whether there was such an update, or a loss that is no number.
+    pub diverged: bool,
+}
+
+/// Weight of the losses before, in the smoothed loss.
+const BETA: f64 = 0.98;
+/// How many times its least the smoothed loss may be.
+const DIVERGED: f64 = 4.0;
+
+impl Curve {
+    fn new(steps: usize) -> Self {
+        Curve { tried: Vec::with_capacity(steps), diverged: false }
+    }
+
+    /// Adds an update; false if it is the last that makes sense.
+    fn add(&mut self, lr: f64, loss: f64) -> bool {
+        if !loss.is_finite() {
+            self.diverged = true;
+            return false;
+        }
+        let n = self.tried.len() as i32;
+        // Without the correction for the mean's start at 0.
+        let before = self.tried.last().map_or(0.0, |t| t.smoothed * (1.0 - BETA.powi(n)));
+        let smoothed = (BETA * before + (1.0 - BETA) * loss) / (1.0 - BETA.powi(n + 1));
+        self.tried.push(Tried { lr, loss, smoothed });
+        let least = self.tried.iter().map(|t| t.smoothed).fold(f64::INFINITY, f64::min);
+        self.diverged = smoothed > DIVERGED * least;
+        !self.diverged
+    }
+
+    /// The updates that suggestions look at: without the first tenth, whose mean is of few losses, and the last five.
+    fn middle(&self) -> &[Tried] {
+        let n = self.tried.len();
+        self.tried.get(n / 10..n.saturating_sub(5)).filter(|m| m.len() > 2).unwrap_or(&self.tried)
+    }
+
+    /// The rate at which the smoothed loss falls fastest on its way to the least, against the rate's logarithm: over a
+    /// tenth of the updates each time, so that no single batch decides.
+    pub fn steepest(&self) -> Option<f64> {
+        let all = self.middle();
+        let least = all.iter().enumerate().min_by(|(_, a), (_, b)| a.smoothed.total_cmp(&b.smoothed))?.0;
+        let side = (all.len() / 20).max(1);
+        let fall = |w: &[Tried]| w[2 * side].smoothed - w[0].smoothed;
+        let steepest = all[..=least].windows(2 * side + 1).min_by(|a, b| fall(a).total_cmp(&fall(b)));
+        steepest.map_or(self.minimum(), |w| Some(w[side].lr))
+    }
+
+    /// A tenth of the rate at which the smoothed loss is least.
+    pub fn minimum(&self) -> Option<f64> {
+        let least = self.middle().iter().min_by(|a, b| a.smoothed.total_cmp(&b.smoothed));
+        least.map(|t| t.lr / 10.0)
+    }
+
+    /// A rate in the longest valley: about half along the longest sequence of losses that fall.
+    pub fn valley(&self) -> Option<f64> {
+        let at = self.middle();
+        let mut longest = vec![1usize; at.len()];
+        let (mut begin, mut end) = (0i64, 0);
+        for i in 1..at.len() {
+            for j in 0..i {
+                if at[i].smoothed < at[j].smoothed && longest[i] < longest[j] + 1 {
+                    longest[i] = longest[j] + 1;
+                }
+                if longest[end] < longest[i] {
+                    (begin, end) = (i as i64 - longest[i] as i64, i);
+                }
+            }
+        }
+        let third = (end as i64 - begin) as f64 / 3.0;
+        at.get((begin + third as i64 + (third / 2.0) as i64).max(0) as usize).map(|t| t.lr)
+    }
+}
+
+impl Engine {
+    /// Trains at rising rates and then puts everything back: weights, statistics, averages and the optimizer's state
+    /// have the same bits as before. `at` gives the steps of an update of the ramp, counted from 0, at its rate: one, or
+    /// several whose gradients are added up.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a ramp that does not rise; else as [`Engine::step`].
+    pub fn find_rate(&mut self, ramp: Ramp, mut at: impl FnMut(usize, f64) -> Vec<Step>) -> Result<Curve> {
+        ramp.check()?;
+        let kept = Kept::of(self)?;
+        let mut curve = Curve::new(ramp.steps);
+        let tried = (0..ramp.steps).try_for_each(|update| {
+            let lr = ramp.rate(update);
+            let steps = at(update, lr);
+            let loss = match self.update(&steps) {
+                Err(Error::NonFinite { loss, .. }) => loss,
+                loss => loss?,
+            };
+            // Not an error, but it ends the loop.
+            if curve.add(lr, loss) { Ok(()) } else { Err(Error::Internal("the finder is at its end".into())) }
+        });
+        kept.restore(self)?;
+        match tried {
+            Err(e) if !curve.diverged => Err(e),
+            _ => Ok(curve),
+        }
+    }
+
+    /// An update by several steps; the mean of their losses.
+    fn update(&mut self, steps: &[Step]) -> Result<f64> {
+        let mut sum = 0.0;
+        for (i, step) in steps.iter().enumerate() {
+            if i + 1 < steps.len() {
+                self.accumulate(step)?
+            } else {
+                self.step(step)?
+            }
+            sum += self.results(step.step, 1)?[0].0;
+        }
+        Ok(sum / steps.len() as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What fastai 2's `valley` and `minimum` give for these losses, trimmed as its `lr_find` trims them.
+    #[test]
+    fn suggestions_are_fastai_s() {
+        let ramp = Ramp { start: 1e-6, end: 1.0, steps: 50 };
+        let mut curve = Curve::new(50);
+        for i in 0..50 {
+            let x = i as f64 / 49.0;
+            let wave = 0.02 * (7.0 * x).sin();
+            let loss = 2.3 - 1.2 * (x / 0.8).powi(3) + wave + if x > 0.8 { 60.0 * (x - 0.8).powi(2) } else { 0.0 };
+            curve.tried.push(Tried { lr: ramp.rate(i), loss, smoothed: loss });
+        }
+        let near = |got: Option<f64>, want: f64| assert!((got.unwrap() / want - 1.0).abs() < 1e-9, "{got:?} {want}");
+        near(curve.valley(), 6.551_285_568_595_51e-4);
+        near(curve.steepest(), 4.498_432_668_969_444e-2);
+        near(curve.minimum(), 1.048_113_134_154_686_2e-2);
+    }
+
+    #[test]
+    fn the_smoothed_loss_is_unbiased_and_its_explosion_ends_the_curve() {
+        let mut curve = Curve::new(9);
+        for _ in 0..5 {
+            assert!(curve.add(0.1, 2.0));
+        }
+        assert!(curve.tried.iter().all(|t| (t.smoothed - 2.0).abs() < 1e-12));
+        assert!(!curve.add(0.2, 1e3) && curve.diverged);
+        assert!(!Curve::new(1).add(0.1, f64::NAN));
+        assert!(Ramp { start: 1.0, end: 0.1, steps: 50 }.check().is_err());
+    }
+}

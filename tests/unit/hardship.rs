@@ -1,0 +1,68 @@
+//! The program when files are pipes, rows are cut, memory is short; and the learning-rate finder.
+
+use super::{Place, TINY};
+use std::fs;
+
+#[cfg(unix)]
+#[test]
+fn pipes_and_devices_are_refused_and_not_waited_for() {
+    let p = Place::new();
+    let pipe = p.path("pipe.toml");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    p.fails(&["train", "pipe.toml"], &["pipe.toml", "it is a pipe"]);
+    p.fails(&["train", "tiny.toml", "--init", "pipe.toml"], &["pipe.toml", "it is a pipe"]);
+    p.fails(&["train", "tiny.toml", "--init", "/dev/zero"], &["/dev/zero", "a device"]);
+    p.ok(&["train", "tiny.toml", "--max-steps", "2"]);
+    let model = p.path("runs/tiny-001/last/model.safetensors");
+    fs::remove_file(&model).unwrap();
+    fs::rename(&pipe, &model).unwrap();
+    p.fails(&["train", "--resume", "runs/tiny-001"], &["model.safetensors", "it is a pipe"]);
+}
+
+#[test]
+fn rows_that_were_cut_or_lost_are_noted() {
+    let p = Place::new();
+    p.ok(&["train", "tiny.toml", "--max-steps", "120"]);
+    let steps = p.path("runs/tiny-001/steps.csv");
+    let text = fs::read_to_string(&steps).unwrap();
+    let resume = |stop: &str| p.ok(&["train", "--resume", "runs/tiny-001", "--max-steps", stop]).err;
+    // More rows than the checkpoint knows of, the last one cut.
+    fs::write(&steps, format!("{text}121,2,0.01,1.5\n122,2,0.0")).unwrap();
+    let err = resume("130");
+    assert!(
+        err.contains("steps.csv ends in the middle of a row") && err.contains("2 rows after the checkpoint"),
+        "{err}"
+    );
+    assert_eq!(fs::read_to_string(&steps).unwrap().lines().count(), 131);
+    // Fewer.
+    fs::write(&steps, &text[..text.len() / 2]).unwrap();
+    let err = resume("140");
+    assert!(err.contains("of the 130 rows up to the checkpoint"), "{err}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_that_runs_out_is_an_error() {
+    let wide = r#"layers = ["flatten", "fc 8000", "relu", "fc 8000", "relu", "fc 10"]"#;
+    let p = Place::with(&TINY.replace(r#"layers = ["max_pool 8", "flatten", "fc 12", "relu", "fc 10"]"#, wide));
+    let done = p.shell("ulimit -v 1200000; exec \"$0\" train tiny.toml --threads 2");
+    assert_eq!(done.code, Some(1), "{}", done.err);
+    assert!(done.err.contains("out of memory") && done.err.contains("remedy"), "{}", done.err);
+    assert!(!done.err.contains("panicked"), "{}", done.err);
+}
+
+#[test]
+fn a_learning_rate_is_found() {
+    let p = Place::new();
+    let done = p.ok(&["lr-find", "tiny.toml", "--steps", "40", "--out", "found", "--set", "seed=3"]);
+    for word in ["40 updates of 100 images", "valley", "steepest", "minimum / 10", "learning rate; the letters"] {
+        assert!(done.out.contains(word), "{word}: {}", done.out);
+    }
+    let command = done.out.lines().last().unwrap();
+    assert!(command.contains("tilework train tiny.toml --set 'seed=3' --lr 0."), "{command}");
+    let svg = p.text("found/lr-find.svg");
+    assert!(svg.starts_with("<svg") && svg.contains("Learning-rate finder: tiny.toml") && svg.ends_with("</svg>\n"));
+    assert!(!p.path("runs").exists());
+    p.fails(&["lr-find", "tiny.toml", "--start", "1", "--end", "0.1"], &["from 1 to 0.1"]);
+    p.fails(&["lr-find", "tiny.toml", "--out", "tiny.toml/x"], &["tiny.toml/x"]);
+}
