@@ -210,7 +210,8 @@ impl<'a> Machine<'a> {
             }
             b'Q' => {
                 let id = self.pop()?;
-                let storage = storage(&self.objects, self.tuple_of(id)?)?;
+                let parts = self.tuple_of(id).map_err(|_| "a reference to what is no storage is refused")?;
+                let storage = storage(&self.objects, parts)?;
                 self.push(Object::Storage(storage));
             }
             b'R' => self.call()?,
