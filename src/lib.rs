@@ -144,6 +144,7 @@ pub mod data;
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod figures;
 mod formats;
 pub mod kernels;
 pub mod nn;

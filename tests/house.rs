@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 /// The modules of the crate, from the ground up. Each uses those before it, and none after it.
-const ORDER: [&str; 18] = [
+const ORDER: [&str; 19] = [
     "error", "formats", "shape", "dtype", "rng", "step", "device", "kernels", "tensor", "params", "autograd", "ops",
-    "nn", "optim", "data", "recipes", "train", "cli",
+    "nn", "optim", "data", "recipes", "figures", "train", "cli",
 ];
 
 fn root() -> &'static Path {

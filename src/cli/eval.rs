@@ -45,7 +45,7 @@ pub(super) fn run(args: &EvalArgs, out: &mut Out) -> Result<()> {
     let (device, device_name) = args.machine.device()?;
     let mut trainer = Trainer::new(config.recipe, data.splits, &device)?;
     trainer.engine.model.load_state_dict(&checkpoint.model, &path)?;
-    let Evaluation { loss, accuracy, count: n, per_class: classes } = trainer.evaluate(&mut |_| Ok(()))?;
+    let Evaluation { loss, accuracy, count: n, per_class: classes, .. } = trainer.evaluate(&mut |_| Ok(()))?;
     if args.json {
         let report = Report { accuracy, loss, count: n, per_class: &classes };
         let text = serde_json::to_string(&report).map_err(|e| Error::Internal(format!("report to JSON: {e}")))?;

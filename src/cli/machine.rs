@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct Machine {
     /// Where to compute
     #[arg(long, default_value = "auto")]

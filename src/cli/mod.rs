@@ -5,6 +5,7 @@
 
 mod bench;
 mod check;
+mod compare;
 mod completions;
 mod data;
 mod doctor;
@@ -18,8 +19,10 @@ mod picture;
 mod predict;
 mod progress;
 mod recipes;
+mod report;
 mod signals;
 mod summary;
+mod sweep;
 mod trace;
 mod train;
 
@@ -51,6 +54,9 @@ pub struct Cli {
 enum Command {
     Train(TrainArgs),
     Eval(EvalArgs),
+    Report(report::ReportArgs),
+    Compare(compare::CompareArgs),
+    Sweep(sweep::SweepArgs),
     LrFind(LrFindArgs),
     Predict(predict::PredictArgs),
     Summary(SummaryArgs),
@@ -80,7 +86,7 @@ enum Command {
 ///
 /// The run leaves a folder RECIPE-NNN with everything that is known about it. Ctrl-C finishes the step and saves; a
 /// second Ctrl-C quits at once.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 struct TrainArgs {
     /// A built-in recipe (see `tilework recipes`) or the path of a recipe file ending in .toml
     #[arg(default_value = "quickstart")]
@@ -284,7 +290,7 @@ enum DataCommand {
     },
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 struct Set {
     /// Replace a value of the recipe, e.g. --set optimizer.momentum=0.95; may be repeated
     #[arg(id = "set", long = "set", value_name = "KEY=VALUE", value_parser = assignment)]
@@ -350,6 +356,9 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Train(args) => return args.machine.install(|| train::run(args, out)),
         Command::Eval(args) => args.machine.install(|| eval::run(args, &mut out))?,
+        Command::Report(args) => args.machine.install(|| report::run(args, &mut out))?,
+        Command::Compare(args) => compare::run(args, &mut out)?,
+        Command::Sweep(args) => return args.train.machine.install(|| sweep::run(args, out)),
         Command::LrFind(args) => args.machine.install(|| lr_find::run(args, &mut out))?,
         Command::Predict(args) => return args.machine.install(|| predict::run(args, &mut out)),
         Command::Summary(args) => summary::run(args, &mut out)?,

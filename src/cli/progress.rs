@@ -2,6 +2,7 @@
 
 use super::note;
 use crate::error::Result;
+use crate::figures::sparkline;
 use crate::train::{EpochReport, Event, Observer, StepReport};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
@@ -26,6 +27,41 @@ pub(super) struct Lines(MultiProgress);
 impl Lines {
     pub(super) fn print(&self, text: &str) {
         self.0.suspend(|| note(text));
+    }
+}
+
+/// A curve of any length in little memory: means of stretches that grow with it.
+struct Trace {
+    means: Vec<f64>,
+    /// Values in each mean.
+    stretch: u32,
+    sum: f64,
+    count: u32,
+}
+
+impl Trace {
+    /// Twice the letters that are shown.
+    const MOST: usize = 48;
+
+    fn new() -> Self {
+        Trace { means: Vec::new(), stretch: 1, sum: 0.0, count: 0 }
+    }
+
+    fn push(&mut self, value: f64) {
+        (self.sum, self.count) = (self.sum + value, self.count + 1);
+        if self.count < self.stretch {
+            return;
+        }
+        self.means.push(self.sum / f64::from(self.stretch));
+        (self.sum, self.count) = (0.0, 0);
+        if self.means.len() == Trace::MOST {
+            self.means = self.means.chunks(2).map(|pair| (pair[0] + pair[1]) / 2.0).collect();
+            self.stretch = self.stretch.saturating_mul(2);
+        }
+    }
+
+    fn show(&self) -> String {
+        sparkline(&self.means, Trace::MOST / 2)
     }
 }
 
@@ -82,6 +118,9 @@ pub(super) struct Progress {
     wait: u32,
     pause: u32,
     drawn: Instant,
+    /// Loss by step and test accuracy by epoch, since this process began.
+    losses: Trace,
+    accuracies: Trace,
     /// The last epoch's report.
     pub(super) last: Option<EpochReport>,
 }
@@ -106,6 +145,8 @@ impl Progress {
             wait: 1,
             pause: 1,
             drawn: Instant::now(),
+            losses: Trace::new(),
+            accuracies: Trace::new(),
             last: None,
         }
     }
@@ -148,6 +189,9 @@ impl Progress {
 
     fn step(&mut self, s: &StepReport) {
         self.epoch.add(s);
+        if self.terminal {
+            self.losses.push(s.loss);
+        }
         if let Some(every) = self.log_every {
             self.window.add(s);
             if s.step.is_multiple_of(every) {
@@ -182,7 +226,23 @@ impl Progress {
         let each = self.epoch.seconds / self.epoch.batches.max(1) as f64;
         let left = each * self.total.saturating_sub(s.step) as f64;
         bar.set_position(s.batch as u64);
-        bar.set_message(format!("{}/{}  {}  {} left", s.batch, s.batches, self.epoch.show(), clock(left)));
+        bar.set_message(format!(
+            "{}/{}  {}  {} left\n{}",
+            s.batch,
+            s.batches,
+            self.epoch.show(),
+            clock(left),
+            self.curves()
+        ));
+    }
+
+    /// A line with the curves so far.
+    fn curves(&self) -> String {
+        let accuracy = match &self.last {
+            Some(e) => format!("   test accuracy {} {:.1} %", self.accuracies.show(), e.test.accuracy * 100.0),
+            None => String::new(),
+        };
+        format!("loss {}{accuracy}", self.losses.show())
     }
 
     fn ended(&mut self, e: &EpochReport) {
@@ -203,6 +263,7 @@ impl Progress {
             crate::data::grouped(e.images_per_second as u64),
             if best { "  best" } else { "" },
         ));
+        self.accuracies.push(e.test.accuracy);
         self.last = Some(e.clone());
     }
 }
@@ -234,7 +295,7 @@ impl Observer for Progress {
                     && self.drawn.elapsed() > REDRAW
                 {
                     self.drawn = Instant::now();
-                    bar.set_message(format!("testing: {done} of {total} images"));
+                    bar.set_message(format!("testing: {done} of {total} images\n{}", self.curves()));
                 }
             }
             Event::EpochEnded(e) => self.ended(e),
@@ -251,6 +312,15 @@ mod tests {
     #[test]
     fn times_are_short() {
         assert_eq!([0.4, 59.6, 754.0, 3661.0].map(clock), ["0:00", "1:00", "12:34", "1:01:01"]);
+    }
+
+    #[test]
+    fn curves_of_any_length_stay_short() {
+        let mut t = Trace::new();
+        (0..100_000).for_each(|i| t.push(f64::from(i)));
+        let shown = t.show();
+        assert!(t.means.len() < Trace::MOST && t.means.is_sorted(), "{:?}", t.means);
+        assert!(shown.starts_with('▁') && shown.ends_with('█') && shown.chars().count() <= 24, "{shown}");
     }
 
     #[test]

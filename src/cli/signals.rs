@@ -2,8 +2,8 @@
 
 use super::progress::Lines;
 use crate::error::{Error, Result};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The signal that came first: Ctrl-C's unless another is noted.
 static SIGNAL: AtomicU8 = AtomicU8::new(2);
@@ -13,15 +13,25 @@ pub(super) fn exit_code() -> u8 {
     128 + SIGNAL.load(Ordering::Relaxed)
 }
 
-/// The flag that these signals set. The second time they end the program at once.
+/// The flag that these signals set. The second time they end the program at once. All runs of a process share it; the
+/// latest one's `lines` are where it is said.
 pub(super) fn stop_flag(lines: Lines) -> Result<Arc<AtomicBool>> {
+    static SHARED: Mutex<Option<(Arc<AtomicBool>, Lines)>> = Mutex::new(None);
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((stop, latest)) = shared.as_mut() {
+        *latest = lines;
+        return Ok(stop.clone());
+    }
     let stop = Arc::new(AtomicBool::new(false));
+    *shared = Some((stop.clone(), lines));
     let flag = stop.clone();
     let handler = move || {
         if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(exit_code()));
         }
-        lines.print("stopping: the step is finished and saved; once more quits at once");
+        if let Some((_, lines)) = SHARED.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            lines.print("stopping: the step is finished and saved; once more quits at once");
+        }
     };
     take_over(|| ctrlc::set_handler(handler).map_err(|e| Error::Internal(format!("signal handler: {e}"))))?;
     Ok(stop)

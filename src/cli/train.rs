@@ -1,12 +1,13 @@
 //! `tilework train`: from a recipe to a trained network.
 
 use super::progress::Progress;
+use super::report::{self, Seen};
 use super::signals::{exit_code, stop_flag};
 use super::{Data, Out, TrainArgs, absolute, count, note, per_class};
 use crate::error::{Error, Result};
 use crate::recipes::Recipe;
 use crate::train::run::{Config, RunInfo, git_commit};
-use crate::train::{CsvLog, Limits, Outcome, RunDir, Trainer, checkpoint};
+use crate::train::{CsvLog, Limits, Outcome, Plots, RunDir, Trainer, checkpoint};
 use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::process::ExitCode;
@@ -31,7 +32,7 @@ pub(super) fn run(args: &TrainArgs, mut out: Out) -> Result<ExitCode> {
 }
 
 /// The recipe's values that the options replace.
-fn overrides(args: &TrainArgs) -> Vec<String> {
+pub(super) fn overrides(args: &TrainArgs) -> Vec<String> {
     let mut set = args.set.values.clone();
     set.extend(args.epochs.map(|n| format!("epochs={n}")));
     set.extend(args.batch_size.map(|n| format!("batch_size={n}")));
@@ -155,9 +156,12 @@ impl Session {
         let mut csv = CsvLog::open(&self.run, at.step, at.epoch)?;
         csv.notes().iter().for_each(|n| note(&format!("note: {n}")));
         let mut progress = Progress::new(total, args.log_every, at.best_accuracy);
+        let (lines, parameters) = (progress.lines(), self.trainer.engine.model.params.count());
+        let warn = move |e: &Error| lines.print(&format!("warning: no figures: {e}"));
+        let mut plots = Plots::open(&self.run, &self.config.recipe, parameters, warn)?;
         let stop = stop_flag(progress.lines())?;
         let limits = Limits { max_steps: args.max_steps };
-        let outcome = self.trainer.run(&self.run, limits, &stop, &mut [&mut csv, &mut progress]);
+        let outcome = self.trainer.run(&self.run, limits, &stop, &mut [&mut csv, &mut progress, &mut plots]);
         progress.clear();
         let go_on = format!("tilework train --resume {}", self.run.path().display());
         match outcome {
@@ -222,10 +226,23 @@ impl Session {
             None => (String::new(), "last/"),
         };
         let path = self.run.path().display();
+        let reported = report::beside_reported(self.config.recipe.reported, last.test.accuracy);
+        let reported = reported.map_or_else(String::new, |text| text + "\n");
+        let html = report::place(&self.run);
+        let seen = Seen {
+            found: &last.test,
+            images: self.trainer.test_data(),
+            parameters: self.trainer.engine.model.params.count(),
+            checkpoint: format!("last (step {})", count(self.trainer.position().step as usize)),
+        };
+        let see = match report::write(&self.run, &self.config, Some(&seen), &html) {
+            Ok(()) => format!("see it:        {}\n", html.display()),
+            Err(e) => format!("warning: no report: {e}\n"),
+        };
         format!(
-            "\n{}\ntest accuracy  {:.2} %{best}\n\n\
+            "\n{}\ntest accuracy  {:.2} %{best}\n{reported}\n\
              everything is in {path}: config.toml, metrics.csv, steps.csv, {folders}\n\
-             evaluate it:   tilework eval {path}\n",
+             {see}evaluate it:   tilework eval {path}\n",
             per_class(&last.test.per_class),
             last.test.accuracy * 100.0,
         )

@@ -1,7 +1,7 @@
 //! Training: the steps, the run of a recipe, what it reports, what it leaves on disk.
 //!
 //! [`Engine`] takes steps. [`Trainer`] has it take those of a recipe's run, saves, and tells [`Observer`]s what happens:
-//! the CSV files are one observer, the progress bar another. [`checkpoint`] saves and loads, [`run`] is the folder of
+//! the CSV files are one observer, the figures and the progress bar others. [`checkpoint`] saves and loads, [`run`] is the folder of
 //! a run.
 
 mod average;
@@ -11,8 +11,10 @@ mod diagnose;
 pub mod engine;
 mod evaluate;
 mod events;
+mod history;
 pub mod lr_find;
 mod metrics;
+mod plots;
 mod recording;
 pub mod run;
 mod saver;
@@ -22,7 +24,9 @@ mod trainer;
 pub use checkpoint::Position;
 pub use csv_log::CsvLog;
 pub use engine::Engine;
-pub use evaluate::{Evaluation, Objective, evaluate};
+pub use evaluate::{Evaluation, Judged, Objective, evaluate};
 pub use events::{EpochReport, Event, Observer, StepReport};
+pub use history::{EpochRow, History, StepRow};
+pub use plots::{Plots, Summary};
 pub use run::RunDir;
 pub use trainer::{Limits, Outcome, Trainer};

@@ -8,8 +8,8 @@ use super::events::{EpochReport, Event, Observer, StepReport};
 use super::lr_find::{Curve, Ramp};
 use super::run::RunDir;
 use super::saver::{Place, Saver, State};
-use crate::data::Splits;
 use crate::data::loader::{Batch, Feed, Loader};
+use crate::data::{Dataset, Splits};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::formats::file;
@@ -97,6 +97,11 @@ impl Trainer {
     /// How far it has come.
     pub fn position(&self) -> &Position {
         &self.position
+    }
+
+    /// The images that it is measured on.
+    pub fn test_data(&self) -> &Dataset {
+        self.test.loader().data()
     }
 
     /// Steps in an epoch.

@@ -1,0 +1,267 @@
+//! `tilework sweep`: a recipe with each of several values, one run after the other.
+//!
+//! A run belongs to a combination of values if its recipe, with everything resolved, is that combination's: so a sweep
+//! that was stopped goes on where it was, and one with more values adds the runs that are missing.
+
+use super::output::{Out, table};
+use super::progress::clock;
+use super::{TrainArgs, compare, note, train};
+use crate::error::{Error, Result};
+use crate::figures::{Bars, Chart};
+use crate::recipes::Recipe;
+use crate::train::run::Config;
+use crate::train::{History, RunDir};
+use clap::Args;
+use clap::builder::RangedU64ValueParser;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Train a recipe with each of several values
+///
+/// --set takes a list, `--set model.dropout=0.1,0.2,0.3`; several lists make a grid. The runs go one after the other into
+/// the folder RECIPE-sweep; given again, the sweep goes on where it was stopped.
+#[derive(Debug, Args)]
+pub(super) struct SweepArgs {
+    #[command(flatten)]
+    pub(super) train: TrainArgs,
+    /// Train with each of these seeds too, e.g. 0,1,2: the figure shows mean and deviation
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', conflicts_with = "seed",
+          value_parser = RangedU64ValueParser::<u64>::new().range(..=i64::MAX as u64))]
+    pub(super) seeds: Vec<u64>,
+}
+
+/// A key and its values, as they were written.
+struct Axis {
+    key: String,
+    values: Vec<String>,
+}
+
+/// One run of the sweep: which value of each axis, and the seed.
+struct Cell {
+    values: Vec<String>,
+    set: Vec<String>,
+    recipe: Recipe,
+}
+
+pub(super) fn run(args: &SweepArgs, mut out: Out) -> Result<ExitCode> {
+    if args.train.resume.is_some() {
+        let remedy = "give the same sweep again: runs that are finished are not run again";
+        return Err(Error::config("--resume", "a sweep goes on by itself", remedy));
+    }
+    let axes = axes(&args.train.set.values)?;
+    let cells = cells(args, &axes)?;
+    let stem =
+        Path::new(&args.train.recipe).file_stem().unwrap_or(args.train.recipe.as_ref()).to_string_lossy().into_owned();
+    let folder = args.train.out.join(format!("{stem}-sweep"));
+    for (i, cell) in cells.iter().enumerate() {
+        let what = format!("run {} of {}: {}", i + 1, cells.len(), cell.set.join(", "));
+        let mut one = args.train.clone();
+        match find(&folder, &cell.recipe)? {
+            Some((path, history)) if history.epochs.len() >= cell.recipe.epochs as usize => {
+                note(&format!("{what}: finished, {}", path.display()));
+                continue;
+            }
+            Some((path, _)) => one.resume = Some(path),
+            None => (one.set.values, one.out, one.seed) = (cell.set.clone(), folder.clone(), None),
+        }
+        out.print(&format!("\n== {what}\n"))?;
+        let code = train::run(&one, Out::new())?;
+        if code != ExitCode::SUCCESS {
+            note("the sweep goes on when it is given again");
+            return Ok(code);
+        }
+    }
+    results(&axes, &cells, &folder, &mut out)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The keys that have several values, and those that have one.
+fn axes(set: &[String]) -> Result<Vec<Axis>> {
+    let axis = |text: &String| {
+        let (key, values) = text.split_once('=').unwrap_or((text, ""));
+        let values: Vec<String> = split(values).into_iter().map(|v| v.trim().to_string()).collect();
+        let twice = values.iter().enumerate().find(|(i, v)| values[..*i].contains(v));
+        match (values.iter().any(String::is_empty), twice) {
+            (true, _) => Err(Error::config(key.trim(), "a value is empty", "write --set KEY=VALUE,VALUE,…")),
+            (_, Some((_, v))) => {
+                Err(Error::config(key.trim(), format!("the value {v} stands there twice"), "leave one out"))
+            }
+            _ => Ok(Axis { key: key.trim().to_string(), values }),
+        }
+    };
+    let axes = set.iter().map(axis).collect::<Result<Vec<Axis>>>()?;
+    let twice = axes.iter().enumerate().find(|(i, a)| axes[..*i].iter().any(|b| b.key == a.key));
+    match twice {
+        Some((_, a)) => {
+            Err(Error::config(&a.key, "two lists of values", format!("write one: --set {}=VALUE,VALUE,…", a.key)))
+        }
+        None => Ok(axes),
+    }
+}
+
+/// A text at its commas, but for those in brackets, braces and quotes.
+fn split(text: &str) -> Vec<&str> {
+    let (mut depth, mut quoted, mut start, mut parts) = (0i32, false, 0, Vec::new());
+    for (i, c) in text.char_indices() {
+        match c {
+            '"' => quoted = !quoted,
+            '[' | '{' if !quoted => depth += 1,
+            ']' | '}' if !quoted => depth -= 1,
+            ',' if !quoted && depth == 0 => {
+                parts.push(&text[start..i]);
+                start = i + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&text[start..]);
+    parts
+}
+
+/// The grid of all values and seeds, each a recipe that was checked.
+fn cells(args: &SweepArgs, axes: &[Axis]) -> Result<Vec<Cell>> {
+    let mut grid: Vec<Vec<String>> = vec![Vec::new()];
+    for axis in axes {
+        let longer = |row: &Vec<String>| {
+            axis.values.iter().map(|v| [row.as_slice(), std::slice::from_ref(v)].concat()).collect::<Vec<_>>()
+        };
+        grid = grid.iter().flat_map(longer).collect();
+    }
+    let seeds: Vec<Option<u64>> =
+        if args.seeds.is_empty() { vec![args.train.seed] } else { args.seeds.iter().map(|&s| Some(s)).collect() };
+    let mut cells = Vec::new();
+    for values in grid {
+        for seed in &seeds {
+            let mut set: Vec<String> = axes.iter().zip(&values).map(|(a, v)| format!("{}={v}", a.key)).collect();
+            set.extend(seed.map(|s| format!("seed={s}")));
+            let with = TrainArgs { seed: None, set: super::Set { values: set.clone() }, ..args.train.clone() };
+            let recipe = Recipe::load(&args.train.recipe, &train::overrides(&with))?;
+            cells.push(Cell { values: values.clone(), set, recipe });
+        }
+    }
+    match cells.len() {
+        1 => Err(Error::config(
+            "--set",
+            "there is one value to try",
+            "give several, e.g. --set optimizer.lr=0.01,0.1, or --seeds 0,1,2",
+        )),
+        _ => Ok(cells),
+    }
+}
+
+/// The run of a recipe in a folder of runs, if there is one.
+fn find(folder: &Path, recipe: &Recipe) -> Result<Option<(PathBuf, History)>> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(None) };
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
+    paths.sort();
+    for path in paths {
+        let Ok(run) = RunDir::open(&path) else { continue };
+        if Config::read(&run)?.recipe == *recipe {
+            return History::read(&run).map(|history| Some((path, history)));
+        }
+    }
+    Ok(None)
+}
+
+/// Mean and standard deviation (of the sample; 0 of one).
+fn spread(values: &[f64]) -> (f64, f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+    (mean, if values.len() > 1 { (squares / (n - 1.0)).sqrt() } else { 0.0 })
+}
+
+/// The table, `sweep.csv` and the figure.
+fn results(axes: &[Axis], cells: &[Cell], folder: &Path, out: &mut Out) -> Result<()> {
+    let mut found: Vec<(&Vec<String>, Vec<f64>, f64)> = Vec::new();
+    let keys: Vec<&str> = axes.iter().map(|a| a.key.as_str()).collect();
+    let mut csv =
+        keys.iter().map(|k| compare::quoted(k) + ",").collect::<String>() + "seed,run,test_accuracy,seconds\n";
+    for cell in cells {
+        let Some((path, history)) = find(folder, &cell.recipe)? else { continue };
+        let Some(last) = history.epochs.last() else { continue };
+        let (percent, seconds) = (last.test_accuracy * 100.0, history.epochs.iter().map(|e| e.seconds).sum::<f64>());
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        csv += &cell.values.iter().map(|v| compare::quoted(v) + ",").collect::<String>();
+        csv += &format!("{},{},{},{seconds:.3}\n", cell.recipe.seed, compare::quoted(&name), last.test_accuracy);
+        match found.last_mut().filter(|(values, ..)| *values == &cell.values) {
+            Some((_, all, time)) => {
+                all.push(percent);
+                *time += seconds;
+            }
+            None => found.push((&cell.values, vec![percent], seconds)),
+        }
+    }
+    let write = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).map_err(Error::io("write", &path)).map(|()| path)
+    };
+    let (csv, svg) = (write("sweep.csv", &csv)?, write("sweep.svg", &figure(axes, &found))?);
+    let row = |(values, all, seconds): &(&Vec<String>, Vec<f64>, f64)| {
+        let (mean, deviation) = spread(all);
+        let accuracy = if all.len() > 1 { format!("{mean:.2} ± {deviation:.2} %") } else { format!("{mean:.2} %") };
+        [values.as_slice(), &[all.len().to_string(), accuracy, clock(*seconds)]].concat()
+    };
+    let heads: Vec<&str> = keys.into_iter().chain(["runs", "test accuracy", "time"]).collect();
+    let text = table(&heads, &(">".repeat(heads.len())), found.iter().map(row).collect());
+    out.print(&format!("\n{text}\nfigure    {}\ntable     {}\n", svg.display(), csv.display()))
+}
+
+/// Accuracy over the first key's values if these are numbers, a line for each combination of the others; else bars.
+fn figure(axes: &[Axis], found: &[(&Vec<String>, Vec<f64>, f64)]) -> String {
+    let number = |values: &[String]| values.first().and_then(|v| v.parse::<f64>().ok());
+    if !found.is_empty() && found.iter().all(|(values, ..)| number(values).is_some()) {
+        let positive: Vec<f64> = found.iter().filter_map(|(v, ..)| number(v)).collect();
+        let (low, high) = positive.iter().fold((f64::INFINITY, 0.0f64), |(l, h), &v| (l.min(v), h.max(v)));
+        let mut chart =
+            Chart::new(format!("Test accuracy over {}", axes[0].key), &axes[0].key, "test accuracy in percent");
+        if low > 0.0 && high / low > 20.0 {
+            chart = chart.log_x();
+        }
+        let mut lines: Vec<(&[String], Vec<[f64; 2]>, Vec<f64>)> = Vec::new();
+        for (values, all, _) in found {
+            let (mean, deviation) = spread(all);
+            let point = [number(values).unwrap_or(f64::NAN), mean];
+            match lines.iter_mut().find(|(rest, ..)| *rest == &values[1..]) {
+                Some((_, points, deviations)) => {
+                    points.push(point);
+                    deviations.push(deviation);
+                }
+                None => lines.push((&values[1..], vec![point], vec![deviation])),
+            }
+        }
+        for (rest, mut points, deviations) in lines {
+            let name: Vec<String> = axes[1..].iter().zip(rest).map(|(a, v)| format!("{} = {v}", a.key)).collect();
+            let name =
+                if name.is_empty() { "mean and standard deviation of the seeds".to_string() } else { name.join(", ") };
+            let mut order: Vec<usize> = (0..points.len()).collect();
+            order.sort_by(|&a, &b| points[a][0].total_cmp(&points[b][0]));
+            let deviations = order.iter().map(|&i| deviations[i]).collect();
+            points = order.iter().map(|&i| points[i]).collect();
+            chart = chart.spread(name, points, deviations);
+        }
+        return chart.svg();
+    }
+    let names = found.iter().map(|(values, ..)| values.join(", ")).collect();
+    let keys: Vec<&str> = axes.iter().map(|a| a.key.as_str()).collect();
+    let title = format!("Test accuracy by {}", if keys.is_empty() { "seed".into() } else { keys.join(", ") });
+    Bars::new(title, names).group("test accuracy, mean", found.iter().map(|(_, all, _)| spread(all).0).collect()).svg()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_split_at_outer_commas() {
+        assert_eq!(split("0.1,0.2"), ["0.1", "0.2"]);
+        assert_eq!(split("[0.9, 0.99],[0.8, 0.9]"), ["[0.9, 0.99]", "[0.8, 0.9]"]);
+        assert_eq!(split("\"a,b\",c"), ["\"a,b\"", "c"]);
+    }
+
+    #[test]
+    fn deviations_are_of_the_sample() {
+        assert_eq!(spread(&[1.0, 2.0, 3.0]), (2.0, 1.0));
+        assert_eq!(spread(&[5.0]), (5.0, 0.0));
+    }
+}
