@@ -16,13 +16,13 @@ fn predictions_name_classes_and_pass_over_what_is_no_picture() {
     picture(&p.path("photos/more/b.png"), 700, 50);
     let text = p.ok(&["predict", "runs/tiny-001", "photos", "--top", "2"]).out;
     assert_eq!(text.lines().count(), 6, "{text}");
-    assert!(text.contains("a.png") && text.contains(" %") && text.contains("circle"), "{text}");
+    assert!(text.contains("a.png") && text.contains(" %"), "{text}");
     let lines = p.ok(&["predict", "runs/tiny-001", "photos", "--top", "99", "--json", "--which", "last"]).out;
     for line in lines.lines() {
         let v: serde_json::Value = serde_json::from_str(line).unwrap();
         let list = v["predictions"].as_array().unwrap();
         let sum: f64 = list.iter().map(|p| p["probability"].as_f64().unwrap()).sum();
-        assert!(list.len() == 10 && (sum - 1.0).abs() < 1e-9, "{line}");
+        assert!(list.len() == 10 && (sum - 1.0).abs() < 1e-9 && line.contains("\"circle\""), "{line}");
     }
     fs::write(p.path("photos/note.png"), "not a picture").unwrap();
     let done = p.run(&["predict", "runs/tiny-001", "photos"]);
@@ -50,7 +50,7 @@ fn training_starts_from_other_weights_with_a_head_of_its_own() {
         assert!(done.err.contains(words), "{}", done.err);
     }
     p.ok(&["train", "--resume", "runs/tuned-001", "--max-steps", "5"]);
-    p.fails(&["train", "tuned.toml", "--set", "freeze=[\"feature\"]"], &["`feature` fits no parameter", "2 flatten"]);
+    p.fails(&["train", "tuned.toml", "--set", "freeze=[\"feature\"]"], &["`feature` fits no parameter", "3 features"]);
 }
 
 #[test]
