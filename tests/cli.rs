@@ -2,6 +2,8 @@
 
 #[path = "unit/hardship.rs"]
 mod hardship;
+#[path = "unit/using.rs"]
+mod using;
 
 use assert_cmd::Command;
 use std::fs;
@@ -275,26 +277,6 @@ fn a_run_in_pieces_equals_a_run_at_once() {
     p.ok(&["train", "--resume", "runs/tiny-002", "--epochs", "3"]);
     assert_eq!(p.metrics("runs/tiny-002").len(), 4);
     assert!(p.text("runs/tiny-002/config.toml").contains("epochs = 3"));
-}
-
-#[test]
-fn weights_can_be_taken_over() {
-    let p = Place::new();
-    p.ok(&["train", "tiny.toml"]);
-    p.ok(&["train", "tiny.toml", "--init", "runs/tiny-001/best/model.safetensors", "--epochs", "1"]);
-    let first = |run: &str| -> f64 {
-        p.text(&format!("runs/{run}/steps.csv")).lines().nth(1).unwrap().rsplit(',').next().unwrap().parse().unwrap()
-    };
-    assert!(first("tiny-002") < 0.95 * first("tiny-001"), "{} {}", first("tiny-001"), first("tiny-002"));
-    assert!(p.text("runs/tiny-002/config.toml").contains("best/model.safetensors"));
-    fs::write(p.path("wide.toml"), TINY.replace("fc 12", "fc 13")).unwrap();
-    let init = ["train", "wide.toml", "--init", "runs/tiny-001/best/model.safetensors"];
-    p.fails(&init, &["`2.weight` is [12, 48] and should be [13, 48]", "`4.weight`"]);
-    fs::write(p.path("flat.toml"), TINY.replace("\"fc 12\", \"relu\", ", "")).unwrap();
-    p.fails(
-        &["train", "flat.toml", "--init", "runs/tiny-001/best/model.safetensors"],
-        &["`4.bias` is not in this network"],
-    );
 }
 
 #[test]

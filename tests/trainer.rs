@@ -70,6 +70,7 @@ fn run_dir(parent: &std::path::Path) -> RunDir {
         threads: 1,
         data: None,
         init: None,
+        classes: Vec::new(),
     };
     Config { run: info, recipe: recipe(&[LAYERS]) }.write(&run).unwrap();
     run

@@ -1,12 +1,35 @@
 //! `tilework eval`: a run's loss and accuracy on a part of its data.
 
-use super::{Data, EvalArgs, Out, Which, count, per_class};
+use super::{Data, Machine, Out, Which, count, per_class};
+use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::train::checkpoint::{self, Checkpoint};
 use crate::train::run::Config;
 use crate::train::{Evaluation, RunDir, Trainer};
+use clap::Args;
 use serde::{Serialize, Serializer};
 use std::path::PathBuf;
+
+/// Evaluate a run on the test set, or another part of its data
+#[derive(Debug, Args)]
+pub(super) struct EvalArgs {
+    /// The run's folder, e.g. runs/quickstart-001
+    run: PathBuf,
+    /// The data: a folder or .tar.gz [default: where the run had it from]
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    /// Which part of the data
+    #[arg(long, default_value = "test")]
+    split: Split,
+    /// Print one JSON object: accuracy, loss, count, per_class; accuracies as fractions
+    #[arg(long)]
+    json: bool,
+    /// Which checkpoint [default: best, or last if there is no best]
+    #[arg(long)]
+    which: Option<Which>,
+    #[command(flatten)]
+    pub(super) machine: Machine,
+}
 
 /// What `--json` prints.
 #[derive(Serialize)]

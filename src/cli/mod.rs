@@ -15,6 +15,8 @@ mod lr_curve;
 mod lr_find;
 mod machine;
 mod output;
+mod picture;
+mod predict;
 mod progress;
 mod recipes;
 mod report;
@@ -24,7 +26,7 @@ mod sweep;
 mod trace;
 mod train;
 
-use crate::data::{Source, Split};
+use crate::data::Source;
 use crate::device::cuda::{Arch, Order};
 use crate::error::{Error, Result};
 use crate::train::Trainer;
@@ -52,11 +54,12 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(TrainArgs),
-    Eval(EvalArgs),
+    Eval(eval::EvalArgs),
     Report(report::ReportArgs),
     Compare(compare::CompareArgs),
     Sweep(sweep::SweepArgs),
     LrFind(LrFindArgs),
+    Predict(predict::PredictArgs),
     Summary(SummaryArgs),
     /// List the built-in recipes, or print one as a start for your own
     #[command(after_help = recipes::layers())]
@@ -160,27 +163,6 @@ struct LrFindArgs {
     machine: Machine,
     #[command(flatten)]
     set: Set,
-}
-
-/// Evaluate a run on the test set, or another part of its data
-#[derive(Debug, Args)]
-struct EvalArgs {
-    /// The run's folder, e.g. runs/quickstart-001
-    run: PathBuf,
-    /// The data: a folder or .tar.gz [default: where the run had it from]
-    #[arg(long, value_name = "PATH")]
-    data: Option<PathBuf>,
-    /// Which part of the data
-    #[arg(long, default_value = "test")]
-    split: Split,
-    /// Print one JSON object: accuracy, loss, count, per_class; accuracies as fractions
-    #[arg(long)]
-    json: bool,
-    /// Which checkpoint [default: best, or last if there is no best]
-    #[arg(long)]
-    which: Option<Which>,
-    #[command(flatten)]
-    machine: Machine,
 }
 
 /// Show a recipe's network: sizes, parameters, multiply-adds, memory
@@ -361,6 +343,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Compare(args) => compare::run(args, &mut out)?,
         Command::Sweep(args) => return args.train.machine.install(|| sweep::run(args, out)),
         Command::LrFind(args) => args.machine.install(|| lr_find::run(args, &mut out))?,
+        Command::Predict(args) => return args.machine.install(|| predict::run(args, &mut out)),
         Command::Summary(args) => summary::run(args, &mut out)?,
         Command::Recipes { name } => recipes::run(name.as_deref(), &mut out)?,
         Command::Data(DataCommand::Fetch { name, to }) => data::fetch(name, to.as_deref(), &mut out)?,

@@ -13,7 +13,7 @@ use crate::recipes::Recipe;
 const F32: usize = 4;
 
 /// Height, width and channels of a data set's images.
-fn image(source: Source) -> [usize; 3] {
+pub(super) fn image(source: Source) -> [usize; 3] {
     match source {
         Source::Shapes | Source::Cifar10 | Source::Cifar100 | Source::Cifar100Coarse => [32, 32, 3],
     }

@@ -47,14 +47,21 @@ pub(super) fn overrides(args: &TrainArgs) -> Vec<String> {
 fn fresh(args: &TrainArgs) -> Result<Session> {
     let recipe = Recipe::load(&args.recipe, &overrides(args))?;
     let data = Data::open(recipe.data.source, args.data.as_deref())?;
+    let classes = data.splits.train.classes.clone();
     let (device, device_name) = args.machine.device()?;
     let mut trainer = Trainer::new(recipe.clone(), data.splits, &device)?;
     let describe = describe(recipe.data.source, &trainer, data.path.as_deref());
     if args.no_graph {
         trainer.engine.without_graph();
     }
-    if let Some(path) = &args.init {
-        trainer.init_from(path)?;
+    let init = match (&args.init, &recipe.pretrained) {
+        (Some(path), _) => Some(path.as_path()),
+        (None, Some(pretrained)) => Some(pretrained.file()?),
+        (None, None) => None,
+    };
+    if let Some(path) = init {
+        let loaded = trainer.init_from(path)?;
+        note(&format!("weights from {}: {loaded}", path.display()));
     }
     let stem = Path::new(&args.recipe).file_stem().unwrap_or(args.recipe.as_ref());
     let name = stem.to_string_lossy().into_owned();
@@ -66,7 +73,8 @@ fn fresh(args: &TrainArgs) -> Result<Session> {
             device: device.name().to_string(),
             threads: args.machine.threads(),
             data: data.path,
-            init: args.init.as_deref().map(absolute).transpose()?,
+            init: init.map(absolute).transpose()?,
+            classes,
         },
         recipe,
     };

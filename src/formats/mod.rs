@@ -2,3 +2,5 @@
 
 pub(crate) mod file;
 pub(crate) mod pickle;
+pub(crate) mod torch;
+mod zip;

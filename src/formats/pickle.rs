@@ -1,17 +1,20 @@
-//! Reads the pickles of the Python version of CIFAR, and nothing else.
+//! Reads the pickles of the Python version of CIFAR and of PyTorch's state dicts, and nothing else.
 //!
 //! A pickle is a program for a stack machine, and the machine of Python can call anything. This one
-//! knows the opcodes that a dictionary of numpy arrays, numbers and strings is made of (protocols 0
-//! to 4, from Python 2 or 3), and the five globals of which numpy arrays are built: these are not
-//! called but understood. Any other global is an error that names it.
+//! knows the opcodes that a dictionary of numpy arrays, tensors, numbers and strings is made of (protocols
+//! 0 to 4, from Python 2 or 3), and the globals of which these are built: they are not called but
+//! understood. Any other global is an error that names it.
 //!
 //! Nothing in the file decides how much memory is used: strings are borrowed from the input, objects
 //! and opcodes are counted, and what must be decoded is bounded by the size of the input.
 
+mod globals;
 mod machine;
 mod strings;
+mod torch;
 
 use machine::{Id, Object, bytes_of};
+pub(crate) use torch::Tensor;
 
 /// A pickled dictionary.
 #[derive(Debug)]

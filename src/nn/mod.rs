@@ -1,7 +1,8 @@
 //! Networks: layers written as text, models with their parameters, state dicts.
 //!
 //! In reading order: [`layers`] (one room a layer), [`spec`] (a network as text), [`networks`] (those with a
-//! name), `builder` (sizes are inferred), [`model`] (a network with its parameters), [`state`] (PyTorch's names and layouts).
+//! name), `builder` (sizes are inferred), [`model`] (a network with its parameters), [`state`] (PyTorch's names and
+//! layouts), `pretrained` (weights to start from, and what stays as it is).
 //! The parameters' numbers are in [`params`](crate::params).
 
 mod builder;
@@ -9,10 +10,12 @@ pub mod layers;
 pub mod model;
 pub mod networks;
 mod phrase;
+mod pretrained;
 pub mod spec;
 pub mod state;
 
 pub use builder::{Builder, LayerInfo};
 pub use layers::{LAYERS, Layer, layer};
 pub use model::Model;
+pub use pretrained::{Loaded, Pretrained};
 pub use spec::LayerSpec;

@@ -7,6 +7,7 @@
 use super::model::Model;
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
+use crate::formats::torch;
 use crate::params::Param;
 use crate::shape::Shape;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -51,6 +52,11 @@ impl Array {
         }
     }
 
+    /// The sizes.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
     fn to_i64(&self) -> Option<i64> {
         match self.dtype {
             Dtype::I64 => Some(i64::from_le_bytes(self.bytes.as_slice().try_into().ok()?)),
@@ -72,11 +78,21 @@ pub fn serialize(state: &StateDict) -> Result<Vec<u8>> {
         .map_err(|e| Error::Internal(format!("safetensors: {e}")))
 }
 
-/// The tensors of a safetensors file; `path` is for the error only.
+/// The tensors of a safetensors file, or of a `.pth` file as `torch.save` writes it, whose pickle is never
+/// executed; `path` is for the error only.
 ///
 /// # Errors
-/// [`Error::File`] if the bytes are not a whole safetensors file.
+/// [`Error::File`] if the bytes are not a whole file of one of the two.
 pub fn deserialize(bytes: &[u8], path: &Path) -> Result<StateDict> {
+    if torch::is_torch(bytes) {
+        let list = torch::read(bytes).map_err(|problem| {
+            let remedy = "save the state dict again with a PyTorch of now: `torch.save(net.state_dict(), \"net.pth\")`, \
+                          or as safetensors: `safetensors.torch.save_file(net.state_dict(), \"net.safetensors\")`";
+            Error::file(path, problem, remedy)
+        })?;
+        let array = |n: torch::Numbers| (n.name, Array { dtype: n.dtype, shape: n.shape, bytes: n.bytes });
+        return Ok(list.into_iter().map(array).collect());
+    }
     let file = SafeTensors::deserialize(bytes).map_err(|e| {
         Error::file(
             path,

@@ -19,6 +19,11 @@ pub const BUILT_IN: &[(&str, &str)] = &[
     ("c3-conv-padded", include_str!("c3-conv-padded.toml")),
     ("c4-conv-bn", include_str!("c4-conv-bn.toml")),
     ("c5-deep-conv-bn", include_str!("c5-deep-conv-bn.toml")),
+    ("d1-resnet18", include_str!("d1-resnet18.toml")),
+    ("d2-finetune", include_str!("d2-finetune.toml")),
+    ("d3-freeze6", include_str!("d3-freeze6.toml")),
+    ("d4-freeze10", include_str!("d4-freeze10.toml")),
+    ("d5-tiny", include_str!("d5-tiny.toml")),
     ("e1-resnet9-onecycle", include_str!("e1-resnet9-onecycle.toml")),
 ];
 

@@ -33,8 +33,8 @@ use crate::data::loader::Transform;
 use crate::data::{Source, Splits};
 use crate::error::{Error, Result};
 use crate::formats::file;
-use crate::nn::LayerSpec;
 use crate::nn::networks::ModelSpec;
+use crate::nn::{LayerSpec, Pretrained};
 use crate::optim::{Clip, EarlyStopping, Ema, OptimizerSpec, Phase, Schedule};
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,12 @@ pub struct Recipe {
     /// A network by name, and what is changed in the network.
     #[serde(default)]
     pub model: ModelSpec,
+    /// The weights that it starts from, unless random.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pretrained: Option<Pretrained>,
+    /// What is not trained: patterns of parameters, or numbers of the network's children.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub freeze: Vec<String>,
     /// The data.
     pub data: DataSpec,
     /// Random changes to training images.
@@ -324,6 +330,9 @@ mod tests {
         ("c3", 37_490),
         ("c4", 155_970),
         ("c5", 462_570),
+        ("d1", 11_181_642),
+        ("d2", 11_181_642),
+        ("d5", 11_181_642),
         ("e1", 6_580_500),
     ];
 

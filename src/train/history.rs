@@ -169,10 +169,10 @@ impl History {
         if stretch > 1 {
             loss = loss.line(format!("training, mean of {stretch} steps"), trend);
         }
-        let loss = loss.line(&self.split.to_string(), self.by_last_step(|e| e.loss));
+        let loss = loss.line(self.split.to_string(), self.by_last_step(|e| e.loss));
         let mut accuracy = Chart::new(format!("{name}: accuracy"), "epoch", "accuracy in percent")
             .line("training, before each update", self.by_epoch(|e| e.train_accuracy * 100.0))
-            .line(&self.split.to_string(), self.by_epoch(|e| e.accuracy * 100.0));
+            .line(self.split.to_string(), self.by_epoch(|e| e.accuracy * 100.0));
         if let Some(percent) = reported {
             accuracy = accuracy.mark(percent, format!("reported by the source, {percent} %"));
         }

@@ -14,7 +14,7 @@ use crate::data::{Dataset, Split, Splits};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::formats::file;
-use crate::nn::Model;
+use crate::nn::{Loaded, Model};
 use crate::optim::Point;
 use crate::recipes::Recipe;
 use crate::step::Step;
@@ -65,6 +65,7 @@ impl Trainer {
         let mut measures = Measures { train: all, validation, test, transform, device: device.clone(), feed: None };
         measures.feed(measures.split())?;
         recipe.optimizer.group(&mut model.params)?;
+        model.freeze(&recipe.freeze)?;
         let optimizer = recipe.optimizer.build(&model.params)?;
         let loss = recipe.loss.with(recipe.label_smoothing);
         let mut engine = Engine::new(model, optimizer, train.feed(recipe.shuffle), loss)?;
@@ -110,15 +111,17 @@ impl Trainer {
         Ok(())
     }
 
-    /// Takes over weights to start from.
+    /// Takes over weights to start from, safetensors or `.pth`: all of them, but for the head of a recipe with
+    /// `[pretrained]`.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::File`].
-    pub fn init_from(&mut self, path: &Path) -> Result<()> {
+    pub fn init_from(&mut self, path: &Path) -> Result<Loaded> {
         let bytes = file::read(path, "read the weights")?;
-        self.engine.model.load_state_dict(&crate::nn::state::deserialize(&bytes, path)?, path)?;
+        let head = self.recipe.pretrained.as_ref().map_or(&[][..], |p| &p.head);
+        let loaded = self.engine.model.load_pretrained(crate::nn::state::deserialize(&bytes, path)?, head, path)?;
         match non_finite_parameter(&self.engine.model)? {
-            None => Ok(()),
+            None => Ok(loaded),
             Some(key) => Err(Error::file(
                 path,
                 format!("`{key}` holds numbers that are not finite"),

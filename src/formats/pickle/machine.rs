@@ -3,23 +3,18 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use super::globals::{Global, known_global};
 use super::strings::{raw_unicode, shown, text, unquote};
+use super::torch::{Storage, Tensor, storage, tensor};
+use safetensors::Dtype as Element;
 
 /// Most opcodes in one file: the official ones have about 300,000.
 const MAX_OPCODES: usize = 1 << 21;
 /// Most axes of an array.
-const MAX_AXES: usize = 8;
+pub(super) const MAX_AXES: usize = 8;
 
 /// Index of an object. Objects refer to each other by index, so that cycles do no harm.
 pub(super) type Id = usize;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Global {
-    Reconstruct,
-    NdArray,
-    Dtype,
-    Encode,
-}
 
 #[derive(Debug)]
 pub(super) enum Object<'a> {
@@ -36,6 +31,10 @@ pub(super) enum Object<'a> {
     Dtype(String),
     /// A numpy array, empty until its state has come.
     Array(Option<Array>),
+    /// A class of PyTorch's storages, by what it holds.
+    StorageType(Element),
+    Storage(Storage),
+    Tensor(Tensor),
 }
 
 #[derive(Clone, Debug)]
@@ -202,16 +201,22 @@ impl<'a> Machine<'a> {
                 if op == b'i' {
                     return Err(format!("an instance of {module}.{name}, which is not made here"));
                 }
-                self.push(Object::Global(global));
+                self.push(global);
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
                 let global = known_global(self.text_of(module)?, self.text_of(name)?)?;
-                self.push(Object::Global(global));
+                self.push(global);
+            }
+            b'Q' => {
+                let id = self.pop()?;
+                let parts = self.tuple_of(id).map_err(|_| "a reference to what is no storage is refused")?;
+                let storage = storage(&self.objects, parts)?;
+                self.push(Object::Storage(storage));
             }
             b'R' => self.call()?,
             b'b' => self.build()?,
-            _ => return Err(format!("opcode 0x{op:02x}, which no CIFAR file has, is refused")),
+            _ => return Err(format!("opcode 0x{op:02x}, which no such file has, is refused")),
         }
         Ok(())
     }
@@ -371,7 +376,13 @@ impl<'a> Machine<'a> {
                 self.decoded = decoded;
                 Object::Bytes(bytes.ok_or("text that is not latin1")?.into())
             }
-            _ => return Err("a call with arguments that numpy does not use".into()),
+            (Global::OrderedDict, []) => Object::Dict(Vec::new()),
+            (Global::RebuildTensor, args) => Object::Tensor(tensor(&self.objects, args)?),
+            (Global::RebuildParameter, [data, ..]) => match self.object(*data)? {
+                Object::Tensor(tensor) => Object::Tensor(tensor.clone()),
+                _ => return Err("a parameter that is no tensor".into()),
+            },
+            _ => return Err("a call with arguments that numpy and PyTorch do not use".into()),
         };
         self.push(result);
         Ok(())
@@ -383,6 +394,8 @@ impl<'a> Machine<'a> {
         match self.object(target)? {
             // Byte order and the like, which mean nothing for single bytes.
             Object::Dtype(_) => return Ok(()),
+            // The versions of PyTorch's modules.
+            Object::Dict(_) => return Ok(()),
             Object::Array(None) => {}
             _ => return Err("a state for something other than an array".into()),
         }
@@ -413,20 +426,5 @@ impl<'a> Machine<'a> {
             *array = Some(Array { shape, data });
         }
         Ok(())
-    }
-}
-
-fn known_global(module: &str, name: &str) -> Result<Global, String> {
-    match (module, name) {
-        ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => Ok(Global::Reconstruct),
-        ("numpy", "ndarray") => Ok(Global::NdArray),
-        ("numpy", "dtype") => Ok(Global::Dtype),
-        ("_codecs", "encode") => Ok(Global::Encode),
-        _ => Err(format!(
-            "the global `{}.{}` is refused: a CIFAR file needs numpy arrays only, and loading this one in Python \
-             could run code",
-            shown(module),
-            shown(name)
-        )),
     }
 }

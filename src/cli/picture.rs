@@ -1,0 +1,115 @@
+//! Pictures from files: PNG and JPEG, of any size, grey or coloured, with or without transparency.
+
+use crate::error::{Error, Result};
+use crate::formats::file;
+use image::imageops::{FilterType, resize};
+use image::{ImageReader, RgbImage};
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+/// What the names of pictures in a folder end in.
+const ENDINGS: [&str; 3] = ["png", "jpg", "jpeg"];
+
+/// Reads a picture and brings it to a height and width, `[h, w, 3]` bytes. Like torchvision's `Resize` of a picture it
+/// is bilinear, with a filter as wide as the pictures shrinks, so that nothing is skipped; the two sides are scaled
+/// apart. What is transparent keeps the colour that it has.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::File`] for what is no picture, and no file.
+pub(super) fn read(path: &Path, [height, width]: [usize; 2]) -> Result<Vec<u8>> {
+    let remedy = "give a PNG or JPEG file; other formats: convert it first";
+    let bytes = file::read(path, "read the picture")?;
+    // The format is told from the contents: names lie. The crate's limits bound what a small file can unfold to.
+    let picture = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(image::ImageError::from);
+    let picture = picture.and_then(ImageReader::decode).map_err(|e| {
+        let known = image::guess_format(&bytes).is_ok();
+        let problem = if known { format!("a damaged picture: {e}") } else { "no PNG or JPEG picture".into() };
+        Error::file(path, problem, remedy)
+    })?;
+    let [h, w] = [height, width].map(u32::try_from);
+    let (Ok(h), Ok(w)) = (h, w) else { return Err(Error::Internal(format!("pictures of {height}x{width}"))) };
+    let rgb: RgbImage = picture.into_rgb8();
+    Ok(if rgb.dimensions() == (w, h) { rgb } else { resize(&rgb, w, h, FilterType::Triangle) }.into_raw())
+}
+
+/// The pictures that paths stand for: a file for itself, a folder for all PNG and JPEG files in it and in its folders,
+/// by name.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::File`] for a folder without pictures.
+pub(super) fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            found.push(path.clone());
+            continue;
+        }
+        let before = found.len();
+        walk(path, &mut found)?;
+        if found.len() == before {
+            let problem = "a folder without PNG or JPEG files";
+            return Err(Error::file(path, problem, "give a folder of pictures that end in .png, .jpg or .jpeg"));
+        }
+    }
+    Ok(found)
+}
+
+fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    let entries = std::fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let mut entries = entries.map_err(Error::io("read the folder", folder))?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        let ending = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+        // Links to folders are not followed, so that no circle of them is.
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            walk(&path, found)?;
+        } else if ending.is_some_and(|e| ENDINGS.contains(&e.as_str())) {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{DynamicImage, ImageFormat};
+
+    #[test]
+    fn pictures_of_every_kind_become_rgb() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let rgb = RgbImage::from_fn(4, 2, |x, y| image::Rgb([10 * x as u8, 100 * y as u8, 7]));
+        let rgb = DynamicImage::from(rgb);
+        rgb.save(at("rgb.png")).unwrap();
+        assert_eq!(read(&at("rgb.png"), [2, 4]).unwrap(), rgb.as_bytes());
+        rgb.to_rgba16().save(at("alpha.png")).unwrap();
+        assert_eq!(read(&at("alpha.png"), [2, 4]).unwrap(), rgb.as_bytes());
+        // A name that lies about the format.
+        rgb.save_with_format(at("jpeg.png"), ImageFormat::Jpeg).unwrap();
+        assert_eq!(read(&at("jpeg.png"), [5, 3]).unwrap().len(), 45);
+        DynamicImage::from(image::GrayImage::from_pixel(9, 9, image::Luma([77]))).save(at("grey.PNG")).unwrap();
+        assert_eq!(read(&at("grey.PNG"), [2, 2]).unwrap(), [77; 12]);
+        std::fs::write(at("text.png"), "hello").unwrap();
+        let whole = std::fs::read(at("rgb.png")).unwrap();
+        std::fs::write(at("cut.png"), &whole[..whole.len() / 2]).unwrap();
+        for (name, words) in [("text.png", "no PNG or JPEG"), ("cut.png", "damaged"), ("none.png", "none.png")] {
+            let e = read(&at(name), [2, 2]).unwrap_err().to_string();
+            assert!(e.contains(words), "{e}");
+        }
+        let names = find(&[dir.path().to_path_buf()]).unwrap();
+        let names: Vec<_> = names.iter().filter_map(|p| p.file_name()?.to_str()).collect();
+        assert_eq!(names, ["alpha.png", "cut.png", "grey.PNG", "jpeg.png", "rgb.png", "text.png"]);
+    }
+
+    #[test]
+    fn shrinking_averages_what_it_covers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stripes.png");
+        // Columns 0 and 255: a filter that skips pixels would give one of the two.
+        RgbImage::from_fn(64, 64, |x, _| image::Rgb([255 * (x % 2) as u8; 3])).save(&path).unwrap();
+        let small = read(&path, [8, 8]).unwrap();
+        assert!(small.iter().all(|v| (120..=136).contains(v)), "{small:?}");
+    }
+}
