@@ -219,9 +219,10 @@ mod tests {
             let mut m = on(&device, 3, 0);
             m.freeze(patterns).unwrap();
             let x = Tensor::from_slice(&device, [64, 8, 8, 3], &[0.5f32; 64 * 192]).unwrap();
+            let x = Var::constant(x);
             let mut cx = m.train(Step::default());
             let before = device.memory().in_use;
-            let y = m.forward(&Var::constant(x), &mut cx).unwrap();
+            let y = m.forward(&x, &mut cx).unwrap();
             assert!(y.id().is_some());
             device.memory().in_use - before
         };
