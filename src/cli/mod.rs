@@ -27,6 +27,7 @@ mod train;
 use crate::data::Source;
 use crate::device::cuda::{Arch, Order};
 use crate::error::{Error, Result};
+use crate::recipes::DataSpec;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use machine::Machine;
@@ -389,19 +390,23 @@ struct Data {
 }
 
 impl Data {
-    fn open(source: Source, path: Option<&Path>) -> Result<Self> {
+    fn open(spec: &DataSpec, path: Option<&Path>) -> Result<Self> {
+        Data::sized(spec.source, spec.size, path)
+    }
+
+    fn sized(source: Source, size: Option<usize>, path: Option<&Path>) -> Result<Self> {
         let path = match (source, path) {
             (Source::Shapes, path) => path.map(Path::to_path_buf),
             (source, path) => Some(absolute(&crate::data::find(source, path)?)?),
         };
         // Always the same shapes: a run's seed is about the network, and runs can be compared.
-        let splits = crate::data::open(source, path.as_deref(), 0)?;
+        let splits = crate::data::open(source, path.as_deref(), size, 0)?;
         Ok(Data { path, splits })
     }
 
     /// The data of a run: at the path given now, where it was then, or in the default places.
-    fn reopen(source: Source, given: Option<&Path>, then: Option<&Path>) -> Result<Self> {
-        Data::open(source, given.or_else(|| then.filter(|p| p.exists())))
+    fn reopen(spec: &DataSpec, given: Option<&Path>, then: Option<&Path>) -> Result<Self> {
+        Data::open(spec, given.or_else(|| then.filter(|p| p.exists())))
     }
 
     fn describe(&self, source: Source) -> String {
