@@ -48,7 +48,16 @@ impl Kept {
         }
         let host = Device::cpu();
         let (mut arenas, mut buffers) = (Vec::new(), Vec::new());
-        engine.each(|b| Ok(arenas.push(b.to_host(&host)?)), |t| Ok(buffers.push(t.to_vec()?)))?;
+        engine.each(
+            |b| {
+                arenas.push(b.to_host(&host)?);
+                Ok(())
+            },
+            |t| {
+                buffers.push(t.to_vec()?);
+                Ok(())
+            },
+        )?;
         let counters = engine.model.buffers.counters().iter().map(|(_, n)| n.load(Ordering::Relaxed)).collect();
         Ok(Kept { arenas, buffers, counters, metrics: engine.metrics.to_host(&host)? })
     }
