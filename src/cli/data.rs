@@ -41,10 +41,11 @@ pub(super) fn fetch(name: &str, to: Option<&Path>, out: &mut Out) -> Result<()> 
     out.print(&format!("{source} is at {}\n{hint}\n", path.display()))
 }
 
-pub(super) fn info(what: Option<&Path>, out: &mut Out) -> Result<()> {
+pub(super) fn info(what: Option<&Path>, size: Option<usize>, out: &mut Out) -> Result<()> {
     let Some(what) = what else {
         let place = |source| match (source, find(source, None)) {
             (Source::Shapes, _) => "generated, always there".to_string(),
+            (Source::ImageFolder, _) => "yours: --data DIR, with train/CLASS/*.png and test/CLASS/*.png".to_string(),
             (_, Ok(path)) => path.display().to_string(),
             (_, Err(_)) => format!("not here; tilework data fetch {}", fetched_as(source)),
         };
@@ -56,7 +57,7 @@ pub(super) fn info(what: Option<&Path>, out: &mut Out) -> Result<()> {
         Some(source) => (source, None),
         None => (detect(what)?, Some(what)),
     };
-    let data = Data::open(source, path)?;
+    let data = Data::sized(source, size, path)?;
     let place = data.path.as_ref().map_or_else(|| "generated".to_string(), |p| p.display().to_string());
     out.print(&format!("data     {source}\nwhere    {place}\n{}", describe(&data.splits)))
 }

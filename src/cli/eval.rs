@@ -64,7 +64,7 @@ pub(super) fn run(args: &EvalArgs, out: &mut Out) -> Result<()> {
     let config = Config::read(&run)?;
     let (name, path, checkpoint) = chosen(&run, args.which)?;
     let source = config.recipe.data.source;
-    let data = Data::reopen(source, args.data.as_deref(), config.run.data.as_deref())?;
+    let data = Data::reopen(&config.recipe.data, args.data.as_deref(), config.run.data.as_deref())?;
     let (device, device_name) = args.machine.device()?;
     let mut trainer = Trainer::new(config.recipe, data.splits, &device)?;
     trainer.engine.model.load_state_dict(&checkpoint.model, &path)?;

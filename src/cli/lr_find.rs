@@ -19,7 +19,7 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
     recipe.ema = None;
     let ramp = Ramp { start: args.start, end: args.end, steps: args.steps };
     ramp.check()?;
-    let data = Data::open(recipe.data.source, args.data.as_deref())?;
+    let data = Data::open(&recipe.data, args.data.as_deref())?;
     let (device, name) = args.machine.device()?;
     let mut trainer = Trainer::new(recipe.clone(), data.splits, &device)?;
     let describe = describe(recipe.data.source, &trainer, data.path.as_deref());

@@ -29,6 +29,7 @@ mod train;
 use crate::data::Source;
 use crate::device::cuda::{Arch, Order};
 use crate::error::{Error, Result};
+use crate::recipes::DataSpec;
 use crate::train::Trainer;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -270,6 +271,9 @@ enum DataCommand {
         /// shapes, cifar10, cifar100, cifar100-coarse, or the path of a folder or .tar.gz [default: list all]
         #[arg(value_name = "NAME|PATH")]
         what: Option<PathBuf>,
+        /// Resize the images of a folder to N pixels each way, as `data.size` does
+        #[arg(long, value_name = "N")]
+        size: Option<usize>,
     },
 }
 
@@ -347,7 +351,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Summary(args) => summary::run(args, &mut out)?,
         Command::Recipes { name } => recipes::run(name.as_deref(), &mut out)?,
         Command::Data(DataCommand::Fetch { name, to }) => data::fetch(name, to.as_deref(), &mut out)?,
-        Command::Data(DataCommand::Info { what }) => data::info(what.as_deref(), &mut out)?,
+        Command::Data(DataCommand::Info { what, size }) => data::info(what.as_deref(), *size, &mut out)?,
         Command::Doctor => doctor::run(&mut out)?,
         Command::Check(args) => args.machine.install(|| check::run(args, &mut out))?,
         Command::Trace(args) => trace::run(args, &mut out)?,
@@ -376,19 +380,23 @@ struct Data {
 }
 
 impl Data {
-    fn open(source: Source, path: Option<&Path>) -> Result<Self> {
+    fn open(spec: &DataSpec, path: Option<&Path>) -> Result<Self> {
+        Data::sized(spec.source, spec.size, path)
+    }
+
+    fn sized(source: Source, size: Option<usize>, path: Option<&Path>) -> Result<Self> {
         let path = match (source, path) {
             (Source::Shapes, path) => path.map(Path::to_path_buf),
             (source, path) => Some(absolute(&crate::data::find(source, path)?)?),
         };
         // Always the same shapes: a run's seed is about the network, and runs can be compared.
-        let splits = crate::data::open(source, path.as_deref(), 0)?;
+        let splits = crate::data::open(source, path.as_deref(), size, 0)?;
         Ok(Data { path, splits })
     }
 
     /// The data of a run: at the path given now, where it was then, or in the default places.
-    fn reopen(source: Source, given: Option<&Path>, then: Option<&Path>) -> Result<Self> {
-        Data::open(source, given.or_else(|| then.filter(|p| p.exists())))
+    fn reopen(spec: &DataSpec, given: Option<&Path>, then: Option<&Path>) -> Result<Self> {
+        Data::open(spec, given.or_else(|| then.filter(|p| p.exists())))
     }
 }
 

@@ -60,7 +60,7 @@ impl Trained {
         let config = Config::read(&run)?;
         let (_, path, saved) = chosen(&run, which)?;
         let recipe = &config.recipe;
-        let image = recipe.data.image(summary::image(recipe.data.source));
+        let image = summary::image(&recipe.data)?;
         let mut model = Model::build(&recipe.network()?, image, &device, recipe.seed)?;
         model.load_state_dict(&saved.model, &path)?;
         Ok(Trained { model, config, device })

@@ -42,7 +42,7 @@ pub(super) fn run(args: &ReportArgs, out: &mut Out) -> Result<()> {
         return out.print(&format!("nothing was saved yet: the curves alone\nreport    {}\n", path.display()));
     }
     let (which, place, checkpoint) = eval::chosen(&run, args.which)?;
-    let data = Data::reopen(config.recipe.data.source, args.data.as_deref(), config.run.data.as_deref())?;
+    let data = Data::reopen(&config.recipe.data, args.data.as_deref(), config.run.data.as_deref())?;
     let (device, _) = args.machine.device()?;
     let mut trainer = Trainer::new(config.recipe.clone(), data.splits, &device)?;
     trainer.engine.model.load_state_dict(&checkpoint.model, &place)?;

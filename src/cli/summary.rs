@@ -4,18 +4,22 @@ use super::output::{Out, table};
 use super::{SummaryArgs, count};
 use crate::data::Source;
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::LayerInfo;
 use crate::nn::Model;
-use crate::recipes::Recipe;
+use crate::recipes::{DataSpec, Recipe};
 
 /// Bytes of an activation.
 const F32: usize = 4;
 
-/// Height, width and channels of a data set's images.
-pub(super) fn image(source: Source) -> [usize; 3] {
-    match source {
-        Source::Shapes | Source::Cifar10 | Source::Cifar100 | Source::Cifar100Coarse => [32, 32, 3],
+/// Height, width and channels of the images that a recipe's network takes.
+pub(super) fn image(data: &DataSpec) -> Result<[usize; 3]> {
+    match (data.source, data.size) {
+        (Source::ImageFolder, None) => {
+            let remedy = "give the size of your images, e.g. --set data.size=64";
+            Err(Error::config("data.size", "the images' size is not known without the images", remedy))
+        }
+        _ => Ok(data.image([32, 32, 3])),
     }
 }
 
@@ -27,8 +31,7 @@ pub(super) fn run(args: &SummaryArgs, out: &mut Out) -> Result<()> {
     let mut set = args.set.values.clone();
     set.extend(args.batch_size.map(|n| format!("batch_size={n}")));
     let recipe = Recipe::load(&args.recipe, &set)?;
-    let model =
-        Model::build(&recipe.network()?, recipe.data.image(image(recipe.data.source)), &Device::cpu(), recipe.seed)?;
+    let model = Model::build(&recipe.network()?, image(&recipe.data)?, &Device::cpu(), recipe.seed)?;
     let batch = recipe.batch_size;
     let layers = &model.layers;
     let bytes = |l: &LayerInfo| l.activations().saturating_mul(F32).saturating_mul(batch);

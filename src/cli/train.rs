@@ -46,7 +46,7 @@ pub(super) fn overrides(args: &TrainArgs) -> Vec<String> {
 /// A new run. Everything that can be wrong is found before its folder is made.
 fn fresh(args: &TrainArgs) -> Result<Session> {
     let recipe = Recipe::load(&args.recipe, &overrides(args))?;
-    let data = Data::open(recipe.data.source, args.data.as_deref())?;
+    let data = Data::open(&recipe.data, args.data.as_deref())?;
     let classes = data.splits.train.classes.clone();
     let (device, device_name) = args.machine.device()?;
     let mut trainer = Trainer::new(recipe.clone(), data.splits, &device)?;
@@ -97,7 +97,7 @@ fn resume(args: &TrainArgs, path: &Path) -> Result<Session> {
         config.recipe.epochs = epochs;
     }
     let source = config.recipe.data.source;
-    let data = Data::reopen(source, args.data.as_deref(), config.run.data.as_deref())?;
+    let data = Data::reopen(&config.recipe.data, args.data.as_deref(), config.run.data.as_deref())?;
     let (device, device_name) = args.machine.device()?;
     let mut trainer = Trainer::new(config.recipe.clone(), data.splits, &device)?;
     let describe = describe(source, &trainer, data.path.as_deref());

@@ -10,6 +10,7 @@ use flate2::read::GzDecoder;
 
 use super::cifar::{Assembly, LAYOUTS, Layout, ReadError};
 use super::{Source, Splits, grouped};
+use crate::formats::file;
 use crate::{Error, Result};
 
 /// More than this is not unpacked: the official archives hold less than 200 MB.
@@ -42,7 +43,7 @@ struct Stream<'a> {
 /// Whether the file begins like a gzip file or a tar archive.
 pub(super) fn is_archive(path: &Path) -> Result<bool> {
     let mut head = Vec::new();
-    let file = File::open(path).map_err(Error::io("open", path))?;
+    let file = file::open(path, "open")?;
     file.take(512).read_to_end(&mut head).map_err(Error::io("read", path))?;
     Ok(is_gzip(&head) || is_tar(&head))
 }
@@ -82,7 +83,7 @@ pub(super) fn load(path: &Path, layout: &Layout, source: Source) -> Result<Split
 type Visit<'v> = dyn FnMut(&str, u64, &mut dyn Read) -> Result<bool, ReadError> + 'v;
 
 fn walk(path: &Path, visit: &mut Visit<'_>) -> Result<()> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
+    let file = file::open(path, "open")?;
     let size = file.metadata().map_err(Error::io("read", path))?.len();
     let mut stream = Stream { path, size, packed: Rc::default(), unpacked: Rc::default(), entry: String::new() };
     walk_stream(file, &mut stream, visit).map_err(|fault| stream.error(fault))

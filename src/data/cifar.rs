@@ -84,7 +84,7 @@ impl Layout {
     /// Whether this layout holds the data of `source`.
     pub(super) fn serves(&self, source: Source) -> bool {
         match source {
-            Source::Shapes => false,
+            Source::Shapes | Source::ImageFolder => false,
             Source::Cifar10 => !self.hundred,
             Source::Cifar100 | Source::Cifar100Coarse => self.hundred,
         }
@@ -207,7 +207,7 @@ impl<'a> Assembly<'a> {
     /// Every label of a record: its name, how many classes it has, whether it is the one asked for.
     fn labels(&self) -> Vec<(&'static str, u8, bool)> {
         match self.source {
-            Source::Cifar10 | Source::Shapes => vec![("labels", 10, true)],
+            Source::Cifar10 | Source::Shapes | Source::ImageFolder => vec![("labels", 10, true)],
             _ => {
                 let fine = self.source == Source::Cifar100;
                 vec![("coarse_labels", 20, !fine), ("fine_labels", 100, fine)]

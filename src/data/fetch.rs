@@ -30,13 +30,20 @@ const CIFAR100: (&str, u64, &str) = ("cifar-100-binary.tar.gz", 168_513_733, "03
 /// # Errors
 /// [`Error::Download`] when the server or the network fails, or the bytes are not the right ones;
 /// [`Error::File`] when a file of that name is there with other contents; [`Error::Io`] when the
-/// folder cannot be written; [`Error::Config`] for [`Source::Shapes`].
+/// folder cannot be written; [`Error::Config`] for [`Source::Shapes`] and [`Source::ImageFolder`].
 pub fn fetch(source: Source, dest: &Path, progress: &mut dyn FnMut(u64, Option<u64>)) -> Result<PathBuf> {
     let (name, size, md5) = match source {
         Source::Cifar10 => CIFAR10,
         Source::Cifar100 | Source::Cifar100Coarse => CIFAR100,
         Source::Shapes => {
             return Err(Error::config("data", "`shapes` is generated: there is nothing to fetch", "use it as it is"));
+        }
+        Source::ImageFolder => {
+            return Err(Error::config(
+                "data",
+                "an image folder is your own: there is nothing to fetch",
+                "use it as it is",
+            ));
         }
     };
     let wait = |seconds| Some(Duration::from_secs(seconds));

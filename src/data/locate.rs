@@ -2,12 +2,12 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use super::cifar::{Assembly, LAYOUTS, Layout, ReadError};
 use super::{Source, Splits, archive, listed};
+use crate::formats::file;
 use crate::{Error, Result};
 
 /// A folder or archive that holds a data set.
@@ -62,6 +62,22 @@ fn default_places(env: &Env<'_>, home: Option<PathBuf>) -> Vec<PathBuf> {
 /// [`Error::Config`] when nothing is found, naming the places, when `path` holds another data set,
 /// or for [`Source::Shapes`], which has no files; [`Error::Io`] when the path cannot be read.
 pub fn find(source: Source, path: Option<&Path>) -> Result<PathBuf> {
+    if source == Source::ImageFolder {
+        let Some(path) = path else {
+            let remedy = "give the folder that holds `train` and `test` with `--data DIR`";
+            return Err(Error::config("data", "an image folder is looked for nowhere by itself", remedy));
+        };
+        path.metadata().map_err(Error::io("open", path))?;
+        if !is_image_folder(path) {
+            let remedy = "an image folder has train/CLASS/*.png and test/CLASS/*.png";
+            return Err(Error::config(
+                path.display().to_string(),
+                "the folders `train` and `test` are not here",
+                remedy,
+            ));
+        }
+        return Ok(path.into());
+    }
     locate(source, path).map(|found| found.path)
 }
 
@@ -74,6 +90,9 @@ pub fn find(source: Source, path: Option<&Path>) -> Result<PathBuf> {
 /// [`Error::File`] for a damaged archive.
 pub fn detect(path: &Path) -> Result<Source> {
     let mut found: Vec<Source> = Vec::new();
+    if is_image_folder(path) {
+        return Ok(Source::ImageFolder);
+    }
     for source in [Source::Cifar10, Source::Cifar100] {
         if search(path, source)?.is_some() {
             found.push(source);
@@ -93,6 +112,11 @@ pub fn detect(path: &Path) -> Result<Source> {
 pub(super) fn open_cifar(source: Source, path: Option<&Path>) -> Result<Splits> {
     let Found { path, layout, archive } = locate(source, path)?;
     if archive { archive::load(&path, layout, source) } else { load_folder(&path, layout, source) }
+}
+
+/// Whether `path` has the folders of both splits.
+fn is_image_folder(path: &Path) -> bool {
+    path.join("train").is_dir() && path.join("test").is_dir()
 }
 
 fn locate(source: Source, path: Option<&Path>) -> Result<Found> {
@@ -136,7 +160,7 @@ fn not_found(source: Source, places: &[PathBuf]) -> Error {
 fn nothing_at(path: &Path) -> Error {
     Error::config(
         path.display().to_string(),
-        "holds neither CIFAR-10 nor CIFAR-100",
+        "holds neither CIFAR-10 nor CIFAR-100, nor the image folders `train` and `test`",
         "give a folder as it comes out of an official archive, a folder that holds one, or the .tar.gz itself; \
          `tilework data fetch cifar10` downloads it",
     )
@@ -179,15 +203,15 @@ fn load_folder(dir: &Path, layout: &Layout, source: Source) -> Result<Splits> {
     let (needed, names) = assembly.files();
     for name in needed.iter().chain([&names]) {
         let path = dir.join(name);
-        let file = match File::open(&path) {
+        let file = match file::open(&path, "open") {
             Ok(file) => file,
-            Err(e) if e.kind() == ErrorKind::NotFound => {
+            Err(Error::Io { source: e, .. }) if e.kind() == ErrorKind::NotFound => {
                 if *name == names {
                     continue;
                 }
                 return Err(Error::file(&path, format!("is missing, a part of {}", layout.folder), layout.remedy()));
             }
-            Err(e) => return Err(Error::io("open", &path)(e)),
+            Err(e) => return Err(e),
         };
         let size = file.metadata().map_err(Error::io("read", &path))?.len();
         let mut reader = BufReader::with_capacity(1 << 18, file);

@@ -6,11 +6,12 @@
 //!
 //! - [`shapes`]: generated, needs no file.
 //! - [`cifar`]: CIFAR-10 and CIFAR-100, binary or Python version, unpacked or still a `.tar.gz`.
+//! - `folder`: image folders, PNG and JPEG files in a folder for each class; with the feature `cli`.
 //! - [`fetch`]: downloads the archives.
 //!
 //! ```
 //! use tilework::data::{self, Source};
-//! let splits = data::open(Source::Shapes, None, 0)?;
+//! let splits = data::open(Source::Shapes, None, None, 0)?;
 //! assert_eq!(splits.train.len(), 10_000);
 //! assert_eq!(splits.train.image(0).len(), 32 * 32 * 3);
 //! # Ok::<(), tilework::Error>(())
@@ -28,6 +29,8 @@ pub mod batch;
 pub mod cifar;
 #[cfg(feature = "cli")]
 pub mod fetch;
+#[cfg(feature = "cli")]
+pub mod folder;
 mod info;
 pub mod loader;
 mod locate;
@@ -104,11 +107,14 @@ pub enum Source {
     Cifar100,
     /// CIFAR-100 with its 20 coarse labels.
     Cifar100Coarse,
+    /// A folder of images of any classes: `train/CLASS/*.png` and `test/CLASS/*.png`.
+    ImageFolder,
 }
 
 impl Source {
     /// Every source.
-    pub const ALL: [Source; 4] = [Source::Shapes, Source::Cifar10, Source::Cifar100, Source::Cifar100Coarse];
+    pub const ALL: [Source; 5] =
+        [Source::Shapes, Source::Cifar10, Source::Cifar100, Source::Cifar100Coarse, Source::ImageFolder];
 
     /// The name used in recipes and on the command line.
     pub fn name(self) -> &'static str {
@@ -117,6 +123,7 @@ impl Source {
             Source::Cifar10 => "cifar10",
             Source::Cifar100 => "cifar100",
             Source::Cifar100Coarse => "cifar100-coarse",
+            Source::ImageFolder => "image-folder",
         }
     }
 }
@@ -137,7 +144,7 @@ impl FromStr for Source {
             Error::config(
                 "data",
                 format!("there is no data set `{s}`"),
-                "use one of shapes, cifar10, cifar100, cifar100-coarse",
+                "use one of shapes, cifar10, cifar100, cifar100-coarse, image-folder",
             )
         })
     }
@@ -146,12 +153,13 @@ impl FromStr for Source {
 /// Reads a data set into memory.
 ///
 /// `path` may be the official folder, a folder that holds it, or the `.tar.gz`. Without a path,
-/// CIFAR is looked for where [`find`] looks. `seed` matters to [`Source::Shapes`] only.
+/// CIFAR is looked for where [`find`] looks. `size` matters to [`Source::ImageFolder`] only: height and width that its
+/// images are resized to. `seed` matters to [`Source::Shapes`] only.
 ///
 /// # Errors
 /// [`Error::Config`] when nothing is found or `path` holds another data set, [`Error::File`] for a
 /// file that is missing, cut, too long or damaged, [`Error::Io`] when the system refuses to read.
-pub fn open(source: Source, path: Option<&Path>, seed: u64) -> Result<Splits> {
+pub fn open(source: Source, path: Option<&Path>, size: Option<usize>, seed: u64) -> Result<Splits> {
     match (source, path) {
         (Source::Shapes, None) => Ok(shapes::generate(seed, shapes::TRAIN, shapes::TEST)),
         (Source::Shapes, Some(path)) => Err(Error::config(
@@ -159,6 +167,13 @@ pub fn open(source: Source, path: Option<&Path>, seed: u64) -> Result<Splits> {
             format!("`shapes` is generated and reads no files, but the path {} was given", path.display()),
             "leave out the path, or name the data set that it holds",
         )),
+        #[cfg(feature = "cli")]
+        (Source::ImageFolder, _) => folder::open(&find(source, path)?, size),
+        #[cfg(not(feature = "cli"))]
+        (Source::ImageFolder, _) => {
+            let remedy = "build with it: it brings the decoders";
+            Err(Error::config("data", format!("images are read with the feature `cli` ({size:?})"), remedy))
+        }
         _ => locate::open_cifar(source, path),
     }
 }
@@ -197,7 +212,7 @@ mod tests {
 
     #[test]
     fn shapes_takes_no_path() {
-        let e = open(Source::Shapes, Some(Path::new("x")), 0).unwrap_err();
+        let e = open(Source::Shapes, Some(Path::new("x")), None, 0).unwrap_err();
         assert!(matches!(e, Error::Config { .. }), "{e}");
     }
 

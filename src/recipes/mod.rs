@@ -8,7 +8,7 @@
 //! layers = ["conv 5x5, 6 channels", "relu", "max_pool 2", "flatten", "fc 10"]
 //!
 //! [data]
-//! source = "cifar10"                # shapes, cifar10, cifar100, cifar100-coarse
+//! source = "cifar10"                # shapes, cifar10, cifar100, cifar100-coarse, image-folder
 //! mean = [0.5, 0.5, 0.5]
 //! std = [0.5, 0.5, 0.5]
 //!
@@ -138,7 +138,7 @@ pub struct DataSpec {
     pub mean: Vec<f32>,
     /// Each channel is divided by it.
     pub std: Vec<f32>,
-    /// Height and width that images are enlarged to.
+    /// Height and width that images are enlarged to; those of an image folder are resized when they are read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<usize>,
     /// Training images held out for validation.
@@ -184,7 +184,9 @@ impl DataSpec {
 
     /// What is done to its images, with these random changes.
     pub fn transform(&self, augment: Augment) -> Transform {
-        Transform { mean: self.mean.clone(), std: self.std.clone(), size: self.size, augment }
+        // An image folder has that size already.
+        let size = self.size.filter(|_| self.source != Source::ImageFolder);
+        Transform { mean: self.mean.clone(), std: self.std.clone(), size, augment }
     }
 
     /// Height, width and channels of the images that the network takes, of data like those.

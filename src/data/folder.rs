@@ -1,0 +1,199 @@
+//! Image folders: a data set as files, `train/CLASS/*.png` and `test/CLASS/*.png`.
+//!
+//! The layout of torchvision's `ImageFolder`. Classes are the folders in `train`, sorted by name. Images are PNG or JPEG,
+//! in the order of their names; grey ones get three equal channels, and transparency is dropped. Names that begin with a
+//! dot are passed over.
+
+use super::{Dataset, Splits};
+use crate::error::{Error, Result};
+use crate::formats::file;
+use image::imageops::{FilterType, resize};
+use image::{ImageReader, RgbImage};
+use rayon::prelude::*;
+use std::fs;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+/// What labels, which are bytes, can tell apart.
+const CLASSES: usize = 256;
+/// The longest side that images are resized to.
+const LONGEST: usize = 4096;
+
+/// Reads the images of both splits, resized to `size` pixels each way if given: bilinear and with antialias, as
+/// torchvision's `resize(image, [size, size], antialias=True)`.
+///
+/// # Errors
+/// [`Error::File`] for a file that is no image, or a folder without classes or images; [`Error::Config`] for images of
+/// different sizes without `size`, and for more than 256 classes; [`Error::Io`] when the system refuses to read.
+pub fn open(path: &Path, size: Option<usize>) -> Result<Splits> {
+    if let Some(n) = size.filter(|n| !(1..=LONGEST).contains(n)) {
+        return Err(Error::config("data.size", format!("{n} pixels"), format!("use 1 to {LONGEST}")));
+    }
+    let (train, test) = (path.join("train"), path.join("test"));
+    let classes = names(&train)?;
+    if classes.is_empty() {
+        return Err(Error::file(&train, "no classes", "make a folder for each class, with its images in it"));
+    }
+    if classes.len() > CLASSES {
+        let remedy = format!("labels are bytes: use at most {CLASSES} classes");
+        return Err(Error::config(train.display().to_string(), format!("{} classes", classes.len()), remedy));
+    }
+    if let Some(other) = names(&test)?.iter().find(|name| classes.binary_search(name).is_err()) {
+        return Err(Error::file(test.join(other), "a class that is not in train", "name it as in train, or remove it"));
+    }
+    let train = split(&train, &classes, size, None)?;
+    let test = split(&test, &classes, size, Some([train.height, train.width]))?;
+    Ok(Splits { train, validation: None, test })
+}
+
+/// The names in a folder, sorted, but hidden ones.
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(Error::io("read the folder", folder))? {
+        let entry = entry.map_err(Error::io("read the folder", folder))?;
+        let name = entry.file_name().into_string();
+        let name = name.map_err(|_| Error::file(entry.path(), "its name is no text (UTF-8)", "rename it"))?;
+        if !name.starts_with('.') {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// One split; its images must have the height and width of the other's.
+fn split(folder: &Path, classes: &[String], size: Option<usize>, like: Option<[usize; 2]>) -> Result<Dataset> {
+    let mut files = Vec::new();
+    for (label, class) in classes.iter().enumerate() {
+        let class = folder.join(class);
+        if class.exists() {
+            files.extend(names(&class)?.into_iter().map(|name| (class.join(name), label as u8)));
+        }
+    }
+    let decoded: Vec<_> = files.par_iter().map(|(path, _)| decode(path, size)).collect();
+    let mut images = Vec::new();
+    let mut like = like.map(|sides| (sides, None));
+    for ((path, _), image) in files.iter().zip(decoded) {
+        let image = image?;
+        let sides = [image.height() as usize, image.width() as usize];
+        let (want, first) = like.get_or_insert((sides, Some(path)));
+        if sides != *want {
+            let first = first.map_or_else(|| "those in train".to_string(), |p| format!("{}", p.display()));
+            let problem =
+                format!("{} pixels high and {} wide; {first}: {} and {}", sides[0], sides[1], want[0], want[1]);
+            let remedy = "images of different sizes need one that all are resized to: --set data.size=64, with data info --size 64";
+            return Err(Error::config(path.display().to_string(), problem, remedy));
+        }
+        images.extend_from_slice(&image);
+    }
+    let Some(([height, width], _)) = like.filter(|_| !files.is_empty()) else {
+        return Err(Error::file(folder, "no images", "put PNG or JPEG files into the folders of the classes"));
+    };
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    Ok(Dataset {
+        name: format!("image-folder {name}"),
+        classes: classes.to_vec(),
+        height,
+        width,
+        channels: 3,
+        images,
+        labels: files.into_iter().map(|(_, label)| label).collect(),
+    })
+}
+
+/// The image in a file, in RGB.
+fn decode(path: &PathBuf, size: Option<usize>) -> Result<RgbImage> {
+    let bad = |problem| Error::file(path, problem, "use PNG and JPEG images, and move other files away");
+    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    let bytes = file::read(path, "read the image")?;
+    if !["png", "jpg", "jpeg"].contains(&extension.as_str()) {
+        return Err(bad(format!("no image by its name, which ends in `{extension}`")));
+    }
+    // The contents say which format it is: a JPEG may be called .png.
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(Error::io("read", path))?;
+    let image = reader.decode().map_err(|e| bad(format!("no image: {e}")))?.into_rgb8();
+    Ok(match size.map(|n| n as u32) {
+        Some(n) if image.dimensions() != (n, n) => resize(&image, n, n, FilterType::Triangle),
+        _ => image,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{DynamicImage, GrayImage, RgbaImage};
+
+    /// Two classes, one of them with a grey and one with a transparent image, 5 wide and 4 high.
+    fn folder() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let save = |name: &str, image: DynamicImage| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            image.save(path).unwrap();
+        };
+        save("train/dog/1.png", GrayImage::from_pixel(5, 4, image::Luma([7])).into());
+        save("train/cat/2.PNG", RgbaImage::from_pixel(5, 4, image::Rgba([1, 2, 3, 0])).into());
+        save("train/cat/1.jpg", RgbImage::from_pixel(5, 4, image::Rgb([200, 200, 200])).into());
+        save("test/dog/x.jpeg", RgbImage::from_pixel(5, 4, image::Rgb([90, 90, 90])).into());
+        fs::write(dir.path().join("train/.DS_Store"), "").unwrap();
+        dir
+    }
+
+    #[test]
+    fn folders_are_classes() {
+        let dir = folder();
+        let Splits { train, test, .. } = open(dir.path(), None).unwrap();
+        assert_eq!(
+            (train.classes.join(" "), &train.labels[..], &test.labels[..]),
+            ("cat dog".into(), &[0, 0, 1][..], &[1][..])
+        );
+        assert_eq!((train.height, train.width, train.channels), (4, 5, 3));
+        assert!(train.image(0).iter().all(|v| v.abs_diff(200) < 3));
+        assert_eq!((&train.image(1)[..3], &train.image(2)[..3]), (&[1, 2, 3][..], &[7; 3][..]));
+        assert_eq!(open(dir.path(), Some(9)).unwrap().test.image_len(), 9 * 9 * 3);
+    }
+
+    #[test]
+    fn faults_are_named() {
+        let dir = folder();
+        let error = || open(dir.path(), None).unwrap_err().to_string();
+        let at = |name: &str| dir.path().join(name);
+        RgbImage::new(6, 4).save(at("test/dog/y.png")).unwrap();
+        assert!(error().contains("y.png") && error().contains("data.size"), "{}", error());
+        fs::write(at("train/cat/3.png"), "no").unwrap();
+        assert!(error().contains("3.png: no image"), "{}", error());
+        fs::rename(at("train/cat/3.png"), at("train/cat/3.txt")).unwrap();
+        assert!(error().contains("3.txt: no image by its name"), "{}", error());
+        fs::remove_file(at("train/cat/3.txt")).unwrap();
+        fs::create_dir(at("train/cat/3.png")).unwrap();
+        assert!(error().contains("it is a folder"), "{}", error());
+        fs::create_dir(at("test/fox")).unwrap();
+        assert!(error().contains("fox: a class that is not in train"), "{}", error());
+        for i in 0..255 {
+            fs::create_dir(at(&format!("train/{i}"))).unwrap();
+        }
+        assert!(error().contains("257 classes"), "{}", error());
+        assert!(open(dir.path(), Some(0)).unwrap_err().to_string().contains("data.size"));
+        assert!(matches!(open(&at("none"), None), Err(Error::Io { .. })));
+    }
+
+    /// `tools/resize.py` has the same image.
+    #[test]
+    fn images_are_resized_as_by_torchvision() {
+        let golden: serde_json::Value = serde_json::from_str(include_str!("../../tests/goldens/resize.json")).unwrap();
+        let side = |name: &str| golden[name].as_u64().unwrap() as u32;
+        let image = RgbImage::from_fn(side("width"), side("height"), |x, y| {
+            image::Rgb([0, 1, 2].map(|c| ((37 * x + 59 * y + 83 * c + x * y) % 256) as u8))
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.png");
+        image.save(&path).unwrap();
+        for (size, want) in golden["sizes"].as_object().unwrap() {
+            let got = decode(&path, Some(size.parse().unwrap())).unwrap();
+            let want: Vec<u8> = serde_json::from_value(want.clone()).unwrap();
+            assert_eq!(got.len(), want.len());
+            let worst = got.iter().zip(&want).map(|(a, b)| a.abs_diff(*b)).max();
+            assert!(worst <= Some(1), "{size}: {worst:?}");
+        }
+    }
+}
