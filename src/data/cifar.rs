@@ -120,6 +120,14 @@ pub(super) enum ReadError {
     Bad(String),
 }
 
+/// Zeros; an error where memory runs out.
+fn zeros(bytes: usize) -> Result<Vec<u8>, ReadError> {
+    let mut zeros = Vec::new();
+    zeros.try_reserve_exact(bytes).map_err(io::Error::from)?;
+    zeros.resize(bytes, 0);
+    Ok(zeros)
+}
+
 impl From<io::Error> for ReadError {
     fn from(e: io::Error) -> Self {
         ReadError::Io(e)
@@ -188,6 +196,7 @@ impl<'a> Assembly<'a> {
             if split.1.is_empty() {
                 *split = (images, labels);
             } else {
+                split.0.try_reserve(images.len()).map_err(|e| Error::io("read", at)(e.into()))?;
                 split.0.extend(images);
                 split.1.extend(labels);
             }
@@ -223,7 +232,7 @@ impl<'a> Assembly<'a> {
             let (expected, size) = (grouped(expected), grouped(size));
             return Err(ReadError::Bad(format!("expected {expected} bytes, got {size}")));
         }
-        let mut images = vec![0; records * PIXELS];
+        let mut images = zeros(records * PIXELS)?;
         let mut labels = Vec::with_capacity(records);
         for (n, image) in images.chunks_exact_mut(PIXELS).enumerate() {
             from.read_exact(&mut record)?;
@@ -245,7 +254,7 @@ impl<'a> Assembly<'a> {
         let bytes = read_bounded(size, limit, from)?;
         let pickle = Pickle::parse(&bytes).map_err(ReadError::Bad)?;
         let data = pickle.matrix("data", records, PIXELS).map_err(ReadError::Bad)?;
-        let mut images = vec![0; data.len()];
+        let mut images = zeros(data.len())?;
         for (planes, image) in data.chunks_exact(PIXELS).zip(images.chunks_exact_mut(PIXELS)) {
             interleave(planes, image);
         }
