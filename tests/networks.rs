@@ -141,8 +141,8 @@ fn training_batches_are_counted() {
 #[test]
 fn the_readme_has_the_table_of_layers() {
     let rows: String = LAYERS.iter().map(|k| format!("| `{}` | {} |\n", k.form, k.help)).collect();
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    assert!(readme.contains(&rows), "README.md lacks these rows:\n{rows}");
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/recipes/README.md")).unwrap();
+    assert!(readme.contains(&rows), "src/recipes/README.md lacks these rows:\n{rows}");
 }
 
 /// A sum with one trainable number for each feature.

@@ -91,7 +91,7 @@ impl<'a> Phrase<'a> {
             None => Ok(()),
             Some(rest) => Err(self.bad(
                 format!("`{rest}` is not something a `{}` has", self.name),
-                "see the table of layers in the README; parts are separated by commas",
+                "`tilework recipes --help` lists the layers; parts are separated by commas",
             )),
         }
     }

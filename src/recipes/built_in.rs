@@ -41,4 +41,15 @@ pub(super) fn unknown(name: &str) -> Error {
 
 /// About how many minutes a recipe takes on two cores of an AMD EPYC (Zen 5) without a GPU.
 /// A run that was not made to its end is reckoned from its steps.
-pub const MINUTES: &[(&str, f64)] = &[("quickstart", 0.25), ("a1-lenet", 0.15)];
+pub const MINUTES: &[(&str, f64)] = &[
+    ("quickstart", 0.25),
+    ("a1-lenet", 0.15),
+    ("a4-longer", 0.8),
+    ("a7-wider", 140.0),
+    ("b1-bn-cnn", 190.0),
+    ("c1-fully-connected", 0.15),
+    ("c2-conv", 0.5),
+    ("c3-conv-padded", 0.4),
+    ("c4-conv-bn", 1.6),
+    ("c5-deep-conv-bn", 2.4),
+];

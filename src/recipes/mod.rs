@@ -221,8 +221,8 @@ impl Recipe {
     pub fn parse(text: &str, origin: &str, set: &[String]) -> Result<Self> {
         let bad = |e: toml::de::Error| {
             let remedy = match keys::meant(e.message()) {
-                Some(word) => format!("did you mean `{word}`? The README's \"Write a recipe\" has every key"),
-                None => "the recipe format is in the README, under \"Write a recipe\"".into(),
+                Some(word) => format!("did you mean `{word}`? src/recipes/README.md has every key"),
+                None => "src/recipes/README.md has every key, and `tilework recipes quickstart` an example".into(),
             };
             Error::config(origin, e.to_string().trim_end(), remedy)
         };

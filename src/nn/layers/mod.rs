@@ -2,7 +2,7 @@
 //! pass and its tests.
 //!
 //! [`LAYERS`] lists them: the parser of phrases, its errors, `tilework recipes --help` and the
-//! README's table come from it. To read one, begin with `relu.rs`. A layer of your own implements
+//! table of `src/recipes/README.md` come from it. To read one, begin with `relu.rs`. A layer of your own implements
 //! [`Layer`] and goes to [`Model::new`](super::Model::new) like these; it need not be in the list.
 
 mod adaptive_pool;
