@@ -23,7 +23,7 @@ pub trait Optimizer: Send {
     /// Moves the parameters by one step, at the rates of the [`Step`](crate::step::Step) whose pass wrote the gradients.
     ///
     /// # Errors
-    /// [`Error::Internal`] while a forward pass holds views of the parameters.
+    /// [`crate::Error::Internal`] while a forward pass holds views of the parameters.
     fn step(&mut self, params: &mut Params, grads: &ParamGrads) -> Result<()>;
 
     /// What it remembers between steps, by name: arenas laid out like the parameters.
