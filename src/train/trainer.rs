@@ -419,7 +419,7 @@ impl Trainer {
     /// The first batch of the training data in the files' order.
     ///
     /// # Errors
-    /// As [`Loader::feed`].
+    /// As [`Feed::batch`](crate::data::loader::Feed::batch).
     pub fn first_batch(&self) -> Result<Batch> {
         self.train.feed(false).batch(&Step::default())
     }
