@@ -15,7 +15,6 @@ mod lr_curve;
 mod lr_find;
 mod machine;
 mod output;
-mod picture;
 mod predict;
 mod progress;
 mod recipes;

@@ -2,10 +2,10 @@
 
 use super::eval::chosen;
 use super::machine::Machine;
-use super::{Out, Which, note, output, picture, summary};
+use super::{Out, Which, note, output, summary};
 use crate::autograd::Var;
-use crate::data::Dataset;
-use crate::data::loader::{Loader, Transform};
+use crate::data::loader::{Augment, Loader};
+use crate::data::{Dataset, picture};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::Model;
@@ -14,6 +14,7 @@ use crate::train::RunDir;
 use crate::train::run::Config;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
+use image::RgbImage;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -84,7 +85,7 @@ impl Trained {
             images: pictures.concat(),
             labels: vec![0; n],
         };
-        let transform = Transform { mean: data.mean.clone(), std: data.std.clone(), ..Transform::default() };
+        let transform = data.transform(Augment::default());
         let loader = Loader::transformed(Arc::new(images), n, &transform, &self.device)?;
         Ok(Var::constant(loader.feed(false).batch(&Step::default())?.images))
     }
@@ -138,7 +139,8 @@ pub(super) fn run(args: &PredictArgs, out: &mut Out) -> Result<ExitCode> {
     let trained = Trained::open(&args.run, args.which, device)?;
     let mut failed = 0;
     for paths in paths.chunks(BATCH) {
-        let read: Vec<_> = paths.iter().map(|p| picture::read(p, trained.size())).collect();
+        let read: Vec<_> =
+            paths.iter().map(|p| picture::read(p, Some(trained.size())).map(RgbImage::into_raw)).collect();
         let whole: Vec<_> = read.iter().filter_map(|r| r.as_ref().ok().cloned()).collect();
         let predictions = if whole.is_empty() { Vec::new() } else { trained.predict(whole)? };
         let mut predictions = predictions.into_iter();

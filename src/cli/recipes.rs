@@ -3,7 +3,7 @@
 use super::output::{Out, table};
 use crate::error::Result;
 use crate::nn::LAYERS;
-use crate::recipes::{BUILT_IN, MINUTES, Recipe};
+use crate::recipes::{BUILT_IN, MINUTES, Recipe, unknown};
 
 /// How a recipe writes layers, for the help.
 pub(super) fn layers() -> String {
@@ -25,7 +25,7 @@ pub(super) fn run(name: Option<&str>, out: &mut Out) -> Result<()> {
     };
     match BUILT_IN.iter().find(|(n, _)| *n == name) {
         Some((_, text)) => out.print(text),
-        None => Recipe::load(name, &[]).map(|_| ()),
+        None => Err(unknown(name)),
     }
 }
 

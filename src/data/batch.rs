@@ -42,7 +42,7 @@ impl Transform {
     /// # Errors
     /// [`Error::Config`] naming the key.
     pub(super) fn check(&self, data: &Dataset) -> Result<()> {
-        let Transform { mean, std, size, augment } = self;
+        let Transform { mean, std, augment, .. } = self;
         if [mean.len(), std.len()] != [data.channels; 2]
             || std.iter().any(|s| s.is_nan() || *s <= 0.0)
             || mean.iter().any(|m| !m.is_finite())
@@ -54,9 +54,9 @@ impl Transform {
             ));
         }
         augment.check(self.output(data))?;
-        let Some(size) = size else { return Ok(()) };
+        let Some(size) = self.enlarges(data) else { return Ok(()) };
         let (h, w) = (data.height, data.width);
-        if *size < h.max(w) || *size > 4096 {
+        if size < h.max(w) || size > 4096 {
             let problem = format!("{size} pixels, for images of {h}x{w}");
             return Err(Error::config("data.size", problem, format!("use {} to 4096", h.max(w))));
         }
@@ -65,6 +65,11 @@ impl Transform {
             return Err(Error::config("augment.pad", "images are not padded when they are enlarged", remedy));
         }
         Ok(())
+    }
+
+    /// The size that images are enlarged to, unless they have it.
+    fn enlarges(&self, data: &Dataset) -> Option<usize> {
+        self.size.filter(|n| [*n; 2] != [data.height, data.width])
     }
 
     /// Height and width of the images that come out.
@@ -82,7 +87,10 @@ pub struct Maker {
     /// For each channel, factor and offset that normalise the sum of four bytes, whose weights add up to 2^22.
     scale: Vec<[f32; 2]>,
     turns: Vec<[i32; 2]>,
-    size: Option<usize>,
+    /// Height and width of the images that come out.
+    output: [usize; 2],
+    /// Whether pixels are means of four.
+    samples: bool,
     augment: Augment,
 }
 
@@ -91,8 +99,8 @@ const PIXEL: i32 = 17;
 const WEIGHT: i32 = 11;
 
 impl Maker {
-    /// For a transform that has been checked.
-    pub(super) fn new(t: &Transform) -> Self {
+    /// For a transform that has been checked, and the data set that it was checked for.
+    pub(super) fn new(t: &Transform, data: &Dataset) -> Self {
         let channels = || t.mean.iter().zip(&t.std);
         let row = |(&m, &s): (&f32, &f32)| std::array::from_fn(|byte| (byte as f32 / 255.0 - m) / s);
         let scale = |(&m, &s): (&f32, &f32)| {
@@ -103,34 +111,30 @@ impl Maker {
             table: channels().map(row).collect(),
             scale: channels().map(scale).collect(),
             turns: t.augment.turns(),
-            size: t.size,
+            output: t.output(data),
+            samples: t.enlarges(data).is_some() || t.augment.rotation > 0.0,
             augment: t.augment,
         }
     }
 
     /// Height and width of the images that come out.
-    pub fn output(&self, data: &Dataset) -> [usize; 2] {
-        self.size.map_or([data.height, data.width], |n| [n; 2])
-    }
-
-    /// Whether pixels are means of four.
-    fn samples(&self) -> bool {
-        self.size.is_some() || self.augment.rotation > 0.0
+    pub fn output(&self) -> [usize; 2] {
+        self.output
     }
 
     /// Writes image `index`, which stands at `position` of the epoch's order: `[h, w, c]`.
     pub fn image(&self, data: &Dataset, index: usize, position: usize, state: &Step, out: &mut [f32]) {
         let bytes = data.image(index);
-        if self.size.is_none() && self.augment == Augment::default() {
+        if !self.samples && self.augment == Augment::default() {
             return self.normalise(bytes, out);
         }
-        let draw = self.augment.draw(position, self.output(data), state);
-        if self.samples() {
+        let draw = self.augment.draw(position, self.output, state);
+        if self.samples {
             self.sample(bytes, data, &draw, out);
         } else {
             self.copy(bytes, data, &draw, out);
         }
-        self.cut(self.output(data)[1], &draw, out);
+        self.cut(&draw, out);
     }
 
     /// Pixel by pixel from another place.
@@ -155,7 +159,7 @@ impl Maker {
 
     /// Rotated and enlarged: each pixel is the mean of the four around the place that it shows.
     fn sample(&self, bytes: &[u8], data: &Dataset, draw: &Draw, out: &mut [f32]) {
-        let [h, w] = self.output(data);
+        let [h, w] = self.output;
         let [cos, sin] = self.turns[draw.angle];
         for (i, pixel) in out.chunks_exact_mut(data.channels).enumerate() {
             // From the centre, in units of half a pixel.
@@ -180,7 +184,8 @@ impl Maker {
     }
 
     /// The square that becomes the mean colour.
-    fn cut(&self, w: usize, draw: &Draw, out: &mut [f32]) {
+    fn cut(&self, draw: &Draw, out: &mut [f32]) {
+        let w = self.output[1];
         let n = self.augment.cutout as isize;
         let c = self.table.len();
         for row in draw.cut[0].max(0)..draw.cut[0] + n {
@@ -262,14 +267,14 @@ impl Resident {
         scale.write(0, maker.scale.as_flattened())?;
         let mut turns = device.alloc(DType::I32, 2 * maker.turns.len())?;
         turns.write(0, maker.turns.as_flattened())?;
-        let (augment, [out_h, out_w]) = (&maker.augment, maker.output(data));
+        let (augment, [out_h, out_w]) = (&maker.augment, maker.output);
         let dims = BatchDims {
             h: data.height as i32,
             w: data.width as i32,
             c: data.channels as i32,
             out_h: out_h as i32,
             out_w: out_w as i32,
-            samples: i32::from(maker.samples()),
+            samples: i32::from(maker.samples),
             angles: maker.turns.len() as i32,
             pad: augment.pad as i32,
             reflect: i32::from(augment.border == Border::Reflect),
@@ -324,7 +329,7 @@ mod tests {
 
     /// The bytes of the image after its random changes, at one position of the order.
     fn bytes(data: &Dataset, augment: Augment, position: usize) -> Vec<u8> {
-        let maker = Maker::new(&Transform { mean: vec![0.0], std: vec![1.0], size: None, augment });
+        let maker = Maker::new(&Transform { mean: vec![0.0], std: vec![1.0], size: None, augment }, data);
         let mut out = vec![0.0; data.image_len()];
         maker.image(data, 0, position, &Step { seed: 3, ..Step::default() }, &mut out);
         out.iter().map(|v| (v * 255.0).round() as u8).collect()
@@ -333,7 +338,7 @@ mod tests {
     #[test]
     fn numbers_are_torchvision_s() {
         let transform = Transform { mean: vec![0.5, 0.0, 0.25], std: vec![0.5, 1.0, 0.5], ..Transform::default() };
-        let maker = Maker::new(&transform);
+        let maker = Maker::new(&transform, &data(1, 1));
         let mut out = [0.0; 3];
         maker.normalise(&[255, 51, 0], &mut out);
         assert_eq!(out, [1.0, 0.2, -0.5]);
@@ -389,7 +394,7 @@ mod tests {
     #[test]
     fn angles_of_right_corners_move_pixels() {
         let transform = Transform { mean: vec![0.0], std: vec![1.0], ..Transform::default() };
-        let mut maker = Maker::new(&transform);
+        let mut maker = Maker::new(&transform, &data(3, 3));
         let mut out = vec![0.0; 9];
         let mut turned = |turn| {
             maker.turns = vec![turn];

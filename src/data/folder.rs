@@ -4,15 +4,12 @@
 //! in the order of their names; grey ones get three equal channels, and transparency is dropped. Names that begin with a
 //! dot are passed over.
 
-use super::{Dataset, Splits};
+use super::{Dataset, Splits, picture};
 use crate::error::{Error, Result};
-use crate::formats::file;
-use image::imageops::{FilterType, resize};
-use image::{ImageReader, RgbImage};
+use image::RgbImage;
 use rayon::prelude::*;
 use std::fs;
-use std::io::Cursor;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What labels, which are bytes, can tell apart.
 const CLASSES: usize = 256;
@@ -101,20 +98,16 @@ fn split(folder: &Path, classes: &[String], size: Option<usize>, like: Option<[u
     })
 }
 
-/// The image in a file, in RGB.
-fn decode(path: &PathBuf, size: Option<usize>) -> Result<RgbImage> {
+/// The image in a file.
+fn decode(path: &Path, size: Option<usize>) -> Result<RgbImage> {
     let bad = |problem| Error::file(path, problem, "use PNG and JPEG images, and move other files away");
-    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    let bytes = file::read(path, "read the image")?;
-    if !["png", "jpg", "jpeg"].contains(&extension.as_str()) {
-        return Err(bad(format!("no image by its name, which ends in `{extension}`")));
+    if !path.is_dir() && !picture::is_named(path) {
+        let ending = path.extension().unwrap_or_default().display();
+        return Err(bad(format!("no image by its name, which ends in `{ending}`")));
     }
-    // The contents say which format it is: a JPEG may be called .png.
-    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(Error::io("read", path))?;
-    let image = reader.decode().map_err(|e| bad(format!("no image: {e}")))?.into_rgb8();
-    Ok(match size.map(|n| n as u32) {
-        Some(n) if image.dimensions() != (n, n) => resize(&image, n, n, FilterType::Triangle),
-        _ => image,
+    picture::read(path, size.map(|n| [n; 2])).map_err(|e| match e {
+        Error::File { problem, .. } => bad(format!("no image: {problem}")),
+        other => other,
     })
 }
 

@@ -57,7 +57,7 @@ impl Loader {
             return Err(Error::config("data", format!("{} has no images", data.name), "use another data set"));
         }
         transform.check(&data)?;
-        let maker = Maker::new(transform);
+        let maker = Maker::new(transform, &data);
         let resident = match device {
             Device::Cpu(_) => None,
             Device::Cuda(cuda) => Some(Arc::new(Resident::new(&data, &maker, cuda)?)),
@@ -72,7 +72,7 @@ impl Loader {
 
     /// Height, width and channels of the images in a batch.
     pub fn image(&self) -> [usize; 3] {
-        let [h, w] = self.maker.output(&self.data);
+        let [h, w] = self.maker.output();
         [h, w, self.data.channels]
     }
 
@@ -109,7 +109,7 @@ impl Loader {
     /// The images at `positions` of the epoch's order, of which the first is number `first`.
     fn group(&self, positions: &[u32], first: usize, state: &Step) -> Result<Batch> {
         let d = &self.data;
-        let [h, w] = self.maker.output(d);
+        let [h, w] = self.maker.output();
         let mut images = Tensor::empty(&self.device, DType::F32, [positions.len(), h, w, d.channels])?;
         let mut labels = Tensor::empty(&self.device, DType::I32, [positions.len()])?;
         let out = images.host_mut::<f32>()?.chunks_exact_mut(h * w * d.channels);

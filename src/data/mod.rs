@@ -35,6 +35,8 @@ mod info;
 pub mod loader;
 mod locate;
 mod names;
+#[cfg(feature = "cli")]
+pub(crate) mod picture;
 pub mod shapes;
 mod split;
 

@@ -28,7 +28,7 @@ pub const BUILT_IN: &[(&str, &str)] = &[
 ];
 
 /// The error for a name that is none of theirs.
-pub(super) fn unknown(name: &str) -> Error {
+pub fn unknown(name: &str) -> Error {
     let names: Vec<&str> = BUILT_IN.iter().map(|(n, _)| *n).collect();
     let close = nearest(name, names.iter().copied());
     let close = close.map_or_else(String::new, |n| format!("did you mean `{n}`? "));

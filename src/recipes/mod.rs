@@ -44,7 +44,7 @@ mod built_in;
 mod keys;
 mod pace;
 
-pub use built_in::{BUILT_IN, MINUTES};
+pub use built_in::{BUILT_IN, MINUTES, unknown};
 
 /// A whole experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -184,9 +184,7 @@ impl DataSpec {
 
     /// What is done to its images, with these random changes.
     pub fn transform(&self, augment: Augment) -> Transform {
-        // An image folder has that size already.
-        let size = self.size.filter(|_| self.source != Source::ImageFolder);
-        Transform { mean: self.mean.clone(), std: self.std.clone(), size, augment }
+        Transform { mean: self.mean.clone(), std: self.std.clone(), size: self.size, augment }
     }
 
     /// Height, width and channels of the images that the network takes, of data like those.
@@ -208,7 +206,7 @@ impl Recipe {
         }
         let path = Path::new(name);
         if path.extension().is_none_or(|e| e != "toml") {
-            return Err(built_in::unknown(name));
+            return Err(unknown(name));
         }
         let text = file::read_text(path, "read the recipe")?;
         Recipe::parse(&text, name, set)

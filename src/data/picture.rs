@@ -7,16 +7,19 @@ use image::{ImageReader, RgbImage};
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-/// What the names of pictures in a folder end in.
-const ENDINGS: [&str; 3] = ["png", "jpg", "jpeg"];
+/// Whether a name ends as those of pictures do.
+pub(crate) fn is_named(path: &Path) -> bool {
+    let ending = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+    ending.is_some_and(|e| ["png", "jpg", "jpeg"].contains(&e.as_str()))
+}
 
-/// Reads a picture and brings it to a height and width, `[h, w, 3]` bytes. Like torchvision's `Resize` of a picture it
-/// is bilinear, with a filter as wide as the pictures shrinks, so that nothing is skipped; the two sides are scaled
-/// apart. What is transparent keeps the colour that it has.
+/// Reads a picture in RGB and, if a height and width are given, brings it to them: as torchvision's
+/// `resize(picture, [h, w], antialias=True)`, bilinear, with a filter as wide as the picture shrinks. What is transparent
+/// keeps the colour that it has.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::File`] for what is no picture, and no file.
-pub(super) fn read(path: &Path, [height, width]: [usize; 2]) -> Result<Vec<u8>> {
+pub(crate) fn read(path: &Path, size: Option<[usize; 2]>) -> Result<RgbImage> {
     let remedy = "give a PNG or JPEG file; other formats: convert it first";
     let bytes = file::read(path, "read the picture")?;
     // The format is told from the contents: names lie. The crate's limits bound what a small file can unfold to.
@@ -26,10 +29,9 @@ pub(super) fn read(path: &Path, [height, width]: [usize; 2]) -> Result<Vec<u8>> 
         let problem = if known { format!("a damaged picture: {e}") } else { "no PNG or JPEG picture".into() };
         Error::file(path, problem, remedy)
     })?;
-    let [h, w] = [height, width].map(u32::try_from);
-    let (Ok(h), Ok(w)) = (h, w) else { return Err(Error::Internal(format!("pictures of {height}x{width}"))) };
-    let rgb: RgbImage = picture.into_rgb8();
-    Ok(if rgb.dimensions() == (w, h) { rgb } else { resize(&rgb, w, h, FilterType::Triangle) }.into_raw())
+    let rgb = picture.into_rgb8();
+    let Some([h, w]) = size.map(|sides| sides.map(|n| n as u32)) else { return Ok(rgb) };
+    Ok(if rgb.dimensions() == (w, h) { rgb } else { resize(&rgb, w, h, FilterType::Triangle) })
 }
 
 /// The pictures that paths stand for: a file for itself, a folder for all PNG and JPEG files in it and in its folders,
@@ -37,7 +39,7 @@ pub(super) fn read(path: &Path, [height, width]: [usize; 2]) -> Result<Vec<u8>> 
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::File`] for a folder without pictures.
-pub(super) fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+pub(crate) fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for path in paths {
         if !path.is_dir() {
@@ -60,11 +62,10 @@ fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     entries.sort_by_key(std::fs::DirEntry::file_name);
     for entry in entries {
         let path = entry.path();
-        let ending = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
         // Links to folders are not followed, so that no circle of them is.
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
             walk(&path, found)?;
-        } else if ending.is_some_and(|e| ENDINGS.contains(&e.as_str())) {
+        } else if is_named(&path) {
             found.push(path);
         }
     }
@@ -83,19 +84,19 @@ mod tests {
         let rgb = RgbImage::from_fn(4, 2, |x, y| image::Rgb([10 * x as u8, 100 * y as u8, 7]));
         let rgb = DynamicImage::from(rgb);
         rgb.save(at("rgb.png")).unwrap();
-        assert_eq!(read(&at("rgb.png"), [2, 4]).unwrap(), rgb.as_bytes());
+        assert_eq!(read(&at("rgb.png"), Some([2, 4])).unwrap().as_raw(), rgb.as_bytes());
         rgb.to_rgba16().save(at("alpha.png")).unwrap();
-        assert_eq!(read(&at("alpha.png"), [2, 4]).unwrap(), rgb.as_bytes());
+        assert_eq!(read(&at("alpha.png"), Some([2, 4])).unwrap().as_raw(), rgb.as_bytes());
         // A name that lies about the format.
         rgb.save_with_format(at("jpeg.png"), ImageFormat::Jpeg).unwrap();
-        assert_eq!(read(&at("jpeg.png"), [5, 3]).unwrap().len(), 45);
+        assert_eq!(read(&at("jpeg.png"), Some([5, 3])).unwrap().as_raw().len(), 45);
         DynamicImage::from(image::GrayImage::from_pixel(9, 9, image::Luma([77]))).save(at("grey.PNG")).unwrap();
-        assert_eq!(read(&at("grey.PNG"), [2, 2]).unwrap(), [77; 12]);
+        assert_eq!(read(&at("grey.PNG"), Some([2, 2])).unwrap().as_raw(), &[77; 12]);
         std::fs::write(at("text.png"), "hello").unwrap();
         let whole = std::fs::read(at("rgb.png")).unwrap();
         std::fs::write(at("cut.png"), &whole[..whole.len() / 2]).unwrap();
         for (name, words) in [("text.png", "no PNG or JPEG"), ("cut.png", "damaged"), ("none.png", "none.png")] {
-            let e = read(&at(name), [2, 2]).unwrap_err().to_string();
+            let e = read(&at(name), Some([2, 2])).unwrap_err().to_string();
             assert!(e.contains(words), "{e}");
         }
         let names = find(&[dir.path().to_path_buf()]).unwrap();
@@ -109,7 +110,7 @@ mod tests {
         let path = dir.path().join("stripes.png");
         // Columns 0 and 255: a filter that skips pixels would give one of the two.
         RgbImage::from_fn(64, 64, |x, _| image::Rgb([255 * (x % 2) as u8; 3])).save(&path).unwrap();
-        let small = read(&path, [8, 8]).unwrap();
+        let small = read(&path, Some([8, 8])).unwrap();
         assert!(small.iter().all(|v| (120..=136).contains(v)), "{small:?}");
     }
 }
