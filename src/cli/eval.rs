@@ -8,7 +8,7 @@ use crate::train::run::Config;
 use crate::train::{Evaluation, RunDir, Trainer};
 use clap::Args;
 use serde::{Serialize, Serializer};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Evaluate a run on the test set, or another part of its data
 #[derive(Debug, Args)]
@@ -59,15 +59,40 @@ pub(super) fn chosen(run: &RunDir, which: Option<Which>) -> Result<(&'static str
     }
 }
 
+/// A run's trainer with the weights of one of its checkpoints.
+pub(super) struct Restored {
+    pub(super) trainer: Trainer,
+    /// Which state of the run it is: `best (step 1,570)`.
+    pub(super) checkpoint: String,
+    /// What it runs on.
+    device: String,
+}
+
+impl Restored {
+    /// `data` is where the data is now, if it is not where the run had it from.
+    pub(super) fn open(
+        run: &RunDir,
+        config: &Config,
+        which: Option<Which>,
+        data: Option<&Path>,
+        machine: &Machine,
+    ) -> Result<Self> {
+        let (name, path, saved) = chosen(run, which)?;
+        let data = Data::reopen(&config.recipe.data, data, config.run.data.as_deref())?;
+        let (device, device_name) = machine.device()?;
+        let mut trainer = Trainer::new(config.recipe.clone(), data.splits, &device)?;
+        trainer.engine.model.load_state_dict(&saved.model, &path)?;
+        let checkpoint = format!("{name} (step {})", count(saved.position.step as usize));
+        Ok(Restored { trainer, checkpoint, device: device_name })
+    }
+}
+
 pub(super) fn run(args: &EvalArgs, out: &mut Out) -> Result<()> {
     let run = RunDir::open(&args.run)?;
     let config = Config::read(&run)?;
-    let (name, path, checkpoint) = chosen(&run, args.which)?;
     let source = config.recipe.data.source;
-    let data = Data::reopen(&config.recipe.data, args.data.as_deref(), config.run.data.as_deref())?;
-    let (device, device_name) = args.machine.device()?;
-    let mut trainer = Trainer::new(config.recipe, data.splits, &device)?;
-    trainer.engine.model.load_state_dict(&checkpoint.model, &path)?;
+    let Restored { mut trainer, checkpoint, device } =
+        Restored::open(&run, &config, args.which, args.data.as_deref(), &args.machine)?;
     let Evaluation { loss, accuracy, count: n, per_class: classes, .. } =
         trainer.evaluate(args.split, &mut |_| Ok(()))?;
     if args.json {
@@ -77,13 +102,12 @@ pub(super) fn run(args: &EvalArgs, out: &mut Out) -> Result<()> {
     }
     let split = args.split;
     out.print(&format!(
-        "run       {}, checkpoint {name} (step {})\n\
+        "run       {}, checkpoint {checkpoint}\n\
          data      {source}, {} {split} images\n\
-         device    {device_name}\n\
+         device    {device}\n\
          accuracy  {:.2} %\n\
          loss      {loss:.4}\n\n{}",
         run.path().display(),
-        count(checkpoint.position.step as usize),
         count(n),
         accuracy * 100.0,
         per_class(&classes),

@@ -1,11 +1,12 @@
 //! `report.html`: what there is to see of a run, in one file.
 
-use super::{Data, Machine, Out, Which, count, eval};
+use super::eval::Restored;
+use super::{Machine, Out, Which, count};
 use crate::data::{Dataset, Split};
 use crate::error::{Error, Result};
 use crate::figures::{Bars, Matrix, Page, table};
 use crate::train::run::Config;
-use crate::train::{EpochRow, Evaluation, History, Judged, RunDir, Trainer};
+use crate::train::{EpochRow, Evaluation, History, Judged, RunDir};
 use base64::Engine;
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -41,14 +42,10 @@ pub(super) fn run(args: &ReportArgs, out: &mut Out) -> Result<()> {
         write(&run, &config, None, &path)?;
         return out.print(&format!("nothing was saved yet: the curves alone\nreport    {}\n", path.display()));
     }
-    let (which, place, checkpoint) = eval::chosen(&run, args.which)?;
-    let data = Data::reopen(&config.recipe.data, args.data.as_deref(), config.run.data.as_deref())?;
-    let (device, _) = args.machine.device()?;
-    let mut trainer = Trainer::new(config.recipe.clone(), data.splits, &device)?;
-    trainer.engine.model.load_state_dict(&checkpoint.model, &place)?;
+    let Restored { mut trainer, checkpoint, .. } =
+        Restored::open(&run, &config, args.which, args.data.as_deref(), &args.machine)?;
     let found = trainer.evaluate(Split::Test, &mut |_| Ok(()))?;
     let parameters = trainer.engine.model.params.count();
-    let checkpoint = format!("{which} (step {})", count(checkpoint.position.step as usize));
     let seen = Seen { found: &found, images: trainer.test_data(), parameters, checkpoint };
     write(&run, &config, Some(&seen), &path)?;
     out.print(&format!("accuracy  {:.2} %\nreport    {}\n", found.accuracy * 100.0, path.display()))
@@ -73,17 +70,15 @@ pub(super) fn write(run: &RunDir, config: &Config, seen: Option<&Seen<'_>>, path
     let history = History::read(run)?;
     let name = run.path().file_name().map_or_else(|| config.run.name.clone(), |n| n.to_string_lossy().into_owned());
     let mut page = Page::new(format!("Run {name}"));
-    match (seen, &config.recipe.about) {
-        (_, about) if !about.is_empty() => page.text(about),
-        _ => {}
+    if !config.recipe.about.is_empty() {
+        page.text(&config.recipe.about);
     }
     if let Some(seen) = seen {
         let accuracy = seen.found.accuracy;
-        let beside = beside_reported(config.recipe.reported, accuracy);
-        page.headline(
-            &beside
-                .map_or_else(|| format!("Test accuracy {:.2} %", accuracy * 100.0), |b| format!("Test accuracy: {b}")),
-        );
+        page.headline(&match beside_reported(config.recipe.reported, accuracy) {
+            Some(beside) => format!("Test accuracy: {beside}"),
+            None => format!("Test accuracy {:.2} %", accuracy * 100.0),
+        });
     }
     page.html(&table(&[], "<<", &facts(config, &history, seen)));
     page.section("Curves");
