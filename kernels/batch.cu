@@ -88,9 +88,9 @@ __global__ void __launch_bounds__(256)
     unsigned position = s->batch_offset + s->first_image + blockIdx.x;
     Step epoch = *s;
     epoch.step = 0;  // an image's changes depend on its place in the epoch alone
-    unsigned words[4], more[4];
+    unsigned words[4], more[4] = {0, 0, 0, 0};
     philox(position, STREAM_AUGMENT, &epoch, words);
-    philox(position, STREAM_AUGMENT + 1, &epoch, more);
+    if (d.angles > 1 || d.cutout > 0) philox(position, STREAM_AUGMENT + 1, &epoch, more);
     unsigned places = 2 * d.pad + 1;
     Draw draw;
     draw.index = order[position];
