@@ -74,7 +74,7 @@ type Reader = fn(&mut Phrase<'_>) -> Result<Box<dyn Layer>>;
 pub const LAYERS: &[LayerKind] = &[
     LayerKind { name: "conv", form: "conv 5x5, 16 channels[, stride 2][, pad 1][, no bias][, init kaiming_normal]", help: "convolution; `3 -> 16 channels` also states the input's channels; starts uniform as in PyTorch, or normal with the variance 2 / fan_out", read: Some(conv::read) },
     LayerKind { name: "fc", form: "fc 120[, no bias]", help: "linear; `fc 400 -> 120` also states the input's features", read: Some(fc::read) },
-    LayerKind { name: "batch_norm", form: "batch_norm[, eps 1e-5][, momentum 0.1]", help: "batch normalisation over n, h, w", read: Some(batch_norm::read) },
+    LayerKind { name: "batch_norm", form: "batch_norm[, eps 1e-5][, momentum 0.1][, frozen]", help: "batch normalisation over n, h, w; a frozen one keeps its running statistics and normalises with them in training too", read: Some(batch_norm::read) },
     LayerKind { name: "relu", form: "relu", help: "ReLU", read: Some(|_| Ok(Box::new(relu::Relu))) },
     LayerKind { name: "gelu", form: "gelu", help: "GELU, the exact one", read: Some(|_| Ok(Box::new(gelu::Gelu))) },
     LayerKind { name: "silu", form: "silu", help: "SiLU, `x · sigmoid(x)`", read: Some(|_| Ok(Box::new(silu::Silu))) },
