@@ -20,6 +20,10 @@ impl Layer for MaxPool {
         x.max_pool2d(self.0, cx)
     }
 
+    fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
+        Ok(graph.node("MaxPool", &[x], &window(&self.0)))
+    }
+
     fn phrase(&self) -> String {
         let Window { kernel, stride, pad } = self.0;
         format!("max_pool {}{}{}", by(kernel), part("stride", stride, kernel), part("pad", pad, [0; 2]))
