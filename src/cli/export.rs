@@ -5,7 +5,7 @@ use super::{Out, Which, count};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::state::serialize;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use std::path::{Path, PathBuf};
 
 /// Write a trained network as ONNX or safetensors, for other programs
@@ -13,11 +13,12 @@ use std::path::{Path, PathBuf};
 /// The ONNX model's input `images` is [N, 3, H, W] of f32 with pixels in [0, 1], RGB: the recipe's normalisation is in
 /// the model. Its output `logits` is [N, classes]. The names of the classes and the recipe are in its metadata.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("file").args(["onnx", "safetensors"]).required(true).multiple(true)))]
 pub(super) struct ExportArgs {
     /// The run's folder, e.g. runs/quickstart-001
     run: PathBuf,
     /// Write an ONNX model (opset 17) to this file
-    #[arg(long, value_name = "FILE", required_unless_present = "safetensors")]
+    #[arg(long, value_name = "FILE")]
     onnx: Option<PathBuf>,
     /// Write the state dict with PyTorch's keys and layouts to this file
     #[arg(long, value_name = "FILE")]
