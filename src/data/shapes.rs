@@ -48,7 +48,7 @@ fn split(seed: u64, ordinal: u32, name: &str, n: usize) -> Dataset {
         width: SIDE,
         channels: CHANNELS,
         images,
-        labels: (0..n).map(|i| (i % CLASSES.len()) as u8).collect(),
+        labels: (0..n).map(|i| (i % CLASSES.len()) as i32).collect(),
     }
 }
 
