@@ -11,9 +11,7 @@ pub(super) fn read(p: &mut Phrase<'_>) -> Result<Box<dyn Layer>> {
 
 impl Layer for MaxPool {
     fn infer(&mut self, x: Shape, _: &mut Builder<'_>) -> Result<Shape> {
-        let [h, w, c] = image(x)?;
-        let [_, h, w, c] = max_pool2d::output_shape([1, h, w, c].into(), self.0)?.rank4().unwrap_or([0; 4]);
-        Ok([h, w, c].into())
+        pooled("max_pool", x, self.0)
     }
 
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
@@ -21,8 +19,7 @@ impl Layer for MaxPool {
     }
 
     fn phrase(&self) -> String {
-        let Window { kernel, stride, pad } = self.0;
-        format!("max_pool {}{}{}", by(kernel), part("stride", stride, kernel), part("pad", pad, [0; 2]))
+        format!("max_pool {}", windowed(self.0))
     }
 }
 
