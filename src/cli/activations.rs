@@ -3,10 +3,10 @@
 use super::machine::Machine;
 use super::output::{Out, table};
 use super::predict::Trained;
-use super::{Which, count};
+use super::{Which, count, summary};
 use crate::data::picture as file;
 use crate::error::{Error, Result, nearest};
-use crate::figures::{Sheet, Tile, png, viridis};
+use crate::figures::{Sheet, Tile, picture, png, viridis};
 use crate::nn::LayerInfo;
 use clap::Args;
 use image::{Rgb, RgbImage};
@@ -17,9 +17,8 @@ const MOST: usize = 512;
 
 /// Draw what layers of a trained network make of a picture: their feature maps
 ///
-/// A map for each channel, a square for each number of a vector. Each layer has a colour scale of its own, from its
-/// smallest value to its largest, so that its channels can be compared; --each gives every map its own, so that weak
-/// ones show too.
+/// A map for each channel, a square for each number of a vector. The colours of a map go from its own smallest value to
+/// its largest, so that weak ones show too; with --shared all maps of a layer have the same, and can be compared.
 #[derive(Debug, Args)]
 pub(super) struct ActivationsArgs {
     /// The run's folder, e.g. runs/a1-lenet-001
@@ -29,9 +28,9 @@ pub(super) struct ActivationsArgs {
     /// A layer, by its key in `tilework summary`; may be repeated [default: list the layers]
     #[arg(long = "layer", value_name = "KEY", num_args = 1..)]
     layers: Vec<String>,
-    /// Scale each map from its own smallest value to its largest
+    /// One colour scale for all maps of a layer
     #[arg(long)]
-    each: bool,
+    shared: bool,
     /// The PNG file to write
     #[arg(long, value_name = "FILE", default_value = "activations.png")]
     out: PathBuf,
@@ -47,14 +46,14 @@ pub(super) fn run(args: &ActivationsArgs, out: &mut Out) -> Result<()> {
     let trained = Trained::open(&args.run, args.which, device)?;
     let layers = &trained.model.layers;
     if args.layers.is_empty() {
-        let row = |l: &LayerInfo| vec![l.key.clone(), l.spec.clone(), l.output.to_string()];
+        let row = |l: &LayerInfo| vec![l.key.clone(), summary::indented(l), l.output.to_string()];
         let list = table(&["key", "layer", "output"], "<<<", layers.iter().map(row).collect());
         return out.print(&format!("{list}\nchoose with --layer KEY, as often as you like\n"));
     }
     let wanted = args.layers.iter().map(|key| find(layers, key)).collect::<Result<Vec<_>>>()?;
-    let picture = file::read(&args.image, Some(trained.size()))?;
+    let read = file::read(&args.image, Some(trained.size()))?;
     let mut seen: Vec<Option<Vec<f32>>> = vec![None; wanted.len()];
-    let input = trained.images(vec![picture.clone().into_raw()])?;
+    let input = trained.images(vec![read.into_raw()])?;
     let mut cx = trained.model.eval().watched(|key, y| {
         for (_, seen) in wanted.iter().zip(&mut seen).filter(|(l, _)| l.key == key) {
             *seen = Some(y.value().to_vec::<f32>()?);
@@ -67,12 +66,14 @@ pub(super) fn run(args: &ActivationsArgs, out: &mut Out) -> Result<()> {
     let best = trained.predictions(&scores).into_iter().take(3);
     let best: Vec<_> = best.map(|p| format!("{} {:.1} %", p.class, p.probability * 100.0)).collect();
     sheet.heading(format!("{}: {}", args.run.display(), args.image.display()));
-    let [height, width] = trained.size();
-    sheet.tiles(vec![Tile { picture, caption: format!("{height}x{width}") }]);
     sheet.text(format!("checkpoint {}; predicted: {}", trained.checkpoint, best.join(", ")));
+    let [height, width] = trained.size();
+    let bytes = trained.transform().bytes(&input.value().to_vec::<f32>()?);
+    let (picture, caption) = (picture(&bytes, [height, width, 3]), format!("as seen, {height}x{width}"));
+    sheet.tiles(vec![Tile { picture, caption }]);
     for (layer, values) in wanted.into_iter().zip(seen) {
         let values = values.ok_or_else(|| Error::Internal(format!("layer {} was not passed", layer.key)))?;
-        section(&mut sheet, layer, &values, args.each, &trained);
+        section(&mut sheet, layer, &values, args.shared, &trained);
     }
     std::fs::write(&args.out, png(&sheet.draw())?).map_err(Error::io("write the picture", &args.out))?;
     out.print(&format!("picture   {}\n", args.out.display()))
@@ -91,48 +92,45 @@ fn find<'a>(layers: &'a [LayerInfo], key: &str) -> Result<&'a LayerInfo> {
 }
 
 /// Draws the output of a layer.
-fn section(sheet: &mut Sheet, layer: &LayerInfo, values: &[f32], each: bool, trained: &Trained) {
-    let [low, high] = range(values.iter().copied());
-    let number = |x: f32| format!("{x:.3}");
-    sheet.heading(format!("layer {}: {}", layer.key, layer.spec));
-    let (maps, about, last) = match *layer.output.dims() {
-        [h, w, c] => (maps(values, [h, w, c]), format!("{c} channels of {h}x{w}"), false),
+fn section(sheet: &mut Sheet, layer: &LayerInfo, values: &[f32], shared: bool, trained: &Trained) {
+    let all = range(values);
+    let between = |[low, high]: [f32; 2]| format!("{low:.2}..{high:.2}");
+    let (maps, about) = match *layer.output.dims() {
+        [h, w, c] => (maps(values, [h, w, c]), format!("{} channels of {h}x{w}", count(c))),
         _ if values.len() > MOST => {
-            // One picture, row by row; what is left of the last row is not there.
             let w = (values.len() as f32).sqrt().ceil() as usize;
             let about = format!("{} numbers, row by row, {w} in a row", count(values.len()));
-            (vec![Map { size: [values.len().div_ceil(w), w], values: values.to_vec() }], about, false)
+            (vec![Map { size: [values.len().div_ceil(w), w], values: values.to_vec() }], about)
         }
-        _ => {
-            let maps = values.iter().map(|&v| Map { size: [1, 1], values: vec![v] }).collect();
-            (maps, format!("{} numbers", values.len()), layer.output == trained.model.output)
-        }
+        _ => (maps(values, [1, 1, values.len()]), format!("{} numbers", values.len())),
     };
-    let all = maps.len();
-    let vector = layer.output.dims().len() != 3;
-    let each = each && !vector;
-    let text = format!("{about}{}", if all > MOST { format!(", the first {MOST} of them") } else { String::new() });
-    let text = match each {
-        true => format!("{text}; each map from its smallest value to its largest, which are within"),
-        false => format!("{text}; one scale for all:"),
-    };
-    sheet.text(text);
-    sheet.scale(number(low), number(high));
+    let drawn = if maps.len() > MOST { format!(", the first {MOST} of them") } else { String::new() };
+    sheet.heading(format!("layer {}: {}", layer.key, layer.spec));
+    sheet.text(format!("{about}{drawn}; values {}", between(all)));
+    // A single number has no range of its own.
+    let shared = shared || maps.len() == 1 || maps.iter().all(|m| m.values.len() == 1);
+    match shared {
+        true => sheet.scale(format!("{:.2}", all[0]), format!("{:.2}", all[1])),
+        false => sheet.scale("each map's smallest value", "its largest"),
+    }
+    let (one, few) = (maps.len() == 1, maps.len() <= 64);
     let tile = |(i, map): (usize, Map)| {
-        let caption = match (vector, last) {
-            (true, true) => format!("{} {:.2}", trained.class(i), map.values[0]),
-            (true, false) if all == 1 => String::new(),
+        let own = range(&map.values);
+        let caption = match map.values[..] {
+            [v] if layer.output == trained.model.output => format!("{} {v:.2}", trained.class(i)),
+            [v] if few => format!("{i}: {v:.2}"),
+            _ if one => String::new(),
+            _ if few && !shared => format!("{i}: {}", between(own)),
             _ => i.to_string(),
         };
-        let range = if each { range(map.values.iter().copied()) } else { [low, high] };
-        Tile { picture: map.picture(range), caption }
+        Tile { picture: map.picture(if shared { all } else { own }), caption }
     };
     sheet.tiles(maps.into_iter().take(MOST).enumerate().map(tile).collect());
 }
 
 /// The smallest and the largest finite value.
-fn range(values: impl Iterator<Item = f32>) -> [f32; 2] {
-    let values = values.filter(|v| v.is_finite());
+fn range(values: &[f32]) -> [f32; 2] {
+    let values = values.iter().copied().filter(|v| v.is_finite());
     let [low, high] = values.fold([f32::INFINITY, f32::NEG_INFINITY], |[a, b], v| [a.min(v), b.max(v)]);
     if low <= high { [low, high] } else { [0.0, 0.0] }
 }

@@ -4,7 +4,7 @@ use super::eval::chosen;
 use super::machine::Machine;
 use super::{Out, Which, note, output, summary};
 use crate::autograd::Var;
-use crate::data::loader::Loader;
+use crate::data::loader::{Loader, Transform};
 use crate::data::{Dataset, picture};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -76,9 +76,15 @@ impl Trained {
         [dims[0], dims[1]]
     }
 
+    /// What is done to pictures of that size.
+    pub(super) fn transform(&self) -> Transform {
+        let recipe = &self.config.recipe;
+        recipe.data.transform(recipe.augment.in_prediction())
+    }
+
     /// Normalised images `[n, h, w, 3]` of the bytes of pictures of the network's size.
     pub(super) fn images(&self, pictures: Vec<Vec<u8>>) -> Result<Var> {
-        let ([height, width], n, data) = (self.size(), pictures.len(), &self.config.recipe.data);
+        let ([height, width], n) = (self.size(), pictures.len());
         let images = Dataset {
             name: "pictures".into(),
             classes: vec![String::new()],
@@ -88,8 +94,7 @@ impl Trained {
             images: pictures.concat(),
             labels: vec![0; n],
         };
-        let transform = data.transform(self.config.recipe.augment.in_prediction());
-        let loader = Loader::transformed(Arc::new(images), n, &transform, &self.device)?;
+        let loader = Loader::transformed(Arc::new(images), n, &self.transform(), &self.device)?;
         Ok(Var::constant(loader.feed(false).batch(&Step::default())?.images))
     }
 

@@ -166,9 +166,10 @@ impl Grid {
         let [w, h] = tiles.first().map_or([1, 1], |t| [t.picture.width().max(1), t.picture.height().max(1)]);
         let side = w.max(h);
         let wanted = match tiles.len() {
-            ..=8 => 160,
-            ..=64 => 128,
-            ..=256 => 72,
+            _ if side == 1 => 48,
+            0..=8 => 160,
+            9..=64 => 128,
+            65..=256 => 64,
             _ => 48,
         };
         let picture = if side > LARGE {
@@ -179,8 +180,10 @@ impl Grid {
         let longest = tiles.iter().map(|t| t.caption.chars().count()).max().unwrap_or(0);
         let column = picture[0].max(longest.min(CAPTION) as u32 * get_raster_width(FontWeight::Regular, SMALL) as u32);
         let most = ((ROW + GAP) / (column + GAP)).max(1) as usize;
-        // A power of two, so that as many channels as are usual make whole rows.
-        let columns = if tiles.len() <= most { tiles.len().max(1) } else { 1 << most.ilog2() };
+        // Whole rows if there are such that are not much shorter, else as many in each row as can be.
+        let (n, rows) = (tiles.len().max(1), tiles.len().max(1).div_ceil(most));
+        let whole = (most.div_ceil(2)..=most).rev().find(|columns| n.is_multiple_of(*columns));
+        let columns = if n <= most { n } else { whole.unwrap_or(n.div_ceil(rows)) };
         let lines = |t: &Tile| wrapped(&t.caption, letters(column, SMALL)).len() as u32;
         let row = |row: &[Tile]| picture[1] + row.iter().map(lines).max().unwrap_or(0) * line(SMALL);
         Grid { columns, picture, column, rows: tiles.chunks(columns).map(row).collect() }
