@@ -35,6 +35,10 @@ fn pair(v: &Value) -> [usize; 2] {
     [v[0].as_u64().unwrap() as usize, v[1].as_u64().unwrap() as usize]
 }
 
+fn window(p: &Value) -> Window {
+    Window { kernel: pair(&p["kernel"]), stride: pair(&p["stride"]), pad: pair(&p["padding"]) }
+}
+
 /// Largest difference, relative to the largest value. Values below 1 % that come out of terms of
 /// order one have lost the digits in f32 that the terms had: there the difference is absolute.
 #[track_caller]
@@ -122,10 +126,8 @@ fn check_op<T: tilework::dtype::Real>(case: &Value, tensors: &SafeTensors<'_>, t
         "gelu" => x.gelu(&mut cx),
         "add" => x.add(&vars[1], &mut cx),
         "flatten" => x.flatten(&mut cx),
-        "max_pool2d" => {
-            let window = Window { kernel: pair(&p["kernel"]), stride: pair(&p["stride"]), pad: pair(&p["padding"]) };
-            x.max_pool2d(window, &mut cx)
-        }
+        "max_pool2d" => x.max_pool2d(window(p), &mut cx),
+        "avg_pool2d" => x.avg_pool2d(window(p), p["count_include_pad"].as_bool().unwrap(), &mut cx),
         "adaptive_max_pool2d" => x.adaptive_max_pool2d(pair(&p["output"]), &mut cx),
         "adaptive_avg_pool2d" => x.adaptive_avg_pool2d(pair(&p["output"]), &mut cx),
         "batch_norm2d" => {

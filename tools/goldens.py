@@ -335,9 +335,27 @@ def activations(ops):
         ops.add("gelu", name, {}, {"x": x}, lambda x: F.gelu(x))
 
 
+def avg_pools(ops):
+    def case(name, shape, kernel, stride=None, padding=(0, 0), include_pad=True):
+        stride = stride or kernel
+        params = {"kernel": kernel, "stride": stride, "padding": padding, "count_include_pad": include_pad}
+        f = lambda x: F.avg_pool2d(x, kernel, stride, padding, count_include_pad=include_pad)
+        ops.add("avg_pool2d", name, params, {"x": ops.uniform(*shape)}, f)
+
+    case("2x2", (2, 3, 6, 8), (2, 2))
+    case("2x2, odd size: last row and column unused", (2, 3, 7, 5), (2, 2))
+    case("overlapping 3x3 / 2 padded", (2, 4, 9, 7), (3, 3), (2, 2), (1, 1))
+    case("overlapping 3x3 / 2, padding left out", (2, 4, 9, 7), (3, 3), (2, 2), (1, 1), False)
+    case("kernel, stride, padding all non-square", (2, 3, 9, 8), (3, 2), (2, 1), (1, 0))
+    case("wide kernel, padding left out", (1, 2, 4, 9), (1, 4), (2, 3), (0, 2), False)
+    case("stride larger than the kernel", (1, 3, 8, 10), (2, 2), (3, 4))
+    case("one pixel, padding left out", (1, 4, 1, 1), (3, 3), (1, 1), (1, 1), False)
+    case("the whole image", (2, 3, 4, 4), (4, 4))
+
+
 def write_ops(out):
     ops = Ops()
-    for room in (conv2d, linear, elementwise, pools, batch_norm, losses, activations):
+    for room in (conv2d, linear, elementwise, pools, batch_norm, losses, activations, avg_pools):
         room(ops)
     write_safetensors(out / "ops.safetensors", ops.tensors)
     write_json(out / "ops.json", ops.entries)

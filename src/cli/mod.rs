@@ -12,6 +12,7 @@ mod data;
 mod data_show;
 mod doctor;
 mod eval;
+mod export;
 mod kernels;
 mod lr_curve;
 mod lr_find;
@@ -63,6 +64,7 @@ enum Command {
     LrFind(LrFindArgs),
     Predict(predict::PredictArgs),
     Activations(activations::ActivationsArgs),
+    Export(export::ExportArgs),
     Summary(SummaryArgs),
     /// List the built-in recipes, or print one as a start for your own
     #[command(after_help = recipes::layers())]
@@ -329,6 +331,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::LrFind(args) => args.machine.install(|| lr_find::run(args, &mut out))?,
         Command::Predict(args) => return args.machine.install(|| predict::run(args, &mut out)),
         Command::Activations(args) => args.machine.install(|| activations::run(args, &mut out))?,
+        Command::Export(args) => export::run(args, &mut out)?,
         Command::Summary(args) => summary::run(args, &mut out)?,
         Command::Recipes { name } => recipes::run(name.as_deref(), &mut out)?,
         Command::Data(command) => data::run(command, &mut out)?,

@@ -8,7 +8,7 @@ use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::recipes::Recipe;
 use crate::train::run::{Config, RunInfo, git_commit};
-use crate::train::{CsvLog, Limits, Outcome, Plots, RunDir, Trainer, checkpoint};
+use crate::train::{CsvLog, Limits, Outcome, Plots, RunDir, Summary, Tested, Trainer, checkpoint};
 use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::process::ExitCode;
@@ -241,6 +241,10 @@ impl Session {
             let folder = self.run.path().join(name);
             let saved = checkpoint::load(&folder)?;
             let test = self.trainer.test(&saved, &folder)?;
+            if let Some(mut summary) = Summary::read(&self.run)? {
+                summary.test = Some(Tested { loss: test.loss, accuracy: test.accuracy });
+                summary.write(&self.run)?;
+            }
             (test, format!(" of the checkpoint {name}{why}"), name, saved.position.step)
         };
         let path = self.run.path().display();

@@ -267,7 +267,7 @@ impl Resident {
         let device = Device::Cuda(cuda.clone());
         let mut images = device.alloc(DType::U8, data.images.len())?;
         images.write(0, &data.images)?;
-        let mut labels = device.alloc(DType::U8, data.len())?;
+        let mut labels = device.alloc(DType::I32, data.len())?;
         labels.write(0, &data.labels)?;
         let mut table = device.alloc(DType::F32, maker.table.len() * 256)?;
         table.write(0, maker.table.as_flattened())?;
