@@ -37,6 +37,14 @@ pub struct Transform {
 }
 
 impl Transform {
+    /// Undoes the normalisation of pixels that came out: their bytes.
+    #[cfg(feature = "cli")]
+    pub fn bytes(&self, pixels: &[f32]) -> Vec<u8> {
+        let channels = self.mean.iter().zip(&self.std).cycle();
+        // `as` keeps within 0 to 255.
+        pixels.iter().zip(channels).map(|(v, (m, s))| ((v * s + m) * 255.0).round() as u8).collect()
+    }
+
     /// Checks it for images of these sizes.
     ///
     /// # Errors
