@@ -37,6 +37,14 @@ pub struct Transform {
 }
 
 impl Transform {
+    /// Undoes the normalisation of pixels that came out: their bytes.
+    #[cfg(feature = "cli")]
+    pub fn bytes(&self, pixels: &[f32]) -> Vec<u8> {
+        let channels = self.mean.iter().zip(&self.std).cycle();
+        // `as` keeps within 0 to 255.
+        pixels.iter().zip(channels).map(|(v, (m, s))| ((v * s + m) * 255.0).round() as u8).collect()
+    }
+
     /// Checks it for images of these sizes.
     ///
     /// # Errors
@@ -259,7 +267,7 @@ impl Resident {
         let device = Device::Cuda(cuda.clone());
         let mut images = device.alloc(DType::U8, data.images.len())?;
         images.write(0, &data.images)?;
-        let mut labels = device.alloc(DType::U8, data.len())?;
+        let mut labels = device.alloc(DType::I32, data.len())?;
         labels.write(0, &data.labels)?;
         let mut table = device.alloc(DType::F32, maker.table.len() * 256)?;
         table.write(0, maker.table.as_flattened())?;
