@@ -9,14 +9,13 @@ mod device;
 
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use device::Chosen;
-use tilework::data::shapes;
 use tilework::device::cuda::Cuda;
 use tilework::recipes::Recipe;
-use tilework::train::Trainer;
+use tilework::train::{Trainer, drawn};
 use tilework::{Device, Result};
 
 /// The recipes whose steps are timed: one for each network.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 11] = [
     "quickstart",
     "a1-lenet",
     "a4-longer",
@@ -26,6 +25,8 @@ const NAMES: [&str; 9] = [
     "c2-conv",
     "c4-conv-bn",
     "c5-deep-conv-bn",
+    "d1-resnet18",
+    "e1-resnet9-onecycle",
 ];
 
 /// A recipe's network with the batch size to time it at, and images for it.
@@ -36,7 +37,7 @@ fn trainer(name: &str, device: &Device, otherwise: Option<usize>) -> Result<(Tra
     let set: Vec<String> = given.or(otherwise).map(|n: usize| format!("batch_size={n}")).into_iter().collect();
     let recipe = Recipe::load(name, &set)?;
     let batch = recipe.batch_size;
-    Ok((Trainer::new(recipe, shapes::generate(0, batch.max(1024), 10), device)?, batch))
+    Ok((drawn(recipe, device)?, batch))
 }
 
 /// Runs on a thread of rayon's pool.

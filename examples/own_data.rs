@@ -16,7 +16,7 @@ fn images(count: usize) -> Dataset {
         width: 8,
         channels: 1,
         images: (0..count * 64).map(|p| pixel(p / 64, p % 8)).collect(),
-        labels: (0..count).map(|i| (i % 2) as u8).collect(),
+        labels: (0..count).map(|i| (i % 2) as i32).collect(),
     }
 }
 

@@ -79,10 +79,9 @@ __device__ __forceinline__ Side side(int at, int to, int from) {
 // Registers: at most 64.
 template <class T>
 __global__ void __launch_bounds__(256)
-    batch_make(const unsigned char* __restrict__ images, const unsigned char* __restrict__ labels,
-               const int* __restrict__ order, const float* __restrict__ table, const float* __restrict__ scale,
-               const int* __restrict__ turns, const Step* __restrict__ s, T* __restrict__ x, int* __restrict__ y,
-               BatchDims d) {
+    batch_make(const unsigned char* __restrict__ images, const int* __restrict__ labels, const int* __restrict__ order,
+               const float* __restrict__ table, const float* __restrict__ scale, const int* __restrict__ turns,
+               const Step* __restrict__ s, T* __restrict__ x, int* __restrict__ y, BatchDims d) {
   SHARED(Draw, draws, [1]);
   if (threadIdx.x == 0) {
     unsigned position = s->batch_offset + s->first_image + blockIdx.x;

@@ -43,13 +43,10 @@ __global__ void __launch_bounds__(256, 4)
     max_pool2d_bwd(const T* __restrict__ gy, const int* __restrict__ arg, T* __restrict__ gx, MaxPool2dDims d) {
   FOR_EACH(i, d.n * d.h * d.w * d.c) {
     int c = i % d.c, n = i / d.c / (d.h * d.w), pixel = i / d.c - n * d.h * d.w;
-    // The windows [p0, p1) x [q0, q1) cover the pixel: p * sh <= r < p * sh + kh, with r in the padded input.
-    int r = pixel / d.w + d.ph, s = pixel % d.w + d.pw;
-    int p0 = max(r - d.kh + d.sh, 0) / d.sh, p1 = min(r / d.sh + 1, d.ho);
-    int q0 = max(s - d.kw + d.sw, 0) / d.sw, q1 = min(s / d.sw + 1, d.wo);
+    Covering ps(pixel / d.w + d.ph, d.kh, d.sh, d.ho), qs(pixel % d.w + d.pw, d.kw, d.sw, d.wo);
     float sum = 0.0f;
-    for (int p = p0; p < p1; ++p) {
-      for (int q = q0; q < q1; ++q) {
+    for (int p = ps.first; p < ps.last; ++p) {
+      for (int q = qs.first; q < qs.last; ++q) {
         size_t o = (((size_t)n * d.ho + p) * d.wo + q) * d.c + c;
         if (arg[o] == pixel) sum += to_float(gy[o]);
       }

@@ -1,4 +1,4 @@
-// What max-pools share: the search of a window.
+// What pools share: the search of a window, and the windows that cover a pixel.
 #pragma once
 #include "common.cuh"
 
@@ -27,3 +27,11 @@ __device__ __forceinline__ Largest largest_pixel(const T* image, int w, int stri
   }
   return {best, who};
 }
+
+// The windows first <= o < last of `outs` that cover position i of the padded input:
+// o * stride <= i < o * stride + kernel.
+struct Covering {
+  int first, last;
+  __device__ __forceinline__ Covering(int i, int kernel, int stride, int outs)
+      : first(max(i - kernel + stride, 0) / stride), last(min(i / stride + 1, outs)) {}
+};

@@ -298,7 +298,7 @@ fn data(n: usize, h: usize, w: usize, c: usize) -> Arc<Dataset> {
         width: w,
         channels: c,
         images: (0..n * h * w * c).map(|i| (i * 7919 % 251) as u8).collect(),
-        labels: (0..n).map(|i| (i * 3 % 7) as u8).collect(),
+        labels: (0..n).map(|i| (i * 3 % 7) as i32).collect(),
     })
 }
 

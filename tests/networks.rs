@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering;
+use tilework::autograd::Mode;
+use tilework::nn::state::Array;
 use tilework::nn::{Builder, LAYERS, Layer, LayerSpec, Model, layer};
 use tilework::params::{Init, ParamId};
 use tilework::step::Step;
@@ -127,7 +129,7 @@ fn mistakes_in_a_recipe_are_named() {
 fn training_batches_are_counted() {
     let device = Device::cpu();
     let model = Model::new(vec![layer("batch_norm").unwrap()], [1, 1, 3], &device, 0).unwrap();
-    let counts = || model.buffers.counters().iter().map(|(_, n)| n.load(Ordering::Relaxed)).collect::<Vec<_>>();
+    let counts = || model.buffers.counters().iter().map(|c| c.count.load(Ordering::Relaxed)).collect::<Vec<_>>();
     let x = |n| Var::constant(Tensor::zeros(&device, DType::F32, [n, 1, 1, 3]).unwrap());
     assert!(model.forward(&x(1), &mut model.train(Step::default())).is_err());
     model.forward(&x(1), &mut model.eval()).unwrap();
@@ -143,6 +145,36 @@ fn the_readme_has_the_table_of_layers() {
     let rows: String = LAYERS.iter().map(|k| format!("| `{}` | {} |\n", k.form, k.help)).collect();
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/recipes/README.md")).unwrap();
     assert!(readme.contains(&rows), "src/recipes/README.md lacks these rows:\n{rows}");
+}
+
+/// Batch-norm with frozen statistics: training computes what evaluation does and moves nothing, and weight and bias have
+/// gradients. Even one value per channel will do.
+#[test]
+fn frozen_statistics_stay() {
+    let device = Device::cpu();
+    let of = |phrase| Model::new(vec![layer(phrase).unwrap()], [1, 1, 2], &device, 0).unwrap();
+    let (mut frozen, mut usual) = (of("batch_norm, frozen"), of("batch_norm"));
+    let mut state = usual.state_dict().unwrap();
+    for (key, values) in [("running_mean", [1.0, -2.0]), ("running_var", [4.0, 0.25]), ("weight", [0.5, 3.0])] {
+        state.insert(format!("0.{key}"), Array::f32(&[2], &values));
+    }
+    state.insert("0.num_batches_tracked".into(), Array::i64(7));
+    for model in [&mut frozen, &mut usual] {
+        model.load_state_dict(&state, "here".as_ref()).unwrap();
+    }
+    for images in [1, 3] {
+        let x: Vec<f32> = (0..2 * images).map(|i| i as f32 * 0.75 - 1.0).collect();
+        let x = Var::constant(Tensor::from_slice(&device, [images, 1, 1, 2], &x).unwrap());
+        let mut cx = frozen.train(Step::default());
+        let y = frozen.forward(&x, &mut cx).unwrap();
+        assert_eq!(cx.mode(), Mode::Train);
+        let want = usual.forward(&x, &mut usual.eval()).unwrap();
+        assert_eq!(y.value().to_vec::<f32>().unwrap(), want.value().to_vec::<f32>().unwrap());
+        let mut grads = frozen.params.grads().unwrap();
+        cx.backward(&y, y.value().clone(), Some(&mut grads)).unwrap();
+        assert!((0..2).all(|i| grads.of(i).unwrap().iter().all(|&g| g != 0.0)));
+    }
+    assert!(frozen.state_dict().unwrap() == state);
 }
 
 /// A sum with one trainable number for each feature.

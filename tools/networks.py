@@ -5,9 +5,10 @@ all of them, as nn.Sequential does:
 
     conv 5x5, 16 channels [, stride 2 | 2x1] [, pad 1 | 1x0] [, no bias]     sizes: height x width
     fc 120 [, no bias]
-    batch_norm [, eps 1e-5] [, momentum 0.1]
+    batch_norm [, eps 1e-5] [, momentum 0.1] [, frozen]
     relu
     max_pool 2x2 [, stride 2] [, pad 1]                                      stride: the kernel's size
+    avg_pool 2x2 [, stride 2] [, pad 1] [, exclude_pad]
     adaptive_max_pool 1x1
     adaptive_avg_pool 1x1
     dropout 0.5
@@ -30,6 +31,13 @@ class Residual(nn.Sequential):
         return x + super().forward(x)
 
 
+class FrozenBatchNorm(nn.BatchNorm2d):
+    """Batch-norm that stays in evaluation: its running statistics normalise and do not move."""
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
 def pair(text):
     """ "2" -> (2, 2); "2x1" -> (2, 1)."""
     parts = [int(p) for p in text.split("x")]
@@ -43,7 +51,7 @@ def layer(spec, shape):
     head, *options = [part.strip() for part in spec.split(",")]
     kind, _, size = head.partition(" ")
     bias = "no bias" not in options
-    option = dict(o.split(" ", 1) for o in options if o != "no bias")
+    option = dict(o.split(" ", 1) for o in options if o not in ("no bias", "exclude_pad", "frozen"))
     stride, pad = option.get("stride"), pair(option.get("pad", "0"))
     match kind:
         case "conv":
@@ -52,11 +60,14 @@ def layer(spec, shape):
         case "fc":
             return nn.Linear(shape[0], int(size), bias=bias)
         case "batch_norm":
-            return nn.BatchNorm2d(shape[0], float(option.get("eps", 1e-5)), float(option.get("momentum", 0.1)))
+            kind = FrozenBatchNorm if "frozen" in options else nn.BatchNorm2d
+            return kind(shape[0], float(option.get("eps", 1e-5)), float(option.get("momentum", 0.1)))
         case "relu":
             return nn.ReLU()
         case "max_pool":
             return nn.MaxPool2d(pair(size), pair(stride or size), pad)
+        case "avg_pool":
+            return nn.AvgPool2d(pair(size), pair(stride or size), pad, count_include_pad="exclude_pad" not in options)
         case "adaptive_max_pool":
             return nn.AdaptiveMaxPool2d(pair(size))
         case "adaptive_avg_pool":
@@ -87,9 +98,9 @@ def head(*sizes):
     return [spec for size in sizes[:-1] for spec in (f"fc {size}", "relu")] + [f"fc {sizes[-1]}"]
 
 
-def lenet():
-    convs = [spec for c in (6, 16) for spec in (f"conv 5x5, {c} channels", "relu", "max_pool 2x2")]
-    return [*convs, "flatten", *head(120, 84, 10)]
+def lenet(c1, c2, *fc):
+    convs = [spec for c in (c1, c2) for spec in (f"conv 5x5, {c} channels", "relu", "max_pool 2x2")]
+    return [*convs, "flatten", *head(*fc)]
 
 
 def bn_cnn(p):
@@ -121,7 +132,7 @@ def conv_bn_net(deep):
 
 # name -> (layers, the recipe's batch size); all for images of 3 x 32 x 32 and ten classes.
 RECIPES = {
-    "a1-lenet": (lenet(), 4),
+    "a1-lenet": (lenet(6, 16, 120, 84, 10), 4),
     "b1-bn-cnn": (bn_cnn(0.5), 16),
     "c1-fully-connected": (["flatten", *head(40, 10)], 256),
     "c2-conv": (conv_net(""), 256),

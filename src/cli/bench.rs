@@ -2,13 +2,12 @@
 
 use super::output::{Out, table};
 use super::{BenchArgs, note};
-use crate::data::shapes;
 use crate::device::Device;
 use crate::device::cuda::{Cuda, Timing};
 use crate::error::{Error, Result};
 use crate::ops::ceiling::Ceiling;
 use crate::recipes::Recipe;
-use crate::train::Trainer;
+use crate::train::{Trainer, drawn};
 use std::collections::BTreeMap;
 
 /// A kernel's launches within one step.
@@ -44,8 +43,7 @@ pub(super) fn run(args: &BenchArgs, out: &mut Out) -> Result<()> {
     set.extend(args.batch_size.map(|n| format!("batch_size={n}")));
     let recipe = Recipe::load(&args.recipe, &set)?;
     let batch_size = recipe.batch_size;
-    // The images do not matter to the time: they are drawn, so that no data set is needed.
-    let mut trainer = Trainer::new(recipe, shapes::generate(0, batch_size, 10), &device)?;
+    let mut trainer = drawn(recipe, &device)?;
     note(&format!("a training step of {} with {batch_size} images on {name}", args.recipe));
     // The first step is not a recorded one, so that its launches can be seen.
     let timings = cuda.profile(|| trainer.bench_steps(1))?;

@@ -3,6 +3,7 @@
 use super::count;
 use super::output::{Out, table};
 use super::progress::clock;
+use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::figures::{self, Bars, Chart, Page};
 use crate::train::run::Config;
@@ -28,6 +29,9 @@ pub(super) struct CompareArgs {
     pub(super) csv: bool,
 }
 
+/// A cell without a value.
+const NONE: &str = "-";
+
 /// A run and what it left.
 struct Run {
     name: String,
@@ -44,26 +48,43 @@ pub(super) struct Row {
     epochs: usize,
     /// Of how many epochs.
     of: u32,
+    /// After the last epoch; of a run with a validation set, of the best checkpoint when the run is finished.
     test_accuracy: Option<f64>,
+    test_loss: Option<f64>,
+    /// After the last epoch, of a run with a validation set.
+    val_accuracy: Option<f64>,
+    val_loss: Option<f64>,
+    /// On the validation set where there is one, else on the test set.
     best_accuracy: Option<f64>,
     best_epoch: Option<u32>,
-    test_loss: Option<f64>,
     train_accuracy: Option<f64>,
     parameters: Option<usize>,
     seconds: f64,
     reported: Option<f64>,
 }
 
-const HEADS: [&str; 9] =
-    ["run", "epochs", "test acc.", "best", "test loss", "train acc.", "parameters", "time", "reported"];
-const ALIGN: &str = "<>>>>>>>>";
+const HEADS: [&str; 11] = [
+    "run",
+    "epochs",
+    "test acc.",
+    "test loss",
+    "val. acc.",
+    "val. loss",
+    "best epoch",
+    "train acc.",
+    "parameters",
+    "time",
+    "reported",
+];
 
 pub(super) fn run(args: &CompareArgs, out: &mut Out) -> Result<()> {
     let runs = args.runs.iter().map(|path| read(path)).collect::<Result<Vec<Run>>>()?;
     let rows: Vec<Row> = runs.iter().map(row).collect();
-    let wide: Vec<Vec<String>> = rows.iter().map(Row::cells).collect();
+    let (heads, cells) = with_values(rows.iter().map(Row::cells).collect());
+    let align = format!("<{}", ">".repeat(heads.len() - 1));
     if let Some(path) = &args.out {
-        std::fs::write(path, page(&runs, &wide)).map_err(Error::io("write the comparison", path))?;
+        std::fs::write(path, page(&runs, figures::table(&heads, &align, &cells)))
+            .map_err(Error::io("write the comparison", path))?;
     }
     if args.json {
         let text = serde_json::to_string_pretty(&rows).map_err(|e| Error::Internal(format!("rows to JSON: {e}")))?;
@@ -76,7 +97,7 @@ pub(super) fn run(args: &CompareArgs, out: &mut Out) -> Result<()> {
         Some(path) => format!("curves and bars: {}", path.display()),
         None => "for curves and bars, add --out compare.html".into(),
     };
-    out.print(&format!("{}\n{see}\n", table(&HEADS, ALIGN, wide)))
+    out.print(&format!("{}\n{see}\n", table(&heads, &align, cells)))
 }
 
 fn read(path: &Path) -> Result<Run> {
@@ -87,16 +108,20 @@ fn read(path: &Path) -> Result<Run> {
 }
 
 fn row(run: &Run) -> Row {
-    let (last, best) = (run.history.epochs.last(), run.history.best());
+    let (last, best, split) = (run.history.epochs.last(), run.history.best(), run.history.split);
+    let tested = run.summary.as_ref().and_then(|s| s.test.as_ref());
+    let after = |wanted: Split| last.filter(|_| split == wanted);
     Row {
         run: run.name.clone(),
         recipe: run.config.run.name.clone(),
         epochs: run.history.epochs.len(),
         of: run.config.recipe.epochs,
-        test_accuracy: last.map(|e| e.accuracy),
+        test_accuracy: after(Split::Test).map(|e| e.accuracy).or(tested.map(|t| t.accuracy)),
+        test_loss: after(Split::Test).map(|e| e.loss).or(tested.map(|t| t.loss)),
+        val_accuracy: after(Split::Validation).map(|e| e.accuracy),
+        val_loss: after(Split::Validation).map(|e| e.loss),
         best_accuracy: best.map(|e| e.accuracy),
         best_epoch: best.map(|e| e.epoch),
-        test_loss: last.map(|e| e.loss),
         train_accuracy: last.map(|e| e.train_accuracy),
         parameters: run.summary.as_ref().map(|s| s.parameters),
         seconds: run.history.epochs.iter().map(|e| e.seconds).sum(),
@@ -107,14 +132,17 @@ fn row(run: &Run) -> Row {
 impl Row {
     /// As people read it.
     fn cells(&self) -> Vec<String> {
-        let some = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+        let some = |text: Option<String>| text.unwrap_or_else(|| NONE.into());
         let percent = |share: Option<f64>| some(share.map(|a| format!("{:.2} %", a * 100.0)));
+        let loss = |loss: Option<f64>| some(loss.map(|l| format!("{l:.4}")));
         vec![
             self.run.clone(),
             format!("{}/{}", self.epochs, self.of),
             percent(self.test_accuracy),
-            percent(self.best_accuracy),
-            some(self.test_loss.map(|l| format!("{l:.4}"))),
+            loss(self.test_loss),
+            percent(self.val_accuracy),
+            loss(self.val_loss),
+            some(self.best_epoch.map(|n| format!("{} ({n})", percent(self.best_accuracy)))),
             percent(self.train_accuracy),
             some(self.parameters.map(count)),
             clock(self.seconds),
@@ -123,9 +151,27 @@ impl Row {
     }
 }
 
+/// The heads and rows without the columns in which no row has a value.
+fn with_values(rows: Vec<Vec<String>>) -> (Vec<&'static str>, Vec<Vec<String>>) {
+    let used: Vec<bool> = (0..HEADS.len()).map(|i| rows.iter().any(|row| row[i] != NONE)).collect();
+    let keep = |i: &usize| used[*i];
+    let heads = (0..HEADS.len()).filter(keep).map(|i| HEADS[i]).collect();
+    (heads, rows.iter().map(|row| (0..row.len()).filter(keep).map(|i| row[i].clone()).collect()).collect())
+}
+
+/// What all runs were measured on after each epoch: "test", "validation", or both.
+fn measured_on(runs: &[Run]) -> &'static str {
+    let any = |split: Split| runs.iter().any(|r| r.history.split == split);
+    match (any(Split::Validation), any(Split::Test)) {
+        (true, true) => "validation or test",
+        (true, false) => "validation",
+        _ => "test",
+    }
+}
+
 /// The rows as CSV; accuracies are shares, `reported` is in percent.
 fn csv(rows: &[Row]) -> String {
-    let head = "run,recipe,epochs,of,test_accuracy,best_accuracy,best_epoch,test_loss,train_accuracy,parameters,seconds,reported\n";
+    let head = "run,recipe,epochs,of,test_accuracy,test_loss,val_accuracy,val_loss,best_accuracy,best_epoch,train_accuracy,parameters,seconds,reported\n";
     let line = |r: &Row| {
         let number = |n: Option<f64>| n.map_or_else(String::new, |n| n.to_string());
         let cells = [
@@ -134,9 +180,11 @@ fn csv(rows: &[Row]) -> String {
             r.epochs.to_string(),
             r.of.to_string(),
             number(r.test_accuracy),
+            number(r.test_loss),
+            number(r.val_accuracy),
+            number(r.val_loss),
             number(r.best_accuracy),
             r.best_epoch.map_or_else(String::new, |n| n.to_string()),
-            number(r.test_loss),
             number(r.train_accuracy),
             r.parameters.map_or_else(String::new, |n| n.to_string()),
             format!("{:.3}", r.seconds),
@@ -153,9 +201,9 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 /// The comparison with its figures.
-fn page(runs: &[Run], rows: &[Vec<String>]) -> String {
-    let mut page = Page::new(format!("{} runs compared", runs.len()));
-    page.html(&figures::table(&HEADS, ALIGN, rows));
+fn page(runs: &[Run], table: String) -> String {
+    let (mut page, set) = (Page::new(format!("{} runs compared", runs.len())), measured_on(runs));
+    page.html(&table);
     let chart = |title: &str, unit: &str, of: fn(&History) -> Vec<[f64; 2]>| {
         let empty = Chart::new(title, "epoch", unit);
         runs.iter().fold(empty, |c, r| c.line(&r.name, of(&r.history))).svg()
@@ -163,11 +211,11 @@ fn page(runs: &[Run], rows: &[Vec<String>]) -> String {
     page.section("Curves");
     page.figures(&[
         chart("Training accuracy", "accuracy in percent", |h| h.by_epoch(|e| e.train_accuracy * 100.0)),
-        chart("Test accuracy", "accuracy in percent", |h| h.by_epoch(|e| e.accuracy * 100.0)),
+        chart(&format!("Accuracy, {set} images"), "accuracy in percent", |h| h.by_epoch(|e| e.accuracy * 100.0)),
         chart("Training loss", "mean loss of an image", |h| h.by_epoch(|e| e.train_loss)),
-        chart("Test loss", "mean loss of an image", |h| h.by_epoch(|e| e.loss)),
+        chart(&format!("Loss, {set} images"), "mean loss of an image", |h| h.by_epoch(|e| e.loss)),
     ]);
-    page.section("Test accuracy by class, after the last epoch");
+    page.section(&format!("Accuracy by class after the last epoch, {set} images"));
     let mut done: Vec<&Vec<String>> = Vec::new();
     let names = |r: &Run| r.summary.as_ref().map(|s| s.per_class.iter().map(|(n, _)| n.clone()).collect::<Vec<_>>());
     let all: Vec<Option<Vec<String>>> = runs.iter().map(names).collect();
@@ -177,7 +225,7 @@ fn page(runs: &[Run], rows: &[Vec<String>]) -> String {
             continue;
         }
         done.push(classes);
-        let mut bars = Bars::new(format!("Test accuracy by class, {} classes", classes.len()), classes.clone());
+        let mut bars = Bars::new(format!("Accuracy by class, {} classes", classes.len()), classes.clone());
         for (run, _) in runs.iter().zip(&all).filter(|(_, names)| names.as_ref() == Some(classes)) {
             let values = run.summary.iter().flat_map(|s| s.per_class.iter().map(|(_, a)| a * 100.0)).collect();
             bars = bars.group(&run.name, values);

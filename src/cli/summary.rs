@@ -7,6 +7,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::LayerInfo;
 use crate::nn::Model;
+use crate::params::Param;
 use crate::recipes::{DataSpec, Recipe};
 
 /// Bytes of an activation.
@@ -27,44 +28,78 @@ fn mib(bytes: usize) -> String {
     format!("{:.2}", bytes as f64 / (1 << 20) as f64)
 }
 
+/// A layer without those inside it, which have rows of their own.
+pub(super) fn spec(l: &LayerInfo) -> &str {
+    match l.spec.split_once(" [") {
+        Some(("residual", f)) if !f.contains("] shortcut [") && !f.contains("] after [") => {
+            "residual, x + f(x) with f:"
+        }
+        Some((name, _)) => name,
+        None => &l.spec,
+    }
+}
+
+/// The same, further right the deeper it is.
+pub(super) fn indented(l: &LayerInfo) -> String {
+    "  ".repeat(l.key.matches('.').count()) + spec(l)
+}
+
+/// The parameters of a layer and of what is in it.
+fn own<'a>(model: &'a Model, layer: &LayerInfo) -> impl Iterator<Item = &'a Param> {
+    let inside = format!("{}.", layer.key);
+    model.params.list().iter().filter(move |p| p.key.starts_with(&inside))
+}
+
+fn trained(model: &Model) -> usize {
+    model.params.list().iter().filter(|p| p.trainable).map(|p| p.shape.len()).sum()
+}
+
+/// The layers whose outputs no gradient needs: those that end before the input of the first that is trained.
+fn kept_not(model: &Model) -> Vec<&LayerInfo> {
+    let Some(first) = model.params.list().iter().find(|p| p.trainable) else { return Vec::new() };
+    let has_it = |l: &&LayerInfo| first.key.starts_with(&format!("{}.", l.key));
+    let before = model.layers.iter().rposition(|l| has_it(&l)).unwrap_or(0);
+    let mut layers: Vec<&LayerInfo> = model.layers[..before].iter().filter(|l| !has_it(l)).collect();
+    layers.pop();
+    layers
+}
+
 pub(super) fn run(args: &SummaryArgs, out: &mut Out) -> Result<()> {
     let mut set = args.set.values.clone();
     set.extend(args.batch_size.map(|n| format!("batch_size={n}")));
     let recipe = Recipe::load(&args.recipe, &set)?;
-    let model = Model::build(&recipe.network()?, image(&recipe.data)?, &Device::cpu(), recipe.seed)?;
+    let mut model = Model::build(&recipe.network()?, image(&recipe.data)?, &Device::cpu(), recipe.seed)?;
+    model.freeze(&recipe.freeze)?;
     let batch = recipe.batch_size;
     let layers = &model.layers;
     let bytes = |l: &LayerInfo| l.activations().saturating_mul(F32).saturating_mul(batch);
     let mut rows = vec![vec![String::new(), "input".into(), model.input.to_string()]];
     rows.extend(layers.iter().map(|l| {
-        let indent = "  ".repeat(l.key.matches('.').count());
-        // The layers inside it have rows of their own.
-        let spec = match l.spec.split_once(" [") {
-            Some(("residual", f)) if !f.contains("] shortcut [") && !f.contains("] after [") => {
-                "residual, x + f(x) with f:"
-            }
-            Some((name, _)) => name,
-            None => &l.spec,
-        };
+        let frozen = if l.params > 0 && own(&model, l).all(|p| !p.trainable) { " (frozen)" } else { "" };
         let number = |n: usize| if n == 0 { "-".to_string() } else { count(n) };
-        vec![
-            l.key.clone(),
-            format!("{indent}{spec}"),
-            l.output.to_string(),
-            number(l.params),
-            number(l.macs),
-            mib(bytes(l)),
-        ]
+        vec![l.key.clone(), indented(l) + frozen, l.output.to_string(), number(l.params), number(l.macs), mib(bytes(l))]
     }));
     let params = model.params.count();
     let macs: usize = layers.iter().map(|l| l.macs).sum();
     let activations = layers.iter().map(bytes).fold(0, usize::saturating_add);
+    let frozen = match (params - trained(&model), kept_not(&model)) {
+        (0, _) => String::new(),
+        (n, spared) => {
+            let spared: usize = spared.iter().map(|l| bytes(l)).sum();
+            format!(
+                "frozen           {} parameters ({:.0} %) get no gradient; {} MiB of the activations are not kept\n",
+                count(n),
+                100.0 * n as f64 / params as f64,
+                mib(spared),
+            )
+        }
+    };
     let heads = ["key", "layer", "output", "parameters", "multiply-adds", "activations, MiB"];
     out.print(&format!(
         "{}\n\n{}\n\
          parameters       {} ({} MiB)\n\
          multiply-adds    {} an image, {:.3} GMAC a batch (forward; a training step is about three times that)\n\
-         activations      {} MiB a batch of {} in f32\n",
+         activations      {} MiB a batch of {} in f32\n{frozen}",
         recipe.about,
         table(&heads, "<<<>>>", rows),
         count(params),

@@ -6,11 +6,12 @@
 use super::output::{Out, table};
 use super::progress::clock;
 use super::{TrainArgs, compare, note, train};
+use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::figures::{Bars, Chart};
 use crate::recipes::Recipe;
 use crate::train::run::Config;
-use crate::train::{History, RunDir};
+use crate::train::{History, RunDir, Summary};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use std::path::{Path, PathBuf};
@@ -163,6 +164,16 @@ fn find(folder: &Path, recipe: &Recipe) -> Result<Option<(PathBuf, History)>> {
     Ok(None)
 }
 
+/// The runs with the same values, of all seeds.
+struct Found<'a> {
+    values: &'a Vec<String>,
+    /// After the last epoch, on the validation set where there is one, else on the test set.
+    percent: Vec<f64>,
+    /// With a validation set: of the best checkpoints, on the test set.
+    tested: Vec<f64>,
+    seconds: f64,
+}
+
 /// The values of all keys but the first, the points, and the deviation of each.
 type Line<'a> = (&'a [String], Vec<[f64; 2]>, Vec<f64>);
 
@@ -176,54 +187,74 @@ fn spread(values: &[f64]) -> (f64, f64) {
 
 /// The table, `sweep.csv` and the figure.
 fn results(axes: &[Axis], cells: &[Cell], folder: &Path, out: &mut Out) -> Result<()> {
-    let mut found: Vec<(&Vec<String>, Vec<f64>, f64)> = Vec::new();
+    let mut found: Vec<Found<'_>> = Vec::new();
     let keys: Vec<&str> = axes.iter().map(|a| a.key.as_str()).collect();
-    let mut csv =
-        keys.iter().map(|k| compare::quoted(k) + ",").collect::<String>() + "seed,run,test_accuracy,seconds\n";
+    let split = if cells.iter().any(|c| c.recipe.data.validation > 0) { Split::Validation } else { Split::Test };
+    let columns = if split == Split::Validation { "val_accuracy,test_accuracy" } else { "test_accuracy" };
+    let heads: String = keys.iter().map(|k| compare::quoted(k) + ",").collect();
+    let mut csv = format!("{heads}seed,run,{columns},seconds\n");
     for cell in cells {
         let Some((path, history)) = find(folder, &cell.recipe)? else { continue };
         let Some(last) = history.epochs.last() else { continue };
         let (percent, seconds) = (last.accuracy * 100.0, history.epochs.iter().map(|e| e.seconds).sum::<f64>());
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         csv += &cell.values.iter().map(|v| compare::quoted(v) + ",").collect::<String>();
-        csv += &format!("{},{},{},{seconds:.3}\n", cell.recipe.seed, compare::quoted(&name), last.accuracy);
-        match found.last_mut().filter(|(values, ..)| *values == &cell.values) {
-            Some((_, all, time)) => {
-                all.push(percent);
-                *time += seconds;
-            }
-            None => found.push((&cell.values, vec![percent], seconds)),
+        let tested = Summary::read(&RunDir::open(&path)?)?.and_then(|s| s.test).map(|t| t.accuracy);
+        let measured = match split {
+            Split::Validation => format!("{},{}", last.accuracy, tested.map_or_else(String::new, |a| a.to_string())),
+            _ => last.accuracy.to_string(),
+        };
+        csv += &format!("{},{},{measured},{seconds:.3}\n", cell.recipe.seed, compare::quoted(&name));
+        if found.last().is_none_or(|f| f.values != &cell.values) {
+            found.push(Found { values: &cell.values, percent: Vec::new(), tested: Vec::new(), seconds: 0.0 });
+        }
+        if let Some(of) = found.last_mut() {
+            of.percent.push(percent);
+            of.tested.extend(tested.map(|a| a * 100.0));
+            of.seconds += seconds;
         }
     }
     let write = |name: &str, text: &str| {
         let path = folder.join(name);
         std::fs::write(&path, text).map_err(Error::io("write", &path)).map(|()| path)
     };
-    let (csv, svg) = (write("sweep.csv", &csv)?, write("sweep.svg", &figure(axes, &found))?);
-    let row = |(values, all, seconds): &(&Vec<String>, Vec<f64>, f64)| {
-        let (mean, deviation) = spread(all);
-        let accuracy = if all.len() > 1 { format!("{mean:.2} ± {deviation:.2} %") } else { format!("{mean:.2} %") };
-        [values.as_slice(), &[all.len().to_string(), accuracy, clock(*seconds)]].concat()
+    let (csv, svg) = (write("sweep.csv", &csv)?, write("sweep.svg", &figure(axes, &found, split))?);
+    let accuracy = |all: &[f64]| match (spread(all), all.len()) {
+        (_, 0) => "-".to_string(),
+        ((mean, _), 1) => format!("{mean:.2} %"),
+        ((mean, deviation), _) => format!("{mean:.2} ± {deviation:.2} %"),
     };
-    let heads: Vec<&str> = keys.into_iter().chain(["runs", "test accuracy", "time"]).collect();
+    let row = |f: &Found<'_>| {
+        let mut row = [f.values.as_slice(), &[f.percent.len().to_string(), accuracy(&f.percent)]].concat();
+        row.extend((split == Split::Validation).then(|| accuracy(&f.tested)));
+        row.push(clock(f.seconds));
+        row
+    };
+    let measured: &[&str] = match split {
+        Split::Validation => &["validation accuracy", "test accuracy of the best"],
+        _ => &["test accuracy"],
+    };
+    let heads: Vec<&str> = keys.into_iter().chain(["runs"]).chain(measured.iter().copied()).chain(["time"]).collect();
     let text = table(&heads, &(">".repeat(heads.len())), found.iter().map(row).collect());
     out.print(&format!("\n{text}\nfigure    {}\ntable     {}\n", svg.display(), csv.display()))
 }
 
 /// Accuracy over the first key's values if these are numbers, a line for each combination of the others; else bars.
-fn figure(axes: &[Axis], found: &[(&Vec<String>, Vec<f64>, f64)]) -> String {
+fn figure(axes: &[Axis], found: &[Found<'_>], split: Split) -> String {
+    let measured = format!("{split} accuracy");
+    let title = format!("{}{}", measured[..1].to_uppercase(), &measured[1..]);
     let number = |values: &[String]| values.first().and_then(|v| v.parse::<f64>().ok());
-    if !found.is_empty() && found.iter().all(|(values, ..)| number(values).is_some()) {
-        let positive: Vec<f64> = found.iter().filter_map(|(v, ..)| number(v)).collect();
+    if !found.is_empty() && found.iter().all(|f| number(f.values).is_some()) {
+        let positive: Vec<f64> = found.iter().filter_map(|f| number(f.values)).collect();
         let (low, high) = positive.iter().fold((f64::INFINITY, 0.0f64), |(l, h), &v| (l.min(v), h.max(v)));
         let mut chart =
-            Chart::new(format!("Test accuracy over {}", axes[0].key), &axes[0].key, "test accuracy in percent");
+            Chart::new(format!("{title} over {}", axes[0].key), &axes[0].key, format!("{measured} in percent"));
         if low > 0.0 && high / low > 20.0 {
             chart = chart.log_x();
         }
         let mut lines: Vec<Line<'_>> = Vec::new();
-        for (values, all, _) in found {
-            let (mean, deviation) = spread(all);
+        for Found { values, percent, .. } in found {
+            let (mean, deviation) = spread(percent);
             let point = [number(values).unwrap_or(f64::NAN), mean];
             match lines.iter_mut().find(|(rest, ..)| *rest == &values[1..]) {
                 Some((_, points, deviations)) => {
@@ -245,10 +276,11 @@ fn figure(axes: &[Axis], found: &[(&Vec<String>, Vec<f64>, f64)]) -> String {
         }
         return chart.svg();
     }
-    let names = found.iter().map(|(values, ..)| values.join(", ")).collect();
+    let names = found.iter().map(|f| f.values.join(", ")).collect();
     let keys: Vec<&str> = axes.iter().map(|a| a.key.as_str()).collect();
-    let title = format!("Test accuracy by {}", if keys.is_empty() { "seed".into() } else { keys.join(", ") });
-    Bars::new(title, names).group("test accuracy, mean", found.iter().map(|(_, all, _)| spread(all).0).collect()).svg()
+    let title = format!("{title} by {}", if keys.is_empty() { "seed".into() } else { keys.join(", ") });
+    let means = found.iter().map(|f| spread(&f.percent).0).collect();
+    Bars::new(title, names).group(format!("{measured}, mean"), means).svg()
 }
 
 #[cfg(test)]

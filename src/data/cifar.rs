@@ -135,7 +135,7 @@ impl From<io::Error> for ReadError {
 }
 
 /// Images and labels of one file.
-type Part = (Vec<u8>, Vec<u8>);
+type Part = (Vec<u8>, Vec<i32>);
 
 /// A data set being put together from its files, which may come in any order.
 pub(super) struct Assembly<'a> {
@@ -238,9 +238,9 @@ impl<'a> Assembly<'a> {
             from.read_exact(&mut record)?;
             let (heads, planes) = record.split_at(kinds.len());
             for (&head, &(kind, classes, wanted)) in heads.iter().zip(&kinds) {
-                check_label(kind, n, head.into(), classes)?;
+                let label = check_label(kind, n, head.into(), classes)?;
                 if wanted {
-                    labels.push(head);
+                    labels.push(label);
                 }
             }
             interleave(planes, image);
@@ -291,8 +291,8 @@ impl<'a> Assembly<'a> {
     }
 }
 
-fn check_label(kind: &str, record: usize, label: i64, classes: u8) -> Result<u8, ReadError> {
-    u8::try_from(label).ok().filter(|l| *l < classes).ok_or_else(|| {
+fn check_label(kind: &str, record: usize, label: i64, classes: u8) -> Result<i32, ReadError> {
+    i32::try_from(label).ok().filter(|l| (0..i32::from(classes)).contains(l)).ok_or_else(|| {
         let kind = kind.trim_end_matches('s').replace('_', " ");
         ReadError::Bad(format!("record {record} has {kind} {label}, which must be 0 to {}", classes - 1))
     })

@@ -14,6 +14,7 @@ use ureq::Agent;
 use ureq::http::header::{CONTENT_RANGE, RANGE};
 
 use super::{Source, grouped};
+use crate::formats::file;
 use crate::{Error, Result};
 
 /// How often a connection that was cut is taken up again, if each one brought something.
@@ -116,7 +117,7 @@ impl Job<'_> {
     }
 
     fn verify_existing(&self, path: &Path) -> Result<()> {
-        let mut file = File::open(path).map_err(Error::io("open", path))?;
+        let mut file = file::open(path, "open")?;
         let sum = md5_of(&mut file).map_err(Error::io("read", path))?;
         if sum == self.md5 {
             return Ok(());

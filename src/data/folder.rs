@@ -4,15 +4,13 @@
 //! in the order of their names; grey ones get three equal channels, and transparency is dropped. Names that begin with a
 //! dot are passed over.
 
-use super::{Dataset, Splits, picture};
+use super::{Dataset, Splits, picture, room};
 use crate::error::{Error, Result};
 use image::RgbImage;
 use rayon::prelude::*;
 use std::fs;
 use std::path::Path;
 
-/// What labels, which are bytes, can tell apart.
-const CLASSES: usize = 256;
 /// The longest side that images are resized to.
 const LONGEST: usize = 4096;
 
@@ -21,7 +19,7 @@ const LONGEST: usize = 4096;
 ///
 /// # Errors
 /// [`Error::File`] for a file that is no image, or a folder without classes or images; [`Error::Config`] for images of
-/// different sizes without `size`, and for more than 256 classes; [`Error::Io`] when the system refuses to read.
+/// different sizes without `size`; [`Error::Io`] when the system refuses to read.
 pub fn open(path: &Path, size: Option<usize>) -> Result<Splits> {
     if let Some(n) = size.filter(|n| !(1..=LONGEST).contains(n)) {
         return Err(Error::config("data.size", format!("{n} pixels"), format!("use 1 to {LONGEST}")));
@@ -30,10 +28,6 @@ pub fn open(path: &Path, size: Option<usize>) -> Result<Splits> {
     let classes = names(&train)?;
     if classes.is_empty() {
         return Err(Error::file(&train, "no classes", "make a folder for each class, with its images in it"));
-    }
-    if classes.len() > CLASSES {
-        let remedy = format!("labels are bytes: use at most {CLASSES} classes");
-        return Err(Error::config(train.display().to_string(), format!("{} classes", classes.len()), remedy));
     }
     if let Some(other) = names(&test)?.iter().find(|name| classes.binary_search(name).is_err()) {
         return Err(Error::file(test.join(other), "a class that is not in train", "name it as in train, or remove it"));
@@ -61,14 +55,16 @@ fn names(folder: &Path) -> Result<Vec<String>> {
 /// One split; its images must have the height and width of the other's.
 fn split(folder: &Path, classes: &[String], size: Option<usize>, like: Option<[usize; 2]>) -> Result<Dataset> {
     let mut files = Vec::new();
-    for (label, class) in classes.iter().enumerate() {
+    for (label, class) in (0..).zip(classes) {
         let class = folder.join(class);
         if class.exists() {
-            files.extend(names(&class)?.into_iter().map(|name| (class.join(name), label as u8)));
+            files.extend(names(&class)?.into_iter().map(|name| (class.join(name), label)));
         }
     }
-    let decoded: Vec<_> = files.par_iter().map(|(path, _)| decode(path, size)).collect();
-    let mut images = Vec::new();
+    let name = format!("image-folder {}", folder.file_name().unwrap_or_default().to_string_lossy());
+    let decoded = files.par_iter().map(|(path, _)| decode(path, size)).collect::<Vec<_>>();
+    let bytes = decoded.iter().flatten().map(|image| image.len()).sum();
+    let mut images = room(bytes, &name)?;
     let mut like = like.map(|sides| (sides, None));
     for ((path, _), image) in files.iter().zip(decoded) {
         let image = image?;
@@ -86,9 +82,8 @@ fn split(folder: &Path, classes: &[String], size: Option<usize>, like: Option<[u
     let Some(([height, width], _)) = like.filter(|_| !files.is_empty()) else {
         return Err(Error::file(folder, "no images", "put PNG or JPEG files into the folders of the classes"));
     };
-    let name = folder.file_name().unwrap_or_default().to_string_lossy();
     Ok(Dataset {
-        name: format!("image-folder {name}"),
+        name,
         classes: classes.to_vec(),
         height,
         width,
@@ -162,12 +157,18 @@ mod tests {
         assert!(error().contains("it is a folder"), "{}", error());
         fs::create_dir(at("test/fox")).unwrap();
         assert!(error().contains("fox: a class that is not in train"), "{}", error());
-        for i in 0..255 {
-            fs::create_dir(at(&format!("train/{i}"))).unwrap();
-        }
-        assert!(error().contains("257 classes"), "{}", error());
         assert!(open(dir.path(), Some(0)).unwrap_err().to_string().contains("data.size"));
         assert!(matches!(open(&at("none"), None), Err(Error::Io { .. })));
+    }
+
+    #[test]
+    fn there_may_be_more_classes_than_a_byte_can_count() {
+        let dir = folder();
+        for i in 0..300 {
+            fs::create_dir(dir.path().join(format!("train/{i}"))).unwrap();
+        }
+        let train = open(dir.path(), Some(4)).unwrap().train;
+        assert_eq!((train.classes.len(), train.labels.last()), (302, Some(&301)));
     }
 
     /// `tools/resize.py` has the same image.

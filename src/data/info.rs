@@ -9,7 +9,7 @@ impl Dataset {
     pub fn counts(&self) -> Vec<usize> {
         let mut counts = vec![0; self.classes.len()];
         for &label in &self.labels {
-            if let Some(n) = counts.get_mut(usize::from(label)) {
+            if let Some(n) = usize::try_from(label).ok().and_then(|label| counts.get_mut(label)) {
                 *n += 1;
             }
         }
@@ -73,7 +73,7 @@ pub fn describe(splits: &Splits) -> String {
 mod tests {
     use super::*;
 
-    fn tiny(images: Vec<u8>, labels: Vec<u8>) -> Dataset {
+    fn tiny(images: Vec<u8>, labels: Vec<i32>) -> Dataset {
         let classes = vec!["left".to_string(), "right".to_string()];
         Dataset { name: "tiny".into(), classes, height: 1, width: 2, channels: 2, images, labels }
     }

@@ -115,7 +115,7 @@ impl Loader {
         let out = images.host_mut::<f32>()?.chunks_exact_mut(h * w * d.channels);
         for (at, ((&i, out), label)) in positions.iter().zip(out).zip(labels.host_mut::<i32>()?).enumerate() {
             self.maker.image(d, i as usize, first + at, state, out);
-            *label = i32::from(d.labels[i as usize]);
+            *label = d.labels[i as usize];
         }
         Ok(Batch { images, labels })
     }
@@ -253,7 +253,7 @@ mod tests {
             width: 2,
             channels: 3,
             images: (0..images * 6).map(|i| (i / 6) as u8).collect(),
-            labels: (0..images).map(|i| (i % 2) as u8).collect(),
+            labels: (0..images).map(|i| (i % 2) as i32).collect(),
         };
         Loader::new(Arc::new(data), batch, &[0.5; 3], &[0.25; 3], &Device::cpu()).unwrap()
     }

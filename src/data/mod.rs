@@ -59,8 +59,16 @@ pub struct Dataset {
     pub channels: usize,
     /// All images, NHWC.
     pub images: Vec<u8>,
-    /// One label per image.
-    pub labels: Vec<u8>,
+    /// One label per image, 0 to `classes.len() - 1`.
+    pub labels: Vec<i32>,
+}
+
+/// An empty list with room for the bytes of a data set's images; an error where memory runs out.
+fn room(bytes: usize, name: &str) -> Result<Vec<u8>> {
+    let mut images = Vec::new();
+    let full = |e| Error::io("hold in memory the images of", Path::new(name))(std::io::Error::from(e));
+    images.try_reserve_exact(bytes).map_err(full)?;
+    Ok(images)
 }
 
 impl Dataset {

@@ -1,6 +1,6 @@
 //! The parts of a data set, and a validation set taken from the training images.
 
-use super::{Dataset, Splits, grouped};
+use super::{Dataset, Splits, grouped, room};
 use crate::rng::{Stream, stream};
 use crate::{Error, Result};
 use std::fmt;
@@ -12,6 +12,7 @@ pub enum Split {
     /// What a network is trained on.
     Train,
     /// What choices are made by: which checkpoint is the best, when to stop.
+    #[cfg_attr(feature = "cli", value(alias = "val"))]
     Validation,
     /// What the result is measured on.
     #[default]
@@ -41,16 +42,19 @@ impl fmt::Display for Split {
 
 impl Dataset {
     /// The images at these indices, in this order.
-    fn subset(&self, split: &str, indices: &[u32]) -> Dataset {
+    fn subset(&self, split: &str, indices: &[u32]) -> Result<Dataset> {
         let at = || indices.iter().map(|&i| i as usize);
         let source = self.name.strip_suffix(" train").unwrap_or(&self.name);
-        Dataset {
-            name: format!("{source} {split}"),
+        let name = format!("{source} {split}");
+        let mut images = room(indices.len() * self.image_len(), &name)?;
+        at().for_each(|i| images.extend_from_slice(self.image(i)));
+        Ok(Dataset {
+            name,
             classes: self.classes.clone(),
-            images: at().flat_map(|i| self.image(i)).copied().collect(),
+            images,
             labels: at().filter_map(|i| self.labels.get(i)).copied().collect(),
             ..*self
-        }
+        })
     }
 }
 
@@ -99,9 +103,9 @@ impl Splits {
         held_out.sort_unstable();
         rest.sort_unstable();
         if validation > 0 {
-            self.validation = Some(self.train.subset("validation", held_out));
+            self.validation = Some(self.train.subset("validation", held_out)?);
         }
-        self.train = self.train.subset("train", rest);
+        self.train = self.train.subset("train", rest)?;
         Ok(self)
     }
 }
@@ -112,7 +116,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    fn images(data: &Dataset) -> BTreeSet<(&[u8], u8)> {
+    fn images(data: &Dataset) -> BTreeSet<(&[u8], i32)> {
         (0..data.len()).map(|i| (data.image(i), data.labels[i])).collect()
     }
 

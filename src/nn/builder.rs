@@ -113,9 +113,9 @@ impl<'a> Builder<'a> {
         Ok(self.buffers.add(self.join(name), tensor))
     }
 
-    /// Adds a counter of training batches.
-    pub fn counter(&mut self, name: &str) {
-        self.buffers.add_counter(self.join(name));
+    /// Adds a counter of training batches; a frozen one stays as it is.
+    pub fn counter(&mut self, name: &str, frozen: bool) {
+        self.buffers.add_counter(self.join(name), frozen);
     }
 
     /// Notes the multiply-adds of the layer for one image: the product of the factors.

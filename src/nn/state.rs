@@ -183,8 +183,8 @@ impl Model {
             let values = to_torch(t.shape(), &t.to_vec::<f32>()?);
             buffers.insert(key.into(), Array::f32(&torch_dims(t.shape()), &values));
         }
-        for (key, count) in self.buffers.counters() {
-            buffers.insert(key.clone(), Array::i64(count.load(Ordering::Relaxed)));
+        for counter in self.buffers.counters() {
+            buffers.insert(counter.key.clone(), Array::i64(counter.count.load(Ordering::Relaxed)));
         }
         Ok(Snapshot { params: self.params.list().to_vec(), values: self.params.values().to_host(host)?, buffers })
     }
@@ -216,7 +216,7 @@ impl Model {
         let params: Vec<_> = self.params.list().iter().map(|p| (p.range(), take(&p.key, p.shape))).collect();
         let buffers: Vec<_> = self.buffers.tensors().map(|(key, t)| take(key, t.shape())).collect();
         let counts = self.buffers.counters().iter();
-        let counts: Vec<_> = counts.map(|(key, _)| unknown.remove(key.as_str()).and_then(Array::to_i64)).collect();
+        let counts: Vec<_> = counts.map(|c| unknown.remove(c.key.as_str()).and_then(Array::to_i64)).collect();
         problems.extend(unknown.keys().map(|k| format!("`{k}` is not in this network")));
         if !problems.is_empty() {
             let more = problems.len().saturating_sub(8);
@@ -237,8 +237,8 @@ impl Model {
         for ((_, mut tensor), values) in self.buffers.tensors().zip(buffers) {
             tensor.write(&values.unwrap_or_default())?;
         }
-        for ((_, counter), count) in self.buffers.counters().iter().zip(counts) {
-            counter.store(count.unwrap_or(0), Ordering::Relaxed);
+        for (counter, count) in self.buffers.counters().iter().zip(counts) {
+            counter.count.store(count.unwrap_or(0), Ordering::Relaxed);
         }
         Ok(())
     }

@@ -8,40 +8,25 @@ use super::case::{Case, Draw, Fill};
 use super::window::Window;
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
 const OP: &str = "max_pool2d";
 
 impl Var {
-    /// Max-pool of `[n, h, w, c]` to `[n, ho, wo, c]`; see [`Window::output`].
+    /// Max-pool of `[n, h, w, c]` to `[n, ho, wo, c]`; see [`Window::pooled`].
     ///
     /// # Errors
-    /// [`Error::Shape`] for another rank, a window larger than the input, or a padding of more than
-    /// half the kernel.
+    /// As [`Window::pooled`].
     pub fn max_pool2d(&self, window: Window, cx: &mut Ctx<'_>) -> Result<Var> {
-        let out = output_shape(self.shape(), window)?;
+        let out = window.pooled(OP, self.shape())?;
         if window.is_pointwise() {
             return Ok(self.clone());
         }
         let (y, arg) = forward(self.value(), window, out)?;
         Ok(cx.record(y, &[self], || MaxPool2d { x: self.id(), shape: self.shape(), window, arg }))
     }
-}
-
-/// The output's shape.
-///
-/// # Errors
-/// [`Error::Shape`] as for [`Var::max_pool2d`].
-pub fn output_shape(x: Shape, window: Window) -> Result<Shape> {
-    let [n, h, w, c] =
-        x.rank4().ok_or_else(|| Error::shape(OP, "an activation [n, h, w, c]", x, "put the pool before `flatten`"))?;
-    let [ho, wo] = window.output(OP, [h, w])?;
-    if (0..2).any(|i| 2 * window.pad[i] > window.kernel[i]) {
-        return Err(Error::shape(OP, "a padding of at most half the kernel", window, "use a smaller padding"));
-    }
-    Ok([n, ho, wo, c].into())
 }
 
 /// The output, and for each of its elements the pixel (h·W + w) that won.
@@ -150,7 +135,7 @@ mod cuda {
 }
 
 fn case(x: [usize; 4], win: Window, fill: Fill) -> Case {
-    let out = output_shape(x.into(), win).map_or(0, |s| s.len());
+    let out = win.pooled(OP, x.into()).map_or(0, |s| s.len());
     Case::new(format!("{x:?} {win} {fill:?}"), move |v, cx| v[0].max_pool2d(win, cx))
         .input("x", x, fill)
         .flops(out * win.kernel[0] * win.kernel[1])
@@ -190,7 +175,7 @@ mod tests {
         let device = Device::cpu();
         let x = Tensor::from_slice(&device, [1, 2, 2, 2], &[1f32, 5., f32::NAN, 5., 3., 5., 2., 5.]).unwrap();
         let win = Window::square(2, 2, 0);
-        let (y, arg) = forward(&x, win, output_shape(x.shape(), win).unwrap()).unwrap();
+        let (y, arg) = forward(&x, win, win.pooled(OP, x.shape()).unwrap()).unwrap();
         let y = y.to_vec::<f32>().unwrap();
         assert!(y[0].is_nan() && y[1] == 5.0);
         assert_eq!(arg.to_vec::<i32>().unwrap(), [1, 0]);
@@ -201,13 +186,7 @@ mod tests {
         let device = Device::cpu();
         let x = Tensor::from_slice(&device, [1, 2, 2, 1], &[f32::NEG_INFINITY; 4]).unwrap();
         let win = Window::square(2, 1, 1);
-        let (_, arg) = forward(&x, win, output_shape(x.shape(), win).unwrap()).unwrap();
+        let (_, arg) = forward(&x, win, win.pooled(OP, x.shape()).unwrap()).unwrap();
         assert!(arg.to_vec::<i32>().unwrap().iter().all(|&a| (0..4).contains(&a)));
-    }
-
-    #[test]
-    fn too_much_padding_is_refused() {
-        assert!(output_shape([1, 4, 4, 1].into(), Window::square(2, 2, 2)).is_err());
-        assert!(output_shape([1, 4].into(), Window::square(2, 2, 0)).is_err());
     }
 }

@@ -29,6 +29,7 @@ macro_rules! on_device {
 
 pub mod adaptive_pool2d;
 pub mod add;
+pub mod avg_pool2d;
 pub mod batch_norm2d;
 pub mod case;
 pub mod ceiling;
@@ -55,6 +56,7 @@ pub use gradcheck::{Mismatch, gradcheck};
 pub const ROOMS: &[Room] = &[
     Room { name: "adaptive_pool2d", cases: adaptive_pool2d::cases, random_case: adaptive_pool2d::random_case },
     Room { name: "add", cases: add::cases, random_case: add::random_case },
+    Room { name: "avg_pool2d", cases: avg_pool2d::cases, random_case: avg_pool2d::random_case },
     Room { name: "batch_norm2d", cases: batch_norm2d::cases, random_case: batch_norm2d::random_case },
     Room { name: "conv2d", cases: conv2d::cases, random_case: conv2d::random_case },
     Room { name: "cross_entropy", cases: cross_entropy::cases, random_case: cross_entropy::random_case },

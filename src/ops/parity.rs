@@ -28,7 +28,7 @@ use crate::tensor::Tensor;
 /// two but the result.
 pub fn tolerance(room: &str, dtype: DType) -> f64 {
     match (room, dtype) {
-        ("add" | "dropout" | "flatten" | "max_pool2d" | "nll" | "relu", _) => 0.0,
+        ("add" | "avg_pool2d" | "dropout" | "flatten" | "max_pool2d" | "nll" | "relu", _) => 0.0,
         (_, DType::F16 | DType::BF16) => 4.0,
         _ => 16.0,
     }

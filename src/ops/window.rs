@@ -3,6 +3,7 @@
 use crate::device::cpu::for_pieces;
 use crate::dtype::Real;
 use crate::error::{Error, Result};
+use crate::shape::Shape;
 use std::fmt;
 
 /// A window that slides over the two spatial dimensions: `[height, width]` each.
@@ -48,6 +49,21 @@ impl Window {
             out[i] = (padded - self.kernel[i]) / self.stride[i] + 1;
         }
         Ok(out)
+    }
+
+    /// The shape that a pool makes of `x`. Its padding may be half the kernel, so that each window covers a pixel.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another rank, a window larger than the input, or more padding.
+    pub fn pooled(&self, op: &'static str, x: Shape) -> Result<Shape> {
+        let [n, h, w, c] = x
+            .rank4()
+            .ok_or_else(|| Error::shape(op, "an activation [n, h, w, c]", x, "put the pool before `flatten`"))?;
+        let [ho, wo] = self.output(op, [h, w])?;
+        if (0..2).any(|i| 2 * self.pad[i] > self.kernel[i]) {
+            return Err(Error::shape(op, "a padding of at most half the kernel", self, "use a smaller padding"));
+        }
+        Ok([n, ho, wo, c].into())
     }
 
     /// Whether the window covers one pixel and moves by one: the identity for a pool.
@@ -150,6 +166,14 @@ mod tests {
         let e = Window::square(5, 1, 1).output("t", [2, 9]).unwrap_err().to_string();
         assert!(e.contains("5x5") && e.contains("2x9") && e.contains("padding of at least 2"), "{e}");
         assert!(Window::square(3, 0, 0).output("t", [9, 9]).is_err());
+    }
+
+    #[test]
+    fn a_pool_covers_pixels() {
+        let pool = |x: &[usize], pad| Window::square(2, 2, pad).pooled("t", Shape::from_slice(x).unwrap());
+        assert_eq!(pool(&[3, 5, 4, 7], 1).unwrap().dims(), [3, 3, 3, 7]);
+        assert!(pool(&[1, 4, 4, 1], 2).unwrap_err().to_string().contains("half the kernel"));
+        assert!(pool(&[1, 4], 0).unwrap_err().to_string().contains("before `flatten`"));
     }
 
     #[test]

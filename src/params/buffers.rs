@@ -21,7 +21,18 @@ impl Default for BufferId {
 #[derive(Debug, Default)]
 pub struct Buffers {
     tensors: Vec<(String, Mutex<Tensor>)>,
-    counters: Vec<(String, AtomicI64)>,
+    counters: Vec<Counter>,
+}
+
+/// A count of training batches.
+#[derive(Debug)]
+pub struct Counter {
+    /// Its key in the state dict.
+    pub key: String,
+    /// The batches so far.
+    pub count: AtomicI64,
+    /// Whether it stays as it is.
+    pub frozen: bool,
 }
 
 impl Buffers {
@@ -31,9 +42,9 @@ impl Buffers {
         BufferId(self.tensors.len() - 1)
     }
 
-    /// Adds a counter of training batches, at zero.
-    pub fn add_counter(&mut self, key: String) {
-        self.counters.push((key, AtomicI64::new(0)));
+    /// Adds a counter of training batches, at zero; a frozen one stays as it is.
+    pub fn add_counter(&mut self, key: String, frozen: bool) {
+        self.counters.push(Counter { key, count: AtomicI64::new(0), frozen });
     }
 
     /// A tensor, locked until the guard is dropped.
@@ -45,9 +56,18 @@ impl Buffers {
         Ok(tensor.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Its key in the state dict.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for an id of another network.
+    pub fn key(&self, id: BufferId) -> Result<&str> {
+        let buffer = self.tensors.get(id.0).map(|(key, _)| key.as_str());
+        buffer.ok_or_else(|| Error::Internal(format!("no buffer {id:?}")))
+    }
+
     /// Counts a training batch.
     pub fn count_batch(&self) {
-        self.counters.iter().for_each(|(_, n)| _ = n.fetch_add(1, Ordering::Relaxed));
+        self.counters.iter().filter(|c| !c.frozen).for_each(|c| _ = c.count.fetch_add(1, Ordering::Relaxed));
     }
 
     /// The tensors with their keys, each locked while it is looked at.
@@ -55,8 +75,8 @@ impl Buffers {
         self.tensors.iter().map(|(key, t)| (key.as_str(), t.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
-    /// The counters with their keys.
-    pub fn counters(&self) -> &[(String, AtomicI64)] {
+    /// The counters.
+    pub fn counters(&self) -> &[Counter] {
         &self.counters
     }
 }

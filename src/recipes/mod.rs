@@ -33,7 +33,7 @@ use crate::data::loader::Transform;
 use crate::data::{Source, Splits};
 use crate::error::{Error, Result};
 use crate::formats::file;
-use crate::nn::networks::ModelSpec;
+use crate::nn::networks::{ModelSpec, freeze_batch_norms};
 use crate::nn::{LayerSpec, Pretrained};
 use crate::optim::{Clip, EarlyStopping, Ema, OptimizerSpec, Phase, Schedule};
 use crate::tensor::Tensor;
@@ -85,6 +85,9 @@ pub struct Recipe {
     /// What is not trained: patterns of parameters, or numbers of the network's children.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub freeze: Vec<String>,
+    /// Whether every batch-norm keeps its running statistics and normalises with them in training too.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub frozen_batch_norm: bool,
     /// The data.
     pub data: DataSpec,
     /// Random changes to training images.
@@ -114,6 +117,9 @@ pub struct Recipe {
 
 fn yes() -> bool {
     true
+}
+fn is_no(flag: &bool) -> bool {
+    !flag
 }
 fn one() -> usize {
     1
@@ -253,7 +259,11 @@ impl Recipe {
     /// # Errors
     /// [`Error::Config`] if the recipe says two things of it, or too little.
     pub fn network(&self) -> Result<Vec<LayerSpec>> {
-        self.model.layers(&self.layers)
+        let mut layers = self.model.layers(&self.layers)?;
+        if self.frozen_batch_norm {
+            freeze_batch_norms(&mut layers)?;
+        }
+        Ok(layers)
     }
 
     /// Checks the values that the types do not.

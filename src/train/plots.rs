@@ -6,7 +6,7 @@ use super::run::RunDir;
 use crate::error::{Error, Result};
 use crate::recipes::Recipe;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// `summary.json`: what is not in the CSV files and does not need the data to be found out again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,6 +17,18 @@ pub struct Summary {
     pub parameters: usize,
     /// Each class's name and accuracy after the epoch, as a share: on the validation set, or else the test set.
     pub per_class: Vec<(String, f64)>,
+    /// Of a finished run with a validation set: the best checkpoint on the test set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<Tested>,
+}
+
+/// A checkpoint on the test set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tested {
+    /// Mean loss of an image.
+    pub loss: f64,
+    /// Share classified right.
+    pub accuracy: f64,
 }
 
 impl Summary {
@@ -30,14 +42,22 @@ impl Summary {
         let bad = |e: serde_json::Error| Error::file(&path, e.to_string(), "remove it: a resumed run writes it again");
         serde_json::from_str(&text).map(Some).map_err(bad)
     }
+
+    /// Writes a run's `summary.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, run: &RunDir) -> Result<()> {
+        let text = serde_json::to_string(self).map_err(|e| Error::Internal(format!("summary to JSON: {e}")))?;
+        put(&run.path().join("summary.json"), &text)
+    }
 }
 
 type Warn = Box<dyn Fn(&Error)>;
 
 /// Draws `figures/loss.svg`, `accuracy.svg` and `lr.svg` in a run's folder after each epoch, and writes `summary.json`.
 pub struct Plots {
-    folder: PathBuf,
-    name: String,
+    run: RunDir,
     parameters: usize,
     reported: Option<f64>,
     history: History,
@@ -52,19 +72,18 @@ impl Plots {
     /// # Errors
     /// As [`History::read`].
     pub fn open(run: &RunDir, recipe: &Recipe, parameters: usize, warn: impl Fn(&Error) + 'static) -> Result<Self> {
-        let (folder, history) = (run.path().join("figures"), History::read(run)?);
-        let name = run.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Plots { folder, name, parameters, reported: recipe.reported, history, warn: Some(Box::new(warn)) })
+        let (run, history) = (run.clone(), History::read(run)?);
+        Ok(Plots { run, parameters, reported: recipe.reported, history, warn: Some(Box::new(warn)) })
     }
 
     fn draw(&self, report: &EpochReport) -> Result<()> {
-        std::fs::create_dir_all(&self.folder).map_err(Error::io("make the folder", &self.folder))?;
+        let folder = self.run.path().join("figures");
+        std::fs::create_dir_all(&folder).map_err(Error::io("make the folder", &folder))?;
         let (epoch, parameters, per_class) = (report.epoch, self.parameters, report.held_out.per_class.clone());
-        let text = serde_json::to_string(&Summary { epoch, parameters, per_class })
-            .map_err(|e| Error::Internal(format!("summary to JSON: {e}")))?;
-        put(&self.folder.with_file_name("summary.json"), &text)?;
-        for (name, svg) in self.history.figures(&self.name, self.reported) {
-            put(&self.folder.join(format!("{name}.svg")), &svg)?;
+        Summary { epoch, parameters, per_class, test: None }.write(&self.run)?;
+        let name = self.run.path().file_name().unwrap_or_default().to_string_lossy();
+        for (figure, svg) in self.history.figures(&name, self.reported) {
+            put(&folder.join(format!("{figure}.svg")), &svg)?;
         }
         Ok(())
     }

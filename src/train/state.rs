@@ -58,7 +58,7 @@ impl Kept {
                 Ok(())
             },
         )?;
-        let counters = engine.model.buffers.counters().iter().map(|(_, n)| n.load(Ordering::Relaxed)).collect();
+        let counters = engine.model.buffers.counters().iter().map(|c| c.count.load(Ordering::Relaxed)).collect();
         Ok(Kept { arenas, buffers, counters, metrics: engine.metrics.to_host(&host)? })
     }
 
@@ -72,8 +72,8 @@ impl Kept {
                 buffers.next().map_or(Ok(()), |kept| buffer.write(range.start, kept))
             },
         )?;
-        for ((_, counter), kept) in engine.model.buffers.counters().iter().zip(self.counters) {
-            counter.store(kept, Ordering::Relaxed);
+        for (counter, kept) in engine.model.buffers.counters().iter().zip(self.counters) {
+            counter.count.store(kept, Ordering::Relaxed);
         }
         engine.metrics.take_over(&self.metrics)?;
         engine.held = 0;

@@ -13,7 +13,7 @@ fn run<T: KernelType + Float>(device: &Device) -> (Vec<f64>, Vec<i32>, Vec<f32>,
     let (n, h, w, c) = (5, 4, 6, 3);
     let bytes: Vec<u8> = (0..9 * h * w * c).map(|i| (i * 7919 % 251) as u8).collect();
     let images = Tensor::from_slice(device, [9, h, w, c], &bytes).unwrap();
-    let labels = Tensor::from_slice(device, [9], &[0u8, 1, 2, 3, 2, 1, 0, 1, 2]).unwrap();
+    let labels = Tensor::from_slice(device, [9], &[0, 1, 2, 3, 2, 1, 0, 1, 2]).unwrap();
     let order = Tensor::from_slice(device, [9], &[8, 6, 7, 5, 3, 0, 4, 2, 1]).unwrap();
     let table: Vec<f32> = (0..c * 256).map(|i| (i as f32 / 255.0 - 0.47) / 0.23).collect();
     let table = Tensor::from_slice(device, [c * 256], &table).unwrap();

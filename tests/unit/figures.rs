@@ -74,7 +74,7 @@ fn runs_are_compared() {
     let json: serde_json::Value = serde_json::from_str(&p.ok(&["compare", "runs/tiny-001", "--json"]).out).unwrap();
     assert_eq!(json[0]["parameters"], 718);
     let csv = p.ok(&["compare", "runs/tiny-001", "runs/tiny-002", "--csv"]).out;
-    assert!(csv.lines().count() == 3 && csv.lines().all(|l| l.split(',').count() == 12), "{csv}");
+    assert!(csv.lines().count() == 3 && csv.lines().all(|l| l.split(',').count() == 14), "{csv}");
     p.fails(&["compare", "runs/tiny-001", "runs"], &["no config.toml"]);
     p.fails(&["compare", "runs/tiny-001", "--out", "no/c.html"], &["no/c.html"]);
 }

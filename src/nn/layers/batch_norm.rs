@@ -1,11 +1,16 @@
 //! Batch normalisation over n, h, w.
+//!
+//! A frozen one normalises with its running statistics in training too, and leaves them as they are, like PyTorch's
+//! after `eval()`; its weight and bias are trained all the same, unless they are frozen as parameters.
 
 use super::*;
+use crate::autograd::Mode;
 
 #[derive(Debug, Default)]
 struct BatchNorm {
     eps: f64,
     momentum: f64,
+    frozen: bool,
     gamma: ParamId,
     beta: ParamId,
     mean: BufferId,
@@ -18,7 +23,8 @@ pub(super) fn read(p: &mut Phrase<'_>) -> Result<Box<dyn Layer>> {
     if !(eps > 0.0 && eps < f64::INFINITY && (0.0..=1.0).contains(&momentum)) {
         return Err(p.bad("eps must be positive and finite, momentum in [0, 1]", "the usual ones are 1e-5 and 0.1"));
     }
-    Ok(Box::new(BatchNorm { eps, momentum, ..BatchNorm::default() }))
+    let frozen = p.flag("frozen");
+    Ok(Box::new(BatchNorm { eps, momentum, frozen, ..BatchNorm::default() }))
 }
 
 impl Layer for BatchNorm {
@@ -28,26 +34,37 @@ impl Layer for BatchNorm {
         self.beta = b.param("bias", [c], Init::Constant(0.0))?;
         self.mean = b.buffer("running_mean", [c], 0.0)?;
         self.var = b.buffer("running_var", [c], 1.0)?;
-        b.counter("num_batches_tracked");
+        b.counter("num_batches_tracked", self.frozen);
         Ok(x)
     }
 
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
         let (gamma, beta) = (cx.param(self.gamma)?, cx.param(self.beta)?);
         let (mut mean, mut var) = (cx.buffers()?.get(self.mean)?, cx.buffers()?.get(self.var)?);
-        x.batch_norm2d(&gamma, &beta, [&mut mean, &mut var], self.momentum, self.eps, cx)
+        let mode = if self.frozen { Mode::Eval } else { cx.mode() };
+        cx.with_mode_during(mode, |cx| {
+            x.batch_norm2d(&gamma, &beta, [&mut mean, &mut var], self.momentum, self.eps, cx)
+        })
+    }
+
+    fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
+        let [gamma, beta] = [graph.param(self.gamma)?, graph.param(self.beta)?];
+        let [mean, var] = [graph.buffer(self.mean)?, graph.buffer(self.var)?];
+        let eps = Attribute::Float(self.eps as f32);
+        Ok(graph.node("BatchNormalization", &[x, &gamma, &beta, &mean, &var], &[("epsilon", eps)]))
     }
 
     fn phrase(&self) -> String {
         let eps = if self.eps == 1e-5 { String::new() } else { format!(", eps {:e}", self.eps) };
         let momentum = if self.momentum == 0.1 { String::new() } else { format!(", momentum {}", self.momentum) };
-        format!("batch_norm{eps}{momentum}")
+        let frozen = if self.frozen { ", frozen" } else { "" };
+        format!("batch_norm{eps}{momentum}{frozen}")
     }
 }
 
 #[test]
 fn phrases() {
-    survive_a_round_trip(&["batch_norm", "batch_norm, eps 1e-3, momentum 0.2"]);
+    survive_a_round_trip(&["batch_norm", "batch_norm, eps 1e-3, momentum 0.2", "batch_norm, momentum 0.2, frozen"]);
     are_refused(&[
         ("batch_norm, eps -1", "eps must be positive"),
         ("batch_norm, eps inf", "eps must be positive and finite"),

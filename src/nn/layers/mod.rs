@@ -6,6 +6,7 @@
 //! [`Layer`] and goes to [`Model::new`](super::Model::new) like these; it need not be in the list.
 
 mod adaptive_pool;
+mod avg_pool;
 mod batch_norm;
 mod conv;
 mod dropout;
@@ -23,10 +24,11 @@ pub use residual::Residual;
 pub use sequential::Sequential;
 
 use super::builder::{Builder, image, misfit, stated};
+use super::onnx::{Attribute, Onnx, window};
 use super::phrase::{Phrase, arrow, by, part};
 use crate::autograd::{Ctx, Var};
 use crate::error::Result;
-use crate::ops::{max_pool2d, window::Window};
+use crate::ops::window::Window;
 use crate::params::{BufferId, Init, ParamId};
 use crate::shape::Shape;
 #[cfg(test)]
@@ -51,6 +53,15 @@ pub trait Layer: std::fmt::Debug + Send + Sync {
     /// Whatever its ops report.
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var>;
 
+    /// Adds the nodes that compute the same in inference to an ONNX model; `x` is the input's name. Returns the output's.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) if ONNX has no nodes for it.
+    fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
+        let _ = (x, graph);
+        Err(misfit("it cannot be written as ONNX", "implement `Layer::onnx` for it"))
+    }
+
     /// The layer as a recipe writes it, for tables and errors.
     fn phrase(&self) -> String;
 }
@@ -74,11 +85,12 @@ type Reader = fn(&mut Phrase<'_>) -> Result<Box<dyn Layer>>;
 pub const LAYERS: &[LayerKind] = &[
     LayerKind { name: "conv", form: "conv 5x5, 16 channels[, stride 2][, pad 1][, no bias][, init kaiming_normal]", help: "convolution; `3 -> 16 channels` also states the input's channels; starts uniform as in PyTorch, or normal with the variance 2 / fan_out", read: Some(conv::read) },
     LayerKind { name: "fc", form: "fc 120[, no bias]", help: "linear; `fc 400 -> 120` also states the input's features", read: Some(fc::read) },
-    LayerKind { name: "batch_norm", form: "batch_norm[, eps 1e-5][, momentum 0.1]", help: "batch normalisation over n, h, w", read: Some(batch_norm::read) },
+    LayerKind { name: "batch_norm", form: "batch_norm[, eps 1e-5][, momentum 0.1][, frozen]", help: "batch normalisation over n, h, w; a frozen one keeps its running statistics and normalises with them in training too", read: Some(batch_norm::read) },
     LayerKind { name: "relu", form: "relu", help: "ReLU", read: Some(|_| Ok(Box::new(relu::Relu))) },
     LayerKind { name: "gelu", form: "gelu", help: "GELU, the exact one", read: Some(|_| Ok(Box::new(gelu::Gelu))) },
     LayerKind { name: "silu", form: "silu", help: "SiLU, `x · sigmoid(x)`", read: Some(|_| Ok(Box::new(silu::Silu))) },
     LayerKind { name: "max_pool", form: "max_pool 2x2[, stride 2][, pad 1]", help: "max-pool; the stride is the kernel's size unless given", read: Some(max_pool::read) },
+    LayerKind { name: "avg_pool", form: "avg_pool 2x2[, stride 2][, pad 1][, exclude_pad]", help: "average-pool; the padding counts as zeros unless excluded", read: Some(avg_pool::read) },
     LayerKind { name: "adaptive_max_pool", form: "adaptive_max_pool 1x1", help: "max-pool to a given height and width", read: Some(adaptive_pool::read) },
     LayerKind { name: "adaptive_avg_pool", form: "adaptive_avg_pool 1x1", help: "average-pool to a given height and width", read: Some(adaptive_pool::read) },
     LayerKind { name: "dropout", form: "dropout 0.5", help: "zeroes with that probability in training", read: Some(dropout::read) },
@@ -105,6 +117,18 @@ pub fn layer(phrase: &str) -> Result<Box<dyn Layer>> {
     let layer = read(&mut p)?;
     p.finish()?;
     Ok(layer)
+}
+
+/// The size that a pool makes of `[h, w, c]`.
+fn pooled(name: &'static str, x: Shape, window: Window) -> Result<Shape> {
+    let [h, w, c] = image(x)?;
+    let [_, h, w, c] = window.pooled(name, [1, h, w, c].into())?.rank4().unwrap_or([0; 4]);
+    Ok([h, w, c].into())
+}
+
+/// A pool's window as a phrase has it.
+fn windowed(Window { kernel, stride, pad }: Window) -> String {
+    format!("{}{}{}", by(kernel), part("stride", stride, kernel), part("pad", pad, [0; 2]))
 }
 
 #[cfg(test)]

@@ -73,7 +73,7 @@ impl ModelSpec {
             None => own.to_vec(),
         };
         if let Some(p) = self.dropout
-            && layers.iter_mut().map(|l| set_dropout(l, p)).sum::<usize>() == 0
+            && rewrite(&mut layers, "dropout", &|_| format!("dropout {p}")) == 0
         {
             return bad("model.dropout", "the network has no dropout layer", "leave it out, or add one");
         }
@@ -81,22 +81,38 @@ impl ModelSpec {
     }
 }
 
-/// Gives every dropout layer this probability; how many there are.
-fn set_dropout(spec: &mut LayerSpec, p: f64) -> usize {
-    match spec {
+/// Freezes the statistics of every batch-norm.
+///
+/// # Errors
+/// [`Error::Config`] if there is none.
+pub fn freeze_batch_norms(layers: &mut [LayerSpec]) -> Result<()> {
+    let freeze = |text: &str| match text.split(',').any(|part| part.trim() == "frozen") {
+        true => text.to_string(),
+        false => format!("{text}, frozen"),
+    };
+    match rewrite(layers, "batch_norm", &freeze) {
+        0 => Err(Error::config("frozen_batch_norm", "the network has no batch-norm", "leave it out, or add one")),
+        _ => Ok(()),
+    }
+}
+
+/// Replaces the phrase of every layer of this kind; how many there are.
+fn rewrite(layers: &mut [LayerSpec], kind: &str, phrase: &dyn Fn(&str) -> String) -> usize {
+    let one = |spec: &mut LayerSpec| match spec {
         LayerSpec::Phrase(text) => {
-            let (name, phrase) = text.split_once(':').map_or(("", text.as_str()), |(n, p)| (n, p.trim()));
-            if phrase.split_whitespace().next() != Some("dropout") {
+            let (name, old) = text.split_once(':').map_or(("", text.as_str()), |(n, p)| (n, p.trim()));
+            if old.split([' ', ',']).next() != Some(kind) {
                 return 0;
             }
-            *text = if name.is_empty() { format!("dropout {p}") } else { format!("{name}: dropout {p}") };
+            *text = if name.is_empty() { phrase(old) } else { format!("{name}: {}", phrase(old)) };
             1
         }
         LayerSpec::Table(t) => {
             let lists = t.layers.iter_mut().chain(&mut t.residual).chain([&mut t.shortcut, &mut t.after]);
-            lists.flatten().map(|l| set_dropout(l, p)).sum()
+            lists.map(|list| rewrite(list, kind, phrase)).sum()
         }
-    }
+    };
+    layers.iter_mut().map(one).sum()
 }
 
 #[cfg(test)]
@@ -114,6 +130,21 @@ mod tests {
         assert_eq!(layers[0], "drop: dropout 0.25".into());
         assert_eq!(layers[2].read().unwrap().1.phrase(), "residual [dropout 0.25]");
         assert!(spec.layers(&["relu".into()]).unwrap_err().to_string().contains("no dropout layer"));
+    }
+
+    #[test]
+    fn freezing_reaches_every_batch_norm() {
+        let mut net = resnet18(Stem::Imagenet, &["fc 10".into()]);
+        freeze_batch_norms(&mut net).unwrap();
+        let once = net.clone();
+        freeze_batch_norms(&mut net).unwrap();
+        assert_eq!(net, once);
+        let text = format!("{net:?}");
+        assert_eq!((text.matches("batch_norm, frozen").count(), text.matches("batch_norm").count()), (20, 20));
+        let mut own = ["n: batch_norm, eps 1e-3".into(), "batch_norm".into()];
+        freeze_batch_norms(&mut own).unwrap();
+        assert_eq!(own, ["n: batch_norm, eps 1e-3, frozen".into(), "batch_norm, frozen".into()]);
+        assert!(freeze_batch_norms(&mut ["relu".into()]).unwrap_err().to_string().contains("no batch-norm"));
     }
 
     #[test]

@@ -212,6 +212,7 @@ pub fn cases() -> Vec<Case> {
         after_training([2, 3, 5, 8]),
         case([16, 28, 28, 32], true).timed(),
         case([16, 8, 8, 256], true).timed(),
+        case([16, 28, 28, 32], false).timed(),
     ]
 }
 
