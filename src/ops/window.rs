@@ -71,6 +71,25 @@ impl Window {
         self.kernel == [1; 2] && self.stride == [1; 2] && self.pad == [0; 2]
     }
 
+    /// Along dimension `i`, the positions of `outputs` whose window covers input position `at`, each with the place
+    /// of the input in its window.
+    #[inline]
+    pub(crate) fn covers(&self, i: usize, at: usize, outputs: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (stride, kernel) = (self.stride[i], self.kernel[i]);
+        let at = at + self.pad[i];
+        let first = (at + 1).saturating_sub(kernel).div_ceil(stride);
+        (first..outputs.min(at / stride + 1)).map(move |o| (o, at - o * stride))
+    }
+
+    /// Along dimension `i`, the positions of `outputs` whose input under element `k` of the window lies within an
+    /// input of `size`.
+    #[inline]
+    pub(crate) fn within(&self, i: usize, k: usize, size: usize, outputs: usize) -> std::ops::Range<usize> {
+        let (stride, pad) = (self.stride[i], self.pad[i]);
+        let last = outputs.min((size + pad).saturating_sub(k).div_ceil(stride));
+        pad.saturating_sub(k).div_ceil(stride).min(last)..last
+    }
+
     /// Along dimension `i`, for output position `o`: the part of the kernel that lies within an input
     /// of `size`, and the input position of the window's start (which may be negative).
     #[inline]

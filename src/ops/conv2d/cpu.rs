@@ -6,11 +6,14 @@
 //! weights the patches of a chunk of the batch are laid out once and the product is cut along the
 //! weights. The sizes of groups and chunks come from the problem alone, so the bits do not depend
 //! on the number of threads. Convolutions with few output channels go
-//! the way of [`direct`], those of few padded pixels that of [`pixelwise`].
+//! the way of [`direct`], those of few padded pixels that of [`pixelwise`], and batches
+//! with few channels that of `lanes`.
 
 use super::Dims;
 use super::direct;
 use super::im2col::{col2im, im2col};
+#[cfg(target_arch = "x86_64")]
+use super::lanes;
 use super::pixelwise;
 use crate::device::cpu::{Cpu, MACS, Mat, MatMut, for_pieces, gemm};
 use crate::dtype::Real;
@@ -53,6 +56,10 @@ pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], d
     if pixelwise::suits(d) {
         return pixelwise::forward(x, w, b, y, d);
     }
+    #[cfg(target_arch = "x86_64")]
+    if lanes::suits::<T>(d) {
+        return lanes::forward(x, w, b, y, d, cpu);
+    }
     let (k, pixels, g) = (d.patch(), d.pixels(), group(d));
     if direct::suits(d) {
         let packed = direct::pack(w, d);
@@ -81,6 +88,10 @@ pub(super) fn backward_x<T: Real>(gy: &[T], w: &[T], gx: &mut [T], d: &Dims, cpu
     if pixelwise::suits(d) {
         return pixelwise::backward_x(gy, w, gx, d);
     }
+    #[cfg(target_arch = "x86_64")]
+    if lanes::suits::<T>(d) {
+        return lanes::backward_x(gy, w, gx, d, cpu);
+    }
     let (k, pixels, g) = (d.patch(), d.pixels(), group(d));
     cpu.reserve::<T>(patches_len(g, d), d.n.div_ceil(g));
     let groups = gx.chunks_mut(g * d.image()).zip(gy.chunks(g * pixels * d.o)).collect();
@@ -100,34 +111,52 @@ pub(super) fn backward_x<T: Real>(gy: &[T], w: &[T], gx: &mut [T], d: &Dims, cpu
 
 pub(super) fn backward_w<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, d: &Dims, cpu: &Cpu) {
     if pixelwise::suits(d) {
-        pixelwise::backward_w(gy, x, gw, accumulate, d);
-    } else if gw.len() <= FEW_WEIGHTS {
-        sum_groups(gy, x, gw, accumulate, d, cpu);
-    } else {
-        cut_weights(gy, x, gw, accumulate, d, cpu);
+        return pixelwise::backward_w(gy, x, gw, accumulate, d);
     }
-}
-
-/// Each group of images sums for itself; the sums are added in order.
-fn sum_groups<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, d: &Dims, cpu: &Cpu) {
+    #[cfg(target_arch = "x86_64")]
+    if lanes::suits::<T>(d) {
+        return lanes::backward_w(gy, x, gw, accumulate, d, cpu);
+    }
+    if gw.len() > FEW_WEIGHTS {
+        return cut_weights(gy, x, gw, accumulate, d, cpu);
+    }
     let (k, pixels) = (d.patch(), d.pixels());
-    let g = d.n.div_ceil(SUMS);
     let direct = direct::suits(d);
     let len = if direct { direct::backward_scratch(d) } else { patches_len(1, d) };
-    // Before the reservation, of which it might take a piece if it happens to have that size.
-    let mut sums = cpu.scratch::<T>(d.n.div_ceil(g) * gw.len());
-    cpu.reserve::<T>(len, d.n.div_ceil(g));
-    let groups = sums.chunks_mut(gw.len()).zip(x.chunks(g * d.image())).zip(gy.chunks(g * pixels * d.o)).collect();
-    for_pieces(groups, g * pixels * k * d.o / MACS, |_, ((sum, x), gy)| {
-        let mut scratch = cpu.scratch(len);
+    sum_groups(gy, x, gw, accumulate, [1, len], d, cpu, |gy, x, sum, scratch| {
         for (i, (x, gy)) in x.chunks(d.image()).zip(gy.chunks(pixels * d.o)).enumerate() {
             if direct {
-                direct::backward_w(gy, x, sum, i > 0, &mut scratch, d);
+                direct::backward_w(gy, x, sum, i > 0, scratch, d);
             } else {
-                let patches = Mat::new(patches(x, &mut scratch, d), pixels, k);
+                let patches = Mat::new(patches(x, scratch, d), pixels, k);
                 gemm(MatMut::new(sum, d.o, k), i > 0, Mat::new(gy, pixels, d.o).t(), patches);
             }
         }
+    });
+}
+
+/// Each group of images sums for itself; the sums are added in order.
+///
+/// `share(gy, x, sum, scratch)` writes a group's sum. Groups are multiples of `together` images, and
+/// each has `len` elements of scratch memory.
+#[expect(clippy::too_many_arguments, reason = "the backward pass's own, and how it is cut")]
+pub(super) fn sum_groups<T: Real>(
+    gy: &[T],
+    x: &[T],
+    gw: &mut [T],
+    accumulate: bool,
+    [together, len]: [usize; 2],
+    d: &Dims,
+    cpu: &Cpu,
+    share: impl Fn(&[T], &[T], &mut [T], &mut [T]) + Sync,
+) {
+    let g = d.n.div_ceil(SUMS).next_multiple_of(together);
+    // Before the reservation, of which it might take a piece if it happens to have that size.
+    let mut sums = cpu.scratch::<T>(d.n.div_ceil(g) * gw.len());
+    cpu.reserve::<T>(len, d.n.div_ceil(g));
+    let groups = sums.chunks_mut(gw.len()).zip(x.chunks(g * d.image())).zip(gy.chunks(g * d.pixels() * d.o));
+    for_pieces(groups.collect(), g * d.pixels() * d.patch() * d.o / MACS, |_, ((sum, x), gy)| {
+        share(gy, x, sum, &mut cpu.scratch(len));
     });
     if !accumulate {
         gw.fill(T::zero());

@@ -200,7 +200,8 @@ mod tests {
         for seed in 0..200 {
             let mut draw = Draw::new(seed);
             let x = [draw.int(5, 9), draw.int(16, 70)];
-            let e = Example::draw(&mut draw, 1, x, 8, [3, 1]);
+            let channels = [draw.int(1, 8), draw.int(1, 12)];
+            let e = Example::draw(&mut draw, 1, x, channels, [3, 1]);
             let d = e.d;
             if !suits(&d) {
                 continue;

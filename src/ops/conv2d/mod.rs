@@ -13,6 +13,8 @@ mod cuda;
 mod definition;
 mod direct;
 mod im2col;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
 mod pixelwise;
 
 use super::case::{Case, Draw, Fill};
@@ -170,12 +172,16 @@ pub fn cases() -> Vec<Case> {
         case([2, 3, 3, 4], 3, Window::square(1, 2, 1), true),
         case([17, 6, 6, 5], 20, plain(5), true),
         case([3, 5, 20, 3], 7, Window { kernel: [3, 4], stride: [2, 1], pad: [1, 1] }, true),
+        case([17, 5, 5, 9], 10, Window::square(3, 2, 1), true),
+        case([32, 3, 2, 32], 33, Window::square(3, 1, 1), true),
         case([4, 32, 32, 3], 6, plain(5), true).timed(),
         case([4, 14, 14, 6], 16, plain(5), true).timed(),
         case([16, 30, 30, 16], 32, plain(3), true).timed(),
         case([16, 10, 10, 128], 256, plain(3), true).timed(),
         case([16, 8, 8, 256], 512, plain(3), true).timed(),
         case([16, 16, 16, 64], 64, Window::square(3, 1, 1), false).timed(),
+        case([64, 16, 16, 20], 20, Window::square(3, 1, 1), false).timed(),
+        case([64, 2, 2, 160], 160, Window::square(3, 1, 1), false).timed(),
     ]
 }
 

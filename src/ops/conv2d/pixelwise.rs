@@ -58,20 +58,14 @@ pub(super) fn backward_x<T: Real>(gy: &[T], w: &[T], gx: &mut [T], d: &Dims) {
     let pixels = MatMut::new(gx, d.n, d.image()).split_cols(d.c);
     let count = pixels.len();
     for_pieces(pixels, cost(d, count), |pixel, mut gx| {
-        for (p, r) in covers(d, 0, pixel / d.x[1]) {
-            for (q, s) in covers(d, 1, pixel % d.x[1]) {
+        for (p, r) in d.window.covers(0, pixel / d.x[1], d.y[0]) {
+            for (q, s) in d.window.covers(1, pixel % d.x[1], d.y[1]) {
                 let (gy, w) =
                     (gy.cols(channels(p * d.y[1] + q, d.o)), w.cols(channels(r * d.window.kernel[1] + s, d.c)));
                 gemm(gx.again(), true, gy, w);
             }
         }
     });
-}
-
-/// Along dimension `i`, the outputs whose window covers input position `at`, and its place in the window.
-fn covers(d: &Dims, i: usize, at: usize) -> impl Iterator<Item = (usize, usize)> {
-    let (pad, stride, kernel) = (d.window.pad[i], d.window.stride[i], d.window.kernel[i]);
-    (0..d.y[i]).filter_map(move |o| Some((o, (at + pad).checked_sub(o * stride)?))).filter(move |&(_, k)| k < kernel)
 }
 
 pub(super) fn backward_w<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, d: &Dims) {
@@ -82,13 +76,12 @@ pub(super) fn backward_w<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: b
     let [kh, kw] = d.window.kernel;
     let taps = MatMut::new(gw, d.o, d.patch()).split_cols(d.c);
     for_pieces(taps, cost(d, kh * kw), |tap, mut gw| {
-        for pixel in 0..d.pixels() {
-            let (h0, rows) = d.window.clip(0, pixel / d.y[1], d.x[0]);
-            let (w0, columns) = d.window.clip(1, pixel % d.y[1], d.x[1]);
-            if rows.contains(&(tap / kw)) && columns.contains(&(tap % kw)) {
-                let (row, column) = (h0 + (tap / kw) as isize, w0 + (tap % kw) as isize);
-                let from = row as usize * d.x[1] + column as usize;
-                gemm(gw.again(), true, gy.cols(channels(pixel, d.o)).t(), x.cols(channels(from, d.c)));
+        let ([sh, sw], [ph, pw]) = (d.window.stride, d.window.pad);
+        for p in d.window.within(0, tap / kw, d.x[0], d.y[0]) {
+            for q in d.window.within(1, tap % kw, d.x[1], d.y[1]) {
+                let from = (p * sh + tap / kw - ph) * d.x[1] + q * sw + tap % kw - pw;
+                let gy = gy.cols(channels(p * d.y[1] + q, d.o));
+                gemm(gw.again(), true, gy.t(), x.cols(channels(from, d.c)));
             }
         }
     });
@@ -107,7 +100,8 @@ mod tests {
             let mut draw = Draw::new(seed);
             let x = [draw.int(5, 7), draw.int(5, 7)];
             let n = draw.int(1, 5);
-            let e = Example::draw(&mut draw, n, x, 5, [3, 3]);
+            let channels = [draw.int(1, 5), draw.int(1, 5)];
+            let e = Example::draw(&mut draw, n, x, channels, [3, 3]);
             let d = e.d;
             let (mut y, mut gx, mut gw) =
                 (vec![f64::NAN; e.y.len()], vec![f64::NAN; e.x.len()], vec![f64::NAN; e.w.len()]);
