@@ -102,11 +102,16 @@ pub(super) mod cpu {
             return few_rows(x, w, b, y, inputs, outputs);
         }
         let mut yt = cpu.scratch::<T>(n * outputs);
+        // Cut along the outputs, and where they are one block along the batch.
         let block = BLOCK / 2;
-        for_pieces(yt.chunks_mut(block * n).collect(), n * inputs * block / MACS, |i, yt| {
-            let rows = i * block..outputs.min((i + 1) * block);
-            let w = Mat::new(w, outputs, inputs).rows(rows.clone());
-            gemm(MatMut::new(yt, rows.len(), n), false, w, Mat::new(x, n, inputs).t());
+        let batch = if outputs > block { n } else { block };
+        let blocks = MatMut::new(&mut yt, outputs, n).split_rows(block).into_iter();
+        let pieces = blocks.flat_map(|rows| rows.split_cols(batch)).collect();
+        for_pieces(pieces, batch * inputs * block / MACS, |i, yt| {
+            let (o, first) = (i / n.div_ceil(batch) * block, i % n.div_ceil(batch) * batch);
+            let w = Mat::new(w, outputs, inputs).rows(o..outputs.min(o + block));
+            let x = Mat::new(x, n, inputs).rows(first..n.min(first + batch));
+            gemm(yt, false, w, x.t());
         });
         for (i, y) in y.chunks_mut(outputs).enumerate() {
             let column = yt[i..].iter().step_by(n);
@@ -194,9 +199,14 @@ pub(super) mod cpu {
         accumulate: bool,
         [n, inputs, outputs]: [usize; 3],
     ) {
-        for_pieces(MatMut::new(gw, outputs, inputs).split_rows(BLOCK), n * inputs * BLOCK / MACS, |i, gw| {
-            let rows = i * BLOCK..outputs.min((i + 1) * BLOCK);
-            gemm(gw, accumulate, Mat::new(gy, n, outputs).cols(rows).t(), Mat::new(x, n, inputs));
+        // Cut along the outputs, and where they are one block along the inputs.
+        let width = if outputs > BLOCK { inputs } else { inputs.div_ceil(4).max(4 * BLOCK) };
+        let blocks = MatMut::new(gw, outputs, inputs).split_rows(BLOCK).into_iter();
+        let pieces = blocks.flat_map(|rows| rows.split_cols(width)).collect();
+        for_pieces(pieces, n * width * BLOCK / MACS, |i, gw| {
+            let (o, first) = (i / inputs.div_ceil(width) * BLOCK, i % inputs.div_ceil(width) * width);
+            let gy = Mat::new(gy, n, outputs).cols(o..outputs.min(o + BLOCK));
+            gemm(gw, accumulate, gy.t(), Mat::new(x, n, inputs).cols(first..inputs.min(first + width)));
         });
     }
 }
@@ -286,6 +296,7 @@ pub fn cases() -> Vec<Case> {
         case(4, 130, 260, true),
         case(5, 24, 36, true),
         case(36, 8, 20, true),
+        case(70, 550, 3, true),
         case(4, 400, 120, true).timed(),
         case(16, 18_432, 1024, true).timed(),
     ]
