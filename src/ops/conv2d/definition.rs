@@ -19,11 +19,9 @@ pub(super) struct Example {
 impl Example {
     /// `n` images of `x` pixels, `c` channels to `o`, a drawn kernel and padding, and strides up to those given.
     pub(super) fn draw(draw: &mut Draw, n: usize, x: [usize; 2], [c, o]: [usize; 2], stride: [usize; 2]) -> Self {
-        let window = Window {
-            kernel: [draw.int(1, 5), draw.int(1, 5)],
-            stride: stride.map(|s| draw.int(1, s)),
-            pad: [draw.int(0, 2), draw.int(0, 2)],
-        };
+        let pad = [draw.int(0, 2), draw.int(0, 2)];
+        let kernel = [0, 1].map(|i| draw.int(1, 5.min(x[i] + 2 * pad[i])));
+        let window = Window { kernel, stride: stride.map(|s| draw.int(1, s)), pad };
         let y = window.output("conv2d", x).expect("the window is smaller than the image");
         Example::new(Dims { n, x, c, y, o, window })
     }

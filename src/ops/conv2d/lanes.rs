@@ -19,9 +19,7 @@ const LANES: usize = 16;
 /// Channels whose sums are kept in registers at a time, of 32 registers; half of them for few channels.
 const BLOCK: usize = 20;
 const HALF: usize = BLOCK / 2;
-/// The weights' gradient keeps tiles of output channels by input channels in registers.
-const TILE: [usize; 2] = [4, 5];
-/// Input channels of a tile for colour images.
+/// Input channels of colour images.
 const RGB: usize = 3;
 
 /// An element of each of the images.
@@ -273,10 +271,18 @@ fn backward_w_group(gy: &[f32], x: &[f32], gw: &mut [f32], scratch: &mut [f32], 
     let (xs, gys) = scratch.as_chunks_mut().0.split_at_mut(d.image());
     to_lanes(x, d.image(), xs);
     to_lanes(gy, d.pixels() * d.o, gys);
-    for o in (0..d.o).step_by(TILE[0]) {
-        match d.c {
-            RGB => tile::<RGB>(gys, xs, gw, [o, 0], d),
-            _ => (0..d.c).step_by(TILE[1]).for_each(|c| tile::<{ TILE[1] }>(gys, xs, gw, [o, c], d)),
+    // Tiles that fill the registers, and divide the numbers of channels that are usual.
+    match d.c {
+        RGB => tiles::<5, RGB>(gys, xs, gw, d),
+        _ => tiles::<4, 5>(gys, xs, gw, d),
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn tiles<const O: usize, const C: usize>(gys: &[Lanes], xs: &[Lanes], gw: &mut [f32], d: &Dims) {
+    for o in (0..d.o).step_by(O) {
+        for c in (0..d.c).step_by(C) {
+            tile::<O, C>(gys, xs, gw, [o, c], d);
         }
     }
 }
@@ -284,13 +290,15 @@ fn backward_w_group(gy: &[f32], x: &[f32], gw: &mut [f32], scratch: &mut [f32], 
 /// The weights' gradient for a few output channels from `o` on and a few input channels from `c` on. The last tile
 /// reaches back over channels that were done.
 #[target_feature(enable = "avx512f")]
-fn tile<const C: usize>(gys: &[Lanes], xs: &[Lanes], gw: &mut [f32], [o, c]: [usize; 2], d: &Dims) {
-    const O: usize = TILE[0];
+fn tile<const O: usize, const C: usize>(gys: &[Lanes], xs: &[Lanes], gw: &mut [f32], [o, c]: [usize; 2], d: &Dims) {
     let ([kh, kw], [sh, sw], [ph, pw]) = (d.window.kernel, d.window.stride, d.window.pad);
     let (first_o, first_c) = (o.min(d.o - O), c.min(d.c - C));
     for tap in 0..kh * kw {
         let (r, s) = (tap / kw, tap % kw);
         let columns = d.window.within(1, s, d.x[1], d.y[1]);
+        if columns.is_empty() {
+            continue;
+        }
         let mut acc = [[_mm512_setzero_ps(); C]; O];
         for p in d.window.within(0, r, d.x[0], d.y[0]) {
             let gys = &gys[(p * d.y[1] + columns.start) * d.o..];
@@ -334,7 +342,7 @@ mod tests {
         let cpu = Cpu::default();
         for seed in 0..60 {
             let mut draw = Draw::new(seed);
-            let x = [draw.int(5, 8), draw.int(5, 8)];
+            let x = [draw.int(1, 8), draw.int(1, 8)];
             let channels = [[RGB, 9, 10, 18][draw.int(0, 3)], [9, 10, 17, 36][draw.int(0, 3)]];
             let e = Example::draw(&mut draw, LANES + seed as usize % 3, x, channels, [3, 3]);
             let d = e.d;
