@@ -54,7 +54,7 @@ fn patches_len(n: usize, d: &Dims) -> usize {
 
 pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], d: &Dims, cpu: &Cpu) {
     if pixelwise::suits(d) {
-        return pixelwise::forward(x, w, b, y, d);
+        return pixelwise::forward(x, w, b, y, d, cpu);
     }
     #[cfg(target_arch = "x86_64")]
     if lanes::suits::<T>(d) {

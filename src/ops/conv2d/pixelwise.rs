@@ -6,7 +6,7 @@
 //! 3x3 windows on 2x2 images that is more than half of the work.
 
 use super::Dims;
-use crate::device::cpu::{MACS, Mat, MatMut, for_pieces, gemm};
+use crate::device::cpu::{Cpu, MACS, Mat, MatMut, for_pieces, gemm};
 use crate::dtype::Real;
 
 /// Output pixels up to which the padding weighs more than the many small products.
@@ -46,12 +46,19 @@ fn columns(pixel: usize, channels: usize, count: usize) -> std::ops::Range<usize
     pixel * channels..pixel * channels + count
 }
 
-pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], d: &Dims) {
+pub(super) fn forward<T: Real>(x: &[T], weights: &[T], b: Option<&[T]>, y: &mut [T], d: &Dims, cpu: &Cpu) {
     match b {
         Some(b) => y.chunks_exact_mut(d.o).for_each(|y| y.copy_from_slice(b)),
         None => y.fill(T::zero()),
     }
-    let (x, w) = (Mat::new(x, d.n, d.image()), Mat::new(w, d.o, d.patch()));
+    let (x, mut w) = (Mat::new(x, d.n, d.image()), Mat::new(weights, d.o, d.patch()).t());
+    // Each product packs its weights anew, which is quicker in another order; with a single pixel there is one for each
+    // weight at most.
+    let mut by_outputs = cpu.scratch(if d.pixels() > 1 { d.o * d.patch() } else { 0 });
+    if d.pixels() > 1 {
+        transpose(weights, &mut by_outputs, d);
+        w = Mat::new(&by_outputs, d.patch(), d.o);
+    }
     for_blocks(MatMut::new(y, d.n, d.pixels() * d.o), d.o, d, |pixel, outputs, mut y| {
         let (h0, rows) = d.window.clip(0, pixel / d.y[1], d.x[0]);
         let (w0, cols) = d.window.clip(1, pixel % d.y[1], d.x[1]);
@@ -59,8 +66,20 @@ pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], d
             // The pixels of a row of the window lie side by side, in the image and in the weights.
             let from = (h0 + r as isize) as usize * d.x[1] + (w0 + cols.start as isize) as usize;
             let (tap, run) = (r * d.window.kernel[1] + cols.start, cols.len() * d.c);
-            let w = w.rows(outputs.clone()).cols(columns(tap, d.c, run));
-            gemm(y.again(), true, x.cols(columns(from, d.c, run)), w.t());
+            let w = w.rows(columns(tap, d.c, run)).cols(outputs.clone());
+            gemm(y.again(), true, x.cols(columns(from, d.c, run)), w);
+        }
+    });
+}
+
+/// Weights `[o, kh·kw·c]` to `[kh·kw·c, o]`.
+fn transpose<T: Real>(w: &[T], to: &mut [T], d: &Dims) {
+    // As many rows as elements of a cache line, all of which are used then.
+    const ROWS: usize = 16;
+    let blocks = to.chunks_mut(ROWS * d.o).collect();
+    for_pieces(blocks, ROWS * d.o, |block, to| {
+        for (o, w) in w.chunks_exact(d.patch()).enumerate() {
+            to.iter_mut().skip(o).step_by(d.o).zip(&w[block * ROWS..]).for_each(|(to, &w)| *to = w);
         }
     });
 }
@@ -115,7 +134,7 @@ mod tests {
             let (mut y, mut gx, mut gw) =
                 (vec![f64::NAN; e.y.len()], vec![f64::NAN; e.x.len()], vec![f64::NAN; e.w.len()]);
             for b in [Some(&e.b[..]), None] {
-                forward(&e.x, &e.w, b, &mut y, &d);
+                forward(&e.x, &e.w, b, &mut y, &d, &Cpu::default());
                 let bias = |i: usize| b.map_or(e.b[i % d.o], |_| 0.0);
                 assert!(y.iter().zip(&e.y).enumerate().all(|(i, (y, want))| *y == want - bias(i)), "{d:?}");
             }
