@@ -83,6 +83,29 @@ fn stopping_anywhere_and_going_on_gives_the_same_bits() {
     }
 }
 
+/// The same with all that has a state or random numbers of its own.
+#[test]
+fn stopping_and_going_on_with_everything_at_once() {
+    let layers = r#"layers=["max_pool 8", "batch_norm", "flatten", "dropout 0.2", "fc 10"]"#;
+    let augment = "augment={flip=0.5, vertical_flip=0.5, rotation=20, pad=2, border=\"reflect\", cutout=4}";
+    let pace = ["schedule={kind=\"one-cycle\"}", "accumulate=3", "ema.decay=0.9", "clip.norm=1"];
+    let set = [&[layers, augment, "data.validation=40", "epochs=2", "batch_size=40"][..], &pace].concat();
+    stop_and_go_on(&set);
+    // Each of them changes what comes out.
+    let end = |set: &[&str]| {
+        let (dir, never) = (tempfile::tempdir().unwrap(), AtomicBool::new(false));
+        let mut trainer = trainer(set).unwrap();
+        trainer.run(&run_dir(dir.path()), Limits::default(), &never, &mut []).unwrap();
+        trainer.engine.model.state_dict().unwrap()
+    };
+    let wanted = end(&set);
+    for other in
+        ["augment.rotation=0", "augment.pad=0", "augment.cutout=0", "accumulate=1", "schedule.kind=\"constant\""]
+    {
+        assert!(end(&[&set[..], &[other]].concat()) != wanted, "{other}");
+    }
+}
+
 fn stop_and_go_on(set: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
     let never = AtomicBool::new(false);
