@@ -25,6 +25,7 @@ fn a_last_batch_that_batch_norm_cannot_take_is_refused_at_once() {
     assert!(e.contains("batch_size") && e.contains("layer 1 (batch_norm)") && e.contains("remedy"), "{e}");
     assert!(trainer(&[norm, "batch_size=1"]).is_err());
     assert!(trainer(&[norm, "batch_size=198"]).is_ok());
+    assert!(trainer(&[norm, "batch_size=199", "frozen_batch_norm=true"]).is_ok());
     assert!(trainer(&[r#"layers=["max_pool 16", "batch_norm", "flatten", "fc 10"]"#, "batch_size=199"]).is_ok());
 }
 
