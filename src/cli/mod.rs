@@ -10,6 +10,7 @@ mod completions;
 mod data;
 mod doctor;
 mod eval;
+mod export;
 mod kernels;
 mod lr_curve;
 mod lr_find;
@@ -60,6 +61,7 @@ enum Command {
     Sweep(sweep::SweepArgs),
     LrFind(LrFindArgs),
     Predict(predict::PredictArgs),
+    Export(export::ExportArgs),
     Summary(SummaryArgs),
     /// List the built-in recipes, or print one as a start for your own
     #[command(after_help = recipes::layers())]
@@ -347,6 +349,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Sweep(args) => return args.train.machine.install(|| sweep::run(args, out)),
         Command::LrFind(args) => args.machine.install(|| lr_find::run(args, &mut out))?,
         Command::Predict(args) => return args.machine.install(|| predict::run(args, &mut out)),
+        Command::Export(args) => export::run(args, &mut out)?,
         Command::Summary(args) => summary::run(args, &mut out)?,
         Command::Recipes { name } => recipes::run(name.as_deref(), &mut out)?,
         Command::Data(DataCommand::Fetch { name, to }) => data::fetch(name, to.as_deref(), &mut out)?,

@@ -1,6 +1,8 @@
 //! What other programs read and write.
 
 pub(crate) mod file;
+pub(crate) mod onnx;
 pub(crate) mod pickle;
+pub(crate) mod protobuf;
 pub(crate) mod torch;
 mod zip;

@@ -2,13 +2,14 @@
 //!
 //! In reading order: [`layers`] (one room a layer), [`spec`] (a network as text), [`networks`] (those with a
 //! name), `builder` (sizes are inferred), [`model`] (a network with its parameters), [`state`] (PyTorch's names and
-//! layouts), `pretrained` (weights to start from, and what stays as it is).
+//! layouts), [`onnx`] (the same for other programs), `pretrained` (weights to start from, and what stays as it is).
 //! The parameters' numbers are in [`params`](crate::params).
 
 mod builder;
 pub mod layers;
 pub mod model;
 pub mod networks;
+pub mod onnx;
 mod phrase;
 mod pretrained;
 pub mod spec;

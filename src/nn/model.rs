@@ -13,7 +13,7 @@ use crate::step::Step;
 /// A network with its parameters.
 #[derive(Debug)]
 pub struct Model {
-    net: Sequential,
+    pub(super) net: Sequential,
     /// The trainable parameters.
     pub params: Params,
     /// The running statistics.

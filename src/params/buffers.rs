@@ -56,6 +56,15 @@ impl Buffers {
         Ok(tensor.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Its key in the state dict.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for an id of another network.
+    pub fn key(&self, id: BufferId) -> Result<&str> {
+        let buffer = self.tensors.get(id.0).map(|(key, _)| key.as_str());
+        buffer.ok_or_else(|| Error::Internal(format!("no buffer {id:?}")))
+    }
+
     /// Counts a training batch.
     pub fn count_batch(&self) {
         self.counters.iter().filter(|c| !c.frozen).for_each(|c| _ = c.count.fetch_add(1, Ordering::Relaxed));

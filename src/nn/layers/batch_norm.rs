@@ -47,6 +47,13 @@ impl Layer for BatchNorm {
         })
     }
 
+    fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
+        let [gamma, beta] = [graph.param(self.gamma)?, graph.param(self.beta)?];
+        let [mean, var] = [graph.buffer(self.mean)?, graph.buffer(self.var)?];
+        let eps = Attribute::Float(self.eps as f32);
+        Ok(graph.node("BatchNormalization", &[x, &gamma, &beta, &mean, &var], &[("epsilon", eps)]))
+    }
+
     fn phrase(&self) -> String {
         let eps = if self.eps == 1e-5 { String::new() } else { format!(", eps {:e}", self.eps) };
         let momentum = if self.momentum == 0.1 { String::new() } else { format!(", momentum {}", self.momentum) };

@@ -45,6 +45,12 @@ impl Layer for Conv {
         x.conv2d(&w, b.as_ref(), self.window.stride, self.window.pad, cx)
     }
 
+    fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
+        let (w, b) = (graph.param(self.w)?, self.b.map(|b| graph.param(b)).transpose()?);
+        let inputs: Vec<&str> = [x, &w].into_iter().chain(b.as_deref()).collect();
+        Ok(graph.node("Conv", &inputs, &window(&self.window)))
+    }
+
     fn phrase(&self) -> String {
         let Conv { window: Window { kernel, stride, pad }, from, channels, normal, b, .. } = self;
         let (stride, pad) = (part("stride", *stride, [1; 2]), part("pad", *pad, [0; 2]));

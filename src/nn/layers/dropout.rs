@@ -19,6 +19,12 @@ impl Layer for Dropout {
         x.dropout(self.0, cx)
     }
 
+    fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
+        // In inference it does nothing.
+        let _ = graph;
+        Ok(x.into())
+    }
+
     fn phrase(&self) -> String {
         format!("dropout {}", self.0)
     }

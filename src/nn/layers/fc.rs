@@ -36,6 +36,12 @@ impl Layer for Fc {
         x.linear(&w, b.as_ref(), cx)
     }
 
+    fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
+        let (w, b) = (graph.param(self.w)?, self.b.map(|b| graph.param(b)).transpose()?);
+        let inputs: Vec<&str> = [x, &w].into_iter().chain(b.as_deref()).collect();
+        Ok(graph.node("Gemm", &inputs, &[("transB", Attribute::Int(1))]))
+    }
+
     fn phrase(&self) -> String {
         let bias = if self.b.is_some() { "" } else { ", no bias" };
         format!("fc {}{}{bias}", arrow(self.from), self.features)

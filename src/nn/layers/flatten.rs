@@ -14,6 +14,11 @@ impl Layer for Flatten {
         x.flatten(cx)
     }
 
+    fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
+        // Images are NCHW there: the order is PyTorch's as it is.
+        Ok(graph.node("Flatten", &[x], &[("axis", Attribute::Int(1))]))
+    }
+
     fn phrase(&self) -> String {
         "flatten".into()
     }

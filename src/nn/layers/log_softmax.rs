@@ -10,6 +10,10 @@ impl Layer for LogSoftmax {
         x.log_softmax(cx)
     }
 
+    fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
+        Ok(graph.node("LogSoftmax", &[x], &[("axis", Attribute::Int(1))]))
+    }
+
     fn phrase(&self) -> String {
         "log_softmax".into()
     }

@@ -24,6 +24,7 @@ pub use residual::Residual;
 pub use sequential::Sequential;
 
 use super::builder::{Builder, image, misfit, stated};
+use super::onnx::{Attribute, Onnx, window};
 use super::phrase::{Phrase, arrow, by, part};
 use crate::autograd::{Ctx, Var};
 use crate::error::Result;
@@ -51,6 +52,15 @@ pub trait Layer: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// Whatever its ops report.
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var>;
+
+    /// Adds the nodes that compute the same in inference to an ONNX model; `x` is the input's name. Returns the output's.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) if ONNX has no nodes for it.
+    fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
+        let _ = (x, graph);
+        Err(misfit("it cannot be written as ONNX", "implement `Layer::onnx` for it"))
+    }
 
     /// The layer as a recipe writes it, for tables and errors.
     fn phrase(&self) -> String;

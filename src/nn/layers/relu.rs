@@ -10,6 +10,10 @@ impl Layer for Relu {
         x.relu(cx)
     }
 
+    fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
+        Ok(graph.node("Relu", &[x], &[]))
+    }
+
     fn phrase(&self) -> String {
         "relu".into()
     }

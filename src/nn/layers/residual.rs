@@ -40,6 +40,13 @@ impl Layer for Residual {
         self.after.forward(&shortcut.add(&main, cx)?, cx)
     }
 
+    fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
+        let main = self.main.onnx(x, graph)?;
+        let shortcut = self.shortcut.onnx(x, graph)?;
+        let sum = graph.node("Add", &[&shortcut, &main], &[]);
+        self.after.onnx(&sum, graph)
+    }
+
     fn phrase(&self) -> String {
         let part =
             |name, list: &Sequential| if list.is_empty() { "".into() } else { format!(" {name} [{}]", list.list()) };

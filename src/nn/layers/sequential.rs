@@ -57,6 +57,11 @@ impl Layer for Sequential {
         Ok(x)
     }
 
+    fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
+        let children = self.children.iter();
+        children.fold(Ok(x.into()), |x, child| graph.child(&child.key, child.layer.as_ref(), &x?))
+    }
+
     fn phrase(&self) -> String {
         format!("layers [{}]", self.list())
     }

@@ -10,6 +10,11 @@ impl Layer for Silu {
         x.silu(cx)
     }
 
+    fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
+        let sigmoid = graph.node("Sigmoid", &[x], &[]);
+        Ok(graph.node("Mul", &[x, &sigmoid], &[]))
+    }
+
     fn phrase(&self) -> String {
         "silu".into()
     }
