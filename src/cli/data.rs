@@ -1,13 +1,46 @@
 //! `tilework data`: downloads, and what is in a data set.
 
+use super::data_show::{self, ShowArgs};
 use super::output::{Out, table};
 use super::{Data, note};
 use crate::data::{Source, default_dir, describe, detect, find};
 use crate::error::Result;
+use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-pub(super) fn fetch(name: &str, to: Option<&Path>, out: &mut Out) -> Result<()> {
+#[derive(Debug, Subcommand)]
+pub(super) enum DataCommand {
+    /// Download a data set; a download that was cut goes on where it stopped
+    Fetch {
+        /// The data set
+        #[arg(value_parser = ["cifar10", "cifar100"])]
+        name: String,
+        /// The folder to put it in [default: $TILEWORK_DATA or the user's cache folder]
+        #[arg(long, value_name = "DIR")]
+        to: Option<PathBuf>,
+    },
+    /// Show a data set: classes, images, mean and deviation of the channels
+    Info {
+        /// shapes, cifar10, cifar100, cifar100-coarse, or the path of a folder or .tar.gz [default: list all]
+        #[arg(value_name = "NAME|PATH")]
+        what: Option<PathBuf>,
+        /// Resize the images of a folder to N pixels each way, as `data.size` does
+        #[arg(long, value_name = "N")]
+        size: Option<usize>,
+    },
+    Show(ShowArgs),
+}
+
+pub(super) fn run(command: &DataCommand, out: &mut Out) -> Result<()> {
+    match command {
+        DataCommand::Fetch { name, to } => fetch(name, to.as_deref(), out),
+        DataCommand::Info { what, size } => info(what.as_deref(), *size, out),
+        DataCommand::Show(args) => data_show::run(args, out),
+    }
+}
+
+fn fetch(name: &str, to: Option<&Path>, out: &mut Out) -> Result<()> {
     let source: Source = name.parse()?;
     let dest = to.map_or_else(default_dir, Path::to_path_buf);
     note(&format!("fetching {source} to {}", dest.display()));
@@ -41,7 +74,7 @@ pub(super) fn fetch(name: &str, to: Option<&Path>, out: &mut Out) -> Result<()> 
     out.print(&format!("{source} is at {}\n{hint}\n", path.display()))
 }
 
-pub(super) fn info(what: Option<&Path>, size: Option<usize>, out: &mut Out) -> Result<()> {
+fn info(what: Option<&Path>, size: Option<usize>, out: &mut Out) -> Result<()> {
     let Some(what) = what else {
         let place = |source| match (source, find(source, None)) {
             (Source::Shapes, _) => "generated, always there".to_string(),

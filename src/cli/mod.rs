@@ -3,11 +3,13 @@
 //! Results go to standard output, progress and errors to standard error. A reader that goes away
 //! (`tilework recipes | head -1`) is no error.
 
+mod activations;
 mod bench;
 mod check;
 mod compare;
 mod completions;
 mod data;
+mod data_show;
 mod doctor;
 mod eval;
 mod export;
@@ -61,6 +63,7 @@ enum Command {
     Sweep(sweep::SweepArgs),
     LrFind(LrFindArgs),
     Predict(predict::PredictArgs),
+    Activations(activations::ActivationsArgs),
     Export(export::ExportArgs),
     Summary(SummaryArgs),
     /// List the built-in recipes, or print one as a start for your own
@@ -71,7 +74,7 @@ enum Command {
     },
     /// Download data sets and show what is in them
     #[command(subcommand)]
-    Data(DataCommand),
+    Data(data::DataCommand),
     /// Show what this machine offers, and what to do about what is missing
     Doctor,
     Check(CheckArgs),
@@ -126,6 +129,9 @@ struct TrainArgs {
     /// Print a line every N steps: the means over these N mini-batches
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
     log_every: Option<u64>,
+    /// Also write an event file for `tensorboard --logdir runs`; a run that goes on keeps to it
+    #[arg(long)]
+    tensorboard: bool,
     /// The folder in which the run's folder is made
     #[arg(long, value_name = "DIR", default_value = "runs")]
     out: PathBuf,
@@ -256,28 +262,6 @@ struct TraceArgs {
     order: Order,
 }
 
-#[derive(Debug, Subcommand)]
-enum DataCommand {
-    /// Download a data set; a download that was cut goes on where it stopped
-    Fetch {
-        /// The data set
-        #[arg(value_parser = ["cifar10", "cifar100"])]
-        name: String,
-        /// The folder to put it in [default: $TILEWORK_DATA or the user's cache folder]
-        #[arg(long, value_name = "DIR")]
-        to: Option<PathBuf>,
-    },
-    /// Show a data set: classes, images, mean and deviation of the channels
-    Info {
-        /// shapes, cifar10, cifar100, cifar100-coarse, or the path of a folder or .tar.gz [default: list all]
-        #[arg(value_name = "NAME|PATH")]
-        what: Option<PathBuf>,
-        /// Resize the images of a folder to N pixels each way, as `data.size` does
-        #[arg(long, value_name = "N")]
-        size: Option<usize>,
-    },
-}
-
 #[derive(Clone, Debug, Args)]
 struct Set {
     /// Replace a value of the recipe, e.g. --set optimizer.momentum=0.95; may be repeated
@@ -349,11 +333,11 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Sweep(args) => return args.train.machine.install(|| sweep::run(args, out)),
         Command::LrFind(args) => args.machine.install(|| lr_find::run(args, &mut out))?,
         Command::Predict(args) => return args.machine.install(|| predict::run(args, &mut out)),
+        Command::Activations(args) => args.machine.install(|| activations::run(args, &mut out))?,
         Command::Export(args) => export::run(args, &mut out)?,
         Command::Summary(args) => summary::run(args, &mut out)?,
         Command::Recipes { name } => recipes::run(name.as_deref(), &mut out)?,
-        Command::Data(DataCommand::Fetch { name, to }) => data::fetch(name, to.as_deref(), &mut out)?,
-        Command::Data(DataCommand::Info { what, size }) => data::info(what.as_deref(), *size, &mut out)?,
+        Command::Data(command) => data::run(command, &mut out)?,
         Command::Doctor => doctor::run(&mut out)?,
         Command::Check(args) => args.machine.install(|| check::run(args, &mut out))?,
         Command::Trace(args) => trace::run(args, &mut out)?,

@@ -4,7 +4,7 @@ use super::eval::chosen;
 use super::machine::Machine;
 use super::{Out, Which, note, output, summary};
 use crate::autograd::Var;
-use crate::data::loader::{Augment, Loader};
+use crate::data::loader::{Loader, Transform};
 use crate::data::{Dataset, picture};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -26,7 +26,8 @@ const BATCH: usize = 64;
 /// Classify pictures with a trained network
 ///
 /// PNG and JPEG of any size: a picture is scaled to the size of the network's input, bilinearly. One that cannot be
-/// read is reported and left out, and the exit code is then 1.
+/// read is reported and left out, and the exit code is then 1. Where the recipe changes test images too (`augment.test`),
+/// pictures are flipped as those are if that is certain; they are not rotated, shifted or cut at random.
 #[derive(Debug, Args)]
 pub(super) struct PredictArgs {
     /// The run's folder, e.g. runs/a1-lenet-001
@@ -51,6 +52,8 @@ pub(super) struct PredictArgs {
 pub(super) struct Trained {
     pub(super) model: Model,
     pub(super) config: Config,
+    /// `best` or `last`.
+    pub(super) checkpoint: &'static str,
     device: Device,
 }
 
@@ -59,12 +62,12 @@ impl Trained {
     pub(super) fn open(run: &std::path::Path, which: Option<Which>, device: Device) -> Result<Self> {
         let run = RunDir::open(run)?;
         let config = Config::read(&run)?;
-        let (_, path, saved) = chosen(&run, which)?;
+        let (checkpoint, path, saved) = chosen(&run, which)?;
         let recipe = &config.recipe;
         let image = summary::image(&recipe.data)?;
         let mut model = Model::build(&recipe.network()?, image, &device, recipe.seed)?;
         model.load_state_dict(&saved.model, &path)?;
-        Ok(Trained { model, config, device })
+        Ok(Trained { model, config, checkpoint, device })
     }
 
     /// Height and width of its input.
@@ -73,9 +76,15 @@ impl Trained {
         [dims[0], dims[1]]
     }
 
+    /// What is done to pictures of that size.
+    pub(super) fn transform(&self) -> Transform {
+        let recipe = &self.config.recipe;
+        recipe.data.transform(recipe.augment.in_prediction())
+    }
+
     /// Normalised images `[n, h, w, 3]` of the bytes of pictures of the network's size.
     pub(super) fn images(&self, pictures: Vec<Vec<u8>>) -> Result<Var> {
-        let ([height, width], n, data) = (self.size(), pictures.len(), &self.config.recipe.data);
+        let ([height, width], n) = (self.size(), pictures.len());
         let images = Dataset {
             name: "pictures".into(),
             classes: vec![String::new()],
@@ -85,13 +94,12 @@ impl Trained {
             images: pictures.concat(),
             labels: vec![0; n],
         };
-        let transform = data.transform(Augment::default());
-        let loader = Loader::transformed(Arc::new(images), n, &transform, &self.device)?;
+        let loader = Loader::transformed(Arc::new(images), n, &self.transform(), &self.device)?;
         Ok(Var::constant(loader.feed(false).batch(&Step::default())?.images))
     }
 
     /// The name of a class.
-    fn class(&self, i: usize) -> String {
+    pub(super) fn class(&self, i: usize) -> String {
         self.config.run.classes.get(i).cloned().unwrap_or_else(|| format!("class {i}"))
     }
 
@@ -100,12 +108,14 @@ impl Trained {
         let x = self.images(pictures)?;
         let scores = self.model.forward(&x, &mut self.model.eval())?;
         let (values, classes) = (scores.value().to_vec::<f32>()?, scores.shape().last());
-        let one = |row: &[f32]| {
-            let mut list: Vec<_> = softmax(row).into_iter().enumerate().collect();
-            list.sort_by(|a, b| b.1.total_cmp(&a.1));
-            list.into_iter().map(|(i, probability)| Prediction { class: self.class(i), probability }).collect()
-        };
-        Ok(values.chunks(classes).map(one).collect())
+        Ok(values.chunks(classes).map(|row| self.predictions(row)).collect())
+    }
+
+    /// The classes with their probabilities, the most probable first, of a picture's scores.
+    pub(super) fn predictions(&self, scores: &[f32]) -> Vec<Prediction> {
+        let mut list: Vec<_> = softmax(scores).into_iter().enumerate().collect();
+        list.sort_by(|a, b| b.1.total_cmp(&a.1));
+        list.into_iter().map(|(i, probability)| Prediction { class: self.class(i), probability }).collect()
     }
 }
 
@@ -118,9 +128,9 @@ fn softmax(row: &[f32]) -> Vec<f64> {
 }
 
 #[derive(Serialize)]
-struct Prediction {
-    class: String,
-    probability: f64,
+pub(super) struct Prediction {
+    pub(super) class: String,
+    pub(super) probability: f64,
 }
 
 /// What `--json` prints of a picture.

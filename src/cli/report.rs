@@ -4,7 +4,7 @@ use super::eval::Restored;
 use super::{Machine, Out, Which, count};
 use crate::data::{Dataset, Split};
 use crate::error::{Error, Result};
-use crate::figures::{Bars, Matrix, Page, table};
+use crate::figures::{Bars, Matrix, Page, picture, png, table};
 use crate::train::run::Config;
 use crate::train::{EpochRow, Evaluation, History, Judged, RunDir};
 use base64::Engine;
@@ -142,7 +142,7 @@ fn classes(page: &mut Page, seen: &Seen<'_>) {
 fn pictures(page: &mut Page, seen: &Seen<'_>) -> Result<()> {
     let images = &seen.found.images;
     let name = |i: usize| seen.images.classes.get(i).map_or("?", String::as_str);
-    let picture = |&i: &usize| -> Result<(String, Vec<String>)> {
+    let shown = |&i: &usize| -> Result<(String, Vec<String>)> {
         let Judged { label, predicted, confidence, loss } = images[i];
         let mark = if label == predicted { "✓" } else { "✗" };
         let said = format!("{mark} {} ({:.1} %)", name(predicted), confidence * 100.0);
@@ -158,18 +158,14 @@ fn pictures(page: &mut Page, seen: &Seen<'_>) -> Result<()> {
     for (title, which) in [("Top losses", worst), ("Sample predictions", sample)] {
         page.section(title);
         page.text(text);
-        page.pictures(&which.iter().map(picture).collect::<Result<Vec<_>>>()?);
+        page.pictures(&which.iter().map(shown).collect::<Result<Vec<_>>>()?);
     }
     Ok(())
 }
 
 /// An image as a PNG in a URI.
 fn data_uri(data: &Dataset, i: usize) -> Result<String> {
-    let failed = |e: png::EncodingError| Error::Internal(format!("image {i} to PNG: {e}"));
-    let mut bytes = Vec::new();
-    let mut encoder = png::Encoder::new(&mut bytes, data.width as u32, data.height as u32);
-    encoder.set_color(if data.channels == 1 { png::ColorType::Grayscale } else { png::ColorType::Rgb });
-    encoder.write_header().and_then(|mut w| w.write_image_data(data.image(i))).map_err(failed)?;
+    let bytes = png(&picture(data.image(i), [data.height, data.width, data.channels]))?;
     Ok(format!("data:image/png;base64,{}", base64::engine::general_purpose::STANDARD.encode(bytes)))
 }
 

@@ -28,6 +28,22 @@ fn mib(bytes: usize) -> String {
     format!("{:.2}", bytes as f64 / (1 << 20) as f64)
 }
 
+/// A layer without those inside it, which have rows of their own.
+pub(super) fn spec(l: &LayerInfo) -> &str {
+    match l.spec.split_once(" [") {
+        Some(("residual", f)) if !f.contains("] shortcut [") && !f.contains("] after [") => {
+            "residual, x + f(x) with f:"
+        }
+        Some((name, _)) => name,
+        None => &l.spec,
+    }
+}
+
+/// The same, further right the deeper it is.
+pub(super) fn indented(l: &LayerInfo) -> String {
+    "  ".repeat(l.key.matches('.').count()) + spec(l)
+}
+
 /// The parameters of a layer and of what is in it.
 fn own<'a>(model: &'a Model, layer: &LayerInfo) -> impl Iterator<Item = &'a Param> {
     let inside = format!("{}.", layer.key);
@@ -59,25 +75,9 @@ pub(super) fn run(args: &SummaryArgs, out: &mut Out) -> Result<()> {
     let bytes = |l: &LayerInfo| l.activations().saturating_mul(F32).saturating_mul(batch);
     let mut rows = vec![vec![String::new(), "input".into(), model.input.to_string()]];
     rows.extend(layers.iter().map(|l| {
-        let indent = "  ".repeat(l.key.matches('.').count());
-        // The layers inside it have rows of their own.
-        let spec = match l.spec.split_once(" [") {
-            Some(("residual", f)) if !f.contains("] shortcut [") && !f.contains("] after [") => {
-                "residual, x + f(x) with f:"
-            }
-            Some((name, _)) => name,
-            None => &l.spec,
-        };
         let frozen = if l.params > 0 && own(&model, l).all(|p| !p.trainable) { " (frozen)" } else { "" };
         let number = |n: usize| if n == 0 { "-".to_string() } else { count(n) };
-        vec![
-            l.key.clone(),
-            format!("{indent}{spec}{frozen}"),
-            l.output.to_string(),
-            number(l.params),
-            number(l.macs),
-            mib(bytes(l)),
-        ]
+        vec![l.key.clone(), indented(l) + frozen, l.output.to_string(), number(l.params), number(l.macs), mib(bytes(l))]
     }));
     let params = model.params.count();
     let macs: usize = layers.iter().map(|l| l.macs).sum();

@@ -106,6 +106,14 @@ impl Augment {
         if self.test { self } else { Augment::default() }
     }
 
+    /// The changes to a picture on its own: those of an evaluation that are certain. What is left to chance there would
+    /// make of a picture now this and now that: it is not rotated, shifted or cut.
+    pub fn in_prediction(self) -> Self {
+        let certain = |p: f64| if p >= 1.0 { 1.0 } else { 0.0 };
+        let Augment { flip, vertical_flip, test, .. } = self.in_evaluation();
+        Augment { flip: certain(flip), vertical_flip: certain(vertical_flip), test, ..Augment::default() }
+    }
+
     /// Draws what happens to the image at `position`, which becomes one of `[h, w]`.
     pub(super) fn draw(&self, position: usize, [h, w]: [usize; 2], step: &Step) -> Draw {
         let words = step.epoch_stream(stream::AUGMENT).block(position as u32);
@@ -174,6 +182,14 @@ mod tests {
         bad(Augment { pad: 32, ..augment }, "augment.pad");
         bad(Augment { cutout: 33, ..augment }, "augment.cutout");
         assert!(Augment { pad: 4, flip: 0.5, border: Border::Reflect, ..augment }.check([32, 32]).is_ok());
+    }
+
+    #[test]
+    fn a_picture_on_its_own_is_changed_where_nothing_is_left_to_chance() {
+        let all = Augment { flip: 1.0, vertical_flip: 0.5, rotation: 45.0, pad: 4, cutout: 8, ..Augment::default() };
+        assert_eq!(all.in_prediction(), Augment::default());
+        let test = Augment { test: true, ..all };
+        assert_eq!(test.in_prediction(), Augment { flip: 1.0, test: true, ..Augment::default() });
     }
 
     #[test]

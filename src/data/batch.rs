@@ -37,6 +37,14 @@ pub struct Transform {
 }
 
 impl Transform {
+    /// Undoes the normalisation of pixels that came out: their bytes.
+    #[cfg(feature = "cli")]
+    pub fn bytes(&self, pixels: &[f32]) -> Vec<u8> {
+        let channels = self.mean.iter().zip(&self.std).cycle();
+        // `as` keeps within 0 to 255.
+        pixels.iter().zip(channels).map(|(v, (m, s))| ((v * s + m) * 255.0).round() as u8).collect()
+    }
+
     /// Checks it for images of these sizes.
     ///
     /// # Errors
@@ -312,97 +320,5 @@ impl Resident {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn data(h: usize, w: usize) -> Dataset {
-        Dataset {
-            name: "test".into(),
-            classes: vec!["a".into()],
-            height: h,
-            width: w,
-            channels: 1,
-            images: (0..h * w).map(|i| i as u8).collect(),
-            labels: vec![0],
-        }
-    }
-
-    /// The bytes of the image after its random changes, at one position of the order.
-    fn bytes(data: &Dataset, augment: Augment, position: usize) -> Vec<u8> {
-        let maker = Maker::new(&Transform { mean: vec![0.0], std: vec![1.0], size: None, augment }, data);
-        let mut out = vec![0.0; data.image_len()];
-        maker.image(data, 0, position, &Step { seed: 3, ..Step::default() }, &mut out);
-        out.iter().map(|v| (v * 255.0).round() as u8).collect()
-    }
-
-    #[test]
-    fn numbers_are_torchvision_s() {
-        let transform = Transform { mean: vec![0.5, 0.0, 0.25], std: vec![0.5, 1.0, 0.5], ..Transform::default() };
-        let maker = Maker::new(&transform, &data(1, 1));
-        let mut out = [0.0; 3];
-        maker.normalise(&[255, 51, 0], &mut out);
-        assert_eq!(out, [1.0, 0.2, -0.5]);
-    }
-
-    #[test]
-    fn a_flip_mirrors_rows() {
-        let flip = Augment { flip: 1.0, ..Augment::default() };
-        assert_eq!(bytes(&data(2, 3), flip, 0), [2, 1, 0, 5, 4, 3]);
-        let some = Augment { flip: 0.25, ..Augment::default() };
-        let share = (0..4000).filter(|&p| bytes(&data(1, 2), some, p) == [1, 0]).count() as f64 / 4000.0;
-        assert!((share - 0.25).abs() < 0.03, "{share}");
-    }
-
-    #[test]
-    fn crops_reach_every_place_and_borders_are_filled() {
-        for border in [Border::Black, Border::Reflect] {
-            let crop = Augment { pad: 2, border, ..Augment::default() };
-            let data = data(6, 7);
-            let mut seen = std::collections::HashSet::new();
-            for position in 0..500 {
-                let image = bytes(&data, crop, position);
-                let is = |top: isize, left: isize| {
-                    (0..42).all(|i: isize| {
-                        let at = border.place(i / 7 + top, 6).zip(border.place(i % 7 + left, 7));
-                        image[i as usize] == at.map_or(0, |(r, c)| (r * 7 + c) as u8)
-                    })
-                };
-                let place = (-2..=2).flat_map(|t| (-2..=2).map(move |l| (t, l))).find(|&(t, l)| is(t, l));
-                seen.insert(place.unwrap());
-            }
-            assert_eq!(seen.len(), 25, "{border:?}");
-        }
-    }
-
-    #[test]
-    fn a_turned_image_is_upside_down() {
-        let turned = Augment { vertical_flip: 1.0, ..Augment::default() };
-        assert_eq!(bytes(&data(3, 2), turned, 0), [4, 5, 2, 3, 0, 1]);
-    }
-
-    #[test]
-    fn a_cutout_is_the_mean_colour() {
-        let cut = Augment { cutout: 2, ..Augment::default() };
-        let data = Dataset { images: vec![255; 30], ..data(5, 6) };
-        for position in 0..100 {
-            let zeros = bytes(&data, cut, position).iter().filter(|&&b| b == 0).count();
-            assert!([1, 2, 4].contains(&zeros), "{zeros}");
-        }
-    }
-
-    /// A quarter turn, and a half turn, as torchvision's `rotate` makes them: against the clock.
-    #[test]
-    fn angles_of_right_corners_move_pixels() {
-        let transform = Transform { mean: vec![0.0], std: vec![1.0], ..Transform::default() };
-        let mut maker = Maker::new(&transform, &data(3, 3));
-        let mut out = vec![0.0; 9];
-        let mut turned = |turn| {
-            maker.turns = vec![turn];
-            maker.sample(&[0, 1, 2, 3, 4, 5, 6, 7, 8], &data(3, 3), &Draw::default(), &mut out);
-            out.iter().map(|v| (v * 255.0).round() as u8).collect::<Vec<_>>()
-        };
-        assert_eq!(turned([65536, 0]), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
-        assert_eq!(turned([0, 65536]), [2, 5, 8, 1, 4, 7, 0, 3, 6]);
-        assert_eq!(turned([-65536, 0]), [8, 7, 6, 5, 4, 3, 2, 1, 0]);
-    }
-}
+#[path = "../../tests/unit/batch.rs"]
+mod tests;

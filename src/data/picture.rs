@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::formats::file;
 use image::imageops::{FilterType, resize};
-use image::{ImageReader, RgbImage};
+use image::{ImageFormat, ImageReader, RgbImage};
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ pub(crate) fn read(path: &Path, size: Option<[usize; 2]>) -> Result<RgbImage> {
     // The format is told from the contents: names lie. The crate's limits bound what a small file can unfold to.
     let picture = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(image::ImageError::from);
     let picture = picture.and_then(ImageReader::decode).map_err(|e| {
-        let known = image::guess_format(&bytes).is_ok();
+        let known = matches!(image::guess_format(&bytes), Ok(ImageFormat::Png | ImageFormat::Jpeg));
         let problem = if known { format!("a damaged picture: {e}") } else { "no PNG or JPEG picture".into() };
         Error::file(path, problem, remedy)
     })?;
@@ -75,7 +75,7 @@ fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::{DynamicImage, ImageFormat};
+    use image::DynamicImage;
 
     #[test]
     fn pictures_of_every_kind_become_rgb() {
@@ -93,15 +93,21 @@ mod tests {
         DynamicImage::from(image::GrayImage::from_pixel(9, 9, image::Luma([77]))).save(at("grey.PNG")).unwrap();
         assert_eq!(read(&at("grey.PNG"), Some([2, 2])).unwrap().as_raw(), &[77; 12]);
         std::fs::write(at("text.png"), "hello").unwrap();
+        std::fs::write(at("gif.png"), b"GIF89a\x01\0\x01\0").unwrap();
         let whole = std::fs::read(at("rgb.png")).unwrap();
         std::fs::write(at("cut.png"), &whole[..whole.len() / 2]).unwrap();
-        for (name, words) in [("text.png", "no PNG or JPEG"), ("cut.png", "damaged"), ("none.png", "none.png")] {
+        for (name, words) in [
+            ("text.png", "no PNG or JPEG"),
+            ("gif.png", "no PNG or JPEG"),
+            ("cut.png", "damaged"),
+            ("none.png", "none.png"),
+        ] {
             let e = read(&at(name), Some([2, 2])).unwrap_err().to_string();
             assert!(e.contains(words), "{e}");
         }
         let names = find(&[dir.path().to_path_buf()]).unwrap();
         let names: Vec<_> = names.iter().filter_map(|p| p.file_name()?.to_str()).collect();
-        assert_eq!(names, ["alpha.png", "cut.png", "grey.PNG", "jpeg.png", "rgb.png", "text.png"]);
+        assert_eq!(names, ["alpha.png", "cut.png", "gif.png", "grey.PNG", "jpeg.png", "rgb.png", "text.png"]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub enum Split {
     /// What a network is trained on.
     Train,
     /// What choices are made by: which checkpoint is the best, when to stop.
+    #[cfg_attr(feature = "cli", value(alias = "val"))]
     Validation,
     /// What the result is measured on.
     #[default]

@@ -1,7 +1,7 @@
 //! Figures as SVG, and the HTML page that holds them.
 //!
 //! [`Chart`] draws lines over numbers, [`Bars`] compares values by name, [`Matrix`] is a table of counts as a heat map,
-//! [`sparkline`] is a line of text. A figure is one string, with nothing outside of it: it opens in a browser as it is,
+//! [`sparkline`] is a line of text; with the feature `cli`, `Sheet` draws pictures in a grid, as PNG. Another figure is one string, with nothing outside of it: it opens in a browser as it is,
 //! and goes into a [`Page`] as it is. Colours are those of Okabe and Ito (*Color Universal Design*, 2008), which people
 //! with any colour vision tell apart; lines differ in their dashes too once the colours are used up.
 //!
@@ -16,6 +16,8 @@ mod canvas;
 mod chart;
 mod matrix;
 mod page;
+#[cfg(feature = "cli")]
+mod sheet;
 mod spark;
 mod ticks;
 
@@ -23,6 +25,8 @@ pub use bars::Bars;
 pub use chart::Chart;
 pub use matrix::Matrix;
 pub use page::{Page, table};
+#[cfg(feature = "cli")]
+pub use sheet::{Sheet, Tile, picture, png, viridis};
 pub use spark::sparkline;
 
 /// Okabe and Ito's colours, without yellow, which is too pale on white.

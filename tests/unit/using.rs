@@ -72,3 +72,65 @@ fn weights_can_be_taken_over() {
         &["`4.bias` is not in this network"],
     );
 }
+
+/// Width and height of a PNG that holds more than one colour.
+fn drawn(path: &Path) -> (u32, u32) {
+    let image = image::open(path).unwrap().into_rgb8();
+    assert!(image.pixels().any(|p| p != image.get_pixel(0, 0)));
+    image.dimensions()
+}
+
+#[test]
+fn samples_are_drawn_as_training_sees_them() {
+    let p = Place::with(&TINY.replace("\"shapes\"", "\"image-folder\"\nsize = 8"));
+    for (i, folder) in ["data/train/cat", "data/train/dog", "data/test/cat"].into_iter().enumerate() {
+        fs::create_dir_all(p.path(folder)).unwrap();
+        (0..6).for_each(|n| picture(&p.path(&format!("{folder}/{n}.png")), 8 + n + 9 * i as u32, 8));
+    }
+    let show = |out: &'static str, options: &[&str]| {
+        p.ok(&[&["data", "show", "tiny.toml", "--data", "data", "--out", out], options].concat()).out
+    };
+    let first = show("a.png", &[]);
+    assert!(first.contains("the first 12 of 12 training images") && first.contains("a.png"), "{first}");
+    // Six in a row, 128 pixels each.
+    let (width, height) = drawn(&p.path("a.png"));
+    assert!(width > 6 * 128 && height > 2 * 128, "{width}x{height}");
+    let bytes = |name: &str| fs::read(p.path(name)).unwrap();
+    show("batches.png", &["--set", "batch_size=5"]);
+    assert!(bytes("batches.png") == bytes("a.png"), "cut into other batches, the images are the same");
+    for changed in [["--seed", "1"], ["--set", "augment.flip=1"], ["--split", "test"], ["--count", "3"]] {
+        show("b.png", &changed);
+        assert!(bytes("b.png") != bytes("a.png"), "{changed:?}");
+    }
+    let val = show("val.png", &["--split", "val", "--set", "data.validation=5"]);
+    assert!(val.contains("the first 5 of 5 validation images"), "{val}");
+    let fails = |options: &[&str], words: &[&str]| {
+        p.fails(&[&["data", "show", "tiny.toml", "--data", "data"], options].concat(), words);
+    };
+    fails(&["--split", "val"], &["no images are held out", "data.validation=1000"]);
+    fails(&["--out", "no/such/a.png"], &["no/such/a.png", "remedy"]);
+}
+
+#[test]
+fn layers_are_drawn_and_wrong_ones_named() {
+    let p = Place::new();
+    let flips = ["augment.vertical_flip=1", "augment.test=true"];
+    p.ok(&["train", "tiny.toml", "--max-steps", "3", "--set", flips[0], "--set", flips[1]]);
+    picture(&p.path("a.png"), 50, 40);
+    let list = p.ok(&["activations", "runs/tiny-001", "a.png"]).out;
+    assert!(list.contains("max_pool 8x8") && list.contains("[4, 4, 3]"), "{list}");
+    let done = p.ok(&["activations", "runs/tiny-001", "a.png", "--layer", "0", "--layer", "2", "4"]);
+    assert!(done.out.contains("activations.png"), "{}", done.out);
+    let all = drawn(&p.path("activations.png"));
+    p.ok(&["activations", "runs/tiny-001", "a.png", "--layer", "0", "--shared", "--out", "shared.png"]);
+    assert!(drawn(&p.path("shared.png")).1 < all.1);
+    p.fails(&["activations", "runs/tiny-001", "a.png", "--layer", "44"], &["no layer `44`", "all layers are listed"]);
+    // Where test images are changed for certain, so is a picture.
+    let predict = || p.ok(&["predict", "runs/tiny-001", "a.png", "--json"]).out;
+    let flipped = predict();
+    let config = p.text("runs/tiny-001/config.toml");
+    fs::write(p.path("runs/tiny-001/config.toml"), config.replace("test = true", "test = false")).unwrap();
+    assert!(predict() != flipped);
+    fs::write(p.path("a.png"), "not a picture").unwrap();
+    p.fails(&["activations", "runs/tiny-001", "a.png", "--layer", "0"], &["no PNG or JPEG picture"]);
+}
