@@ -13,7 +13,7 @@ pub use buffers::{BufferId, Buffers};
 pub use grads::{ParamGrads, Slot};
 pub use pattern::matches;
 
-use crate::device::cpu::Cpu;
+use crate::device::cpu::{Cpu, for_pieces};
 use crate::device::cuda::In;
 use crate::device::{Buffer, Device};
 use crate::dtype::DType;
@@ -94,6 +94,14 @@ pub struct Params {
 /// What kernels find for a frozen parameter in place of its group.
 const FROZEN: u8 = u8::MAX;
 
+/// Calls `f(block, numbers)` for each block of random numbers, which makes `N` of those in `place`; in parallel.
+fn by_block<const N: usize>(place: &mut [f32], f: impl Fn(u32, &mut [f32]) + Sync) {
+    const BLOCKS: usize = 1 << 10;
+    for_pieces(place.chunks_mut(BLOCKS * N).collect(), 16 * BLOCKS, |piece, out| {
+        out.chunks_mut(N).enumerate().for_each(|(i, out)| f((piece * BLOCKS + i) as u32, out));
+    });
+}
+
 impl Params {
     /// Parameters in this order, initialised from a seed.
     ///
@@ -113,20 +121,20 @@ impl Params {
                 Init::Constant(v) => place.fill(v),
                 Init::FanOut(fan_out) => {
                     let deviation = (2.0 / fan_out as f64).sqrt();
-                    for (block, out) in place.chunks_mut(2).enumerate() {
-                        let words = s.block(block as u32);
+                    by_block::<2>(place, |block, out| {
+                        let words = s.block(block);
                         for (x, normal) in out.iter_mut().zip(normals([words[0], words[1]])) {
                             *x = (normal * deviation) as f32;
                         }
-                    }
+                    });
                 }
                 Init::FanIn(fan_in) => {
                     let bound = (1.0 / (fan_in as f64).sqrt()) as f32;
-                    for (block, out) in place.chunks_mut(4).enumerate() {
-                        for (x, word) in out.iter_mut().zip(s.block(block as u32)) {
+                    by_block::<4>(place, |block, out| {
+                        for (x, word) in out.iter_mut().zip(s.block(block)) {
                             *x = (2.0 * to_unit(word) - 1.0) * bound;
                         }
-                    }
+                    });
                 }
             }
         }

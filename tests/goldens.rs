@@ -2,6 +2,8 @@
 //!
 //! `tools/goldens.py` wrote the files in `tests/goldens/`; its header gives their format.
 
+#[path = "unit/recipes.rs"]
+mod recipes;
 #[path = "unit/updates.rs"]
 mod updates;
 
@@ -263,11 +265,11 @@ fn input(golden: &Value) -> [usize; 3] {
 /// Batch `t` of a golden: pixels and labels drawn from Philox on both sides.
 fn batch(golden: &Value, t: u32, device: &Device) -> (Tensor, Tensor) {
     let (n, [h, w, c]) = (golden["batch"].as_u64().unwrap() as usize, input(golden));
-    let seed = golden["seed"].as_u64().unwrap();
+    let (seed, classes) = (golden["seed"].as_u64().unwrap(), golden["classes"].as_u64().unwrap_or(10));
     let draw = |epoch| Stream { seed, epoch, step: t, id: stream::SHAPES };
     let pixel = |i| ((draw(1).word(i) >> 24) as f32 / 255.0 - 0.5) / 0.5;
     let x: Vec<f32> = (0..n * h * w * c).map(pixel).collect();
-    let labels: Vec<i32> = (0..n).map(|i| draw(2).below(i, 10) as i32).collect();
+    let labels: Vec<i32> = (0..n).map(|i| draw(2).below(i, classes as u32) as i32).collect();
     (Tensor::from_slice(device, [n, h, w, c], &x).unwrap(), Tensor::from_slice(device, [n], &labels).unwrap())
 }
 

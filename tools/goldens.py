@@ -2,9 +2,9 @@
 
 Install and run (CPU is enough; about a minute):
 
-    pip install torch numpy safetensors
+    pip install torch torchvision numpy safetensors
     python tools/goldens.py                  # everything
-    python tools/goldens.py ops optim        # only these parts: ops, optim, networks, schedules, updates
+    python tools/goldens.py ops optim        # only these parts: ops, optim, networks, schedules, updates, recipes
     python tools/goldens.py --out DIR        # somewhere else, to compare with what is committed
 
 Nothing here depends on a random generator of PyTorch's but the weights of state_dict_*.safetensors
@@ -23,8 +23,8 @@ optim.json
     Seven float64 parameters, twelve given gradients, the rate of each step, the parameters after
     each step.
 
-schedules.json, updates.json
-    See schedules.py and updates.py.
+schedules.json, updates.json, recipes.json
+    See schedules.py, updates.py and trajectories.py.
 
 networks.json
     "networks": twenty training steps of each (c5: twelve), from weights and batches that both sides draw
@@ -54,6 +54,7 @@ from torch.nn import functional as F
 import networks
 import philox
 import schedules
+import trajectories
 import updates
 
 
@@ -435,13 +436,14 @@ TINY_BN = [
 ]
 
 
-def initialise(net, seed):
+def initialise(net, seed, normal=False):
     """Weights from Philox: parameter p of net.parameters() uses the stream with id INIT + p.
 
     Weights and biases of convolutions and linear layers are (2u - 1) * bound in float32, with
     bound = 1 / sqrt(fan_in) rounded to float32; a bias has its layer's fan_in. Element i is counted
     in Tilework's memory order: O, H, W, I for convolutions. Batch-norm starts at 1 and 0; its
-    parameters count, but draw nothing.
+    parameters count, but draw nothing. With `normal` the weights of convolutions are normal (Box,
+    Muller) with variance 2 / fan_out: a block of four random words makes two of them.
     """
     owners = [(m, k, p) for m in net.modules() for k, p in m.named_parameters(recurse=False)]
     assert all(a is b for (_, _, a), b in zip(owners, net.parameters(), strict=True))
@@ -451,6 +453,14 @@ def initialise(net, seed):
                 p.fill_(1.0 if kind == "weight" else 0.0)
                 continue
             fan_in = module.weight[0].numel()
+            if normal and p.dim() == 4:
+                o, i, h, w = p.shape
+                blocks = philox.words(2 * p.numel(), seed=seed, id=philox.INIT + index).reshape(-1, 4).astype(np.float64)
+                radius = np.sqrt(-2 * np.log((blocks[:, 0] + 1) / 2**32) * 2 / (o * h * w))
+                angle = blocks[:, 1] / 2**32 * 2 * math.pi
+                value = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).astype(np.float32)
+                p.copy_(torch.from_numpy(value).reshape(o, h, w, i).permute(0, 3, 1, 2))
+                continue
             u = philox.uniform(p.numel(), seed=seed, id=philox.INIT + index)
             value = torch.from_numpy((np.float32(2) * u - np.float32(1)) * np.float32(1 / math.sqrt(fan_in)))
             if p.dim() == 4:
@@ -460,14 +470,14 @@ def initialise(net, seed):
                 p.copy_(value.reshape(p.shape))
 
 
-def batch(seed, t, n, shape):
-    """Batch t: pixels (uint8, counted in the order n, h, w, c) and labels 0..10.
+def batch(seed, t, n, shape, classes=10):
+    """Batch t: pixels (uint8, counted in the order n, h, w, c) and labels 0..classes.
 
     Pixels become (pixel / 255 - 0.5) / 0.5 in float32.
     """
     c, h, w = shape
     pixels = (philox.words(n * h * w * c, seed=seed, epoch=1, step=t, id=philox.SHAPES) >> np.uint32(24)).astype(np.uint8)
-    labels = philox.below(n, 10, seed=seed, epoch=2, step=t, id=philox.SHAPES)
+    labels = philox.below(n, classes, seed=seed, epoch=2, step=t, id=philox.SHAPES)
     x = torch.from_numpy(pixels.reshape(n, h, w, c)).permute(0, 3, 1, 2).contiguous().float()
     return (x / 255 - 0.5) / 0.5, torch.from_numpy(labels), pixels
 
@@ -637,6 +647,7 @@ PARTS = {
     "networks": write_networks,
     "schedules": lambda out: schedules.write(out, write_json),
     "updates": lambda out: updates.write(out, write_json, initialise, batch, describe),
+    "recipes": lambda out: trajectories.write(out, write_json, initialise, batch),
 }
 
 if __name__ == "__main__":

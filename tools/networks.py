@@ -98,9 +98,9 @@ def head(*sizes):
     return [spec for size in sizes[:-1] for spec in (f"fc {size}", "relu")] + [f"fc {sizes[-1]}"]
 
 
-def lenet():
-    convs = [spec for c in (6, 16) for spec in (f"conv 5x5, {c} channels", "relu", "max_pool 2x2")]
-    return [*convs, "flatten", *head(120, 84, 10)]
+def lenet(c1, c2, *fc):
+    convs = [spec for c in (c1, c2) for spec in (f"conv 5x5, {c} channels", "relu", "max_pool 2x2")]
+    return [*convs, "flatten", *head(*fc)]
 
 
 def bn_cnn(p):
@@ -132,7 +132,7 @@ def conv_bn_net(deep):
 
 # name -> (layers, the recipe's batch size); all for images of 3 x 32 x 32 and ten classes.
 RECIPES = {
-    "a1-lenet": (lenet(), 4),
+    "a1-lenet": (lenet(6, 16, 120, 84, 10), 4),
     "b1-bn-cnn": (bn_cnn(0.5), 16),
     "c1-fully-connected": (["flatten", *head(40, 10)], 256),
     "c2-conv": (conv_net(""), 256),

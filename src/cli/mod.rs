@@ -129,6 +129,9 @@ struct TrainArgs {
     /// Print a line every N steps: the means over these N mini-batches
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
     log_every: Option<u64>,
+    /// Also write an event file for `tensorboard --logdir runs`; a run that goes on keeps to it
+    #[arg(long)]
+    tensorboard: bool,
     /// The folder in which the run's folder is made
     #[arg(long, value_name = "DIR", default_value = "runs")]
     out: PathBuf,

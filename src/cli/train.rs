@@ -8,7 +8,9 @@ use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::recipes::Recipe;
 use crate::train::run::{Config, RunInfo, git_commit};
-use crate::train::{CsvLog, Limits, Outcome, Plots, RunDir, Summary, Tested, Trainer, checkpoint};
+use crate::train::{
+    CsvLog, Limits, Observer, Outcome, Plots, RunDir, Summary, TensorBoard, Tested, Trainer, checkpoint,
+};
 use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::process::ExitCode;
@@ -161,8 +163,12 @@ impl Session {
         let warn = move |e: &Error| lines.print(&format!("warning: no figures: {e}"));
         let mut plots = Plots::open(&self.run, &self.config.recipe, parameters, warn)?;
         let stop = stop_flag(progress.lines())?;
+        let wanted = args.tensorboard || TensorBoard::is_kept(&self.run)?;
+        let mut board = wanted.then(|| TensorBoard::open(&self.run, at.step)).transpose()?;
+        let mut observers: Vec<&mut dyn Observer> = vec![&mut csv, &mut progress, &mut plots];
+        observers.extend(board.as_mut().map(|b| b as &mut dyn Observer));
         let limits = Limits { max_steps: args.max_steps };
-        let outcome = self.trainer.run(&self.run, limits, &stop, &mut [&mut csv, &mut progress, &mut plots]);
+        let outcome = self.trainer.run(&self.run, limits, &stop, &mut observers);
         progress.clear();
         let go_on = format!("tilework train --resume {}", self.run.path().display());
         match outcome {

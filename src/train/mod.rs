@@ -21,6 +21,7 @@ mod recording;
 pub mod run;
 mod saver;
 mod state;
+mod tensorboard;
 mod trainer;
 
 pub use checkpoint::Position;
@@ -32,4 +33,5 @@ pub use events::{EpochReport, Event, Limits, Observer, Outcome, StepReport};
 pub use history::{EpochRow, History, StepRow};
 pub use plots::{Plots, Summary, Tested};
 pub use run::RunDir;
+pub use tensorboard::TensorBoard;
 pub use trainer::Trainer;

@@ -21,6 +21,12 @@ impl Layer for AvgPool {
         x.avg_pool2d(self.window, self.include_pad, cx)
     }
 
+    fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
+        let include = ("count_include_pad", Attribute::Int(self.include_pad.into()));
+        let attributes: Vec<_> = window(&self.window).into_iter().chain([include]).collect();
+        Ok(graph.node("AveragePool", &[x], &attributes))
+    }
+
     fn phrase(&self) -> String {
         let exclude = if self.include_pad { "" } else { ", exclude_pad" };
         format!("avg_pool {}{exclude}", windowed(self.window))
