@@ -66,6 +66,11 @@ impl<'a, T> MatMut<'a, T> {
         MatMut { data, rows, cols, row_stride: cols, col_stride: 1, borrow: PhantomData }
     }
 
+    /// The same matrix, borrowed for a shorter time.
+    pub fn again(&mut self) -> MatMut<'_, T> {
+        MatMut { ..*self }
+    }
+
     /// The transpose; nothing is moved.
     pub fn t(self) -> Self {
         MatMut { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }

@@ -5,11 +5,13 @@
 //! images: with few weights each group sums for itself and the sums are added in order; with many
 //! weights the patches of a chunk of the batch are laid out once and the product is cut along the
 //! weights. The sizes of groups and chunks come from the problem alone, so the bits do not depend
-//! on the number of threads. Convolutions with few output channels go the way of [`direct`].
+//! on the number of threads. Convolutions with few output channels go
+//! the way of [`direct`], those of few padded pixels that of [`pixelwise`].
 
 use super::Dims;
 use super::direct;
 use super::im2col::{col2im, im2col};
+use super::pixelwise;
 use crate::device::cpu::{Cpu, MACS, Mat, MatMut, for_pieces, gemm};
 use crate::dtype::Real;
 
@@ -48,6 +50,9 @@ fn patches_len(n: usize, d: &Dims) -> usize {
 }
 
 pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], d: &Dims, cpu: &Cpu) {
+    if pixelwise::suits(d) {
+        return pixelwise::forward(x, w, b, y, d);
+    }
     let (k, pixels, g) = (d.patch(), d.pixels(), group(d));
     if direct::suits(d) {
         let packed = direct::pack(w, d);
@@ -73,6 +78,9 @@ pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], d
 }
 
 pub(super) fn backward_x<T: Real>(gy: &[T], w: &[T], gx: &mut [T], d: &Dims, cpu: &Cpu) {
+    if pixelwise::suits(d) {
+        return pixelwise::backward_x(gy, w, gx, d);
+    }
     let (k, pixels, g) = (d.patch(), d.pixels(), group(d));
     cpu.reserve::<T>(patches_len(g, d), d.n.div_ceil(g));
     let groups = gx.chunks_mut(g * d.image()).zip(gy.chunks(g * pixels * d.o)).collect();
@@ -91,7 +99,9 @@ pub(super) fn backward_x<T: Real>(gy: &[T], w: &[T], gx: &mut [T], d: &Dims, cpu
 }
 
 pub(super) fn backward_w<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, d: &Dims, cpu: &Cpu) {
-    if gw.len() <= FEW_WEIGHTS {
+    if pixelwise::suits(d) {
+        pixelwise::backward_w(gy, x, gw, accumulate, d);
+    } else if gw.len() <= FEW_WEIGHTS {
         sum_groups(gy, x, gw, accumulate, d, cpu);
     } else {
         cut_weights(gy, x, gw, accumulate, d, cpu);

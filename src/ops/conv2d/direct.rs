@@ -189,9 +189,9 @@ fn tap<T: Real>(x: &[T], grads: &[T], shape: &Planes, strips: usize, d: &Dims) -
 
 #[cfg(test)]
 mod tests {
+    use super::super::definition::Example;
     use super::*;
     use crate::ops::case::Draw;
-    use crate::ops::window::Window;
 
     /// Both passes against the definition, for random geometries that suit.
     #[test]
@@ -199,48 +199,22 @@ mod tests {
         let mut tried = 0;
         for seed in 0..200 {
             let mut draw = Draw::new(seed);
-            let window = Window {
-                kernel: [draw.int(1, 5), draw.int(1, 5)],
-                stride: [draw.int(1, 3), 1],
-                pad: [draw.int(0, 2), draw.int(0, 2)],
-            };
-            let (h, w, c, o) = (draw.int(5, 9), draw.int(16, 70), draw.int(1, 4), draw.int(1, 12));
-            let d = Dims { n: 1, x: [h, w], c, y: window.output("t", [h, w]).unwrap(), o, window };
+            let x = [draw.int(5, 9), draw.int(16, 70)];
+            let e = Example::draw(&mut draw, 1, x, 8, [3, 1]);
+            let d = e.d;
             if !suits(&d) {
                 continue;
             }
             tried += 1;
-            let number = |i: usize| ((i * 7919 + seed as usize) % 23) as f64 - 11.0;
-            let x: Vec<f64> = (0..d.image()).map(number).collect();
-            let wt: Vec<f64> = (0..o * d.patch()).map(|i| number(i + 5)).collect();
-            let b: Vec<f64> = (0..o).map(number).collect();
-            let gy: Vec<f64> = (0..d.pixels() * o).map(|i| number(i + 3)).collect();
-            let mut want: Vec<f64> = (0..gy.len()).map(|i| b[i % o]).collect();
-            let mut gw_want = vec![0.0; wt.len()];
-            let [kh, kw] = window.kernel;
-            for pixel in 0..d.pixels() {
-                for tap in 0..kh * kw {
-                    let row = (pixel / d.y[1] * window.stride[0] + tap / kw).wrapping_sub(window.pad[0]);
-                    let col = (pixel % d.y[1] + tap % kw).wrapping_sub(window.pad[1]);
-                    if row < h && col < w {
-                        for i in 0..o * c {
-                            let (out, ch) = (i / c, i % c);
-                            let (at, from) = ((out * kh * kw + tap) * c + ch, x[(row * w + col) * c + ch]);
-                            want[pixel * o + out] += wt[at] * from;
-                            gw_want[at] += gy[pixel * o + out] * from;
-                        }
-                    }
-                }
-            }
-            let mut y = vec![f64::NAN; want.len()];
+            let mut y = vec![f64::NAN; e.y.len()];
             let mut scratch = vec![f64::NAN; backward_scratch(&d)];
-            forward(&x, &pack(&wt, &d), Some(&b), &mut y, &mut scratch[..forward_scratch(&d)], &d);
-            assert_eq!(y, want, "{d:?}");
-            let mut gw = vec![f64::NAN; wt.len()];
-            backward_w(&gy, &x, &mut gw, false, &mut scratch, &d);
-            assert_eq!(gw, gw_want, "{d:?}");
-            backward_w(&gy, &x, &mut gw, true, &mut scratch, &d);
-            assert!(gw.iter().zip(&gw_want).all(|(a, b)| *a == 2.0 * b));
+            forward(&e.x, &pack(&e.w, &d), Some(&e.b), &mut y, &mut scratch[..forward_scratch(&d)], &d);
+            assert_eq!(y, e.y, "{d:?}");
+            let mut gw = vec![f64::NAN; e.w.len()];
+            backward_w(&e.gy, &e.x, &mut gw, false, &mut scratch, &d);
+            assert_eq!(gw, e.gw, "{d:?}");
+            backward_w(&e.gy, &e.x, &mut gw, true, &mut scratch, &d);
+            assert!(gw.iter().zip(&e.gw).all(|(a, b)| *a == 2.0 * b));
         }
         assert!(tried > 100 || !cfg!(target_arch = "x86_64"), "{tried}");
     }

@@ -9,8 +9,11 @@
 
 mod cpu;
 mod cuda;
+#[cfg(test)]
+mod definition;
 mod direct;
 mod im2col;
+mod pixelwise;
 
 use super::case::{Case, Draw, Fill};
 use super::product::Operands;

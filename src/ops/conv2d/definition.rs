@@ -1,0 +1,61 @@
+//! Convolution by its definition, one product at a time, for the tests of the faster ways.
+
+use super::Dims;
+use crate::ops::case::Draw;
+use crate::ops::window::Window;
+
+/// A convolution of small whole numbers: every sum is exact, in whatever order.
+pub(super) struct Example {
+    pub(super) d: Dims,
+    pub(super) x: Vec<f64>,
+    pub(super) w: Vec<f64>,
+    pub(super) b: Vec<f64>,
+    pub(super) y: Vec<f64>,
+    pub(super) gy: Vec<f64>,
+    pub(super) gx: Vec<f64>,
+    pub(super) gw: Vec<f64>,
+}
+
+impl Example {
+    /// `n` images of `x` pixels and up to `channels` channels, a drawn kernel and padding, and strides up to those given.
+    pub(super) fn draw(draw: &mut Draw, n: usize, x: [usize; 2], channels: usize, stride: [usize; 2]) -> Self {
+        let window = Window {
+            kernel: [draw.int(1, 5), draw.int(1, 5)],
+            stride: stride.map(|s| draw.int(1, s)),
+            pad: [draw.int(0, 2), draw.int(0, 2)],
+        };
+        let (c, o) = (draw.int(1, channels), draw.int(1, channels));
+        let y = window.output("conv2d", x).expect("the window is smaller than the image");
+        Example::new(Dims { n, x, c, y, o, window })
+    }
+
+    fn new(d: Dims) -> Self {
+        let numbers = |len: usize, from: usize| -> Vec<f64> {
+            (from..from + len).map(|i| ((i * 7919 + d.patch()) % 23) as f64 - 11.0).collect()
+        };
+        let (x, w, b) = (numbers(d.n * d.image(), 0), numbers(d.o * d.patch(), 5), numbers(d.o, 0));
+        let gy = numbers(d.n * d.pixels() * d.o, 3);
+        let mut y: Vec<f64> = (0..gy.len()).map(|i| b[i % d.o]).collect();
+        let (mut gx, mut gw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
+        let [kh, kw] = d.window.kernel;
+        for pixel in 0..d.n * d.pixels() {
+            let (image, p, q) = (pixel / d.pixels(), pixel % d.pixels() / d.y[1], pixel % d.y[1]);
+            for tap in 0..kh * kw {
+                let row = (p * d.window.stride[0] + tap / kw).wrapping_sub(d.window.pad[0]);
+                let col = (q * d.window.stride[1] + tap % kw).wrapping_sub(d.window.pad[1]);
+                if row >= d.x[0] || col >= d.x[1] {
+                    continue;
+                }
+                for i in 0..d.o * d.c {
+                    let (out, ch) = (i / d.c, i % d.c);
+                    let (at, from) =
+                        ((out * kh * kw + tap) * d.c + ch, image * d.image() + (row * d.x[1] + col) * d.c + ch);
+                    y[pixel * d.o + out] += w[at] * x[from];
+                    gw[at] += gy[pixel * d.o + out] * x[from];
+                    gx[from] += gy[pixel * d.o + out] * w[at];
+                }
+            }
+        }
+        Example { d, x, w, b, y, gy, gx, gw }
+    }
+}
