@@ -29,10 +29,11 @@ STEPS = 3
 EVERY_LAYER = """
 epochs = 1
 batch_size = 20
+ema = { decay = 0.5 }
 loss = "nll"
 layers = [
     "conv 5x3, 12 channels, stride 2x1, pad 2x1, no bias", "batch_norm, eps 1e-3", "gelu",
-    { residual = ["conv 3x3, 12 channels, pad 1", "batch_norm", "silu"], after = ["relu"] },
+    { residual = ["conv 3x3, 12 channels, pad 1", "batch_norm, frozen", "silu"], after = ["relu"] },
     { residual = ["conv 1x1, 8 channels"], shortcut = ["conv 1x1, 8 channels"] },
     "max_pool 3x3, stride 1, pad 1", "avg_pool 3x3, stride 2, pad 1", "avg_pool 3x2, stride 1, pad 1x0, exclude_pad",
     "adaptive_max_pool 4x5", "adaptive_avg_pool 2x5", "dropout 0.5",
