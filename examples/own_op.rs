@@ -1,10 +1,10 @@
 //! An operation of one's own, softplus: `y = ln(1 + exp(x))` with the gradient `gx = gy / (1 + exp(-x))`. It is checked
-//! against finite differences, and used in a layer.
+//! against finite differences, and used in a layer that can be exported.
 //!
 //!     cargo run --release --example own_op
 
 use tilework::autograd::{Backward, Grads, VarId};
-use tilework::nn::{Layer, Model, layer};
+use tilework::nn::{Layer, Model, layer, onnx::Onnx};
 use tilework::ops::gradcheck;
 use tilework::step::Step;
 use tilework::{Ctx, Device, Result, Tensor, Var, with_real};
@@ -48,6 +48,10 @@ impl Layer for SoftplusLayer {
         softplus(x, cx)
     }
 
+    fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
+        Ok(graph.node("Softplus", &[x], &[]))
+    }
+
     fn phrase(&self) -> String {
         "softplus".into()
     }
@@ -64,6 +68,7 @@ fn main() -> Result<()> {
     let model = Model::new(net, [4, 4, 1], &device, 0)?;
     let images = Var::constant(Tensor::zeros(&device, tilework::DType::F32, [5, 4, 4, 1])?);
     let mut cx = model.train(Step::default());
+    println!("as an ONNX model: {} bytes", model.to_onnx(None, &[])?.len());
     println!("scores of five images: {:?}", model.forward(&images, &mut cx)?.shape());
     Ok(())
 }

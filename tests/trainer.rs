@@ -25,6 +25,7 @@ fn a_last_batch_that_batch_norm_cannot_take_is_refused_at_once() {
     assert!(e.contains("batch_size") && e.contains("layer 1 (batch_norm)") && e.contains("remedy"), "{e}");
     assert!(trainer(&[norm, "batch_size=1"]).is_err());
     assert!(trainer(&[norm, "batch_size=198"]).is_ok());
+    assert!(trainer(&[norm, "batch_size=199", "frozen_batch_norm=true"]).is_ok());
     assert!(trainer(&[r#"layers=["max_pool 16", "batch_norm", "flatten", "fc 10"]"#, "batch_size=199"]).is_ok());
 }
 
@@ -80,6 +81,29 @@ fn run_dir(parent: &std::path::Path) -> RunDir {
 fn stopping_anywhere_and_going_on_gives_the_same_bits() {
     for held_out in ["data.validation=0", "data.validation=40"] {
         stop_and_go_on(&[LAYERS, "epochs=2", "batch_size=50", held_out]);
+    }
+}
+
+/// The same with all that has a state or random numbers of its own.
+#[test]
+fn stopping_and_going_on_with_everything_at_once() {
+    let layers = r#"layers=["max_pool 8", "batch_norm", "flatten", "dropout 0.2", "fc 10"]"#;
+    let augment = "augment={flip=0.5, vertical_flip=0.5, rotation=20, pad=2, border=\"reflect\", cutout=4}";
+    let pace = ["schedule={kind=\"one-cycle\"}", "accumulate=3", "ema.decay=0.9", "clip.norm=1"];
+    let set = [&[layers, augment, "data.validation=40", "epochs=2", "batch_size=40"][..], &pace].concat();
+    stop_and_go_on(&set);
+    // Each of them changes what comes out.
+    let end = |set: &[&str]| {
+        let (dir, never) = (tempfile::tempdir().unwrap(), AtomicBool::new(false));
+        let mut trainer = trainer(set).unwrap();
+        trainer.run(&run_dir(dir.path()), Limits::default(), &never, &mut []).unwrap();
+        trainer.engine.model.state_dict().unwrap()
+    };
+    let wanted = end(&set);
+    for other in
+        ["augment.rotation=0", "augment.pad=0", "augment.cutout=0", "accumulate=1", "schedule.kind=\"constant\""]
+    {
+        assert!(end(&[&set[..], &[other]].concat()) != wanted, "{other}");
     }
 }
 

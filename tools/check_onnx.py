@@ -7,7 +7,7 @@
 Each recipe's network, and one that has every kind of layer, is trained for a few steps on random pictures. Its model goes
 through `onnx.checker`, and is run on other pictures, from pixels and from normalised images. The logarithms of the
 probabilities are compared with those of `tilework predict`, which takes the same pictures: they may differ by 1e-4 of the
-largest at most.
+span from the smallest to the largest.
 """
 
 import argparse
@@ -29,10 +29,11 @@ STEPS = 3
 EVERY_LAYER = """
 epochs = 1
 batch_size = 20
+ema = { decay = 0.5 }
 loss = "nll"
 layers = [
     "conv 5x3, 12 channels, stride 2x1, pad 2x1, no bias", "batch_norm, eps 1e-3", "gelu",
-    { residual = ["conv 3x3, 12 channels, pad 1", "batch_norm", "silu"], after = ["relu"] },
+    { residual = ["conv 3x3, 12 channels, pad 1", "batch_norm, frozen", "silu"], after = ["relu"] },
     { residual = ["conv 1x1, 8 channels"], shortcut = ["conv 1x1, 8 channels"] },
     "max_pool 3x3, stride 1, pad 1", "avg_pool 3x3, stride 2, pad 1", "avg_pool 3x2, stride 1, pad 1x0, exclude_pad",
     "adaptive_max_pool 4x5", "adaptive_avg_pool 2x5", "dropout 0.5",
@@ -75,10 +76,12 @@ def check(name, recipe, program, place, weights):
     pictures(place / "look", 1, PICTURES, size, random)
     (place / "recipe.toml").write_text(recipe)
     keys = {"data.source": "image-folder", "data.size": size, "data.validation": 0, "batch_size": 60 // STEPS}
+    # A recipe may ask for random changes to the images of predictions too; they are no part of the network.
+    keys["augment.test"] = "false"
     if "pretrained" in spec:
         keys["pretrained.file"] = weights
     keys = [part for k, v in keys.items() for part in ("--set", f"{k}={v}")]
-    tilework("train", "recipe.toml", "--data", "data", "--device", "cpu", "--epochs", 1, *keys)
+    tilework("train", "recipe.toml", "--data", "data", "--device", "cpu", "--epochs", 1, "--lr", 1e-4, *keys)
     run = place / "runs/recipe-001"
     lines = tilework("predict", run, "look", "--top", classes, "--json", "--device", "cpu").splitlines()
     lines = {pathlib.Path(line["image"]).name: line["predictions"] for line in map(json.loads, lines)}
@@ -101,7 +104,7 @@ def check(name, recipe, program, place, weights):
         (logits,) = session.run(["logits"], {"images": x})
         alone = np.concatenate([session.run(["logits"], {"images": x[i : i + 1]})[0] for i in range(len(x))])
         assert np.allclose(alone, logits, atol=1e-4 * abs(logits).max())
-        worst.append(float(abs(log_softmax(np.float64(logits)) - expected).max() / abs(expected).max()))
+        worst.append(float(abs(log_softmax(np.float64(logits)) - expected).max() / np.ptp(expected)))
     best = run / "best" if (run / "best").exists() else run / "last"
     assert (place / "net.safetensors").read_bytes() == (best / "model.safetensors").read_bytes()
     return worst, len(model.graph.node), (place / "net.onnx").stat().st_size
@@ -119,7 +122,7 @@ def main():
     if wrong:
         sys.exit(f"no recipe {', '.join(wrong)}; there are {', '.join(recipes)}")
     failed = 0
-    print(f"onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}; differences relative to the largest value")
+    print(f"onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}; differences as parts of the logits' span")
     print(f"{'recipe':<22}{'nodes':>6}{'KiB':>8}{'pixels':>10}{'normalised':>12}")
     with tempfile.TemporaryDirectory() as top:
         weights = pathlib.Path(top) / "resnet18.safetensors"
@@ -132,7 +135,7 @@ def main():
                 check("d1-resnet18", recipes["d1-resnet18"], program, before, None)
                 (before / "net.safetensors").rename(weights)
             worst, nodes, size = check(name, recipes[name], program, place, weights)
-            bad = max(worst) > 1e-4
+            bad = not all(w <= 1e-4 for w in worst)
             failed += bad
             print(f"{name:<22}{nodes:>6}{size // 1024:>8}{worst[0]:>10.1e}{worst[1]:>12.1e}{'  WRONG' if bad else ''}", flush=True)
     sys.exit(1 if failed else 0)

@@ -43,7 +43,7 @@ class OutOfTime(Exception):
     """A side has used up its time."""
 
 
-def make(how, device, layers, batch):
+def make(how, device, layers, batch, adam=False):
     """A training step, ready to be called."""
     import torch
     from torch.nn import functional as F
@@ -53,10 +53,17 @@ def make(how, device, layers, batch):
     torch.manual_seed(0)
     shape = (3, 32, 32)
     net = networks.build(layers, shape).to(device)
-    x, labels = torch.randn(batch, *shape, device=device), torch.randint(0, 10, (batch,), device=device)
+    with torch.no_grad():
+        classes = net.eval()(torch.zeros(1, *shape, device=device)).shape[1]
+    net.train()
+    x, labels = torch.randn(batch, *shape, device=device), torch.randint(0, classes, (batch,), device=device)
     if "nhwc" in how:
         net, x = net.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, fused="amp" in how and device == "cuda")
+    fused = "amp" in how and device == "cuda"
+    if adam:
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=fused, capturable="graph" in how)
+    else:
+        optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, fused=fused)
     if "compile" in how:
         # Nothing of an earlier network, whose other batch size would make this one's size a variable.
         torch.compiler.reset()
@@ -145,7 +152,7 @@ def worker(args):
             # Again and again: compilers catch what they do not expect, and go on.
             signal.setitimer(signal.ITIMER_REAL, left, 2)
             try:
-                step = make(how, device, layers, result["batch"])
+                step = make(how, device, layers, result["batch"], name in networks.ADAM)
                 several(step, device, args["warm_up"], 3)
                 result["seconds"] = statistics.median(several(step, device, args["seconds"], 5))
             except Exception as e:  # Whatever a side fails by must not cost the others' results.

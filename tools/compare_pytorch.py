@@ -8,8 +8,8 @@ Install and run:
     python tools/compare_pytorch.py --device cuda                   # on the GPU
     python tools/compare_pytorch.py --device cuda --batches 0,256   # the recipe's batch size, and 256
 
-A step is the same on both sides: gradients cleared, forward, cross-entropy, backward, one SGD update
-with momentum 0.9, on one batch that stays in memory. Tilework is timed by its criterion bench
+A step is the same on both sides: gradients cleared, forward, cross-entropy, backward, one update by the
+recipe's optimizer (SGD with momentum 0.9, or Adam), on one batch that stays in memory. Tilework is timed by its criterion bench
 `train_step`; PyTorch twice, with images and weights in NCHW and in channels_last.
 
 The sides take turns, one process per measurement, so that what else happens on the machine hits all
@@ -39,7 +39,7 @@ sys.dont_write_bytecode = True
 ROOT = Path(__file__).resolve().parent.parent
 LAYOUTS = {"nchw": "PyTorch NCHW", "channels_last": "PyTorch channels_last"}
 SIDES = {"ours": "Tilework", **LAYOUTS}
-NAMES = ["a1-lenet", "b1-bn-cnn", "c1-fully-connected", "c2-conv", "c3-conv-padded", "c4-conv-bn", "c5-deep-conv-bn"]
+NAMES = ["a1-lenet", "a7-wider", "b1-bn-cnn", "c1-fully-connected", "c2-conv", "c3-conv-padded", "c4-conv-bn", "c5-deep-conv-bn", "d1-resnet18", "e1-resnet9-onecycle"]
 BUSY = 0.1  # cores that others may use before a measurement counts as disturbed
 
 
@@ -52,7 +52,7 @@ def worker(args):
 
     torch.set_num_threads(args["threads"])
     layers, batch = networks.RECIPES[args["name"]]
-    step = compare_gpu.make(("nhwc",) if args["side"] == "channels_last" else (), "cpu", layers, batch)
+    step = compare_gpu.make(("nhwc",) if args["side"] == "channels_last" else (), "cpu", layers, batch, args["name"] in networks.ADAM)
     compare_gpu.several(step, "cpu", args["warm_up"], 3)
     seconds = statistics.median(compare_gpu.several(step, "cpu", args["seconds"], 5))
     print(json.dumps({"seconds": seconds, "torch": torch.__version__}))

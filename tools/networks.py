@@ -14,6 +14,7 @@ all of them, as nn.Sequential does:
     dropout 0.5
     flatten
     log_softmax
+    resnet18 10                                                              torchvision's, with ten outputs
     {"residual": [layers]}                                                   x + f(x)
 
 `build(layers, (channels, height, width))` makes the module, and works out the input sizes of the
@@ -78,6 +79,10 @@ def layer(spec, shape):
             return nn.Flatten()
         case "log_softmax":
             return nn.LogSoftmax(1)
+        case "resnet18":
+            import torchvision
+
+            return torchvision.models.resnet18(num_classes=int(size))
     raise ValueError(f"unknown layer: {spec}")
 
 
@@ -93,14 +98,15 @@ def build(layers, shape, kind=nn.Sequential):
     return kind(*modules)
 
 
-def head(*sizes):
-    """Fully connected layers with a ReLU after each but the last."""
-    return [spec for size in sizes[:-1] for spec in (f"fc {size}", "relu")] + [f"fc {sizes[-1]}"]
+def head(*sizes, dropout_after=()):
+    """Fully connected layers with a ReLU after each but the last, and dropout after those of these numbers."""
+    drop = lambda i: ["dropout 0.1"] if i in dropout_after else []
+    return [spec for i, size in enumerate(sizes[:-1], 1) for spec in (f"fc {size}", "relu", *drop(i))] + [f"fc {sizes[-1]}"]
 
 
-def lenet(c1, c2, *fc):
+def lenet(c1, c2, *fc, dropout_after=()):
     convs = [spec for c in (c1, c2) for spec in (f"conv 5x5, {c} channels", "relu", "max_pool 2x2")]
-    return [*convs, "flatten", *head(*fc)]
+    return [*convs, "flatten", *head(*fc, dropout_after=dropout_after)]
 
 
 def bn_cnn(p):
@@ -130,13 +136,27 @@ def conv_bn_net(deep):
     return [*layers, "adaptive_max_pool 1x1", "flatten", "fc 10"]
 
 
-# name -> (layers, the recipe's batch size); all for images of 3 x 32 x 32 and ten classes.
+def resnet9(classes):
+    def block(*channels):
+        return [spec for c in channels for spec in (f"conv 3x3, {c} channels, pad 1", "batch_norm", "relu")]
+
+    wide = [*block(64, 128), "max_pool 2x2", {"residual": block(128, 128)}]
+    deep = [*block(256), "max_pool 2x2", *block(512), "max_pool 2x2", {"residual": block(512, 512)}]
+    return [*wide, *deep, "max_pool 4x4", "flatten", f"fc {classes}"]
+
+
+# name -> (layers, the recipe's batch size); all for images of 3 x 32 x 32.
 RECIPES = {
     "a1-lenet": (lenet(6, 16, 120, 84, 10), 4),
+    "a7-wider": (lenet(64, 128, 1600, 800, 400, 200, 100, 50, 10, dropout_after=(3, 5)), 4),
     "b1-bn-cnn": (bn_cnn(0.5), 16),
     "c1-fully-connected": (["flatten", *head(40, 10)], 256),
     "c2-conv": (conv_net(""), 256),
     "c3-conv-padded": (conv_net(", pad 1"), 256),
     "c4-conv-bn": (conv_bn_net(False), 256),
     "c5-deep-conv-bn": (conv_bn_net(True), 256),
+    "d1-resnet18": (["resnet18 10"], 128),
+    "e1-resnet9-onecycle": (resnet9(20), 64),
 }
+# Those that are trained with Adam; the others with SGD of momentum 0.9.
+ADAM = ["d1-resnet18", "e1-resnet9-onecycle"]

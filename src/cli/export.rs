@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 /// Write a trained network as ONNX or safetensors, for other programs
 ///
-/// The ONNX model's input `images` is [N, 3, H, W] of f32 with pixels in [0, 1], RGB: the recipe's normalisation is in
-/// the model. Its output `logits` is [N, classes]. The names of the classes and the recipe are in its metadata.
+/// The ONNX model's input `images` is [N, 3, H, W] of f32 with pixels in [0, 1], RGB, in the size that the network takes
+/// (printed): the recipe's normalisation is in the model, enlarging and test-time changes of images are not. Its output
+/// `logits` is [N, classes]. The names of the classes and the recipe are in its metadata.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("file").args(["onnx", "safetensors"]).required(true).multiple(true)))]
 pub(super) struct ExportArgs {
@@ -20,7 +21,7 @@ pub(super) struct ExportArgs {
     /// Write an ONNX model (opset 17) to this file
     #[arg(long, value_name = "FILE")]
     onnx: Option<PathBuf>,
-    /// Write the state dict with PyTorch's keys and layouts to this file
+    /// Write the state dict with PyTorch's keys and layouts to this file; with `ema`, the averaged weights
     #[arg(long, value_name = "FILE")]
     safetensors: Option<PathBuf>,
     /// The ONNX model takes images that are normalised already

@@ -11,7 +11,8 @@ pub(super) struct Mark {
     pub(super) lr: f64,
 }
 
-/// What of a curve is drawn: the logarithms of the rates, and losses from the least to a little above the first.
+/// What of a curve is drawn: the logarithms of the rates, and losses from the least to a little above what three of four
+/// are under, so that a loss that runs away at the end does not flatten the rest.
 struct Frame {
     x: [f64; 2],
     y: [f64; 2],
@@ -21,8 +22,10 @@ impl Frame {
     fn of(curve: &Curve) -> Self {
         let (logs, losses) = (|| curve.tried.iter().map(|t| t.lr.log10()), || curve.tried.iter().map(|t| t.smoothed));
         let (low, high) = losses().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
-        let first = losses().next().unwrap_or(high);
-        let high = high.min(first + 0.5 * (first - low)).max(low + 1e-3);
+        let mut sorted: Vec<f64> = losses().collect();
+        sorted.sort_by(f64::total_cmp);
+        let usual = sorted.get(sorted.len() * 3 / 4).copied().unwrap_or(high);
+        let high = high.min(usual + 0.5 * (usual - low)).max(low + 1e-3);
         let (left, right) = (logs().next().unwrap_or(0.0), logs().next_back().unwrap_or(1.0));
         let room = 0.05 * (high - low);
         Frame { x: [left, right.max(left + 0.1)], y: [low - room, high + room] }

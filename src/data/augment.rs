@@ -28,7 +28,8 @@ pub struct Augment {
     /// Side of a square, at a random place, that becomes the mean colour; it may reach over the edge (DeVries, Taylor,
     /// "Improved Regularization of Convolutional Neural Networks with Cutout", 2017).
     pub cutout: usize,
-    /// Whether the images of an evaluation are changed too, each time in the same way.
+    /// Whether the images of an evaluation are changed too, each time in the same way. [`Augment::in_prediction`] says
+    /// what that means to a picture on its own.
     pub test: bool,
 }
 

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::formats::file;
 use image::imageops::{FilterType, resize};
-use image::{ImageFormat, ImageReader, RgbImage};
+use image::{ImageError, ImageFormat, ImageReader, RgbImage};
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
@@ -23,11 +23,13 @@ pub(crate) fn read(path: &Path, size: Option<[usize; 2]>) -> Result<RgbImage> {
     let remedy = "give a PNG or JPEG file; other formats: convert it first";
     let bytes = file::read(path, "read the picture")?;
     // The format is told from the contents: names lie. The crate's limits bound what a small file can unfold to.
-    let picture = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(image::ImageError::from);
-    let picture = picture.and_then(ImageReader::decode).map_err(|e| {
-        let known = matches!(image::guess_format(&bytes), Ok(ImageFormat::Png | ImageFormat::Jpeg));
-        let problem = if known { format!("a damaged picture: {e}") } else { "no PNG or JPEG picture".into() };
-        Error::file(path, problem, remedy)
+    let picture = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(ImageError::from);
+    let picture = picture.and_then(ImageReader::decode).map_err(|e| match (e, image::guess_format(&bytes)) {
+        (ImageError::Limits(e), _) => {
+            Error::file(path, format!("too large a picture: {e}"), "make it smaller: 10,000 pixels a side can be read")
+        }
+        (e, Ok(ImageFormat::Png | ImageFormat::Jpeg)) => Error::file(path, format!("a damaged picture: {e}"), remedy),
+        _ => Error::file(path, "no PNG or JPEG picture", remedy),
     })?;
     let rgb = picture.into_rgb8();
     let Some([h, w]) = size.map(|sides| sides.map(|n| n as u32)) else { return Ok(rgb) };

@@ -38,8 +38,11 @@ pub(crate) mod tests {
     use super::*;
     use crate::formats::protobuf::tests::{Value, fields, of};
 
-    /// The events of a file, whose checksums must fit: step, tags with values, and whether it is a start.
-    pub(crate) fn events(mut bytes: &[u8]) -> Vec<(i64, Vec<(String, f32)>, bool)> {
+    /// Step, tags with values, and whether a session starts.
+    type Event = (i64, Vec<(String, f32)>, bool);
+
+    /// The events of a file, whose checksums must fit.
+    pub(crate) fn events(mut bytes: &[u8]) -> Vec<Event> {
         let mut all = Vec::new();
         while !bytes.is_empty() {
             let length = bytes.split_off(..8).unwrap();

@@ -3,7 +3,7 @@
 use super::*;
 use crate::device::Device;
 use crate::formats::protobuf::tests::{Value, fields, of};
-use crate::nn::{LAYERS, layer, networks, spec::LayerSpec};
+use crate::nn::{LAYERS, networks, spec::LayerSpec};
 
 fn text(bytes: &[u8], field: u32) -> Vec<String> {
     of(bytes, field).into_iter().map(|b| String::from_utf8(b).unwrap()).collect()
@@ -70,7 +70,7 @@ fn a_model_has_the_networks_nodes_and_numbers() {
 
 #[test]
 fn every_layer_can_be_written() {
-    for kind in LAYERS.iter().filter(|kind| layer(kind.form.split('[').next().unwrap()).is_ok()) {
+    for kind in LAYERS.iter().filter(|kind| !["residual", "layers"].contains(&kind.name)) {
         let phrase = kind.form.split('[').next().unwrap();
         let layers = if phrase.starts_with("fc") { vec!["flatten", phrase] } else { vec![phrase] };
         build(&layers).to_onnx(None, &[]).unwrap();

@@ -134,3 +134,26 @@ fn layers_are_drawn_and_wrong_ones_named() {
     fs::write(p.path("a.png"), "not a picture").unwrap();
     p.fails(&["activations", "runs/tiny-001", "a.png", "--layer", "0"], &["no PNG or JPEG picture"]);
 }
+
+#[test]
+fn networks_and_curves_go_to_other_programs() {
+    let p = Place::new();
+    p.ok(&["train", "tiny.toml", "--max-steps", "3", "--tensorboard"]);
+    p.ok(&["train", "--resume", "runs/tiny-001", "--max-steps", "5"]);
+    let files = fs::read_dir(p.path("runs/tiny-001")).unwrap().map(|e| e.unwrap().file_name());
+    assert_eq!(files.filter(|n| n.to_string_lossy().starts_with("events.out.tfevents.")).count(), 2);
+
+    let done = p.ok(&["export", "runs/tiny-001", "--onnx", "net.onnx", "--safetensors", "net.safetensors"]);
+    assert!(done.out.contains("images [N, 3, 32, 32], pixels 0 to 1; logits [N, 10]"), "{}", done.out);
+    assert!(p.bytes("net.safetensors") == p.bytes("runs/tiny-001/last/model.safetensors"));
+    let contains = |file: &str, word: &str| p.bytes(file).windows(word.len()).any(|w| w == word.as_bytes());
+    for word in ["normalise/Div", "0/MaxPool", "2.weight", "[\"circle\"", "[optimizer]", "0 to 1"] {
+        assert!(contains("net.onnx", word), "{word}");
+    }
+    p.ok(&["export", "runs/tiny-001", "--onnx", "bare.onnx", "--normalised", "--which", "last"]);
+    assert!(!contains("bare.onnx", "normalise/Div"));
+    let done = p.run(&["export", "runs/tiny-001"]);
+    assert!(done.code == Some(2) && done.err.contains("--onnx <FILE>|--safetensors <FILE>"), "{}", done.err);
+    p.fails(&["export", "runs/tiny-001", "--onnx", "no/net.onnx"], &["no/net.onnx", "remedy"]);
+    p.fails(&["export", "runs/tiny-001", "--onnx", "net.onnx", "--which", "best"], &["best", "remedy"]);
+}

@@ -1,5 +1,5 @@
 //! The layers: one room each, with its phrase, the sizes that follow from its input's, its forward
-//! pass and its tests.
+//! pass, its nodes in an ONNX model and its tests.
 //!
 //! [`LAYERS`] lists them: the parser of phrases, its errors, `tilework recipes --help` and the
 //! table of `src/recipes/README.md` come from it. To read one, begin with `relu.rs`. A layer of your own implements

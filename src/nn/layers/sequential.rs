@@ -58,8 +58,11 @@ impl Layer for Sequential {
     }
 
     fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
-        let children = self.children.iter();
-        children.fold(Ok(x.into()), |x, child| graph.child(&child.key, child.layer.as_ref(), &x?))
+        let mut x = x.to_string();
+        for child in &self.children {
+            x = graph.child(&child.key, child.layer.as_ref(), &x)?;
+        }
+        Ok(x)
     }
 
     fn phrase(&self) -> String {
