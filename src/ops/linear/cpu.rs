@@ -20,17 +20,15 @@ pub(super) fn forward<T: Real>(
     if n < TRANSPOSE {
         return few_rows(x, w, b, y, inputs, outputs);
     }
+    if outputs < n {
+        return few_outputs(x, w, b, y, inputs, outputs);
+    }
     let mut yt = cpu.scratch::<T>(n * outputs);
-    // Cut along the outputs, and where they are one block along the batch.
     let block = BLOCK / 2;
-    let batch = if outputs > block { n } else { block };
-    let blocks = MatMut::new(&mut yt, outputs, n).split_rows(block).into_iter();
-    let pieces = blocks.flat_map(|rows| rows.split_cols(batch)).collect();
-    for_pieces(pieces, batch * inputs * block / MACS, |i, yt| {
-        let (o, first) = (i / n.div_ceil(batch) * block, i % n.div_ceil(batch) * batch);
-        let w = Mat::new(w, outputs, inputs).rows(o..outputs.min(o + block));
-        let x = Mat::new(x, n, inputs).rows(first..n.min(first + batch));
-        gemm(yt, false, w, x.t());
+    for_pieces(yt.chunks_mut(block * n).collect(), n * inputs * block / MACS, |i, yt| {
+        let rows = i * block..outputs.min((i + 1) * block);
+        let w = Mat::new(w, outputs, inputs).rows(rows.clone());
+        gemm(MatMut::new(yt, rows.len(), n), false, w, Mat::new(x, n, inputs).t());
     });
     for (i, y) in y.chunks_mut(outputs).enumerate() {
         let column = yt[i..].iter().step_by(n);
@@ -39,6 +37,18 @@ pub(super) fn forward<T: Real>(
             None => y.iter_mut().zip(column).for_each(|(y, &v)| *y = v),
         }
     }
+}
+
+/// For fewer outputs than images: the product packs the weights, and reads the images as they lie in memory.
+fn few_outputs<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], inputs: usize, outputs: usize) {
+    let pieces: Vec<_> = y.chunks_mut(BLOCK * outputs).zip(x.chunks(BLOCK * inputs)).collect();
+    for_pieces(pieces, BLOCK * inputs * outputs / MACS, |_, (y, x)| {
+        let n = x.len() / inputs;
+        gemm(MatMut::new(y, n, outputs), false, Mat::new(x, n, inputs), Mat::new(w, outputs, inputs).t());
+        if let Some(b) = b {
+            y.chunks_mut(outputs).for_each(|y| y.iter_mut().zip(b).for_each(|(y, &b)| *y += b));
+        }
+    });
 }
 
 /// For small batches: dot products of rows of x and rows of w, both read as they lie in memory.
