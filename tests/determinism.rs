@@ -69,26 +69,20 @@ fn training_gives_equal_bits_at_1_2_and_4_threads() {
     }
 }
 
-/// On one thread, where it is certain: how many threads need scratch memory at once is up to the scheduler, and more may do
-/// so for the first time in a later step.
 #[test]
 fn nothing_is_allocated_after_the_second_step() {
     for name in ["a1-lenet", "quickstart", "b1-bn-cnn"] {
-        with_threads(1, || allocates_nothing_more(name));
-    }
-}
-
-fn allocates_nothing_more(name: &str) {
-    let mut t = trainer(name, &[]);
-    let batch = t.first_batch().unwrap();
-    let device = batch.images.device().clone();
-    t.step_once(&batch).unwrap();
-    t.step_once(&batch).unwrap();
-    let before = device.memory();
-    for _ in 0..3 {
+        let mut t = trainer(name, &[]);
+        let batch = t.first_batch().unwrap();
+        let device = batch.images.device().clone();
         t.step_once(&batch).unwrap();
+        t.step_once(&batch).unwrap();
+        let before = device.memory();
+        for _ in 0..3 {
+            t.step_once(&batch).unwrap();
+        }
+        let after = device.memory();
+        assert_eq!(after.allocations, before.allocations, "{name}");
+        assert_eq!(after.peak, before.peak, "{name}");
     }
-    let after = device.memory();
-    assert_eq!(after.allocations, before.allocations, "{name}");
-    assert_eq!(after.peak, before.peak, "{name}");
 }
