@@ -45,9 +45,11 @@ fn ops_give_equal_bits_at_1_2_and_4_threads() {
     }
 }
 
+/// On no more images than the loader's thread prepares at once: with the first batch it is done, and allocates nothing
+/// beside the steps.
 fn trainer(name: &str, set: &[&str]) -> Trainer {
     let set: Vec<String> = set.iter().map(ToString::to_string).collect();
-    Trainer::new(Recipe::load(name, &set).unwrap(), shapes::generate(0, 512, 10), &Device::cpu()).unwrap()
+    Trainer::new(Recipe::load(name, &set).unwrap(), shapes::generate(0, 256, 10), &Device::cpu()).unwrap()
 }
 
 /// The losses and final parameters of a few steps.
