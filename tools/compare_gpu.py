@@ -43,15 +43,16 @@ class OutOfTime(Exception):
     """A side has used up its time."""
 
 
-def make(how, device, layers, batch, adam=False):
-    """A training step, ready to be called."""
+def make(how, device, name, batch):
+    """A training step of a recipe's network, ready to be called."""
     import torch
     from torch.nn import functional as F
 
     import networks
 
     torch.manual_seed(0)
-    shape = (3, 32, 32)
+    layers, size = networks.RECIPES[name][0], networks.SIZES.get(name, 32)
+    shape = (3, size, size)
     net = networks.build(layers, shape).to(device)
     with torch.no_grad():
         classes = net.eval()(torch.zeros(1, *shape, device=device)).shape[1]
@@ -60,7 +61,7 @@ def make(how, device, layers, batch, adam=False):
     if "nhwc" in how:
         net, x = net.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     fused = "amp" in how and device == "cuda"
-    if adam:
+    if name in networks.ADAM:
         optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=fused, capturable="graph" in how)
     else:
         optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, fused=fused)
@@ -138,8 +139,7 @@ def worker(args):
     say(about=about)
     for side, how in SIDES.items():
         for name, given in args["jobs"]:
-            layers, usual = networks.RECIPES[name]
-            result = {"network": name, "given": given, "batch": given or usual, "side": side}
+            result = {"network": name, "given": given, "batch": given or networks.RECIPES[name][1], "side": side}
             left = min(args["box"], args["budget"] - (time.monotonic() - start))
             if "graph" in how and device != "cuda":
                 say(**result, failed="needs a GPU")
@@ -152,7 +152,7 @@ def worker(args):
             # Again and again: compilers catch what they do not expect, and go on.
             signal.setitimer(signal.ITIMER_REAL, left, 2)
             try:
-                step = make(how, device, layers, result["batch"], name in networks.ADAM)
+                step = make(how, device, name, result["batch"])
                 several(step, device, args["warm_up"], 3)
                 result["seconds"] = statistics.median(several(step, device, args["seconds"], 5))
             except Exception as e:  # Whatever a side fails by must not cost the others' results.
@@ -205,16 +205,16 @@ def describe(line):
     return f"{what}: {line['seconds'] * 1e3:.3f} ms" if "seconds" in line else f"{what}: {line['failed']}"
 
 
-def compare(names, batches, measure_ours, args):
-    """Measures everything and prints it as it comes. `measure_ours(names, batch)` gives seconds by network
-    and side; a batch of 0 is the recipe's."""
-    jobs = [(name, batch) for batch in batches for name in names]
+def compare(jobs, measure_ours, args):
+    """Measures pairs of a network and a batch size, and prints it as it comes; a batch of 0 is the recipe's.
+    `measure_ours(names, batch)` gives seconds by network and side."""
+    batches = {batch: [name for name, b in jobs if b == batch] for _, batch in jobs}
     entries = {title(*job): {"seconds": {}, "failed": {}} for job in jobs}
     rounds = []
 
     def ours():
         rounds.append({})
-        for batch in batches:
+        for batch, names in batches.items():
             for name, seconds in measure_ours(names, batch).items():
                 rounds[-1][title(name, batch)] = seconds
                 best = entries[title(name, batch)]["seconds"]

@@ -6,7 +6,7 @@ Install and run:
     python tools/compare_pytorch.py                                 # a1-lenet and b1-bn-cnn
     python tools/compare_pytorch.py --networks all --rounds 3 --json compare.json
     python tools/compare_pytorch.py --device cuda                   # on the GPU
-    python tools/compare_pytorch.py --device cuda --batches 0,256   # the recipe's batch size, and 256
+    python tools/compare_pytorch.py --device cuda --networks b1-bn-cnn,b1-bn-cnn@256   # at the recipe's batch size, and at 256
 
 A step is the same on both sides: gradients cleared, forward, cross-entropy, backward, one update by the
 recipe's optimizer (SGD with momentum 0.9, or Adam), on one batch that stays in memory. Tilework is timed by its criterion bench
@@ -39,7 +39,7 @@ sys.dont_write_bytecode = True
 ROOT = Path(__file__).resolve().parent.parent
 LAYOUTS = {"nchw": "PyTorch NCHW", "channels_last": "PyTorch channels_last"}
 SIDES = {"ours": "Tilework", **LAYOUTS}
-NAMES = ["a1-lenet", "a7-wider", "b1-bn-cnn", "c1-fully-connected", "c2-conv", "c3-conv-padded", "c4-conv-bn", "c5-deep-conv-bn", "d1-resnet18", "e1-resnet9-onecycle"]
+NAMES = ["a1-lenet", "a7-wider", "a8-third-conv", "b1-bn-cnn", "c1-fully-connected", "c2-conv", "c3-conv-padded", "c4-conv-bn", "c5-deep-conv-bn", "d1-resnet18", "d5-tiny", "e1-resnet9-onecycle"]
 BUSY = 0.1  # cores that others may use before a measurement counts as disturbed
 
 
@@ -51,8 +51,8 @@ def worker(args):
     import networks
 
     torch.set_num_threads(args["threads"])
-    layers, batch = networks.RECIPES[args["name"]]
-    step = compare_gpu.make(("nhwc",) if args["side"] == "channels_last" else (), "cpu", layers, batch, args["name"] in networks.ADAM)
+    name = args["name"]
+    step = compare_gpu.make(("nhwc",) if args["side"] == "channels_last" else (), "cpu", name, networks.RECIPES[name][1])
     compare_gpu.several(step, "cpu", args["warm_up"], 3)
     seconds = statistics.median(compare_gpu.several(step, "cpu", args["seconds"], 5))
     print(json.dumps({"seconds": seconds, "torch": torch.__version__}))
@@ -160,21 +160,21 @@ def table(rows):
     return "\n".join("  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]) for row in rows)
 
 
-def on_gpu(names, timed, bench, args):
+def on_gpu(jobs, timed, bench, args):
     """The GPU's comparison, or its rehearsal."""
     import compare_gpu
 
     ours = lambda names, batch: measure_ours(bench, [n for n in names if n in timed], compare_gpu.OURS, args, batch)[0]
-    result = compare_gpu.compare(names, args.batches, ours, args)
+    result = compare_gpu.compare(jobs, ours, args)
     print(table(compare_gpu.report(result)))
     return result
 
 
-def on_cpu(names, timed, bench, args):
+def on_cpu(jobs, timed, bench, args):
     """Rounds in which each side is measured in a process of its own, in another order each time."""
     result = {"networks": {}}
     disturbed = 0
-    for name in names:
+    for name, _ in jobs:
         sides = [side for side in SIDES if side != "ours" or name in timed]
         rounds = []
         for number in range(args.rounds):
@@ -213,11 +213,10 @@ def on_cpu(names, timed, bench, args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--networks", default="a1-lenet,b1-bn-cnn", help=f"comma-separated, or all: {', '.join(NAMES)}")
+    parser.add_argument("--networks", default="a1-lenet,b1-bn-cnn", help=f"comma-separated, or all: {', '.join(NAMES)}; on a GPU also NAME@BATCH, for another batch size than the recipe's")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each side (default 5)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), help="threads for both (default: the cores)")
     parser.add_argument("--device", choices=["cpu", "cuda", "emulated"], default="cpu", help="where both compute (default cpu)")
-    parser.add_argument("--batches", default="0", metavar="N,…", help="images per step on a GPU; 0 is the recipe's (default)")
     parser.add_argument("--budget", type=float, default=60.0, metavar="SECONDS", help="all the time that PyTorch gets on a GPU (default 60)")
     parser.add_argument("--box", type=float, default=25.0, metavar="SECONDS", help="the most that one of its sides gets there (default 25)")
     parser.add_argument("--bench", type=Path, metavar="FILE", help="the bench train_step, built already (default: built by cargo)")
@@ -228,15 +227,19 @@ def main():
     args = parser.parse_args()
     if args.rounds < 1 or args.threads < 1:
         parser.error("--rounds and --threads must be at least 1")
-    if not all(n.isdigit() for n in args.batches.split(",")) or (args.batches != "0" and args.device == "cpu"):
-        parser.error("--batches takes numbers, and needs --device cuda")
-    args.batches = [int(n) for n in args.batches.split(",")]
     seconds, warm_up = (3.0, 1.0) if args.device == "cpu" else (0.4, 0.3)
     args.seconds = args.seconds or seconds
     args.warm_up = args.warm_up or warm_up
-    names = NAMES if args.networks == "all" else args.networks.split(",")
-    if unknown := [n for n in names if n not in NAMES]:
-        parser.error(f"unknown network {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    # A step of d5-tiny takes seconds on a CPU, and the bench leaves it out there.
+    every = [n for n in NAMES if args.device != "cpu" or n != "d5-tiny"]
+    jobs = []
+    for text in every if args.networks == "all" else args.networks.split(","):
+        name, at, batch = text.partition("@")
+        if name not in NAMES:
+            parser.error(f"unknown network {name}; there are {', '.join(NAMES)}")
+        if at and (args.device == "cpu" or not batch.isdigit()):
+            parser.error(f"--networks {text}: a batch size is a number, and needs --device cuda")
+        jobs.append((name, int(batch or 0)))
 
     bench = args.bench.resolve() if args.bench else build_bench()
     timed = available(bench, args)
@@ -245,7 +248,7 @@ def main():
         print(f"warning: the load average is {load:.2f}: something else is running (or just was: the build); the times may not hold")
 
     about = {"device": args.device, "processor": processor(), "threads": args.threads, "seconds": args.seconds, "load_at_start": load}
-    result = about | (on_cpu if args.device == "cpu" else on_gpu)(names, timed, bench, args)
+    result = about | (on_cpu if args.device == "cpu" else on_gpu)(jobs, timed, bench, args)
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 

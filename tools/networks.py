@@ -14,7 +14,7 @@ all of them, as nn.Sequential does:
     dropout 0.5
     flatten
     log_softmax
-    resnet18 10                                                              torchvision's, with ten outputs
+    resnet18 10 [, dropout 0.3]                                              torchvision's, with ten outputs
     {"residual": [layers]}                                                   x + f(x)
 
 `build(layers, (channels, height, width))` makes the module, and works out the input sizes of the
@@ -82,7 +82,10 @@ def layer(spec, shape):
         case "resnet18":
             import torchvision
 
-            return torchvision.models.resnet18(num_classes=int(size))
+            net = torchvision.models.resnet18(num_classes=int(size))
+            if "dropout" in option:
+                net.fc = nn.Sequential(nn.Dropout(float(option["dropout"])), net.fc)
+            return net
     raise ValueError(f"unknown layer: {spec}")
 
 
@@ -107,6 +110,11 @@ def head(*sizes, dropout_after=()):
 def lenet(c1, c2, *fc, dropout_after=()):
     convs = [spec for c in (c1, c2) for spec in (f"conv 5x5, {c} channels", "relu", "max_pool 2x2")]
     return [*convs, "flatten", *head(*fc, dropout_after=dropout_after)]
+
+
+def third_conv():
+    convs = ["conv 5x5, 64 channels", "relu", "max_pool 2x2", "conv 5x5, 128 channels", "relu", "conv 5x5, 256 channels", "relu", "max_pool 2x2"]
+    return [*convs, "flatten", *head(1600, 800, 400, 200, 100, 50, 10, dropout_after=(3, 5))]
 
 
 def bn_cnn(p):
@@ -145,10 +153,11 @@ def resnet9(classes):
     return [*wide, *deep, "max_pool 4x4", "flatten", f"fc {classes}"]
 
 
-# name -> (layers, the recipe's batch size); all for images of 3 x 32 x 32.
+# name -> (layers, the recipe's batch size); for images of 3 x 32 x 32 but for those in SIZES.
 RECIPES = {
     "a1-lenet": (lenet(6, 16, 120, 84, 10), 4),
     "a7-wider": (lenet(64, 128, 1600, 800, 400, 200, 100, 50, 10, dropout_after=(3, 5)), 4),
+    "a8-third-conv": (third_conv(), 4),
     "b1-bn-cnn": (bn_cnn(0.5), 16),
     "c1-fully-connected": (["flatten", *head(40, 10)], 256),
     "c2-conv": (conv_net(""), 256),
@@ -156,7 +165,9 @@ RECIPES = {
     "c4-conv-bn": (conv_bn_net(False), 256),
     "c5-deep-conv-bn": (conv_bn_net(True), 256),
     "d1-resnet18": (["resnet18 10"], 128),
+    "d5-tiny": (["resnet18 10, dropout 0.3"], 128),
     "e1-resnet9-onecycle": (resnet9(20), 64),
 }
 # Those that are trained with Adam; the others with SGD of momentum 0.9.
-ADAM = ["d1-resnet18", "e1-resnet9-onecycle"]
+ADAM = ["d1-resnet18", "d5-tiny", "e1-resnet9-onecycle"]
+SIZES = {"d5-tiny": 224}

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::recipes::Recipe;
 use crate::train::run::{Config, RunInfo, git_commit};
 use crate::train::{
-    CsvLog, Limits, Observer, Outcome, Plots, RunDir, Summary, TensorBoard, Tested, Trainer, checkpoint,
+    CsvLog, Limits, Observer, Outcome, Plots, RunDir, Spent, Summary, TensorBoard, Tested, Trainer, checkpoint,
 };
 use std::fs::{File, TryLockError};
 use std::path::Path;
@@ -267,8 +267,11 @@ impl Session {
             Ok(()) => format!("see it:        {}\n", html.display()),
             Err(e) => format!("warning: no report: {e}\n"),
         };
+        let Spent { training, evaluation, saving } = self.trainer.spent;
+        let spent = [(training, "training"), (evaluation, "evaluation"), (saving, "waiting for saves")];
+        let spent = spent.map(|(time, what)| format!("{:.1} s {what}", time.as_secs_f64())).join(", ");
         Ok(format!(
-            "\n{}\ntest accuracy  {:.2} %{chosen}\n{reported}\n\
+            "\n{}\ntest accuracy  {:.2} %{chosen}\n{reported}time           {spent}\n\n\
              everything is in {path}: config.toml, metrics.csv, steps.csv, {folders}\n\
              {see}evaluate it:   tilework eval {path}\n",
             per_class(&test.per_class),

@@ -4,6 +4,7 @@ use crate::data::Split;
 use crate::error::Result;
 use crate::train::Evaluation;
 use std::path::Path;
+use std::time::Duration;
 
 /// One optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,6 +46,17 @@ pub struct EpochReport {
     pub seconds: f64,
     /// Training images per second.
     pub images_per_second: f64,
+}
+
+/// Where the time of a process that trains has gone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spent {
+    /// Training steps.
+    pub training: Duration,
+    /// Evaluation after epochs.
+    pub evaluation: Duration,
+    /// Saving, as far as training or the end of the run had to wait for it.
+    pub saving: Duration,
 }
 
 /// Where to stop before the recipe's last epoch.

@@ -29,7 +29,7 @@ pub use csv_log::CsvLog;
 pub use drawn::drawn;
 pub use engine::Engine;
 pub use evaluate::{Evaluation, Judged, Objective, evaluate};
-pub use events::{EpochReport, Event, Limits, Observer, Outcome, StepReport};
+pub use events::{EpochReport, Event, Limits, Observer, Outcome, Spent, StepReport};
 pub use history::{EpochRow, History, StepRow};
 pub use plots::{Plots, Summary, Tested};
 pub use run::RunDir;

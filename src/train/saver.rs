@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::nn::state::{Array, StateDict};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// What a checkpoint is made of, as it was at one moment, in host memory.
 pub(super) struct State {
@@ -46,14 +47,17 @@ impl Saver {
     }
 
     /// The places where a state has been saved since the last call: whole and on the disk. With `wait`, what is under
-    /// way is waited for.
-    pub(super) fn saved(&mut self, wait: bool) -> Result<Vec<Place>> {
-        match self.writing.take_if(|(thread, _)| wait || thread.is_finished()) {
-            None => Ok(Vec::new()),
-            Some((thread, places)) => match thread.join() {
-                Ok(written) => written.map(|()| places),
-                Err(_) => Err(Error::Internal("the thread that saves panicked".into())),
-            },
+    /// way is waited for, which is added to `waited`.
+    pub(super) fn saved(&mut self, wait: bool, waited: &mut Duration) -> Result<Vec<Place>> {
+        let Some((thread, places)) = self.writing.take_if(|(thread, _)| wait || thread.is_finished()) else {
+            return Ok(Vec::new());
+        };
+        let start = Instant::now();
+        let written = thread.join();
+        *waited += start.elapsed();
+        match written {
+            Ok(written) => written.map(|()| places),
+            Err(_) => Err(Error::Internal("the thread that saves panicked".into())),
         }
     }
 }

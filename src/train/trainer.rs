@@ -4,7 +4,7 @@ use super::checkpoint::{Checkpoint, Position};
 use super::diagnose::{check_last_batch, check_memory, non_finite, non_finite_parameter, with_last_checkpoint};
 use super::engine::Engine;
 use super::evaluate::{Evaluation, evaluate};
-use super::events::{EpochReport, Event, Limits, Observer, Outcome, StepReport};
+use super::events::{EpochReport, Event, Limits, Observer, Outcome, Spent, StepReport};
 use super::lr_find::{Curve, Ramp};
 use super::measures::Measures;
 use super::run::RunDir;
@@ -32,6 +32,8 @@ pub struct Trainer {
     measures: Measures,
     position: Position,
     saver: Saver,
+    /// Where the time of its runs has gone.
+    pub spent: Spent,
     /// Steps whose numbers are still on the device.
     pending: Vec<StepReport>,
     /// The step and the epoch of the latest checkpoint, counted from 1.
@@ -72,8 +74,8 @@ impl Trainer {
         if recipe.ema.is_some() {
             engine.keep_average()?;
         }
-        let (position, saver) = (Position::default(), Saver::new());
-        Ok(Trainer { recipe, engine, train, measures, position, saver, pending: Vec::new(), saved: None })
+        let (position, saver, spent) = (Position::default(), Saver::new(), Spent::default());
+        Ok(Trainer { recipe, engine, train, measures, position, saver, spent, pending: Vec::new(), saved: None })
     }
 
     /// How far it has come.
@@ -133,6 +135,7 @@ impl Trainer {
     /// Begins to save the state as it is: as `last`, and as `best` before it if it is the best so far.
     fn save(&mut self, run: &RunDir, best: bool, observers: &mut [&mut dyn Observer]) -> Result<()> {
         self.saved(true, observers)?;
+        let start = Instant::now();
         let places = [("best", true), ("last", false)].into_iter().skip(usize::from(!best));
         let places: Vec<Place> = places.map(|(name, best)| (run.path().join(name), best)).collect();
         places.iter().try_for_each(|(path, _)| tell(observers, &Event::Saving { path }))?;
@@ -143,12 +146,14 @@ impl Trainer {
             return Err(non_finite(f64::NAN, self.position.step, self.position.epoch, origin));
         }
         self.saved = Some((self.position.step, self.position.epoch));
-        self.saver.start(State { numbers, position: self.position.clone() }, places)
+        self.saver.start(State { numbers, position: self.position.clone() }, places)?;
+        self.spent.saving += start.elapsed();
+        Ok(())
     }
 
     /// Tells the observers what has been saved by now, or, with `wait`, when it is.
     fn saved(&mut self, wait: bool, observers: &mut [&mut dyn Observer]) -> Result<()> {
-        let saved = self.saver.saved(wait)?;
+        let saved = self.saver.saved(wait, &mut self.spent.saving)?;
         saved.iter().try_for_each(|(path, best)| tell(observers, &Event::Saved { path, best: *best }))
     }
 
@@ -198,6 +203,7 @@ impl Trainer {
                     self.report(observers)?;
                 }
             }
+            self.spent.training += start.elapsed();
             self.position.seconds = seconds + start.elapsed().as_secs_f64();
             if stopped || !self.finish_epoch(run, stop, observers)? {
                 self.save(run, false, observers)?;
@@ -279,6 +285,7 @@ impl Trainer {
 
     /// Evaluates, reports and saves; false if it was asked to stop before it had evaluated.
     fn finish_epoch(&mut self, run: &RunDir, stop: &AtomicBool, observers: &mut [&mut dyn Observer]) -> Result<bool> {
+        let start = Instant::now();
         let split = self.measures.split();
         let total = self.measures.data(split)?.len();
         let mut progress = |done| {
@@ -292,6 +299,7 @@ impl Trainer {
             Err(_) if stop.load(Ordering::Relaxed) => return Ok(false),
             found => found?,
         };
+        self.spent.evaluation += start.elapsed();
         if !held_out.loss.is_finite() {
             let origin = format!("its loss on the {split} set, after the epoch's last update");
             return Err(non_finite(held_out.loss, self.position.step, self.position.epoch, origin));

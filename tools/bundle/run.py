@@ -4,6 +4,7 @@
     python3 run.py                                  # everything, into the folder results
     python3 run.py --data path/to/cifar             # training on CIFAR-10 too
     python3 run.py --stages doctor,check,tests      # some stages
+    python3 run.py --stages recipes --recipes a1-lenet,c2-conv --seeds 3 --data path/to/cifar
     python3 run.py --device emulated                # a rehearsal without a GPU: all stages, cut short
 
 Every command's output goes to a log in the output folder, every result to results.md and everything
@@ -20,6 +21,7 @@ import platform
 import re
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.dont_write_bytecode = True
@@ -30,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 BIN = HERE / "bin"
 TILEWORK = BIN / "tilework"
 # Seconds of each stage, on a GPU and in a rehearsal.
-LIMITS = {"doctor": (60, 60), "check": (300, 120), "tests": (600, 300), "train": (900, 300), "bench": (120, 120), "pytorch": (90, 90), "memcheck": (300, 60), "racecheck": (300, 60), "initcheck": (300, 60), "synccheck": (300, 60), "criterion": (400, 120), "profile": (200, 10)}
+LIMITS = {"doctor": (60, 60), "check": (300, 120), "tests": (600, 300), "train": (900, 300), "recipes": (3600, 120), "bench": (180, 120), "pytorch": (90, 90), "memcheck": (300, 60), "racecheck": (300, 60), "initcheck": (300, 60), "synccheck": (300, 60), "criterion": (400, 120), "profile": (200, 10)}
 # What compute-sanitizer exits with if it found something; the program itself never does.
 FOUND = 99
 # What a network must reach, of all its epochs, for its training to count as right.
@@ -167,9 +169,44 @@ def report_data(report):
     return done is not None and done.code == 0
 
 
+def recipes(report, args):
+    """Trains recipes of the real data in full, with several seeds, one after the other or --at-once."""
+    names = [name for name in args.recipes.split(",") if name] or (["c1-fully-connected"] if args.short else [])
+    if not names or not args.data:
+        return report.row("recipes", "skipped", result="name them with --recipes, and the data with --data")
+    short = ["--max-steps", "2", "--batch-size", "8"] if args.short else []
+
+    def one(job):
+        recipe, seed = job
+        out = report.out / "runs" / f"{recipe}-seed-{seed}"
+        return recipe, seed, out, report.command(f"{recipe} seed {seed}", [TILEWORK, "train", recipe, "--device", args.device, "--data", args.data, "--seed", seed, "--out", out, *short])
+
+    accuracies = {}
+    jobs = [(name, str(seed)) for name in names for seed in range(args.seeds)]
+    with ThreadPoolExecutor(args.at_once) as pool:
+        for recipe, seed, out, done in pool.map(one, jobs):
+            what = f"{recipe} seed {seed}"
+            if not done:
+                continue
+            found = re.search(r"^test accuracy +([\d.]+) %", done.text, re.M)
+            if not found:
+                # What it had reached by then.
+                rows = [row for path in out.glob("*/metrics.csv") for row in read_csv(path)]
+                reached = "".join(f"; epoch {row['epoch']}: {100 * float(row.get('val_accuracy') or row['test_accuracy']):.2f} %" for row in rows[-1:])
+                report.row(what, "FAILED" if done.code == 0 else done.status, done.seconds, done.short() + reached)
+                continue
+            accuracies.setdefault(recipe, []).append(float(found[1]))
+            told = [m[0] for m in (re.search(pattern, done.text, re.M) for pattern in (r"reported .*", r"best [\d.]+ %", r"[\d.]+ s training.*")) if m]
+            report.row(what, done.status, done.seconds, "; ".join([f"test accuracy {found[1]} %", *told]), accuracy=float(found[1]))
+    for recipe, values in accuracies.items():
+        report.row(f"{recipe}, mean", "ok", result=f"{sum(values) / len(values):.2f} % of {len(values)} seeds: {', '.join(f'{v:.2f}' for v in values)}")
+    return None
+
+
 def bench(report, args):
     """`tilework bench`: the kernels of a step, and the ceilings."""
-    jobs = [("quickstart", []), ("a1-lenet", []), ("b1-bn-cnn", []), ("b1-bn-cnn", ["--batch-size", "256"])]
+    names = ("quickstart", "a1-lenet", "a8-third-conv", "b1-bn-cnn", "c4-conv-bn", "d1-resnet18", "d5-tiny", "e1-resnet9-onecycle")
+    jobs = [*((name, []) for name in names), ("b1-bn-cnn", ["--batch-size", "256"])]
     if args.short:
         jobs = [(recipe, ["--batch-size", "2", "--steps", "2"]) for recipe in ("quickstart", "a1-lenet")]
     for recipe, options in jobs:
@@ -223,7 +260,7 @@ def pytorch(report, args):
         return
     # PyTorch gets what our side and its own start leave of the stage.
     budget = max(10.0, report.left() - (60 if args.short else 40))
-    options = ["--networks", "a1-lenet", "--batches", "2", "--box", "15"] if args.short else ["--networks", "a1-lenet,b1-bn-cnn", "--batches", "0,256"]
+    options = ["--networks", "a1-lenet@2", "--box", "15"] if args.short else ["--networks", args.networks]
     file = report.out / "pytorch.json"
     command = [args.python, HERE / "tools/compare_pytorch.py", "--device", args.device, "--bench", BIN / "bench-train_step", "--json", file, "--budget", f"{budget:.0f}", *options]
     done = report.command("side by side", command)
@@ -269,7 +306,7 @@ def profile(report, args):
     return None
 
 
-STAGES = {f.__name__: f for f in (doctor, check, tests, train, bench, pytorch)}
+STAGES = {f.__name__: f for f in (doctor, check, tests, train, recipes, bench, pytorch)}
 STAGES |= {kind: sanitize(kind) for kind in ("memcheck", "racecheck", "initcheck", "synccheck")}
 STAGES |= {f.__name__: f for f in (criterion, profile)}
 
@@ -294,6 +331,10 @@ def arguments():
     parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated (default: all): " + ", ".join(STAGES))
     parser.add_argument("--data", type=Path, metavar="PATH", help="CIFAR-10: a folder or .tar.gz, as `tilework train --data` takes it")
     parser.add_argument("--epochs", type=int, default=5, help="epochs of b1-bn-cnn (default 5)")
+    parser.add_argument("--recipes", default="", metavar="NAME,…", help="what the stage recipes trains in full")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="with so many seeds each, from 0 on (default 1)")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="and so many side by side (default 1), which makes their times those of a shared GPU")
+    parser.add_argument("--networks", default="a1-lenet,b1-bn-cnn,b1-bn-cnn@256", metavar="NAME[@BATCH],…", help="what is compared with PyTorch (default: %(default)s)")
     parser.add_argument("--limit", action="append", default=[], metavar="STAGE=SECONDS", help="another time limit of a stage; may be repeated")
     parser.add_argument("--total", type=float, default=1e9, metavar="SECONDS", help="a limit of the whole; what does not fit is skipped or cut")
     parser.add_argument("--python", default=sys.executable, help="the Python whose torch is compared with (default: this one)")
@@ -303,6 +344,8 @@ def arguments():
         args.sanitizer = args.sanitizer.resolve()
     args.stages = [s for s in args.stages.split(",") if s]
     args.short = args.device == "emulated"
+    if args.seeds < 1 or args.at_once < 1:
+        parser.error("--seeds and --at-once must be at least 1")
     if unknown := [s for s in args.stages if s not in STAGES]:
         parser.error(f"unknown stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
     limits = {stage: limit[args.short] for stage, limit in LIMITS.items()}
