@@ -37,6 +37,15 @@ __device__ __forceinline__ Tap tap_of(int i, int channels, const unsigned (&by)[
   return {r, rs - r * d.kw, i - rs * channels};
 }
 
+// The next element of the window.
+__device__ __forceinline__ Tap after(Tap tap, int channels, const Conv2dDims& d) {
+  if (++tap.channel == channels) {
+    tap.channel = 0;
+    if (++tap.s == d.kw) tap.s = 0, ++tap.r;
+  }
+  return tap;
+}
+
 // Where the window lies for an output pixel: its upper left corner, which may be outside the image.
 struct Corner {
   int image, h, w;
@@ -50,20 +59,27 @@ __device__ __forceinline__ Corner corner_of(int pixel, const Conv2dDims& d) {
   return {image, (np - image * d.ho) * d.sh - d.ph, (pixel - np * d.wo) * d.sw - d.pw};
 }
 
-// The index in x of element i of the patch whose window lies at `corner`.
-__device__ __forceinline__ int index_in_x(const Corner& corner, int i, const Conv2dDims& d) {
-  if (i >= patch_size(d)) return NOWHERE;
-  const Tap tap = tap_of(i, d.c, d.by_c, d);
+// The index in x of a place in the window that lies at `corner`.
+__device__ __forceinline__ int index_in_x(const Corner& corner, const Tap& tap, const Conv2dDims& d) {
+  if (tap.r >= d.kh) return NOWHERE;
   const int h = corner.h + tap.r, w = corner.w + tap.s;
   if ((unsigned)h >= (unsigned)d.h || (unsigned)w >= (unsigned)d.w) return NOWHERE;
   return ((corner.image * d.h + h) * d.w + w) * d.c + tap.channel;
 }
 
-// A matrix that is found in an image: finding a place takes registers, so the four are found one after the other. One
-// tap serves all four when the channels are a multiple of 4.
+// The same for the element i of the patch.
+__device__ __forceinline__ int index_in_x(const Corner& corner, int i, const Conv2dDims& d) {
+  return index_in_x(corner, tap_of(i, d.c, d.by_c, d), d);
+}
+// And for four from there on, without a division for each.
+__device__ __forceinline__ void four_in_x(const Corner& corner, Tap tap, const Conv2dDims& d, int (&at)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i, tap = after(tap, d.c, d)) at[i] = index_in_x(corner, tap, d);
+}
+
+// A matrix that is found in an image. One tap serves all four when the channels are a multiple of 4.
 template <class E>
 struct InImage {
-  static constexpr int together = 1;
   const E* data;
   const Conv2dDims& d;
   bool wide;
@@ -79,7 +95,10 @@ struct PatchesAlongK : InImage<E> {
   Corner corner;
   __device__ PatchesAlongK(const E* x, const Conv2dDims& d) : InImage<E>(x, d, d.c) {}
   __device__ __forceinline__ void start(int pixel) { corner = corner_of(pixel, d); }
-  __device__ __forceinline__ int at(int k, int i) const { return index_in_x(corner, k + i, d); }
+  __device__ __forceinline__ int first(int k) const { return index_in_x(corner, k, d); }
+  __device__ __forceinline__ void four(int k, int (&at)[4]) const {
+    four_in_x(corner, tap_of(k, d.c, d.by_c, d), d, at);
+  }
 };
 
 // `patches`, for four elements of the patch at one pixel; K counts the pixels: weight gradient.
@@ -87,10 +106,11 @@ template <class E>
 struct PatchesAcrossK : InImage<E> {
   using InImage<E>::d;
   static constexpr bool along_k = false;
-  int first;  // of the four
+  Tap tap;  // the first of the four
   __device__ PatchesAcrossK(const E* x, const Conv2dDims& d) : InImage<E>(x, d, d.c) {}
-  __device__ __forceinline__ void start(int element) { first = element; }
-  __device__ __forceinline__ int at(int pixel, int i) const { return index_in_x(corner_of(pixel, d), first + i, d); }
+  __device__ __forceinline__ void start(int element) { tap = tap_of(element, d.c, d.by_c, d); }
+  __device__ __forceinline__ int first(int pixel) const { return index_in_x(corner_of(pixel, d), tap, d); }
+  __device__ __forceinline__ void four(int pixel, int (&at)[4]) const { four_in_x(corner_of(pixel, d), tap, d, at); }
 };
 
 // `taps`: for an input pixel and a place in the window, the output pixel that saw it there, if there is one:
@@ -106,15 +126,29 @@ struct TapsAlongK : InImage<E> {
     image = nh / d.h, w = pixel - nh * d.w + d.pw;
     h = pixel < pixels_in(d) ? nh - image * d.h + d.ph : FAR_OUTSIDE;
   }
-  __device__ __forceinline__ int at(int k, int i) const {
-    k += i;
-    if (k >= d.kh * d.kw * d.o) return NOWHERE;
-    const Tap tap = tap_of(k, d.o, d.by_o, d);
+  // The place of the first channel of the output pixel that saw it through a tap.
+  __device__ __forceinline__ int pixel_of(const Tap& tap) const {
     const int ph = h - tap.r, pw = w - tap.s;
-    if (ph < 0 || pw < 0) return NOWHERE;
+    if (tap.r >= d.kh || ph < 0 || pw < 0) return NOWHERE;
     const int p = divide(ph, d.by_sh), q = divide(pw, d.by_sw);
     if (p * d.sh != ph || q * d.sw != pw || p >= d.ho || q >= d.wo) return NOWHERE;
-    return ((image * d.ho + p) * d.wo + q) * d.o + tap.channel;
+    return ((image * d.ho + p) * d.wo + q) * d.o;
+  }
+  __device__ __forceinline__ int first(int k) const {
+    const Tap tap = tap_of(k, d.o, d.by_o, d);
+    const int pixel = pixel_of(tap);
+    return pixel == NOWHERE ? NOWHERE : pixel + tap.channel;
+  }
+  __device__ __forceinline__ void four(int k, int (&at)[4]) const {
+    Tap tap = tap_of(k, d.o, d.by_o, d);
+    int pixel = pixel_of(tap);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      at[i] = pixel == NOWHERE ? NOWHERE : pixel + tap.channel;
+      tap = after(tap, d.o, d);
+      // Another tap, another pixel.
+      if (i < 3 && tap.channel == 0) pixel = pixel_of(tap);
+    }
   }
 };
 
@@ -123,13 +157,17 @@ template <class E>
 struct WeightsByTap : InImage<E> {
   using InImage<E>::d;
   static constexpr bool along_k = false;
-  static constexpr int together = 4;
-  int first;  // of this thread's channels
+  int channel;  // the first of this thread's four
   __device__ WeightsByTap(const E* weights, const Conv2dDims& d) : InImage<E>(weights, d, d.c) {}
-  __device__ __forceinline__ void start(int channel) { first = channel; }
-  __device__ __forceinline__ int at(int k, int i) const {
-    if (k >= d.kh * d.kw * d.o || first + i >= d.c) return NOWHERE;
+  __device__ __forceinline__ void start(int first) { channel = first; }
+  __device__ __forceinline__ int first(int k) const {
+    if (k >= d.kh * d.kw * d.o || channel >= d.c) return NOWHERE;
     const int rs = divide(k, d.by_o), channel_out = k - rs * d.o;
-    return (channel_out * d.kh * d.kw + rs) * d.c + first + i;
+    return (channel_out * d.kh * d.kw + rs) * d.c + channel;
+  }
+  __device__ __forceinline__ void four(int k, int (&at)[4]) const {
+    const int found = first(k);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) at[i] = found != NOWHERE && channel + i < d.c ? found + i : NOWHERE;
   }
 };

@@ -54,28 +54,45 @@ struct SplitSumDims {
   int size;        // elements of one partial result: m * n
   int columns;     // n: the length of the bias
   int splits;      // partial results
+  int groups;      // threads that share the splits of an element: a power of two, 32 at most
+  int share;       // splits of a thread: ceil(splits / groups)
   int accumulate;  // 1: y += the sum; 0: y = the sum
 };
 
 // y = sum over z of partial[z] (+ b), or y += that: the second half of a product with split-K, and its epilogue.
-// Threads: one per element; neighbours lie along the columns.
+// Threads: 256 as `groups` x 256/groups elements; neighbours lie along the columns. Few elements with many splits
+//     would leave most of the GPU idle, and each thread with a long sum.
 // Traffic: reads 4·splits bytes and writes 4 per element; every byte once.
-// Launch: grid [ceil(size/256), 1, 1], block 256, no shared memory.
-// Numerics: f32, the splits in order, then the bias.
+// Launch: grid [ceil(size·groups/256), 1, 1], block 256, 1 KiB of static shared memory. groups = 1, doubled while it is
+//     below 32, below splits/4, and there are fewer than 67584 threads (Rust: `split_sum` in src/ops/product.rs).
+// Numerics: f32; every thread its splits in order, a tree over the threads, then the bias.
 // Limits: any sizes from 1; `b` has `columns` elements.
 // Registers: at most 40.
-// Measured: H100, 2026-11-24: 3 to 28 µs for 1 to 288 blocks, the longest for few elements and many splits.
 template <class T>
 __global__ void __launch_bounds__(256)
     linear_split_sum(const float* __restrict__ partial, OPTIONAL const float* __restrict__ b, T* __restrict__ y,
                      SplitSumDims d) {
+  SHARED(float, sums, [256]);
   const Epilogue<T> epilogue = {y, b, d.accumulate};
-  const unsigned i = global_index();
-  if (i >= (unsigned)d.size) return;
+  const int t = threadIdx.x, width = 256 / d.groups;
+  const int i = blockIdx.x * width + t % width;
+  const int first = t / width * d.share, last = min(first + d.share, d.splits);
   float sum = 0.0f;
-#pragma unroll 4
-  for (int z = 0; z < d.splits; ++z) sum += partial[(size_t)z * d.size + i];
-  epilogue.store(i, sum + epilogue.bias_at(i % d.columns, d.columns));
+  if (i < d.size) {
+#pragma unroll 8
+    for (int z = first; z < last; ++z) sum += partial[(size_t)z * d.size + i];
+  }
+  if (d.groups > 1) {
+    sums[t] = sum;
+    __syncthreads();
+    for (int half = 128; half >= width; half /= 2) {
+      if (t < half) sums[t] += sums[t + half];
+      __syncthreads();
+    }
+    if (t >= width) return;
+    sum = sums[t];
+  }
+  if (i < d.size) epilogue.store(i, sum + epilogue.bias_at(i % d.columns, d.columns));
 }
 
 struct ColumnSumsDims {
@@ -89,7 +106,7 @@ struct ColumnSumsDims {
 // Threads: 256 as 256/width rows x width columns; neighbours lie along the columns, then the rows.
 // Traffic: reads 4 bytes per element of gy, each once; nothing else to speak of.
 // Launch: grid [ceil(columns/width), strips, 1], block 256, 1 KiB of static shared memory. width = the power of
-//     two from `columns` up, 32 at most; strips = min(ceil(rows·width/4096), max(1, 128/ceil(columns/width))),
+//     two from `columns` up, 32 at most; strips = min(ceil(rows·width/4096), max(1, 528/ceil(columns/width))),
 //     strip = ceil(rows/strips), strips = ceil(rows/strip) (Rust: `ColumnSums::new(rows, columns)`).
 // Numerics: f32; every thread its rows in order, a tree over the threads, then the strips in order.
 // Limits: any sizes from 1; `partial` [strips][columns] if strips > 1, and then linear_split_sum with

@@ -11,10 +11,10 @@
 // A source says where the elements of an operand lie. It knows lines (rows of A, columns of B) and gives the places of
 // four neighbours at a time; how the bytes are moved from there is the product's business (`fetch`):
 //     static constexpr bool along_k    the four are at (line, k..k+3), otherwise at (line..line+3, k)
-//     static constexpr int together    how many places are found at a time: 4, or 1 where that takes many registers
 //     const E* data, bool wide         the array; whether the four are always neighbours in it, and aligned
 //     void start(int line)             this thread's line, the same for the whole kernel
-//     int at(int k, int i)             the place in `data` of the i-th of the four; NOWHERE for a zero
+//     int first(int k)                 the place in `data` of the first of the four; NOWHERE for a zero
+//     void four(int k, int (&at)[4])   the places of all four
 // AlongK and AcrossK below are plain matrices: a transpose is a choice of source. Convolution brings sources that find
 // a matrix in the image (conv2d.cuh).
 //
@@ -40,13 +40,13 @@
 // shared memory, 16 bytes per lane, there are 4 different addresses, next to each other and each read by 8 lanes; for B
 // there are 8. No two meet in a bank.
 struct Simt128 {
-  enum { M = 128, N = 128, K = 8, TM = 8, TN = 8, THREADS = 256, BLOCKS = 2, SPEED = 16 };
+  enum { M = 128, N = 128, K = 8, TM = 8, TN = 8, THREADS = 256, BLOCKS = 2, LATENCY = 600, SPEED = 65 };
 };
 struct Simt64 {
-  enum { M = 64, N = 64, K = 16, TM = 8, TN = 4, THREADS = 128, BLOCKS = 0, SPEED = 12 };
+  enum { M = 64, N = 64, K = 16, TM = 8, TN = 4, THREADS = 128, BLOCKS = 0, LATENCY = 700, SPEED = 50 };
 };
 struct Simt32 {
-  enum { M = 32, N = 32, K = 16, TM = 4, TN = 4, THREADS = 64, BLOCKS = 0, SPEED = 7 };
+  enum { M = 32, N = 32, K = 16, TM = 4, TN = 4, THREADS = 64, BLOCKS = 0, LATENCY = 600, SPEED = 35 };
 };
 
 // Floats of a row of a tile in shared memory. Padding by 4 keeps rows 16-byte aligned and puts k and k + 4 into
@@ -62,25 +62,27 @@ constexpr int NOWHERE = -1;
 template <class E>
 struct AlongK {
   static constexpr bool along_k = true;
-  static constexpr int together = 4;
   const E* data;
   int lines, k_size;
   bool wide;
-  int first;  // of this thread's line
+  int row;  // the place of this thread's line
   __device__ AlongK(const E* data, int lines, int k_size)
       : data(data), lines(lines), k_size(k_size), wide(rows_of_4(data, k_size)) {}
   __device__ __forceinline__ void start(int line) {
-    first = line * k_size;
+    row = line * k_size;
     if (line >= lines) k_size = 0;
   }
-  __device__ __forceinline__ int at(int k, int i) const { return k + i < k_size ? first + k + i : NOWHERE; }
+  __device__ __forceinline__ int first(int k) const { return k < k_size ? row + k : NOWHERE; }
+  __device__ __forceinline__ void four(int k, int (&at)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) at[i] = first(k + i);
+  }
 };
 
 // A matrix [k_size][lines]: the lines are contiguous.
 template <class E>
 struct AcrossK {
   static constexpr bool along_k = false;
-  static constexpr int together = 4;
   const E* data;
   int lines, k_size;
   bool wide;
@@ -88,8 +90,10 @@ struct AcrossK {
   __device__ AcrossK(const E* data, int lines, int k_size)
       : data(data), lines(lines), k_size(k_size), wide(rows_of_4(data, lines)) {}
   __device__ __forceinline__ void start(int first) { line = first; }
-  __device__ __forceinline__ int at(int k, int i) const {
-    return k < k_size && line + i < lines ? k * lines + line + i : NOWHERE;
+  __device__ __forceinline__ int first(int k) const { return k < k_size && line < lines ? k * lines + line : NOWHERE; }
+  __device__ __forceinline__ void four(int k, int (&at)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) at[i] = k < k_size && line + i < lines ? k * lines + line + i : NOWHERE;
   }
 };
 
@@ -102,13 +106,15 @@ __device__ __forceinline__ float one_of(const E* data, int at) {
 template <class Source>
 __device__ __forceinline__ Four<float> fetch(const Source& source, int k) {
   if (source.wide) {
-    const int at = source.at(k, 0);
+    const int at = source.first(k);
     return at == NOWHERE ? Four<float>{} : load<4>(source.data + at);
   }
-  int a = source.at(k, 0), b = a, c = a, e = a;
-#pragma unroll Source::together
-  for (int i = 1; i < 4; ++i) a = b, b = c, c = e, e = source.at(k, i);
-  return {one_of(source.data, a), one_of(source.data, b), one_of(source.data, c), one_of(source.data, e)};
+  int at[4];
+  source.four(k, at);
+  Four<float> v;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) v.v[i] = one_of(source.data, at[i]);
+  return v;
 }
 
 // What becomes of the sums of C [m][n]: the tile applies it, or split_sum if there are splits.

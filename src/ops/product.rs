@@ -12,12 +12,19 @@ use crate::kernels::linear::{ColumnSumsDims, SplitSumDims, linear_column_sums, l
 use crate::params::Slot;
 use crate::tensor::Tensor;
 
-/// Blocks that keep a large GPU busy: two for each of 132 multiprocessors.
-const BLOCKS: usize = 264;
-/// Steps along K that a split has at least.
-const MIN_STEPS: usize = 4;
+/// Threads that keep a large GPU busy: 512 for each of its multiprocessors.
+const THREADS: usize = 512 * MULTIPROCESSORS;
 /// Elements of all partial results together, at most: 64 MiB.
 const MAX_PARTIAL: usize = 1 << 24;
+
+// What times are estimated by: an H100, whatever the GPU is.
+const MULTIPROCESSORS: usize = 132;
+/// Threads that a multiprocessor has registers for.
+const RESIDENT: usize = 576;
+/// Multiply-adds of a multiprocessor in a nanosecond.
+const RATE: f64 = 225.0;
+/// Nanoseconds that adding up partial results takes at least, and its bytes in a nanosecond.
+const ADD_UP: (f64, f64) = (2000.0, 2500.0);
 
 /// How a product is cut.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,21 +40,40 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// The cheapest cut with one of these tiles, the first of equals; none if there is no tile.
+    /// The fastest cut with one of these tiles, by estimate, and the first of equals; none if there is no tile.
     fn new([m, n, k]: [usize; 3], tiles: impl Iterator<Item = &'static Tile>) -> Option<Self> {
-        let plans = tiles.map(|tile| {
+        let mut best: Option<(f64, Plan)> = None;
+        for tile in tiles {
             let blocks = m.div_ceil(tile.m) * n.div_ceil(tile.n);
             let steps = k.div_ceil(tile.k);
-            let splits = (BLOCKS / blocks).min(steps / MIN_STEPS).min(MAX_PARTIAL / (m * n).max(1)).max(1);
-            let split_steps = steps.div_ceil(splits).max(1);
-            let splits = steps.div_ceil(split_steps).max(1);
-            let busy = ((blocks * splits) as f64 / BLOCKS as f64).min(1.0);
-            let cost = (blocks * tile.m * tile.n * steps * tile.k) as f64 / f64::from(tile.speed) / busy;
-            let launch = Launch::new(0, tile.threads).grid(blocks, 1, splits).flops(2 * m * n * k);
-            (Plan { tile, splits, split_steps, launch }, cost)
-        });
-        plans.min_by(|a, b| a.1.total_cmp(&b.1)).map(|best| best.0)
+            let most = steps.min(MAX_PARTIAL / (m * n).max(1)).max(1);
+            // As many splits as give every multiprocessor the same number of blocks.
+            let even = (1..=16).map(|each| (MULTIPROCESSORS * each / blocks.max(1)).clamp(1, most));
+            for splits in std::iter::once(1).chain(even) {
+                let split_steps = steps.div_ceil(splits).max(1);
+                let splits = steps.div_ceil(split_steps).max(1);
+                let time = nanoseconds(tile, blocks * splits, split_steps)
+                    + if splits == 1 { 0.0 } else { ADD_UP.0 + (8 * splits * m * n) as f64 / ADD_UP.1 };
+                if best.as_ref().is_none_or(|(t, _)| time < *t) {
+                    let launch = Launch::new(0, tile.threads).grid(blocks, 1, splits).flops(2 * m * n * k);
+                    best = Some((time, Plan { tile, splits, split_steps, launch }));
+                }
+            }
+        }
+        best.map(|(_, plan)| plan)
     }
+}
+
+/// How long blocks take that make so many steps each. A multiprocessor with few of them waits for each step's loads;
+/// one that is full is limited by its arithmetic.
+fn nanoseconds(tile: &Tile, blocks: usize, steps: usize) -> f64 {
+    let each = blocks.div_ceil(MULTIPROCESSORS);
+    let waves = each.div_ceil(RESIDENT / tile.threads as usize);
+    // A block begins with a load and ends with a store: about two steps.
+    let steps = (steps + 2) as f64;
+    let waiting = waves as f64 * steps * f64::from(tile.latency);
+    let computing = each as f64 * steps * (tile.m * tile.n * tile.k) as f64 / (RATE * f64::from(tile.speed) / 100.0);
+    waiting.max(computing)
 }
 
 /// A matrix product `[m, k] · [k, n]` on a CUDA device, and what becomes of its sums.
@@ -90,13 +116,20 @@ impl Product<'_> {
     /// `y (+)= sum of the partial results [splits, m, n] (+ bias)`.
     fn add_up<Y: KernelType>(&self, cuda: &Cuda, partial: &Tensor, y: Out<'_, Y>) -> Result<()> {
         let [m, n, _] = self.sizes;
+        let (size, splits) = (m * n, partial.shape().dims()[0]);
+        let mut groups = 1;
+        while groups < 32 && groups < splits / 4 && size * groups < THREADS {
+            groups *= 2;
+        }
         let d = SplitSumDims {
-            size: (m * n) as i32,
+            size: size as i32,
             columns: n as i32,
-            splits: partial.shape().dims()[0] as i32,
+            splits: splits as i32,
+            groups: groups as i32,
+            share: splits.div_ceil(groups) as i32,
             accumulate: self.accumulate.into(),
         };
-        let launch = Launch::new((m * n).div_ceil(256), 256).flops(partial.len());
+        let launch = Launch::new((size * groups).div_ceil(256), 256).flops(partial.len());
         linear_split_sum::<Y>(cuda, launch, partial.input()?, self.bias, y, &d)
     }
 }
@@ -173,7 +206,7 @@ fn device_column_sums<T: KernelType>(cuda: &Cuda, gy: &Tensor, gb: &mut Slot<'_>
     let rows = gy.len() / columns;
     let width = columns.next_power_of_two().min(32);
     let blocks = columns.div_ceil(width);
-    let strips = (rows * width).div_ceil(4096).min((128 / blocks).max(1)).max(1);
+    let strips = (rows * width).div_ceil(4096).min((528 / blocks).max(1)).max(1);
     let strip = rows.div_ceil(strips).max(1);
     let strips = rows.div_ceil(strip).max(1);
     let sum = Product { sizes: [1, columns, rows], bias: None, accumulate: gb.accumulate };

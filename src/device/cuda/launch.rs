@@ -105,7 +105,9 @@ pub struct Tile {
     pub k: usize,
     /// Threads of a block.
     pub threads: u32,
-    /// Work that a busy multiprocessor does per unit of time, against the other tiles.
+    /// Nanoseconds that a step takes at least, on an H100.
+    pub latency: u32,
+    /// Percent of a full multiprocessor's arithmetic that does something, there.
     pub speed: u32,
 }
 
