@@ -32,9 +32,9 @@ __global__ void __launch_bounds__(256, 6)
     int c = i % d.c, q = i / d.c % d.wo, p = i / d.c / d.wo % d.ho, n = i / d.c / d.wo / d.ho;
     Span rows(p, d.ho, d.h), cols(q, d.wo, d.w);
     const T* image = x + (size_t)n * d.h * d.w * d.c + c;  // [h, w] of stride c
-    Largest found = largest_pixel(image, d.w, d.c, rows.first, rows.last, cols.first, cols.last);
-    y[i] = from_float<T>(found.value);
-    arg[i] = found.pixel;
+    Largest<1> found = largest_pixel<1>(image, d.w, d.c, rows.first, rows.last, cols.first, cols.last);
+    y[i] = from_float<T>(found.value.v[0]);
+    arg[i] = found.pixel.v[0];
   }
 }
 

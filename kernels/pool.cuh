@@ -1,31 +1,36 @@
 // What pools share: the search of a window, and the windows that cover a pixel.
 #pragma once
-#include "common.cuh"
+#include "four.cuh"
 
-// The largest value of a window, and the pixel (row * w + column) that has it.
+// The largest value of a window in each of V neighbouring channels, and the pixel (row * w + column) that has it.
+template <int V>
 struct Largest {
-  float value;
-  int pixel;
+  Pack<float, V> value;
+  Pack<int, V> pixel;
 };
 
 // Of the pixels r0 <= row < r1, s0 <= column < s1 of an image [h, w] whose pixels are `stride` apart,
 // at least one: the first of equal values, NaN over all.
-template <class T>
-__device__ __forceinline__ Largest largest_pixel(const T* image, int w, int stride, int r0, int r1, int s0, int s1) {
-  int who = r0 * w + s0;
-  float best = to_float(image[(size_t)who * stride]);
+template <int V, class T>
+__device__ __forceinline__ Largest<V> largest_pixel(const T* image, int w, int stride, int r0, int r1, int s0, int s1) {
+  Largest<V> best;
+  best.value = load<V>(image + (size_t)(r0 * w + s0) * stride);
+#pragma unroll
+  for (int k = 0; k < V; ++k) best.pixel.v[k] = r0 * w + s0;
   for (int r = r0; r < r1; ++r) {
     for (int s = s0; s < s1; ++s) {
-      int pixel = r * w + s;
-      float v = to_float(image[(size_t)pixel * stride]);
-      // Neither <= nor == holds for NaN.
-      if (!(v <= best) && best == best) {
-        best = v;
-        who = pixel;
+      const int pixel = r * w + s;
+      const Pack<float, V> v = load<V>(image + (size_t)pixel * stride);
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        // Neither <= nor == holds for NaN.
+        if (v.v[k] <= best.value.v[k] || best.value.v[k] != best.value.v[k]) continue;
+        best.value.v[k] = v.v[k];
+        best.pixel.v[k] = pixel;
       }
     }
   }
-  return {best, who};
+  return best;
 }
 
 // The windows first <= o < last of `outs` that cover position i of the padded input:

@@ -111,6 +111,11 @@ mod cuda {
         MaxPool2dDims { n, h, w, c, ho, wo, kh, kw, sh, sw, ph, pw }
     }
 
+    /// A thread for four channels, where they come in fours.
+    fn launch(of: Shape) -> Launch {
+        Launch::each(of.len() / if of.last().is_multiple_of(4) { 4 } else { 1 })
+    }
+
     pub(super) fn forward<T: KernelType>(
         cuda: &Cuda,
         x: &Tensor,
@@ -119,7 +124,7 @@ mod cuda {
         window: Window,
     ) -> Result<()> {
         let d = dims(x.shape(), y.shape(), window);
-        max_pool2d_fwd::<T>(cuda, Launch::each(y.len()), x.input()?, y.output()?, arg.output()?, &d)
+        max_pool2d_fwd::<T>(cuda, launch(y.shape()), x.input()?, y.output()?, arg.output()?, &d)
     }
 
     pub(super) fn backward<T: KernelType>(
@@ -130,7 +135,7 @@ mod cuda {
         window: Window,
     ) -> Result<()> {
         let d = dims(gx.shape(), gy.shape(), window);
-        max_pool2d_bwd::<T>(cuda, Launch::each(gx.len()), gy.input()?, arg.input()?, gx.output()?, &d)
+        max_pool2d_bwd::<T>(cuda, launch(gx.shape()), gy.input()?, arg.input()?, gx.output()?, &d)
     }
 }
 
@@ -151,6 +156,7 @@ pub fn cases() -> Vec<Case> {
         case([1, 6, 9, 5], rect, Fill::Ties),
         case([3, 6, 6, 17], Window::square(3, 2, 0), Fill::Distinct),
         case([2, 5, 11, 33], Window { kernel: [2, 5], stride: [3, 2], pad: [1, 2] }, Fill::Distinct),
+        case([2, 5, 7, 8], Window::square(3, 2, 1), Fill::Ties),
         case([2, 10, 4, 2], Window { kernel: [4, 1], stride: [1, 2], pad: [2, 0] }, Fill::Ties),
         case([4, 28, 28, 6], Window::square(2, 2, 0), Fill::Distinct).timed(),
         case([16, 28, 28, 32], Window::square(2, 2, 0), Fill::Distinct).timed(),

@@ -7,9 +7,9 @@ use crate::error::Result;
 use crate::kernels::batch_norm2d::*;
 use crate::tensor::Tensor;
 
-/// How x `[rows, c]` is cut into blocks, each with a tile of the channels for a range of the rows;
-/// and the launch of a warp for each channel.
-fn plan(x: &Tensor, momentum: f64, eps: f64) -> (BatchNorm2dDims, Launch, Launch) {
+/// How x `[rows, c]` is cut into blocks, each with a tile of the channels for a range of the rows: so many rows for
+/// every thread, and so many blocks at most.
+fn cut(x: &Tensor, each: usize, blocks: usize) -> (BatchNorm2dDims, Launch) {
     let c = x.shape().last();
     let rows = x.len() / c;
     // Four channels a thread where they come in fours, and up to a warp of threads side by side;
@@ -17,15 +17,29 @@ fn plan(x: &Tensor, momentum: f64, eps: f64) -> (BatchNorm2dDims, Launch, Launch
     let wide = if c.is_multiple_of(4) { 4 } else { 1 };
     let tiles = c.div_ceil(32 * wide);
     let tile = c.div_ceil(tiles).next_multiple_of(wide);
-    // Some rows for every thread, and no more blocks than keep a large GPU busy.
-    let most = rows.div_ceil(8 * (BLOCK as usize * wide / tile)).min((1024 / tiles).max(1));
+    let most = rows.div_ceil(each * (BLOCK as usize * wide / tile)).min((blocks / tiles).max(1));
     let chunk = rows.div_ceil(most);
     let ranges = rows.div_ceil(chunk);
     let [rows_, c_, tile, chunk, ranges_] = [rows, c, tile, chunk, ranges].map(|d| d as i32);
-    let (keep, take, unbias) = (1.0 - momentum, momentum, rows as f64 / (rows as f64 - 1.0));
-    let [keep, take, unbias, eps, inv_rows] = [keep, take, unbias, eps, 1.0 / rows as f64].map(|v| v as f32);
-    let d = BatchNorm2dDims { rows: rows_, c: c_, tile, chunk, ranges: ranges_, keep, take, unbias, eps, inv_rows };
-    (d, Launch::new(0, BLOCK).grid(ranges, tiles, 1), Launch::new(c.div_ceil(8), BLOCK))
+    let (unbias, inv_rows) = ((rows as f64 / (rows as f64 - 1.0)) as f32, (1.0 / rows as f64) as f32);
+    let d =
+        BatchNorm2dDims { rows: rows_, c: c_, tile, chunk, ranges: ranges_, unbias, inv_rows, ..Default::default() };
+    (d, Launch::new(0, BLOCK).grid(ranges, tiles, 1))
+}
+
+/// The cut for sums over the rows, whose partial results are added up: some rows for every thread.
+fn sums(x: &Tensor) -> (BatchNorm2dDims, Launch) {
+    cut(x, 8, 1024)
+}
+
+/// The cut for passes over the elements.
+fn passes(x: &Tensor) -> (BatchNorm2dDims, Launch) {
+    cut(x, 4, 4096)
+}
+
+/// A warp for each channel.
+fn warps(d: &BatchNorm2dDims) -> Launch {
+    Launch::new((d.c as usize).div_ceil(8), BLOCK)
 }
 
 /// `stats` become the mean and 1/std that x was normalised with, `constants` are momentum and eps.
@@ -40,18 +54,20 @@ pub(super) fn forward<T: KernelType>(
     [momentum, eps]: [f64; 2],
     train: bool,
 ) -> Result<()> {
-    let (d, blocks, warps) = plan(x, momentum, eps);
+    let (mut d, blocks) = sums(x);
+    [d.keep, d.take, d.eps] = [1.0 - momentum, momentum, eps].map(|v| v as f32);
     let (m, s) = (mean.output()?, inv_std.output()?);
     if train {
         let mut part = Tensor::empty(x.device(), DType::F32, [d.c as usize, d.ranges as usize, 3])?;
         batch_norm2d_fwd_part::<T>(cuda, blocks, x.input()?, part.output()?, &d)?;
         let (rm, rv) = (running_mean.output()?, running_var.output()?);
-        batch_norm2d_fwd_merge(cuda, warps, part.input()?, m, s, rm, rv, &d)?;
+        batch_norm2d_fwd_merge(cuda, warps(&d), part.input()?, m, s, rm, rv, &d)?;
     } else {
         let (rm, rv) = (running_mean.input()?, running_var.input()?);
         batch_norm2d_fwd_eval(cuda, Launch::each(d.c as usize), rm, rv, m, s, &d)?;
     }
     let (m, s, g, b) = (mean.input()?, inv_std.input()?, gamma.input()?, beta.input()?);
+    let (d, blocks) = passes(x);
     batch_norm2d_fwd::<T>(cuda, blocks, x.input()?, m, s, g, b, y.output()?, &d)
 }
 
@@ -63,11 +79,11 @@ pub(super) fn reduce<T: KernelType>(
     ggamma: &mut Tensor,
     gbeta: &mut Tensor,
 ) -> Result<()> {
-    let (d, blocks, warps) = plan(gy, 0.0, 0.0);
+    let (d, blocks) = sums(gy);
     let mut part = Tensor::empty(gy.device(), DType::F32, [d.c as usize, d.ranges as usize, 2])?;
     let (x, mean, inv_std) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?);
     batch_norm2d_bwd_part::<T>(cuda, blocks, x, gy.input()?, mean, part.output()?, &d)?;
-    batch_norm2d_bwd_merge(cuda, warps, part.input()?, inv_std, ggamma.output()?, gbeta.output()?, &d)
+    batch_norm2d_bwd_merge(cuda, warps(&d), part.input()?, inv_std, ggamma.output()?, gbeta.output()?, &d)
 }
 
 /// Turns `g` from gy into gx.
@@ -78,7 +94,7 @@ pub(super) fn backward<T: KernelType>(
     gbeta: &Tensor,
     g: &mut Tensor,
 ) -> Result<()> {
-    let (mut d, blocks, _) = plan(g, 0.0, 0.0);
+    let (mut d, blocks) = passes(g);
     if !node.train {
         d.inv_rows = 0.0;
     }
