@@ -24,13 +24,15 @@
 // stored is said once, in Epilogue, for the tile and for split_sum.
 //
 // Which tile and how many splits: the host decides from M, N, K alone, never from the GPU, so that all GPUs
-// give the same bits (Rust: `Plan` in src/ops/product.rs). For each tile S:
-//     blocks = ceil(M/S.M)·ceil(N/S.N),  steps = ceil(K/S.K)
-//     splits = min(264/blocks, steps/4, 2^24/(M·N)), at least 1;  split_steps = ceil(steps/splits);
-//     splits = ceil(steps/split_steps)
-//     cost   = blocks·S.M·S.N·steps·S.K / S.SPEED / min(1, blocks·splits/264)
-// and the cheapest is taken, the larger tile where they are equal. 264 blocks are two for each of 132 multiprocessors;
-// a split has four steps or more; partial results take 64 MiB at most. The speeds are estimates, not measurements.
+// give the same bits (Rust: `Plan` in src/ops/product.rs). It estimates the time of every cut on an H100, which has 132
+// multiprocessors, and takes the fastest, the larger tile where they are equal. For a tile S and a number of splits:
+//     blocks = ceil(M/S.M)·ceil(N/S.N)·splits,  steps = ceil(ceil(K/S.K)/splits) + 2: the first load, the last store
+//     each = ceil(blocks/132) blocks for a multiprocessor, which holds 576 threads at once; waves = ceil(each/(576/S.THREADS))
+//     time = max(waves·steps·S.LATENCY, each·steps·S.M·S.N·S.K/(225·S.SPEED/100)) ns
+// A few blocks wait for their loads, many share the arithmetic. With more splits than one, partial results are added up:
+// 2000 ns and 8·splits·M·N bytes at 4000 bytes a ns; they take 64 MiB at most. The numbers of the tiles were found by
+// trying, with whole training steps of eight networks (H100, 2026-11-26): Simt128 has 58 % of the arithmetic with
+// one block on a multiprocessor, and 72 % with two.
 #pragma once
 #include "four.cuh"
 
@@ -40,13 +42,13 @@
 // shared memory, 16 bytes per lane, there are 4 different addresses, next to each other and each read by 8 lanes; for B
 // there are 8. No two meet in a bank.
 struct Simt128 {
-  enum { M = 128, N = 128, K = 8, TM = 8, TN = 8, THREADS = 256, BLOCKS = 2, LATENCY = 600, SPEED = 65 };
+  enum { M = 128, N = 128, K = 8, TM = 8, TN = 8, THREADS = 256, BLOCKS = 2, LATENCY = 1000, SPEED = 72 };
 };
 struct Simt64 {
-  enum { M = 64, N = 64, K = 16, TM = 8, TN = 4, THREADS = 128, BLOCKS = 0, LATENCY = 700, SPEED = 50 };
+  enum { M = 64, N = 64, K = 16, TM = 8, TN = 4, THREADS = 128, BLOCKS = 0, LATENCY = 1000, SPEED = 60 };
 };
 struct Simt32 {
-  enum { M = 32, N = 32, K = 16, TM = 4, TN = 4, THREADS = 64, BLOCKS = 0, LATENCY = 600, SPEED = 35 };
+  enum { M = 32, N = 32, K = 16, TM = 4, TN = 4, THREADS = 64, BLOCKS = 0, LATENCY = 900, SPEED = 45 };
 };
 
 // Floats of a row of a tile in shared memory. Padding by 4 keeps rows 16-byte aligned and puts k and k + 4 into

@@ -24,7 +24,7 @@ const RESIDENT: usize = 576;
 /// Multiply-adds of a multiprocessor in a nanosecond.
 const RATE: f64 = 225.0;
 /// Nanoseconds that adding up partial results takes at least, and its bytes in a nanosecond.
-const ADD_UP: (f64, f64) = (2000.0, 2500.0);
+const ADD_UP: (f64, f64) = (2000.0, 4000.0);
 
 /// How a product is cut.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -29,12 +29,12 @@ fn cut(x: &Tensor, each: usize, blocks: usize) -> (BatchNorm2dDims, Launch) {
 
 /// The cut for sums over the rows, whose partial results are added up: some rows for every thread.
 fn sums(x: &Tensor) -> (BatchNorm2dDims, Launch) {
-    cut(x, 8, 1024)
+    cut(x, 4, 1024)
 }
 
 /// The cut for passes over the elements.
 fn passes(x: &Tensor) -> (BatchNorm2dDims, Launch) {
-    cut(x, 4, 4096)
+    cut(x, 2, 4096)
 }
 
 /// A warp for each channel.
