@@ -39,6 +39,7 @@ def code_of(name, text):
     code = re.sub(r"#else.*?#endif", blank, code, flags=re.S)
     code = re.sub(r"^[ \t]*#(?!define FOR_EACH)[^\n]*", blank, code, flags=re.M)
     # What the host and the driver read, not the kernel.
+    code = re.sub(r"\b(LATENCY|SPEED) = \d+", blank, code)
     code = re.sub(r"struct \w+Dims \{.*?\};|struct Step \{.*?\};", blank, code, flags=re.S)
     code = re.sub(r"__launch_bounds__\([^)]*\)|static_assert\([^;]*;|template <[^>]*>|typedef [^;]*;", blank, code)
     if name in BLIND:
