@@ -136,6 +136,8 @@ __device__ __forceinline__ void moments(const T* x, float* part, const BatchNorm
 // Numerics: sums about the thread's first value, merged by Chan's formula in a fixed order.
 // Limits: rows * c < 2^31.
 // Registers: at most 64.
+// Measured: H100, 2026-11-26: 37 % of the memory's ceiling in e1-resnet9-onecycle, 8 % in d1-resnet18, whose layers are
+//     a tenth of the size: 6 µs each.
 template <class T>
 __global__ void __launch_bounds__(256, 4)
     batch_norm2d_fwd_part(const T* __restrict__ x, float* __restrict__ part, BatchNorm2dDims d) {

