@@ -279,7 +279,7 @@ fn a_validation_set_chooses_the_best_and_the_test_set_measures_it() {
     assert!(rows.starts_with("epoch,train_loss,train_accuracy,val_loss,val_accuracy,lr,"), "{rows}");
 
     let before = t.engine.model.state_dict().unwrap();
-    let measured = t.test(&best, &path).unwrap();
+    let measured = t.test(&best, &path, &AtomicBool::new(false)).unwrap();
     assert_eq!(measured.count, 600);
     assert!(t.engine.model.state_dict().unwrap() == before);
     // The same in a program of its own, which makes the same split again.

@@ -4,9 +4,10 @@ use super::machine::Machine;
 use super::output::{Out, table};
 use super::predict::Trained;
 use super::{Which, count, summary};
-use crate::data::picture as file;
+use crate::data::picture;
 use crate::error::{Error, Result, nearest};
 use crate::figures::{Sheet, Tile, picture, png, viridis};
+use crate::formats::file;
 use crate::nn::LayerInfo;
 use clap::Args;
 use image::{Rgb, RgbImage};
@@ -51,7 +52,7 @@ pub(super) fn run(args: &ActivationsArgs, out: &mut Out) -> Result<()> {
         return out.print(&format!("{list}\nchoose with --layer KEY, as often as you like\n"));
     }
     let wanted = args.layers.iter().map(|key| find(layers, key)).collect::<Result<Vec<_>>>()?;
-    let read = file::read(&args.image, Some(trained.size()))?;
+    let read = picture::read(&args.image, Some(trained.size()))?;
     let mut seen: Vec<Option<Vec<f32>>> = vec![None; wanted.len()];
     let input = trained.images(vec![read.into_raw()])?;
     let mut cx = trained.model.eval().watched(|key, y| {
@@ -75,7 +76,7 @@ pub(super) fn run(args: &ActivationsArgs, out: &mut Out) -> Result<()> {
         let values = values.ok_or_else(|| Error::Internal(format!("layer {} was not passed", layer.key)))?;
         section(&mut sheet, layer, &values, args.shared, &trained);
     }
-    std::fs::write(&args.out, png(&sheet.draw())?).map_err(Error::io("write the picture", &args.out))?;
+    file::write(&args.out, &png(&sheet.draw())?)?;
     out.print(&format!("picture   {}\n", args.out.display()))
 }
 

@@ -6,6 +6,7 @@ use super::progress::clock;
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::figures::{self, Bars, Chart, Page};
+use crate::formats::file;
 use crate::train::run::Config;
 use crate::train::{History, RunDir, Summary};
 use clap::Args;
@@ -83,8 +84,7 @@ pub(super) fn run(args: &CompareArgs, out: &mut Out) -> Result<()> {
     let (heads, cells) = with_values(rows.iter().map(Row::cells).collect());
     let align = format!("<{}", ">".repeat(heads.len() - 1));
     if let Some(path) = &args.out {
-        std::fs::write(path, page(&runs, figures::table(&heads, &align, &cells)))
-            .map_err(Error::io("write the comparison", path))?;
+        file::write(path, page(&runs, figures::table(&heads, &align, &cells)).as_bytes())?;
     }
     if args.json {
         let text = serde_json::to_string_pretty(&rows).map_err(|e| Error::Internal(format!("rows to JSON: {e}")))?;

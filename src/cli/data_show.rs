@@ -6,6 +6,7 @@ use crate::data::{Split, Splits};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::figures::{Sheet, Tile, picture, png};
+use crate::formats::file;
 use crate::recipes::Recipe;
 use crate::step::Step;
 use clap::Args;
@@ -79,7 +80,7 @@ pub(super) fn run(args: &ShowArgs, out: &mut Out) -> Result<()> {
     let number = format!("the first {} of {} {} images", count(n), count(data.len()), args.split);
     sheet.text(format!("{number}, {which}, {h}x{w}; {}", changes(&augment)));
     sheet.tiles(tiles);
-    std::fs::write(&args.out, png(&sheet.draw())?).map_err(Error::io("write the picture", &args.out))?;
+    file::write(&args.out, &png(&sheet.draw())?)?;
     out.print(&format!("{number}\npicture   {}\n", args.out.display()))
 }
 

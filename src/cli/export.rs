@@ -4,6 +4,7 @@ use super::predict::Trained;
 use super::{Out, Which, count};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::formats::file;
 use crate::nn::state::serialize;
 use clap::{ArgGroup, Args};
 use std::path::{Path, PathBuf};
@@ -35,7 +36,7 @@ pub(super) struct ExportArgs {
 pub(super) fn run(args: &ExportArgs, out: &mut Out) -> Result<()> {
     let trained = Trained::open(&args.run, args.which, Device::cpu())?;
     let model = &trained.model;
-    let write = |path: &Path, bytes: Vec<u8>| std::fs::write(path, bytes).map_err(Error::io("write", path));
+    let write = |path: &Path, bytes: Vec<u8>| file::write(path, &bytes);
     if let Some(path) = &args.onnx {
         let recipe = &trained.config.recipe;
         let classes = serde_json::to_string(&trained.config.run.classes);

@@ -4,9 +4,9 @@ use super::lr_curve::{Mark, svg, text};
 use super::output::{Out, table};
 use super::{Data, LrFindArgs, count, describe};
 use crate::error::{Error, Result};
+use crate::formats::file;
 use crate::recipes::Recipe;
 use crate::train::Trainer;
-use crate::train::checkpoint::write_atomically;
 use crate::train::lr_find::Ramp;
 
 pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
@@ -59,7 +59,7 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
     };
     std::fs::create_dir_all(&args.out).map_err(Error::io("make the folder", &args.out))?;
     let path = args.out.join("lr-find.svg");
-    write_atomically(&path, svg(&curve, &marks, &args.recipe).as_bytes())?;
+    file::write(&path, svg(&curve, &marks, &args.recipe).as_bytes())?;
     let set: String = args.set.values.iter().map(|s| format!(" --set '{s}'")).collect();
     out.print(&format!(
         "{end}the curve is in {}\n\ntrain with the valley's rate:  tilework train {}{set} --lr {}\n",

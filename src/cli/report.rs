@@ -3,8 +3,9 @@
 use super::eval::Restored;
 use super::{Machine, Out, Which, count};
 use crate::data::{Dataset, Split};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::figures::{Bars, Matrix, Page, picture, png, table};
+use crate::formats::file;
 use crate::train::run::Config;
 use crate::train::{EpochRow, Evaluation, History, Judged, RunDir};
 use base64::Engine;
@@ -89,7 +90,7 @@ pub(super) fn write(run: &RunDir, config: &Config, seen: Option<&Seen<'_>>, path
     }
     page.section("Recipe");
     page.code(&config.recipe.to_toml()?);
-    std::fs::write(path, page.finish()).map_err(Error::io("write the report", path))
+    file::write(path, page.finish().as_bytes())
 }
 
 /// The table at the top.

@@ -9,6 +9,7 @@ use super::{TrainArgs, compare, note, train};
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::figures::{Bars, Chart};
+use crate::formats::file;
 use crate::recipes::Recipe;
 use crate::train::run::Config;
 use crate::train::{History, RunDir, Summary};
@@ -216,7 +217,7 @@ fn results(axes: &[Axis], cells: &[Cell], folder: &Path, out: &mut Out) -> Resul
     }
     let write = |name: &str, text: &str| {
         let path = folder.join(name);
-        std::fs::write(&path, text).map_err(Error::io("write", &path)).map(|()| path)
+        file::write(&path, text.as_bytes()).map(|()| path)
     };
     let (csv, svg) = (write("sweep.csv", &csv)?, write("sweep.svg", &figure(axes, &found, split))?);
     let accuracy = |all: &[f64]| match (spread(all), all.len()) {

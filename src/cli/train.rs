@@ -14,6 +14,7 @@ use crate::train::{
 use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A run that is ready to start.
 struct Session {
@@ -172,15 +173,20 @@ impl Session {
         progress.clear();
         let go_on = format!("tilework train --resume {}", self.run.path().display());
         match outcome {
-            Ok(Outcome::Finished) => {
-                out.print(&self.results(&progress)?)?;
-                Ok(ExitCode::SUCCESS)
-            }
-            Ok(Outcome::StoppedEarly) => {
-                let patience = self.config.recipe.early_stopping.map_or(0, |e| e.patience);
-                out.print(&format!("\nstopped early: no better accuracy for {patience} epochs\n"))?;
-                out.print(&self.results(&progress)?)?;
-                Ok(ExitCode::SUCCESS)
+            Ok(how @ (Outcome::Finished | Outcome::StoppedEarly)) => {
+                if how == Outcome::StoppedEarly {
+                    let patience = self.config.recipe.early_stopping.map_or(0, |e| e.patience);
+                    out.print(&format!("\nstopped early: no better accuracy for {patience} epochs\n"))?;
+                }
+                match self.results(&progress, &stop) {
+                    Err(_) if stop.load(Ordering::Relaxed) => {
+                        let evaluate = format!("tilework eval {}", self.run.path().display());
+                        let text = "stopped before the test set was evaluated; all else is done and saved";
+                        out.print(&format!("{text}\nevaluate it with: {evaluate}\n"))?;
+                        Ok(ExitCode::from(exit_code()))
+                    }
+                    results => out.print(&results?).map(|()| ExitCode::SUCCESS),
+                }
             }
             Ok(Outcome::Stopped) => {
                 let step = count(self.trainer.position().step as usize);
@@ -225,7 +231,7 @@ impl Session {
         )
     }
 
-    fn results(&mut self, progress: &Progress) -> Result<String> {
+    fn results(&mut self, progress: &Progress, stop: &AtomicBool) -> Result<String> {
         let Some(last) = &progress.last else { return Ok(String::new()) };
         // There is no best one before the end of an epoch.
         let (best, folders) = match self.trainer.position().best_accuracy {
@@ -246,7 +252,7 @@ impl Session {
             };
             let folder = self.run.path().join(name);
             let saved = checkpoint::load(&folder)?;
-            let test = self.trainer.test(&saved, &folder)?;
+            let test = self.trainer.test(&saved, &folder, stop)?;
             if let Some(mut summary) = Summary::read(&self.run)? {
                 summary.test = Some(Tested { loss: test.loss, accuracy: test.accuracy });
                 summary.write(&self.run)?;

@@ -1,8 +1,9 @@
-//! Opening what a user names. A pipe, a device or a folder in place of a file is an error, and is not waited for.
+//! Files that a user names. One is read only if it is a file: a pipe, a device or a folder is an error, and is not waited
+//! for. One is written as a whole or not at all.
 
 use crate::error::{Error, Result};
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 
 /// Opens a file; `doing` is for errors: "read the recipe".
@@ -42,6 +43,63 @@ pub(crate) fn read_text(path: &Path, doing: &'static str) -> Result<String> {
     String::from_utf8(read(path, doing)?).map_err(no_text)
 }
 
+/// Writes a file and waits until it is on the disk.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut f = File::create(path).map_err(Error::io("create", path))?;
+    f.write_all(bytes).map_err(Error::io("write", path))?;
+    f.sync_all().map_err(Error::io("write", path))
+}
+
+/// Waits until a folder's names are on the disk, where a folder can be opened as a file (not on Windows).
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
+    match File::open(dir) {
+        Ok(d) if cfg!(unix) => d.sync_all().map_err(Error::io("sync", dir)),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a file so that at any moment either the old or the new contents are there, also where the disk is full. What is
+/// no file, such as `/dev/stdout`, is written to.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        return fs::write(path, bytes).map_err(Error::io("write", path));
+    }
+    replace(path, |new| fs::write(new, bytes).map_err(Error::io("write", path)))
+}
+
+/// The same, and waits until it is on the disk.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace(path, |new| write_synced(new, bytes))?;
+    sync_dir(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+}
+
+/// Has a new file written beside `path`, and renames it into its place.
+fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    // The file that a link points to, so that the link stays.
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mut new = target.clone().into_os_string();
+    new.push(".tmp");
+    let new = Path::new(&new);
+    let written = write(new).and_then(|()| fs::rename(new, &target).map_err(Error::io("replace", path)));
+    if written.is_err() {
+        // Best effort: the error that matters is the one above.
+        let _ = fs::remove_file(new);
+    }
+    written
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,5 +115,20 @@ mod tests {
         fs::write(&path, [0xFF, 0xFE]).unwrap();
         assert_eq!(read(&path, "read").unwrap(), [0xFF, 0xFE]);
         assert!(read_text(&path, "read").unwrap_err().to_string().contains("no text"));
+    }
+
+    #[test]
+    fn a_file_is_written_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.svg");
+        write(&path, b"old").unwrap();
+        write(&path, b"new").unwrap();
+        assert_eq!(read(&path, "read").unwrap(), b"new");
+        // It cannot be written beside the file, so the old one stays.
+        fs::create_dir(dir.path().join("x.svg.tmp")).unwrap();
+        assert!(write(&path, b"newer").is_err());
+        assert_eq!(read(&path, "read").unwrap(), b"new");
+        write(Path::new(if cfg!(unix) { "/dev/null" } else { "NUL" }), b"gone").unwrap();
+        assert!(write(&dir.path().join("no/x"), b"").is_err());
     }
 }

@@ -80,6 +80,14 @@ mod cpu {
 
     vectorised! {
         fn one<T>(x: &[T], y: &mut [T], rows: usize, cols: usize) {
+            // The channels of pictures: read once, and not once for each channel.
+            if let (3, Some((red, rest))) = (cols, y.split_at_mut_checked(rows)) {
+                let (green, blue) = rest.split_at_mut(rows);
+                for (((x, r), g), b) in x.as_chunks::<3>().0.iter().zip(red).zip(green).zip(blue) {
+                    [*r, *g, *b] = *x;
+                }
+                return;
+            }
             for (col, y) in y.chunks_mut(rows).enumerate() {
                 y.iter_mut().zip(x[col..].iter().step_by(cols)).for_each(|(y, &x)| *y = x);
             }

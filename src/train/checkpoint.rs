@@ -12,8 +12,7 @@ use crate::nn::state::{StateDict, deserialize, serialize};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 pub(super) const MODEL: &str = "model.safetensors";
@@ -77,37 +76,6 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn sync_dir(dir: &Path) -> Result<()> {
-    // Only where a folder can be opened as a file (not on Windows).
-    match File::open(dir) {
-        Ok(d) if cfg!(unix) => d.sync_all().map_err(Error::io("sync", dir)),
-        _ => Ok(()),
-    }
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut f = File::create(path).map_err(Error::io("create", path))?;
-    f.write_all(bytes).map_err(Error::io("write", path))?;
-    f.sync_all().map_err(Error::io("write", path))
-}
-
-/// Writes a file so that at any moment either the old or the new contents are there.
-///
-/// # Errors
-/// [`Error::Io`].
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = path.with_extension("tmp");
-    let written = write_synced(&temporary, bytes)
-        .and_then(|()| fs::rename(&temporary, path).map_err(Error::io("replace", path)))
-        .and_then(|()| sync_dir(dir));
-    if written.is_err() {
-        // Best effort: the error that matters is the one above.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
 fn remove_dir(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", dir)(e)),
@@ -169,7 +137,7 @@ pub(super) fn replace(dir: &Path, contents: &[&Contents], position: &Position) -
     }
     fs::rename(&new, dir).map_err(Error::io("move", &new))?;
     if let Some(parent) = dir.parent() {
-        sync_dir(parent)?;
+        file::sync_dir(parent)?;
     }
     remove_dir(&old)
 }
@@ -179,15 +147,15 @@ fn write_all(dir: &Path, contents: &[&Contents], position: &Position) -> Result<
     fs::create_dir(dir).map_err(Error::io("make the folder", dir))?;
     let mut files = BTreeMap::new();
     for Contents { name, bytes, info } in contents {
-        write_synced(&dir.join(name), bytes)?;
+        file::write_synced(&dir.join(name), bytes)?;
         files.insert(name.to_string(), info.clone());
     }
     let tilework = env!("CARGO_PKG_VERSION").to_string();
     let manifest = Manifest { format: 1, tilework, position: position.clone(), files };
     let text = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::Internal(format!("manifest: {e}")))?;
     // Last, so that a folder with a manifest is complete.
-    write_synced(&dir.join(MANIFEST), &text)?;
-    sync_dir(dir)
+    file::write_synced(&dir.join(MANIFEST), &text)?;
+    file::sync_dir(dir)
 }
 
 /// A complete checkpoint that a crash left beside the place of one, where that is empty.

@@ -4,6 +4,7 @@ use super::events::{Event, Observer};
 use super::run::RunDir;
 use crate::data::Split;
 use crate::error::{Error, Result};
+use crate::formats::file;
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -55,7 +56,7 @@ impl Csv {
             notes.push(format!("{name}: {} rows after the checkpoint are dropped, and come again", had as u64 - keeps));
         }
         if text != before {
-            super::checkpoint::write_atomically(&path, text.as_bytes())?;
+            file::write_durably(&path, text.as_bytes())?;
         }
         let file = OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path))?;
         Ok(Csv { file: BufWriter::new(file), path })

@@ -2,10 +2,11 @@
 
 use crate::autograd::{Ctx, Var};
 use crate::data::loader::Feed;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::Model;
 use crate::step::Step;
 use crate::tensor::Tensor;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What is minimised: the loss of a network's outputs `[n, classes]` and their labels `[n]`.
 pub type Objective = dyn Fn(&Var, &Tensor, &mut Ctx<'_>) -> Result<Var> + Send;
@@ -49,6 +50,14 @@ impl Evaluation {
             }
         }
         counts
+    }
+}
+
+/// What ends an evaluation once it is to stop.
+pub(super) fn unless(stop: &AtomicBool) -> Result<()> {
+    match stop.load(Ordering::Relaxed) {
+        true => Err(Error::Internal("an evaluation was stopped".into())),
+        false => Ok(()),
     }
 }
 

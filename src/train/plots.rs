@@ -4,9 +4,9 @@ use super::events::{EpochReport, Event, Observer};
 use super::history::History;
 use super::run::RunDir;
 use crate::error::{Error, Result};
+use crate::formats::file;
 use crate::recipes::Recipe;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
 
 /// `summary.json`: what is not in the CSV files and does not need the data to be found out again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,7 +49,7 @@ impl Summary {
     /// [`Error::Io`].
     pub fn write(&self, run: &RunDir) -> Result<()> {
         let text = serde_json::to_string(self).map_err(|e| Error::Internal(format!("summary to JSON: {e}")))?;
-        put(&run.path().join("summary.json"), &text)
+        file::write(&run.path().join("summary.json"), text.as_bytes())
     }
 }
 
@@ -83,17 +83,10 @@ impl Plots {
         Summary { epoch, parameters, per_class, test: None }.write(&self.run)?;
         let name = self.run.path().file_name().unwrap_or_default().to_string_lossy();
         for (figure, svg) in self.history.figures(&name, self.reported) {
-            put(&folder.join(format!("{figure}.svg")), &svg)?;
+            file::write(&folder.join(format!("{figure}.svg")), svg.as_bytes())?;
         }
         Ok(())
     }
-}
-
-/// Writes a file and renames it into place, so that who looks on while it trains sees a whole one.
-fn put(path: &Path, text: &str) -> Result<()> {
-    let new = path.with_extension("new");
-    std::fs::write(&new, text).map_err(Error::io("write", &new))?;
-    std::fs::rename(&new, path).map_err(Error::io("replace", path))
 }
 
 impl Observer for Plots {

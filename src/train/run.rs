@@ -75,7 +75,7 @@ impl Config {
     /// [`Error::Io`].
     pub fn write(&self, run: &RunDir) -> Result<()> {
         let text = toml::to_string(self).map_err(|e| Error::Internal(format!("config to TOML: {e}")))?;
-        super::checkpoint::write_atomically(&run.path.join("config.toml"), text.as_bytes())
+        file::write_durably(&run.path.join("config.toml"), text.as_bytes())
     }
 }
 

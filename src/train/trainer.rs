@@ -3,7 +3,7 @@
 use super::checkpoint::{Checkpoint, Position};
 use super::diagnose::{check_last_batch, check_memory, non_finite, non_finite_parameter, with_last_checkpoint};
 use super::engine::Engine;
-use super::evaluate::{Evaluation, evaluate};
+use super::evaluate::{Evaluation, evaluate, unless};
 use super::events::{EpochReport, Event, Limits, Observer, Outcome, Spent, StepReport};
 use super::lr_find::{Curve, Ramp};
 use super::measures::Measures;
@@ -290,10 +290,7 @@ impl Trainer {
         let total = self.measures.data(split)?.len();
         let mut progress = |done| {
             tell(observers, &Event::Evaluating { done, total })?;
-            match stop.load(Ordering::Relaxed) {
-                true => Err(Error::Internal("an evaluation was stopped".into())),
-                false => Ok(()),
-            }
+            unless(stop)
         };
         let held_out = match self.evaluate(split, &mut progress) {
             Err(_) if stop.load(Ordering::Relaxed) => return Ok(false),
@@ -382,15 +379,15 @@ impl Trainer {
     }
 
     /// The test set's loss and accuracy with a checkpoint of this recipe's, whose path is for errors. The network that
-    /// is trained stays as it is.
+    /// is trained stays as it is. It is an error once `stop` is set.
     ///
     /// # Errors
     /// [`Error::File`] if it is another network's; else as [`evaluate`].
-    pub fn test(&mut self, checkpoint: &Checkpoint, path: &Path) -> Result<Evaluation> {
+    pub fn test(&mut self, checkpoint: &Checkpoint, path: &Path, stop: &AtomicBool) -> Result<Evaluation> {
         let recipe = &self.recipe;
         let mut model = Model::build(&recipe.network()?, self.train.image(), &self.measures.device, recipe.seed)?;
         model.load_state_dict(&checkpoint.model, path)?;
-        evaluate(&model, self.measures.feed(Split::Test)?, &recipe.loss.with(0.0), &mut |_| Ok(()))
+        evaluate(&model, self.measures.feed(Split::Test)?, &recipe.loss.with(0.0), &mut |_| unless(stop))
     }
 
     /// One step on a batch outside of any run; for benches. The mini-batch's loss.

@@ -76,6 +76,18 @@ impl<'a, T> MatMut<'a, T> {
         MatMut { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
+    /// Its columns.
+    pub fn width(&self) -> usize {
+        self.cols
+    }
+
+    /// A row, whose elements lie side by side.
+    pub fn row(&mut self, i: usize) -> &mut [T] {
+        assert!(i < self.rows && self.col_stride == 1, "row out of range, or not in one piece");
+        // SAFETY: row `i` is within the matrix, its `cols` elements are neighbours, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr().add(i * self.row_stride), self.cols) }
+    }
+
     /// Pieces of at most `width` columns, side by side.
     pub fn split_cols(self, width: usize) -> Vec<Self> {
         (0..self.cols)

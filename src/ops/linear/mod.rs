@@ -3,6 +3,7 @@
 //! `gx = gy·W`, `gW = gyᵀ·x`, `gb = sum over n of gy`.
 
 pub(super) mod cpu;
+mod narrow;
 
 use super::case::{Case, Draw, Fill};
 use super::product::Operands;
