@@ -11,6 +11,7 @@ use crate::train::run::Config;
 use crate::train::{History, RunDir, Summary};
 use clap::Args;
 use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Compare runs: accuracy, loss, parameters, time; and their curves
@@ -62,10 +63,11 @@ pub(super) struct Row {
     parameters: Option<usize>,
     seconds: f64,
     reported: Option<f64>,
+    /// The recipe's keys in which the runs differ.
+    differs: BTreeMap<String, String>,
 }
 
-const HEADS: [&str; 11] = [
-    "run",
+const HEADS: [&str; 10] = [
     "epochs",
     "test acc.",
     "test loss",
@@ -80,8 +82,9 @@ const HEADS: [&str; 11] = [
 
 pub(super) fn run(args: &CompareArgs, out: &mut Out) -> Result<()> {
     let runs = args.runs.iter().map(|path| read(path)).collect::<Result<Vec<Run>>>()?;
-    let rows: Vec<Row> = runs.iter().map(row).collect();
-    let (heads, cells) = with_values(rows.iter().map(Row::cells).collect());
+    let rows: Vec<Row> = runs.iter().zip(differences(&runs)?).map(|(run, differs)| row(run, differs)).collect();
+    let (heads, cells) = with_values(&rows);
+    let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
     let align = format!("<{}", ">".repeat(heads.len() - 1));
     if let Some(path) = &args.out {
         file::write(path, page(&runs, figures::table(&heads, &align, &cells)).as_bytes())?;
@@ -107,7 +110,46 @@ fn read(path: &Path) -> Result<Run> {
     Ok(Run { name, config: Config::read(&run)?, history: History::read(&run)?, summary: Summary::read(&run)? })
 }
 
-fn row(run: &Run) -> Row {
+/// Keys that make no difference to training, and those that have a column of their own.
+const OTHER: [&str; 3] = ["about", "reported", "epochs"];
+/// Columns of keys, at most: with more the runs are of other networks, and their names tell them apart.
+const KEYS: usize = 6;
+
+/// For each run its values of the recipe's keys in which they differ.
+fn differences(runs: &[Run]) -> Result<Vec<BTreeMap<String, String>>> {
+    let values = |run: &Run| -> Result<BTreeMap<String, String>> {
+        let text = run.config.recipe.to_toml()?;
+        let table: toml::Table =
+            toml::from_str(&text).map_err(|e| Error::Internal(format!("a recipe as TOML: {e}")))?;
+        let mut found = BTreeMap::new();
+        leaves("", &toml::Value::Table(table), &mut found);
+        Ok(found)
+    };
+    let mut all = runs.iter().map(values).collect::<Result<Vec<_>>>()?;
+    let keys: BTreeSet<String> = all.iter().flat_map(|v| v.keys().cloned()).collect();
+    let differs = |key: &String| all.iter().any(|v| v.get(key) != all[0].get(key));
+    let keys: Vec<String> = keys.into_iter().filter(|k| !OTHER.contains(&k.as_str()) && differs(k)).collect();
+    for values in &mut all {
+        let mine = |key: &String| (key.clone(), values.get(key).cloned().unwrap_or_else(|| NONE.into()));
+        *values = keys.iter().filter(|_| keys.len() <= KEYS).map(mine).collect();
+    }
+    Ok(all)
+}
+
+/// The values of a table, by their keys with dots.
+fn leaves(path: &str, value: &toml::Value, found: &mut BTreeMap<String, String>) {
+    match value {
+        toml::Value::Table(table) => table.iter().for_each(|(key, value)| {
+            leaves(&if path.is_empty() { key.clone() } else { format!("{path}.{key}") }, value, found);
+        }),
+        toml::Value::String(text) => drop(found.insert(path.into(), text.clone())),
+        // A network's layers are too long for a column.
+        other if other.to_string().len() > 30 => (),
+        other => drop(found.insert(path.into(), other.to_string())),
+    }
+}
+
+fn row(run: &Run, differs: BTreeMap<String, String>) -> Row {
     let (last, best, split) = (run.history.epochs.last(), run.history.best(), run.history.split);
     let tested = run.summary.as_ref().and_then(|s| s.test.as_ref());
     let after = |wanted: Split| last.filter(|_| split == wanted);
@@ -126,6 +168,7 @@ fn row(run: &Run) -> Row {
         parameters: run.summary.as_ref().map(|s| s.parameters),
         seconds: run.history.epochs.iter().map(|e| e.seconds).sum(),
         reported: run.config.recipe.reported,
+        differs,
     }
 }
 
@@ -136,7 +179,6 @@ impl Row {
         let percent = |share: Option<f64>| some(share.map(|a| format!("{:.2} %", a * 100.0)));
         let loss = |loss: Option<f64>| some(loss.map(|l| format!("{l:.4}")));
         vec![
-            self.run.clone(),
             format!("{}/{}", self.epochs, self.of),
             percent(self.test_accuracy),
             loss(self.test_loss),
@@ -151,12 +193,17 @@ impl Row {
     }
 }
 
-/// The heads and rows without the columns in which no row has a value.
-fn with_values(rows: Vec<Vec<String>>) -> (Vec<&'static str>, Vec<Vec<String>>) {
-    let used: Vec<bool> = (0..HEADS.len()).map(|i| rows.iter().any(|row| row[i] != NONE)).collect();
-    let keep = |i: &usize| used[*i];
-    let heads = (0..HEADS.len()).filter(keep).map(|i| HEADS[i]).collect();
-    (heads, rows.iter().map(|row| (0..row.len()).filter(keep).map(|i| row[i].clone()).collect()).collect())
+/// The heads and rows: the run, what it differs in, and the columns in which a row has a value.
+fn with_values(rows: &[Row]) -> (Vec<String>, Vec<Vec<String>>) {
+    let cells: Vec<Vec<String>> = rows.iter().map(Row::cells).collect();
+    let used: Vec<usize> = (0..HEADS.len()).filter(|&i| cells.iter().any(|row| row[i] != NONE)).collect();
+    let keys = rows.iter().flat_map(|r| r.differs.keys().cloned()).take(rows.first().map_or(0, |r| r.differs.len()));
+    let heads = ["run".to_string()].into_iter().chain(keys).chain(used.iter().map(|&i| HEADS[i].to_string()));
+    let line = |(row, cells): (&Row, &Vec<String>)| {
+        let values = row.differs.values().cloned().chain(used.iter().map(|&i| cells[i].clone()));
+        [row.run.clone()].into_iter().chain(values).collect()
+    };
+    (heads.collect(), rows.iter().zip(&cells).map(line).collect())
 }
 
 /// What all runs were measured on after each epoch: "test", "validation", or both.

@@ -19,6 +19,7 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
     recipe.ema = None;
     let ramp = Ramp { start: args.start, end: args.end, steps: args.steps };
     ramp.check()?;
+    std::fs::create_dir_all(&args.out).map_err(Error::io("make the folder", &args.out))?;
     let data = Data::open(&recipe.data, args.data.as_deref())?;
     let (device, name) = args.machine.device()?;
     let mut trainer = Trainer::new(recipe.clone(), data.splits, &device)?;
@@ -52,20 +53,27 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
     out.print(&format!("\n{}", table(&["suggestion", "rate", ""], "<><", rows.collect())))?;
     let end = match (curve.diverged, curve.tried.last()) {
         (true, Some(last)) => format!("the loss diverged at a rate of {}\n", rounded(last.lr)),
-        _ => format!(
-            "the smoothed loss stayed below four times its least; --end sets a larger last rate than {}\n",
-            rounded(ramp.end)
-        ),
+        // Its least loss is among the last rates: it may fall still.
+        _ if minimum * 10.0 > ramp.end / 2.0 => {
+            format!("the loss fell to the last rate, {}; --end sets a larger one\n", rounded(ramp.end))
+        }
+        _ => String::new(),
     };
-    std::fs::create_dir_all(&args.out).map_err(Error::io("make the folder", &args.out))?;
     let path = args.out.join("lr-find.svg");
     file::write(&path, svg(&curve, &marks, &args.recipe).as_bytes())?;
+    let data = args.data.as_ref().map_or_else(String::new, |p| format!(" --data '{}'", p.display()));
     let set: String = args.set.values.iter().map(|s| format!(" --set '{s}'")).collect();
+    let typed = format!("{}{data}{}{set}", args.recipe, args.machine.typed());
+    let mut rates: Vec<f64> = marks.iter().map(|m| m.lr).chain([recipe.optimizer.lr()]).collect();
+    rates.sort_by(f64::total_cmp);
+    let mut rates: Vec<String> = rates.into_iter().map(rounded).collect();
+    rates.dedup();
     out.print(&format!(
-        "{end}the curve is in {}\n\ntrain with the valley's rate:  tilework train {}{set} --lr {}\n",
+        "{end}the curve is in {}\n\ntrain with the valley's rate:  tilework train {typed} --lr {}\n\
+         or try all, and the recipe's:  tilework sweep {typed} --set optimizer.lr={}\n",
         path.display(),
-        args.recipe,
         rounded(valley),
+        rates.join(","),
     ))
 }
 

@@ -37,6 +37,17 @@ pub(super) enum DeviceChoice {
 }
 
 impl Machine {
+    /// The options as they would be typed, for a command to be printed; those that are not the default.
+    pub(super) fn typed(&self) -> String {
+        let device = self.device.to_possible_value().filter(|_| !matches!(self.device, DeviceChoice::Auto));
+        let mut text = device.map_or_else(String::new, |d| format!(" --device {}", d.get_name()));
+        text += &self.threads.map_or_else(String::new, |n| format!(" --threads {n}"));
+        for (on, option) in [(self.sync_launches, "sync-launches"), (self.explicit_conv, "explicit-conv")] {
+            text += &if on { format!(" --{option}") } else { String::new() };
+        }
+        text
+    }
+
     pub(super) fn threads(&self) -> usize {
         self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
     }

@@ -112,7 +112,7 @@ struct TrainArgs {
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     batch_size: Option<u32>,
     /// Learning rate [default: the recipe's]
-    #[arg(long, value_name = "X", value_parser = rate)]
+    #[arg(long, value_name = "X", value_parser = rate, allow_negative_numbers = true)]
     lr: Option<f64>,
     /// Key of all randomness: equal seeds give equal runs [default: the recipe's]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(..=i64::MAX as u64))]
@@ -156,10 +156,10 @@ struct LrFindArgs {
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// The first rate
-    #[arg(long, value_name = "X", default_value = "1e-7", value_parser = rate)]
+    #[arg(long, value_name = "X", default_value = "1e-7", value_parser = rate, allow_negative_numbers = true)]
     start: f64,
     /// The last rate
-    #[arg(long, value_name = "X", default_value = "10", value_parser = rate)]
+    #[arg(long, value_name = "X", default_value = "10", value_parser = rate, allow_negative_numbers = true)]
     end: f64,
     /// Updates from the first rate to the last
     #[arg(long, value_name = "N", default_value = "100", value_parser = RangedU64ValueParser::<usize>::new().range(10..=100_000))]

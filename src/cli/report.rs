@@ -49,7 +49,8 @@ pub(super) fn run(args: &ReportArgs, out: &mut Out) -> Result<()> {
     let parameters = trainer.engine.model.params.count();
     let seen = Seen { found: &found, images: trainer.test_data(), parameters, checkpoint };
     write(&run, &config, Some(&seen), &path)?;
-    out.print(&format!("accuracy  {:.2} %\nreport    {}\n", found.accuracy * 100.0, path.display()))
+    let of = format!("of the checkpoint {}", seen.checkpoint);
+    out.print(&format!("accuracy  {:.2} %, {of}\nreport    {}\n", found.accuracy * 100.0, path.display()))
 }
 
 /// What a network did on the test set.
@@ -118,7 +119,8 @@ fn facts(config: &Config, history: &History, seen: Option<&Seen<'_>>) -> Vec<Vec
         rows.push(("time", format!("{seconds:.1} s of training steps, {each:.1} s an epoch")));
     }
     let commit = run.git_commit.as_ref().map_or_else(String::new, |c| format!(", commit {c}"));
-    rows.push(("environment", format!("{}, {} threads, tilework {}{commit}", run.device, run.threads, run.tilework)));
+    let threads = format!("{} thread{}", run.threads, if run.threads == 1 { "" } else { "s" });
+    rows.push(("environment", format!("{}, {threads}, tilework {}{commit}", run.device, run.tilework)));
     rows.extend(run.init.as_ref().map(|p| ("initial weights", p.display().to_string())));
     rows.into_iter().map(|(name, value)| vec![name.to_string(), value]).collect()
 }
@@ -153,8 +155,11 @@ fn pictures(page: &mut Page, seen: &Seen<'_>) -> Result<()> {
     let mut worst: Vec<usize> = (0..images.len()).collect();
     worst.sort_by(|&a, &b| images[b].loss.total_cmp(&images[a].loss));
     worst.truncate(PICTURES);
-    let every = images.len().div_ceil(PICTURES).max(1);
-    let sample: Vec<usize> = (0..images.len()).step_by(every).collect();
+    // From all over the set, but not at a step by which classes that take turns would be left out.
+    let classes = seen.images.classes.len();
+    let shared = |step: usize| (2..=classes).any(|d| step.is_multiple_of(d) && classes.is_multiple_of(d));
+    let every = (1..=images.len() / PICTURES).rev().find(|&step| !shared(step)).unwrap_or(1);
+    let sample: Vec<usize> = (0..images.len()).step_by(every).take(PICTURES).collect();
     let text = "The true class; what the network says and how sure it is; the loss; the image's place in the test set.";
     for (title, which) in [("Top losses", worst), ("Sample predictions", sample)] {
         page.section(title);

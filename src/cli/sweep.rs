@@ -250,7 +250,7 @@ fn figure(axes: &[Axis], found: &[Found<'_>], split: Split) -> String {
         let (low, high) = positive.iter().fold((f64::INFINITY, 0.0f64), |(l, h), &v| (l.min(v), h.max(v)));
         let mut chart =
             Chart::new(format!("{title} over {}", axes[0].key), &axes[0].key, format!("{measured} in percent"));
-        if low > 0.0 && high / low > 20.0 {
+        if low > 0.0 && high / low >= 8.0 {
             chart = chart.log_x();
         }
         let mut lines: Vec<Line<'_>> = Vec::new();
@@ -267,8 +267,11 @@ fn figure(axes: &[Axis], found: &[Found<'_>], split: Split) -> String {
         }
         for (rest, mut points, deviations) in lines {
             let name: Vec<String> = axes[1..].iter().zip(rest).map(|(a, v)| format!("{} = {v}", a.key)).collect();
-            let name =
-                if name.is_empty() { "mean and standard deviation of the seeds".to_string() } else { name.join(", ") };
+            let name = match (name.is_empty(), found.iter().any(|f| f.percent.len() > 1)) {
+                (true, true) => "mean and standard deviation of the seeds".to_string(),
+                (true, false) => measured.clone(),
+                _ => name.join(", "),
+            };
             let mut order: Vec<usize> = (0..points.len()).collect();
             order.sort_by(|&a, &b| points[a][0].total_cmp(&points[b][0]));
             let deviations = order.iter().map(|&i| deviations[i]).collect();
