@@ -215,7 +215,10 @@ impl Recipe {
             return Err(unknown(name));
         }
         let text = file::read_text(path, "read the recipe")?;
-        Recipe::parse(&text, name, set)
+        // A run's config.toml has its recipe beside what is known of the run.
+        let of_a_run = text.parse::<toml::Table>().ok().filter(|t| t.contains_key("run"));
+        let recipe = of_a_run.as_ref().and_then(|t| t.get("recipe")).and_then(|r| toml::to_string(r).ok());
+        Recipe::parse(&recipe.unwrap_or(text), name, set)
     }
 
     /// Reads a recipe's text; `origin` is for errors.

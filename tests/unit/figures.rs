@@ -69,12 +69,16 @@ fn runs_are_compared() {
     fs::write(p.path("runs/tiny-002/summary.json"), summary.replace("checker", "<other>")).unwrap();
     let done = p.ok(&["compare", "runs/tiny-001", "runs/tiny-002/", "--out", "c.html"]);
     assert!(done.out.contains("tiny-002") && done.out.contains("1/1") && done.out.contains("c.html"), "{}", done.out);
+    // The column of the only key in which they differ.
+    assert!(done.out.lines().next().is_some_and(|l| l.starts_with("run ") && l.contains(" seed ")), "{}", done.out);
     let html = p.text("c.html");
     assert!(html.matches("<svg").count() == 6 && html.contains("&lt;other&gt;") && !html.contains("<other>"));
     let json: serde_json::Value = serde_json::from_str(&p.ok(&["compare", "runs/tiny-001", "--json"]).out).unwrap();
     assert_eq!(json[0]["parameters"], 718);
     let csv = p.ok(&["compare", "runs/tiny-001", "runs/tiny-002", "--csv"]).out;
     assert!(csv.lines().count() == 3 && csv.lines().all(|l| l.split(',').count() == 14), "{csv}");
+    // What a run has kept of its recipe is a recipe.
+    assert_eq!(p.ok(&["summary", "runs/tiny-001/config.toml"]).out, p.ok(&["summary", "tiny.toml"]).out);
     p.fails(&["compare", "runs/tiny-001", "runs"], &["no config.toml"]);
     p.fails(&["compare", "runs/tiny-001", "--out", "no/c.html"], &["no/c.html"]);
 }

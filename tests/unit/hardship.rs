@@ -54,12 +54,16 @@ fn memory_that_runs_out_is_an_error() {
 #[test]
 fn a_learning_rate_is_found() {
     let p = Place::new();
-    let done = p.ok(&["lr-find", "tiny.toml", "--steps", "40", "--out", "found", "--set", "seed=3"]);
+    let done = p.ok(&["lr-find", "tiny.toml", "--steps", "40", "--out", "found", "--set", "seed=3", "--threads", "1"]);
     for word in ["40 updates of 100 images", "valley", "steepest", "minimum / 10", "learning rate; the letters"] {
         assert!(done.out.contains(word), "{word}: {}", done.out);
     }
-    let command = done.out.lines().last().unwrap();
-    assert!(command.contains("tilework train tiny.toml --set 'seed=3' --lr 0."), "{command}");
+    // What was given is given again.
+    for command in
+        ["train tiny.toml --threads 1 --set 'seed=3' --lr 0.", "sweep tiny.toml --threads 1 --set 'seed=3' --set"]
+    {
+        assert!(done.out.contains(&format!("tilework {command}")), "{command}: {}", done.out);
+    }
     let svg = p.text("found/lr-find.svg");
     assert!(svg.starts_with("<svg") && svg.contains("Learning-rate finder: tiny.toml") && svg.contains("</svg>"));
     assert!(!p.path("runs").exists());
