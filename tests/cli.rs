@@ -319,6 +319,7 @@ fn the_small_commands_print_what_they_should() {
     let p = Place::new();
     let done = p.ok(&["recipes"]);
     assert!(done.out.contains("quickstart") && done.out.contains("a1-lenet"));
+    assert!(p.ok(&["recipes", "--keys"]).out.contains("| `label_smoothing` |"));
     let layers = p.ok(&["recipes", "--help"]).out;
     assert!(tilework::nn::LAYERS.iter().all(|k| layers.contains(k.form)), "{layers}");
     let done = p.ok(&["recipes", "a1-lenet"]);

@@ -71,6 +71,9 @@ enum Command {
     Recipes {
         /// The recipe to print
         name: Option<String>,
+        /// Print how to write one: every key with its default, schedules, augmentation, layers
+        #[arg(long, conflicts_with = "name")]
+        keys: bool,
     },
     /// Download data sets and show what is in them
     #[command(subcommand)]
@@ -336,7 +339,8 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Activations(args) => args.machine.install(|| activations::run(args, &mut out))?,
         Command::Export(args) => export::run(args, &mut out)?,
         Command::Summary(args) => summary::run(args, &mut out)?,
-        Command::Recipes { name } => recipes::run(name.as_deref(), &mut out)?,
+        Command::Recipes { keys: true, .. } => out.print(crate::recipes::KEYS)?,
+        Command::Recipes { name, .. } => recipes::run(name.as_deref(), &mut out)?,
         Command::Data(command) => data::run(command, &mut out)?,
         Command::Doctor => doctor::run(&mut out)?,
         Command::Check(args) => args.machine.install(|| check::run(args, &mut out))?,

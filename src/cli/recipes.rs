@@ -20,7 +20,7 @@ pub(super) fn run(name: Option<&str>, out: &mut Out) -> Result<()> {
         };
         let rows = BUILT_IN.iter().map(row).collect::<Result<_>>()?;
         let heads = ["recipe", "about", "data", "epochs", "reported", "time on two cores"];
-        let next = "train one:       tilework train NAME\nsee its layers:  tilework summary NAME\nchange it:       tilework recipes NAME > mine.toml, edit, tilework train mine.toml\n";
+        let next = "train one:       tilework train NAME\nsee its layers:  tilework summary NAME\nchange it:       tilework recipes NAME > mine.toml, edit, tilework train mine.toml\nsee all keys:    tilework recipes --keys\n";
         return out.print(&format!("{}\n{next}", table(&heads, "<<<>>>", rows)));
     };
     match BUILT_IN.iter().find(|(n, _)| *n == name) {

@@ -2,6 +2,9 @@
 
 use crate::error::{Error, nearest};
 
+/// How a recipe is written: every key with its default.
+pub const KEYS: &str = include_str!("README.md");
+
 /// Each recipe's name and text.
 pub const BUILT_IN: &[(&str, &str)] = &[
     ("quickstart", include_str!("quickstart.toml")),

@@ -63,7 +63,25 @@ fn put(section: &mut Table, key: &str, value: Value) {
 pub(super) fn meant(message: &str) -> Option<&str> {
     let (wrong, known) = message.strip_prefix("unknown ")?.split_once(", expected ")?;
     let wrong = wrong.split('`').nth(1)?;
-    nearest(wrong, known.split('`').skip(1).step_by(2))
+    let mut known = known.split('`').skip(1).step_by(2);
+    if wrong == "learning_rate" {
+        return known.find(|key| *key == "lr");
+    }
+    nearest(wrong, known)
+}
+
+/// Serde's message in the words of TOML.
+pub(super) fn plain(message: &str) -> String {
+    let types = [
+        ("f64", "a number"),
+        ("f32", "a number"),
+        ("usize", "a whole number"),
+        ("u32", "a whole number"),
+        ("u64", "a whole number"),
+    ];
+    types.iter().fold(message.to_string(), |text, (of, name)| {
+        text.replace(&format!("expected {of}"), &format!("expected {name}"))
+    })
 }
 
 #[cfg(test)]
@@ -92,6 +110,11 @@ mod tests {
     #[test]
     fn what_was_meant() {
         assert_eq!(meant("unknown field `lrr`, expected one of `kind`, `lr`"), Some("lr"));
+        assert_eq!(meant("unknown field `learning_rate`, expected one of `kind`, `lr`"), Some("lr"));
+        assert_eq!(
+            plain("invalid type: string \"x\", expected f64\n"),
+            "invalid type: string \"x\", expected a number\n"
+        );
         assert_eq!(meant("unknown variant `xyzzy`, expected one of `sgd`, `adam`"), None);
         assert_eq!(meant("invalid type: string"), None);
     }

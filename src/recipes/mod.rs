@@ -44,7 +44,7 @@ mod built_in;
 mod keys;
 mod pace;
 
-pub use built_in::{BUILT_IN, MINUTES, unknown};
+pub use built_in::{BUILT_IN, KEYS, MINUTES, unknown};
 
 /// A whole experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -228,10 +228,12 @@ impl Recipe {
     pub fn parse(text: &str, origin: &str, set: &[String]) -> Result<Self> {
         let bad = |e: toml::de::Error| {
             let remedy = match keys::meant(e.message()) {
-                Some(word) => format!("did you mean `{word}`? src/recipes/README.md has every key"),
-                None => "src/recipes/README.md has every key, and `tilework recipes quickstart` an example".into(),
+                Some(word) => format!("did you mean `{word}`? `tilework recipes --keys` has every key"),
+                None => {
+                    "`tilework recipes --keys` has every key, and `tilework recipes quickstart` is an example".into()
+                }
             };
-            Error::config(origin, e.to_string().trim_end(), remedy)
+            Error::config(origin, keys::plain(&e.to_string()).trim_end(), remedy)
         };
         let recipe: Recipe = if set.is_empty() {
             // From the text, not from a table, so that an error shows its line.
