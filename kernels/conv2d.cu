@@ -12,7 +12,7 @@
 // Threads: as linear_fwd (linear.cu).
 // Traffic: as linear_fwd; x is read through the L1 and L2 once for each place of the window.
 // Launch: as linear_fwd.
-// Numerics: f32 FMA along K in order, then the splits in order, then the bias.
+// Numerics: f32 FMA along K in order, then the splits as linear_split_sum adds them, then the bias.
 // Limits: any geometry; `partial` [splits][n·ho·wo][o] instead of the output if splits > 1, and then linear_split_sum.
 // Registers: at most 128 (Simt128), 112.
 // Measured: H100, 2026-11-26, Simt128, e1-resnet9-onecycle at batch 64: 64 to 128 channels at 32x32 321 µs, two blocks on a

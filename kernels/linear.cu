@@ -17,7 +17,7 @@ struct LinearDims {
 // Threads: 256, 128 or 64; each has 8x8, 8x4 or 4x4 outputs in groups of 4x4, 16 rows and 32 columns apart.
 // Traffic: reads m·n·k·8/S bytes through the L2, S/4 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil(m/S)·ceil(n/S), 1, splits], block as above, 16.5, 17 or 9 KiB of static shared memory.
-// Numerics: f32 FMA along K in order, then the splits in order, then the bias.
+// Numerics: f32 FMA along K in order, then the splits as linear_split_sum adds them, then the bias.
 // Limits: sizes from 1; `partial` [splits][m][n] instead of the output if splits > 1, and then linear_split_sum.
 // Registers: at most 128 (Simt128), 112.
 // Measured: H100, 2026-11-26, b1-bn-cnn at batch 16: its three layers, 75 MB of weights, 54 µs (52 % of the memory's ceiling).
@@ -109,7 +109,8 @@ struct ColumnSumsDims {
 // Launch: grid [ceil(columns/width), strips, 1], block 256, 1 KiB of static shared memory. width = the power of
 //     two from `columns` up, 32 at most; strips = min(ceil(rows·width/4096), max(1, 528/ceil(columns/width))),
 //     strip = ceil(rows/strips), strips = ceil(rows/strip) (Rust: `device_column_sums` in src/ops/product.rs).
-// Numerics: f32; every thread its rows in order, a tree over the threads, then the strips in order.
+// Numerics: f32; every thread its rows in order, a tree over the threads, then the strips as
+//     linear_split_sum adds them.
 // Limits: any sizes from 1; `partial` [strips][columns] if strips > 1, and then linear_split_sum with
 //     size = columns and splits = strips.
 // Registers: at most 40.

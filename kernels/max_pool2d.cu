@@ -68,7 +68,7 @@ __device__ __forceinline__ void gather(const T* gy, const int* arg, T* gx, const
 // Threads: one for four channels of an input pixel (one where c is no multiple of 4), neighbours along the channels: a
 //     gather, no atomics.
 // Traffic: at most ceil(kh / sh) * ceil(kw / sw) reads of arg and gy and one write an input.
-// Launch: as above.
+// Launch: as above, asked for 3 blocks at once.
 // Numerics: as many roundings as windows won; the order is that of the CPU.
 // Limits: inputs < 2^31.
 // Registers: at most 80.

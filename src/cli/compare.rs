@@ -130,10 +130,15 @@ fn differences(runs: &[Run]) -> Result<Vec<BTreeMap<String, String>>> {
     let differs = |key: &String| all.iter().any(|v| v.get(key) != all[0].get(key));
     let keys: Vec<String> = keys.into_iter().filter(|k| !OTHER.contains(&k.as_str()) && differs(k)).collect();
     for values in &mut all {
-        let mine = |key: &String| (key.clone(), values.get(key).cloned().unwrap_or_else(|| NONE.into()));
+        let mine = |key: &String| (key.clone(), values.get(key).map_or_else(|| NONE.into(), |v| short(v)));
         *values = keys.iter().filter(|_| keys.len() <= KEYS).map(mine).collect();
     }
     Ok(all)
+}
+
+/// A text for a column: a network's layers, say, are shown by their beginning.
+fn short(text: &str) -> String {
+    if text.chars().count() <= 30 { text.into() } else { text.chars().take(29).chain(['…']).collect() }
 }
 
 /// The values of a table, by their keys with dots.
@@ -143,8 +148,6 @@ fn leaves(path: &str, value: &toml::Value, found: &mut BTreeMap<String, String>)
             leaves(&if path.is_empty() { key.clone() } else { format!("{path}.{key}") }, value, found);
         }),
         toml::Value::String(text) => drop(found.insert(path.into(), text.clone())),
-        // A network's layers are too long for a column.
-        other if other.to_string().len() > 30 => (),
         other => drop(found.insert(path.into(), other.to_string())),
     }
 }

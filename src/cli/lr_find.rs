@@ -53,20 +53,23 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
     out.print(&format!("\n{}", table(&["suggestion", "rate", ""], "<><", rows.collect())))?;
     let end = match (curve.diverged, curve.tried.last()) {
         (true, Some(last)) => format!("the loss diverged at a rate of {}\n", rounded(last.lr)),
-        // Its least loss is among the last rates: it may fall still.
-        _ if minimum * 10.0 > ramp.end / 2.0 => {
+        // Its least loss is among the last rates, of which the very last are not looked at: it may fall still.
+        _ if minimum * 10.0 >= ramp.rate((ramp.steps * 9 / 10).min(ramp.steps.saturating_sub(7))) => {
             format!("the loss fell to the last rate, {}; --end sets a larger one\n", rounded(ramp.end))
         }
         _ => String::new(),
     };
     let path = args.out.join("lr-find.svg");
     file::write(&path, svg(&curve, &marks, &args.recipe).as_bytes())?;
-    let data = args.data.as_ref().map_or_else(String::new, |p| format!(" --data '{}'", p.display()));
-    let set: String = args.set.values.iter().map(|s| format!(" --set '{s}'")).collect();
-    let typed = format!("{}{data}{}{set}", args.recipe, args.machine.typed());
-    let mut rates: Vec<f64> = marks.iter().map(|m| m.lr).chain([recipe.optimizer.lr()]).collect();
-    rates.sort_by(f64::total_cmp);
-    let mut rates: Vec<String> = rates.into_iter().map(rounded).collect();
+    let data = args.data.as_ref().map_or_else(String::new, |p| format!(" --data {}", quoted(&p.to_string_lossy())));
+    let kept = args.set.values.iter().filter(|s| !s.starts_with("optimizer.lr="));
+    let set: String = kept.map(|s| format!(" --set {}", quoted(s))).collect();
+    let typed = format!("{}{data}{}{set}", quoted(&args.recipe), args.machine.typed());
+    let own = recipe.optimizer.lr();
+    let mut rates: Vec<(f64, String)> = marks.iter().map(|m| (m.lr, rounded(m.lr))).collect();
+    rates.push((own, own.to_string()));
+    rates.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut rates: Vec<String> = rates.into_iter().map(|(_, text)| text).collect();
     rates.dedup();
     out.print(&format!(
         "{end}the curve is in {}\n\ntrain with the valley's rate:  tilework train {typed} --lr {}\n\
@@ -75,6 +78,12 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
         rounded(valley),
         rates.join(","),
     ))
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 /// A rate with two digits, as people write it.

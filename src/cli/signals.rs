@@ -30,7 +30,7 @@ pub(super) fn stop_flag(lines: Lines) -> Result<Arc<AtomicBool>> {
             std::process::exit(i32::from(exit_code()));
         }
         if let Some((_, lines)) = SHARED.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            lines.print("stopping: the step is finished and saved; once more quits at once");
+            lines.print("stopping: the step, or evaluation, is ended and all is saved; once more quits at once");
         }
     };
     take_over(|| ctrlc::set_handler(handler).map_err(|e| Error::Internal(format!("signal handler: {e}"))))?;

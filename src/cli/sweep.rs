@@ -52,14 +52,12 @@ pub(super) fn run(args: &SweepArgs, mut out: Out) -> Result<ExitCode> {
     }
     let axes = axes(&args.train.set.values)?;
     let cells = cells(args, &axes)?;
-    let stem =
-        Path::new(&args.train.recipe).file_stem().unwrap_or(args.train.recipe.as_ref()).to_string_lossy().into_owned();
-    let folder = args.train.out.join(format!("{stem}-sweep"));
+    let folder = args.train.out.join(format!("{}-sweep", Recipe::run_name(&args.train.recipe)));
     for (i, cell) in cells.iter().enumerate() {
         let what = format!("run {} of {}: {}", i + 1, cells.len(), cell.set.join(", "));
         let mut one = args.train.clone();
         match find(&folder, &cell.recipe)? {
-            Some((path, history)) if history.epochs.len() >= cell.recipe.epochs as usize => {
+            Some((path, history)) if history.epochs.len() >= cell.recipe.epochs as usize && tested(&path, cell)? => {
                 note(&format!("{what}: finished, {}", path.display()));
                 continue;
             }
@@ -165,6 +163,12 @@ fn find(folder: &Path, recipe: &Recipe) -> Result<Option<(PathBuf, History)>> {
     Ok(None)
 }
 
+/// Whether a run that has a validation set has measured the test set too, which it does last.
+fn tested(path: &Path, cell: &Cell) -> Result<bool> {
+    let summary = Summary::read(&RunDir::open(path)?)?;
+    Ok(cell.recipe.data.validation == 0 || summary.is_none_or(|s| s.test.is_some()))
+}
+
 /// The runs with the same values, of all seeds.
 struct Found<'a> {
     values: &'a Vec<String>,
@@ -175,8 +179,8 @@ struct Found<'a> {
     seconds: f64,
 }
 
-/// The values of all keys but the first, the points, and the deviation of each.
-type Line<'a> = (&'a [String], Vec<[f64; 2]>, Vec<f64>);
+/// The values of the other keys, the points, and the deviation of each.
+type Line = (Vec<String>, Vec<[f64; 2]>, Vec<f64>);
 
 /// Mean and standard deviation (of the sample; 0 of one).
 fn spread(values: &[f64]) -> (f64, f64) {
@@ -244,29 +248,33 @@ fn results(axes: &[Axis], cells: &[Cell], folder: &Path, out: &mut Out) -> Resul
 fn figure(axes: &[Axis], found: &[Found<'_>], split: Split) -> String {
     let measured = format!("{split} accuracy");
     let title = format!("{}{}", measured[..1].to_uppercase(), &measured[1..]);
-    let number = |values: &[String]| values.first().and_then(|v| v.parse::<f64>().ok());
+    // The first key with several values; others with one value are the same for all.
+    let several = |a: &Axis| a.values.len() > 1;
+    let x = axes.iter().position(several).unwrap_or(0);
+    let number = |values: &[String]| values.get(x).and_then(|v| v.parse::<f64>().ok());
     if !found.is_empty() && found.iter().all(|f| number(f.values).is_some()) {
         let positive: Vec<f64> = found.iter().filter_map(|f| number(f.values)).collect();
         let (low, high) = positive.iter().fold((f64::INFINITY, 0.0f64), |(l, h), &v| (l.min(v), h.max(v)));
         let mut chart =
-            Chart::new(format!("{title} over {}", axes[0].key), &axes[0].key, format!("{measured} in percent"));
+            Chart::new(format!("{title} over {}", axes[x].key), &axes[x].key, format!("{measured} in percent"));
         if low > 0.0 && high / low >= 8.0 {
             chart = chart.log_x();
         }
-        let mut lines: Vec<Line<'_>> = Vec::new();
+        let mut lines: Vec<Line> = Vec::new();
         for Found { values, percent, .. } in found {
             let (mean, deviation) = spread(percent);
             let point = [number(values).unwrap_or(f64::NAN), mean];
-            match lines.iter_mut().find(|(rest, ..)| *rest == &values[1..]) {
+            let others = axes.iter().zip(*values).enumerate().filter(|(i, (a, _))| *i != x && several(a));
+            let name: Vec<String> = others.map(|(_, (a, v))| format!("{} = {v}", a.key)).collect();
+            match lines.iter_mut().find(|(other, ..)| *other == name) {
                 Some((_, points, deviations)) => {
                     points.push(point);
                     deviations.push(deviation);
                 }
-                None => lines.push((&values[1..], vec![point], vec![deviation])),
+                None => lines.push((name, vec![point], vec![deviation])),
             }
         }
-        for (rest, mut points, deviations) in lines {
-            let name: Vec<String> = axes[1..].iter().zip(rest).map(|(a, v)| format!("{} = {v}", a.key)).collect();
+        for (name, mut points, deviations) in lines {
             let name = match (name.is_empty(), found.iter().any(|f| f.percent.len() > 1)) {
                 (true, true) => "mean and standard deviation of the seeds".to_string(),
                 (true, false) => measured.clone(),

@@ -9,7 +9,8 @@ use crate::error::{Error, Result};
 use crate::recipes::Recipe;
 use crate::train::run::{Config, RunInfo, git_commit};
 use crate::train::{
-    CsvLog, Limits, Observer, Outcome, Plots, RunDir, Spent, Summary, TensorBoard, Tested, Trainer, checkpoint,
+    CsvLog, EpochReport, Limits, Observer, Outcome, Plots, RunDir, Spent, Summary, TensorBoard, Tested, Trainer,
+    checkpoint,
 };
 use std::fs::{File, TryLockError};
 use std::path::Path;
@@ -66,8 +67,7 @@ fn fresh(args: &TrainArgs) -> Result<Session> {
         let loaded = trainer.init_from(path)?;
         note(&format!("weights from {}: {loaded}", path.display()));
     }
-    let stem = Path::new(&args.recipe).file_stem().unwrap_or(args.recipe.as_ref());
-    let name = stem.to_string_lossy().into_owned();
+    let name = Recipe::run_name(&args.recipe);
     let config = Config {
         run: RunInfo {
             name: name.clone(),
@@ -153,6 +153,11 @@ impl Session {
         let total = (u64::from(epochs) * self.trainer.batches() as u64).min(args.max_steps.unwrap_or(u64::MAX));
         out.print(&self.header())?;
         if at.epoch >= epochs || at.step >= total || self.trainer.waited_long_enough() {
+            // Stopped while the test set was evaluated, which comes last.
+            if self.trainer.split() != Split::Test && Summary::read(&self.run)?.is_some_and(|s| s.test.is_none()) {
+                let stop = stop_flag(Progress::new(total, args.log_every, at.best_accuracy).lines())?;
+                return self.finish(None, &stop, out);
+            }
             let text = format!("the run is finished: {} steps, {} epochs\n", count(at.step as usize), at.epoch);
             let more = "to go on, give more with --epochs or --max-steps\n";
             return out.print(&(text + more)).map(|()| ExitCode::SUCCESS);
@@ -178,15 +183,7 @@ impl Session {
                     let patience = self.config.recipe.early_stopping.map_or(0, |e| e.patience);
                     out.print(&format!("\nstopped early: no better accuracy for {patience} epochs\n"))?;
                 }
-                match self.results(&progress, &stop) {
-                    Err(_) if stop.load(Ordering::Relaxed) => {
-                        let evaluate = format!("tilework eval {}", self.run.path().display());
-                        let text = "stopped before the test set was evaluated; all else is done and saved";
-                        out.print(&format!("{text}\nevaluate it with: {evaluate}\n"))?;
-                        Ok(ExitCode::from(exit_code()))
-                    }
-                    results => out.print(&results?).map(|()| ExitCode::SUCCESS),
-                }
+                self.finish(progress.last.as_ref(), &stop, out)
             }
             Ok(Outcome::Stopped) => {
                 let step = count(self.trainer.position().step as usize);
@@ -231,14 +228,25 @@ impl Session {
         )
     }
 
-    fn results(&mut self, progress: &Progress, stop: &AtomicBool) -> Result<String> {
-        let Some(last) = &progress.last else { return Ok(String::new()) };
+    /// Prints the results of a run whose last epoch is over, or that it was stopped before there are any.
+    fn finish(&mut self, last: Option<&EpochReport>, stop: &AtomicBool, out: &mut Out) -> Result<ExitCode> {
+        if let Some(text) = self.results(last, stop)? {
+            return out.print(&text).map(|()| ExitCode::SUCCESS);
+        }
+        let go_on = format!("tilework train --resume {}", self.run.path().display());
+        out.print(&format!("stopped before the test set was evaluated; all epochs are saved\ngo on with: {go_on}\n"))?;
+        Ok(ExitCode::from(exit_code()))
+    }
+
+    /// What the last epoch's report, or with a validation set an evaluation of the test set, says. None if it is stopped.
+    fn results(&mut self, last: Option<&EpochReport>, stop: &AtomicBool) -> Result<Option<String>> {
         // There is no best one before the end of an epoch.
         let (best, folders) = match self.trainer.position().best_accuracy {
             Some(best) => (Some(best * 100.0), "best/, last/"),
             None => (None, "last/"),
         };
-        let (test, chosen, name, step) = if last.split == Split::Test {
+        let (test, chosen, name, step) = if self.trainer.split() == Split::Test {
+            let Some(last) = last else { return Ok(Some(String::new())) };
             (
                 last.held_out.clone(),
                 best.map_or_else(String::new, |b| format!(", best {b:.2} %")),
@@ -252,7 +260,10 @@ impl Session {
             };
             let folder = self.run.path().join(name);
             let saved = checkpoint::load(&folder)?;
-            let test = self.trainer.test(&saved, &folder, stop)?;
+            let test = match self.trainer.test(&saved, &folder, stop) {
+                Err(_) if stop.load(Ordering::Relaxed) => return Ok(None),
+                test => test?,
+            };
             if let Some(mut summary) = Summary::read(&self.run)? {
                 summary.test = Some(Tested { loss: test.loss, accuracy: test.accuracy });
                 summary.write(&self.run)?;
@@ -276,12 +287,12 @@ impl Session {
         let Spent { training, evaluation, saving } = self.trainer.spent;
         let spent = [(training, "training"), (evaluation, "evaluation"), (saving, "waiting for saves")];
         let spent = spent.map(|(time, what)| format!("{:.1} s {what}", time.as_secs_f64())).join(", ");
-        Ok(format!(
+        Ok(Some(format!(
             "\n{}\ntest accuracy  {:.2} %{chosen}\n{reported}time           {spent}\n\n\
              everything is in {path}: config.toml, metrics.csv, steps.csv, {folders}\n\
              {see}evaluate it:   tilework eval {path}\n",
             per_class(&test.per_class),
             test.accuracy * 100.0,
-        ))
+        )))
     }
 }

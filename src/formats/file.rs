@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 
 /// Opens a file; `doing` is for errors: "read the recipe".
@@ -65,7 +65,7 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
 }
 
 /// Writes a file so that at any moment either the old or the new contents are there, also where the disk is full. What is
-/// no file, such as `/dev/stdout`, is written to.
+/// no file, such as a terminal or a pipe, is written to.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -86,18 +86,33 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Has a new file written beside `path`, and renames it into its place.
-fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+fn replace(path: &Path, write: impl Fn(&Path) -> Result<()>) -> Result<()> {
     // The file that a link points to, so that the link stays.
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let linked = || fs::read_link(path).map(|to| path.parent().unwrap_or(Path::new("")).join(to));
+    let target = fs::canonicalize(path).or_else(|_| linked()).unwrap_or_else(|_| path.to_owned());
+    let old = fs::metadata(&target).ok().map(|m| m.permissions());
+    if old.as_ref().is_some_and(fs::Permissions::readonly) {
+        return Err(Error::file(path, "it is write-protected", "allow writing to it, or give another file"));
+    }
+    // Its own of each process, of which two may write the same file.
     let mut new = target.clone().into_os_string();
-    new.push(".tmp");
+    new.push(format!(".{}.tmp", std::process::id()));
     let new = Path::new(&new);
-    let written = write(new).and_then(|()| fs::rename(new, &target).map_err(Error::io("replace", path)));
+    let written = write(new).and_then(|()| {
+        old.as_ref().map_or(Ok(()), |p| fs::set_permissions(new, p.clone())).map_err(Error::io("write", path))?;
+        fs::rename(new, &target).map_err(Error::io("replace", path))
+    });
     if written.is_err() {
         // Best effort: the error that matters is the one above.
         let _ = fs::remove_file(new);
     }
-    written
+    match written {
+        // A folder in which no file may be made, with a file that may be written.
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied && old.is_some() => {
+            write(&target)
+        }
+        written => written,
+    }
 }
 
 #[cfg(test)]
@@ -124,11 +139,26 @@ mod tests {
         write(&path, b"old").unwrap();
         write(&path, b"new").unwrap();
         assert_eq!(read(&path, "read").unwrap(), b"new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         // It cannot be written beside the file, so the old one stays.
-        fs::create_dir(dir.path().join("x.svg.tmp")).unwrap();
+        fs::create_dir(dir.path().join(format!("x.svg.{}.tmp", std::process::id()))).unwrap();
         assert!(write(&path, b"newer").is_err());
         assert_eq!(read(&path, "read").unwrap(), b"new");
+        let locked = dir.path().join("locked");
+        write(&locked, b"old").unwrap();
+        let mut permissions = fs::metadata(&locked).unwrap().permissions();
+        permissions.set_readonly(true);
+        fs::set_permissions(&locked, permissions).unwrap();
+        assert!(write(&locked, b"new").unwrap_err().to_string().contains("write-protected"));
         write(Path::new(if cfg!(unix) { "/dev/null" } else { "NUL" }), b"gone").unwrap();
         assert!(write(&dir.path().join("no/x"), b"").is_err());
+        #[cfg(unix)]
+        {
+            let link = dir.path().join("link");
+            std::os::unix::fs::symlink("later", &link).unwrap();
+            write(&link, b"through").unwrap();
+            assert_eq!(fs::read(dir.path().join("later")).unwrap(), b"through");
+            assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        }
     }
 }

@@ -221,6 +221,17 @@ impl Recipe {
         Recipe::parse(&recipe.unwrap_or(text), name, set)
     }
 
+    /// What runs of a recipe are called: by the file's name without `.toml`, or as the run whose `config.toml` it is.
+    pub fn run_name(name: &str) -> String {
+        let path = Path::new(name);
+        let table = |text: String| text.parse::<toml::Table>().ok();
+        let of_a_run =
+            path.ends_with("config.toml").then(|| file::read_text(path, "read").ok().and_then(table)).flatten();
+        let known = of_a_run.as_ref().and_then(|t| t.get("run")?.get("name")?.as_str());
+        let stem = || path.file_stem().unwrap_or(name.as_ref()).to_string_lossy().into_owned();
+        known.map_or_else(stem, String::from)
+    }
+
     /// Reads a recipe's text; `origin` is for errors.
     ///
     /// # Errors

@@ -83,6 +83,27 @@ fn runs_are_compared() {
     p.fails(&["compare", "runs/tiny-001", "--out", "no/c.html"], &["no/c.html"]);
 }
 
+/// Ctrl-C while the test set was evaluated leaves a run like this one.
+#[test]
+fn a_test_that_is_missing_is_made_on_going_on() {
+    let p = Place::new();
+    short(&p, &["--set", "data.validation=50"]);
+    let summary = || -> serde_json::Value { serde_json::from_str(&p.text("runs/tiny-001/summary.json")).unwrap() };
+    let whole = summary();
+    let mut cut = whole.clone();
+    cut["test"].take();
+    fs::write(p.path("runs/tiny-001/summary.json"), cut.to_string()).unwrap();
+    let done = p.ok(&["train", "--resume", "runs/tiny-001"]);
+    assert!(done.out.contains("test accuracy  "), "{}", done.out);
+    assert!(whole["test"]["accuracy"].is_f64());
+    assert_eq!(summary(), whole);
+    let done = p.ok(&["train", "--resume", "runs/tiny-001"]);
+    assert!(done.out.contains("the run is finished"), "{}", done.out);
+    // The recipe of a run, under its name.
+    p.ok(&["train", "runs/tiny-001/config.toml", "--max-steps", "1"]);
+    assert!(p.path("runs/tiny-002/metrics.csv").exists());
+}
+
 #[test]
 fn a_sweep_runs_what_is_missing() {
     let p = Place::new();

@@ -60,7 +60,7 @@ fn a_learning_rate_is_found() {
     }
     // What was given is given again.
     for command in
-        ["train tiny.toml --threads 1 --set 'seed=3' --lr 0.", "sweep tiny.toml --threads 1 --set 'seed=3' --set"]
+        ["train tiny.toml --threads 1 --set seed=3 --lr 0.", "sweep tiny.toml --threads 1 --set seed=3 --set"]
     {
         assert!(done.out.contains(&format!("tilework {command}")), "{command}: {}", done.out);
     }

@@ -46,6 +46,8 @@ class Report:
         self.start = time.monotonic()
         self.rows, self.more, self.stages = [], {}, {}
         self.stage, self.began, self.until = "", 0.0, None
+        # Commands that run now; a stage may run some side by side.
+        self.running = set()
         (out / "logs").mkdir(parents=True, exist_ok=True)
 
     def seconds(self):
@@ -84,6 +86,7 @@ class Report:
                 print(f"error: {e}", file=file)
                 code = 127
             else:
+                self.running.add(child)
                 try:
                     code = child.wait(timeout=limit)
                 except subprocess.TimeoutExpired:
@@ -91,7 +94,14 @@ class Report:
                 except KeyboardInterrupt:
                     end(child)
                     raise
+                finally:
+                    self.running.discard(child)
         return Done(code, time.monotonic() - start, log, cut)
+
+    def end_running(self):
+        """Ends what runs side by side, of which Ctrl-C reaches none."""
+        for child in list(self.running):
+            end(child)
 
     def row(self, what, status, seconds=None, result="", **numbers):
         self.rows.append({"stage": self.stage, "what": what, "status": status, "seconds": seconds, "result": result, **numbers})

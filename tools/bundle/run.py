@@ -184,14 +184,21 @@ def recipes(report, args):
     accuracies = {}
     jobs = [(name, str(seed)) for name in names for seed in range(args.seeds)]
     with ThreadPoolExecutor(args.at_once) as pool:
-        for recipe, seed, out, done in pool.map(one, jobs):
+        runs = [pool.submit(one, job) for job in jobs]
+        for run in runs:
+            try:
+                recipe, seed, out, done = run.result()
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                report.end_running()
+                raise
             what = f"{recipe} seed {seed}"
             if not done:
                 continue
             found = re.search(r"^test accuracy +([\d.]+) %", done.text, re.M)
             if not found:
                 # What it had reached by then.
-                rows = [row for path in out.glob("*/metrics.csv") for row in read_csv(path)]
+                rows = [row for path in out.glob("*/metrics.csv") for row in read_csv(path) if None not in row.values()]
                 reached = "".join(f"; epoch {row['epoch']}: {100 * float(row.get('val_accuracy') or row['test_accuracy']):.2f} %" for row in rows[-1:])
                 report.row(what, "FAILED" if done.code == 0 else done.status, done.seconds, done.short() + reached)
                 continue

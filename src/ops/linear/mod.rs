@@ -169,6 +169,7 @@ pub fn cases() -> Vec<Case> {
         case(5, 24, 36, true),
         case(36, 8, 20, true),
         case(70, 550, 3, true),
+        case(66, 260, 20, true),
         case(4, 400, 120, true).timed(),
         case(16, 18_432, 1024, true).timed(),
     ]
