@@ -94,9 +94,9 @@ fn replace(path: &Path, write: impl Fn(&Path) -> Result<()>) -> Result<()> {
     if old.as_ref().is_some_and(fs::Permissions::readonly) {
         return Err(Error::file(path, "it is write-protected", "allow writing to it, or give another file"));
     }
-    // Its own of each process, of which two may write the same file.
+    // Always of the same name, so that what a killed process leaves is written over by the next.
     let mut new = target.clone().into_os_string();
-    new.push(format!(".{}.tmp", std::process::id()));
+    new.push(".tmp");
     let new = Path::new(&new);
     let written = write(new).and_then(|()| {
         old.as_ref().map_or(Ok(()), |p| fs::set_permissions(new, p.clone())).map_err(Error::io("write", path))?;
@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(read(&path, "read").unwrap(), b"new");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         // It cannot be written beside the file, so the old one stays.
-        fs::create_dir(dir.path().join(format!("x.svg.{}.tmp", std::process::id()))).unwrap();
+        fs::create_dir(dir.path().join("x.svg.tmp")).unwrap();
         assert!(write(&path, b"newer").is_err());
         assert_eq!(read(&path, "read").unwrap(), b"new");
         let locked = dir.path().join("locked");
