@@ -50,6 +50,19 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
   product<Tile>(a, b, {d.outputs, d.inputs, d.n, d.split_steps, partial}, Epilogue<float>{gw, nullptr, d.accumulate});
 }
 
+// The 256 threads of a block as rows of `width`, a power of two: the sum over the rows, in a tree, in the threads of the
+// first row. All threads call it.
+__device__ __forceinline__ float sum_of_rows(float* sums, float sum, int width) {
+  const int t = threadIdx.x;
+  sums[t] = sum;
+  __syncthreads();
+  for (int half = 128; half >= width; half /= 2) {
+    if (t < half) sums[t] += sums[t + half];
+    __syncthreads();
+  }
+  return sums[t];
+}
+
 struct SplitSumDims {
   int size;        // elements of one partial result: m * n
   int columns;     // n: the length of the bias
@@ -84,14 +97,8 @@ __global__ void __launch_bounds__(256)
     for (int z = first; z < last; ++z) sum += partial[(size_t)z * d.size + i];
   }
   if (d.groups > 1) {
-    sums[t] = sum;
-    __syncthreads();
-    for (int half = 128; half >= width; half /= 2) {
-      if (t < half) sums[t] += sums[t + half];
-      __syncthreads();
-    }
+    sum = sum_of_rows(sums, sum, width);
     if (t >= width) return;
-    sum = sums[t];
   }
   if (i < d.size) epilogue.store(i, sum + epilogue.bias_at(i % d.columns, d.columns));
 }
@@ -127,14 +134,8 @@ __global__ void __launch_bounds__(256) linear_column_sums(const T* __restrict__ 
     for (int row = first + t / d.width; row < last; row += 256 / d.width)
       sum += to_float(gy[(size_t)row * d.columns + column]);
   }
-  sums[t] = sum;
-  __syncthreads();
-  // The columns of a row of threads are `width` next to each other: halving stops there.
-  for (int half = 128; half >= d.width; half /= 2) {
-    if (t < half) sums[t] += sums[t + half];
-    __syncthreads();
-  }
+  sum = sum_of_rows(sums, sum, d.width);
   if (t >= d.width || column >= d.columns) return;
-  if (partial) partial[(size_t)blockIdx.y * d.columns + column] = sums[t];
-  else gb[column] = d.accumulate ? gb[column] + sums[t] : sums[t];
+  if (partial) partial[(size_t)blockIdx.y * d.columns + column] = sum;
+  else gb[column] = d.accumulate ? gb[column] + sum : sum;
 }

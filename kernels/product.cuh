@@ -20,12 +20,12 @@
 //
 // Split-K. A product with few tiles and a long K would leave most of the GPU idle. The grid's z cuts the
 // steps along K into ranges of `split_steps`; each writes its own partial result [z][M][N], and split_sum
-// adds them in a fixed order. No atomics: the bits don't depend on which block ends first. What is done with a sum before it is
-// stored is said once, in Epilogue, for the tile and for split_sum.
+// adds them in a fixed order. No atomics: the bits don't depend on which block ends first. What is done with a sum
+// before it is stored is said once, in Epilogue, for the tile and for split_sum.
 //
 // Which tile and how many splits: the host decides from M, N, K alone, never from the GPU, so that all GPUs
-// give the same bits (Rust: `Plan` in src/ops/product.rs). It tries each tile with one split and with 132·i/blocks of them, i = 1 to 16, at most
-// a step each; estimates their times on an H100, which has 132 multiprocessors; and takes the fastest, the larger tile
+// give the same bits (Rust: `Plan` in src/ops/product.rs). It tries each tile with one split and with 132·i/blocks of
+// them, i = 1 to 16, each of a step at least; estimates their times on an H100, which has 132 multiprocessors; and takes the fastest, the larger tile
 // where they are equal. For a tile S and a number of splits:
 //     blocks = ceil(M/S.M)·ceil(N/S.N)·splits,  steps = ceil(ceil(K/S.K)/splits) + 2: the first load, the last store
 //     each = ceil(blocks/132) blocks for a multiprocessor, which holds 576 threads at once; waves = ceil(each/(576/S.THREADS))

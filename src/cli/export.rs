@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::formats::file;
 use crate::nn::state::serialize;
 use clap::{ArgGroup, Args};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Write a trained network as ONNX or safetensors, for other programs
 ///
@@ -36,7 +36,6 @@ pub(super) struct ExportArgs {
 pub(super) fn run(args: &ExportArgs, out: &mut Out) -> Result<()> {
     let trained = Trained::open(&args.run, args.which, Device::cpu())?;
     let model = &trained.model;
-    let write = |path: &Path, bytes: Vec<u8>| file::write(path, &bytes);
     if let Some(path) = &args.onnx {
         let recipe = &trained.config.recipe;
         let classes = serde_json::to_string(&trained.config.run.classes);
@@ -44,14 +43,14 @@ pub(super) fn run(args: &ExportArgs, out: &mut Out) -> Result<()> {
         let pixels = if args.normalised { "normalised by the recipe's data.mean and data.std" } else { "0 to 1" };
         let about = [("classes", classes), ("pixels", format!("RGB, {pixels}")), ("recipe", recipe.to_toml()?)];
         let (mean, std) = (recipe.data.mean.as_slice(), recipe.data.std.as_slice());
-        write(path, model.to_onnx((!args.normalised).then_some((mean, std)), &about)?)?;
+        file::write(path, &model.to_onnx((!args.normalised).then_some((mean, std)), &about)?)?;
         let ([h, w], n) = (trained.size(), model.output);
         let ports = format!("images [N, 3, {h}, {w}], pixels {pixels}; logits [N, {}]", n.len());
         out.print(&format!("{}  ONNX: {ports}\n", path.display()))?;
     }
     if let Some(path) = &args.safetensors {
         let state = model.state_dict()?;
-        write(path, serialize(&state)?)?;
+        file::write(path, &serialize(&state)?)?;
         let params = count(model.params.count());
         out.print(&format!("{}  {} tensors, {params} parameters\n", path.display(), state.len()))?;
     }
