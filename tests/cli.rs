@@ -400,7 +400,7 @@ fn under_way(child: &mut Child) -> BufReader<std::process::ChildStderr> {
 #[test]
 fn an_interrupted_run_saves_and_goes_on() {
     let p = Place::new();
-    p.ok(&["train", "tiny.toml", "--epochs", "60", "--max-steps", "700"]);
+    p.ok(&["train", "tiny.toml", "--epochs", "60", "--max-steps", "400"]);
     for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
         let args = ["train", "tiny.toml", "--epochs", "60", "--log-every", "10"];
         let mut child = p.std_command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -414,8 +414,8 @@ fn an_interrupted_run_saves_and_goes_on() {
         let run = out.lines().last().unwrap().rsplit(' ').next().unwrap();
         assert!(out.contains(&format!("tilework train --resume {run}")), "{out}");
         let steps = p.text(&format!("{run}/steps.csv")).lines().count() - 1;
-        assert!((10..700).contains(&steps), "{steps}");
-        p.ok(&["train", "--resume", run, "--max-steps", "700"]);
+        assert!((10..400).contains(&steps), "{steps}");
+        p.ok(&["train", "--resume", run, "--max-steps", "400"]);
         p.assert_equal("runs/tiny-001", run);
     }
 }
@@ -440,7 +440,7 @@ fn a_killed_run_goes_on_bit_for_bit() {
     // Ten steps an epoch, so that a good part of the time is spent saving.
     let recipe = TINY
         .replace("batch_size = 100", "batch_size = 1000")
-        .replace("epochs = 2", "epochs = 16")
+        .replace("epochs = 2", "epochs = 10")
         .replace("fc 12", "fc 600");
     let p = Place::with(&recipe);
     p.ok(&["train", "tiny.toml"]);

@@ -38,12 +38,6 @@ def stop(problem):
     sys.exit(f"error: {problem}")
 
 
-def device_tests():
-    """The test files that run on a device, which TILEWORK_DEVICE chooses; and PyTorch's results."""
-    files = sorted((ROOT / "tests").glob("*.rs"))
-    return [f.stem for f in files if "Under::new()" in f.read_text()] + ["goldens"]
-
-
 def built(command):
     """The executables that cargo built, by kind and name."""
     print("building:", " ".join(command), flush=True)
@@ -91,11 +85,10 @@ def main():
         stop(f"the bundle is made on Linux for Linux, and this is {platform.system()}")
     jobs = ["--jobs", str(args.jobs)] if args.jobs else []
 
-    tests = device_tests()
     pick = lambda option, names: [word for name in names for word in (option, name)]
     cargo = ["--locked", "--no-run", "--features", "emulator", *jobs]
     # The program is built with the tests, with the emulated device in it as they have it.
-    executables = built(["cargo", "test", "--release", *cargo, "--bin", "tilework", *pick("--test", tests)])
+    executables = built(["cargo", "test", "--release", *cargo, "--bin", "tilework", "--test", "device"])
     executables |= built(["cargo", "bench", *cargo, *pick("--bench", BENCHES)])
 
     folder = args.out.resolve() / NAME
@@ -106,7 +99,7 @@ def main():
     (folder / "bin").mkdir(parents=True)
     (folder / "tools").mkdir()
     wanted = {("bin", "tilework"): "tilework"}
-    wanted |= {("test", name): f"test-{name}" for name in tests} | {("bench", name): f"bench-{name}" for name in BENCHES}
+    wanted |= {("test", "device"): "test-device"} | {("bench", name): f"bench-{name}" for name in BENCHES}
     for key, name in wanted.items():
         if key not in executables:
             stop(f"cargo built no {' '.join(key)}")

@@ -15,8 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
-# In the order in which a mutant meets them: the quickest first.
-TESTS = ["kernels", "half", "kernels_beyond", "device_training", "emulated"]
+# Of the test `device`, in the order in which a mutant meets them: the quickest first.
+PARTS = ["kernels", "half", "kernels_beyond", "training", "accesses"]
 # Where nothing looks at the output: a chain of multiply-adds that only takes time.
 BLIND = {"ceiling.cu": "__global__ void __launch_bounds__(256) ceiling_multiply_add"}
 # What is easily mistaken for each other.
@@ -138,28 +138,26 @@ os.execvp("cc", ["cc"] + sys.argv[1:])
 
 
 def build(work):
-    """Builds the tests, keeping how each is linked: their link lines, and where build.rs left its files."""
+    """Builds the test, keeping how it is linked: the link line, and where build.rs left its files."""
     linker = work / "cc"
     linker.write_text(LINKER)
     linker.chmod(0o755)
-    lines, out = {}, None
-    for test in TESTS:
-        folder = work / f"link_{test}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        command = ["cargo", "rustc", "--quiet", "--profile", "dev", "--test", test, "--message-format=json", "--"]
-        # The extra number makes cargo link again although nothing has changed.
-        command += ["-C", f"linker={linker}", "-C", f"metadata=mutate{os.getpid()}"]
-        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "MUTATE_LINK": str(folder)}, stdout=subprocess.PIPE)
-        if done.returncode != 0:
-            sys.exit("the tests do not build")
-        lines[test] = json.loads((folder / "args.json").read_text())
-        for line in done.stdout.decode().splitlines():
-            message = json.loads(line)
-            folder_out = Path(message.get("out_dir") or "/")
-            if message["reason"] == "build-script-executed" and list(folder_out.glob("conv2d_checked_*.cpp")):
-                out = folder_out
-    return lines, out
+    folder = work / "link"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    command = ["cargo", "rustc", "--quiet", "--profile", "dev", "--test", "device", "--message-format=json", "--"]
+    # The extra number makes cargo link again although nothing has changed.
+    command += ["-C", f"linker={linker}", "-C", f"metadata=mutate{os.getpid()}"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "MUTATE_LINK": str(folder)}, stdout=subprocess.PIPE)
+    if done.returncode != 0:
+        sys.exit("the tests do not build")
+    out = None
+    for line in done.stdout.decode().splitlines():
+        message = json.loads(line)
+        folder_out = Path(message.get("out_dir") or "/")
+        if message["reason"] == "build-script-executed" and list(folder_out.glob("conv2d_checked_*.cpp")):
+            out = folder_out
+    return json.loads((folder / "args.json").read_text()), out
 
 
 class Bench:
@@ -167,7 +165,7 @@ class Bench:
 
     def __init__(self, work, timeout):
         self.work, self.timeout = work, timeout
-        self.lines, self.out = build(work)
+        self.line, self.out = build(work)
         self.copy = work / "kernels"
         cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
         # As in build.rs.
@@ -207,21 +205,25 @@ class Bench:
                 made.append(str(obj))
         return made
 
-    def run(self, test, objects):
-        """Links a test with some objects in front and runs it; what went wrong, or None."""
-        program, args = self.work / f"run_{test}", list(self.lines[test])
+    def link(self, objects):
+        """The test, linked with some objects in front."""
+        program, args = self.work / "run", list(self.line)
         args[args.index("-o") + 1] = str(program)
         subprocess.run(["cc", *objects, *args], check=True, capture_output=True)
-        child = subprocess.Popen([program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        return program
+
+    def run(self, program, part):
+        """Runs a part of the test; what went wrong, or None."""
+        child = subprocess.Popen([program, f"{part}::"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                  start_new_session=True, env={**os.environ, "TILEWORK_REQUIRE": "emulator"})
         try:
             said = child.communicate(timeout=self.timeout)[0].decode(errors="replace")
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
             child.communicate()
-            return f"{test}: hangs"
+            return f"{part}: hangs"
         failed = re.findall(r"^test (\S+) \.\.\. FAILED", said, re.M)
-        return None if child.returncode == 0 else f"{test}: {', '.join(failed) or 'crashes'}"
+        return None if child.returncode == 0 else f"{part}: {', '.join(failed) or 'crashes'}"
 
     def judge(self, texts, mutant):
         """What becomes of a mutant: 'refused', 'survived', or which test kills it."""
@@ -233,7 +235,8 @@ class Bench:
         objects = self.objects(self.affected(name, texts))
         if objects is None:
             return "refused"
-        return next(filter(None, (self.run(test, objects) for test in TESTS)), "survived")
+        program = self.link(objects)
+        return next(filter(None, (self.run(program, part) for part in PARTS)), "survived")
 
 
 def show(texts, mutant):

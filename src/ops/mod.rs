@@ -6,7 +6,7 @@
 //! `kernels/<name>.cu`; the cases that tests and benches share; tests.
 //!
 //! [`ROOMS`] lists them. The gradient check, the thread check, the check of the kernels and the
-//! benches go through that list, and `tests/rooms.rs` fails when a room lacks a part. [`case`] and
+//! benches go through that list, and `tests/engine/rooms.rs` fails when a room lacks a part. [`case`] and
 //! [`window`] are what rooms share, [`parity`] compares them on two devices, [`gradcheck()`]
 //! compares an op, your own too, with finite differences.
 //! `src/ops/README.md` adds an op as an example. To read one, begin with [`relu`].

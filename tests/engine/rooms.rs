@@ -133,7 +133,7 @@ fn every_room_has_cases_to_check_and_to_time() {
 #[test]
 fn checks_and_benches_cover_all_rooms() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for file in ["tests/gradients.rs", "tests/kernels.rs", "benches/ops.rs"] {
+    for file in ["tests/engine/gradients.rs", "tests/device/kernels.rs", "benches/ops.rs"] {
         let text = std::fs::read_to_string(root.join(file)).unwrap();
         assert!(text.contains("for room in ROOMS"), "{file} must go through ROOMS");
     }

@@ -1,6 +1,6 @@
 //! A device whose memory is too small, which only the emulated one can be made to be.
 
-use crate::device;
+use crate::under;
 use std::sync::atomic::AtomicBool;
 use tilework::data::shapes;
 use tilework::device::cuda::CudaOptions;
@@ -11,7 +11,7 @@ use tilework::{DType, Device, Error};
 
 #[test]
 fn out_of_memory_says_what_would_fit() {
-    if !device::looks_inside() {
+    if !under::looks_inside() {
         return;
     }
     let memory = |mib: usize| {

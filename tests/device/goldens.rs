@@ -2,9 +2,9 @@
 //!
 //! `tools/goldens.py` wrote the files in `tests/goldens/`; its header gives their format.
 
-#[path = "unit/recipes.rs"]
+#[path = "../unit/recipes.rs"]
 mod recipes;
-#[path = "unit/updates.rs"]
+#[path = "../unit/updates.rs"]
 mod updates;
 
 use safetensors::{SafeTensors, tensor::Dtype};

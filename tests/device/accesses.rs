@@ -1,6 +1,6 @@
 //! How many bytes kernels move with one access, as the emulated device's trace tells it.
 
-use crate::device;
+use crate::under;
 use std::sync::{Arc, Mutex};
 use tilework::device::cuda::CudaOptions;
 use tilework::device::emulator::{self, Action, Follow, TraceEvent, TraceOptions, Traced};
@@ -23,7 +23,7 @@ fn trace(room: &str, start: &str, kernel: &str, dtype: DType) -> Vec<TraceEvent>
 /// Kernels that move several numbers with one access do so wherever memory and sizes allow.
 #[test]
 fn accesses_are_wide() {
-    if !device::looks_inside() {
+    if !under::looks_inside() {
         return;
     }
     // A room, the start of its case's name, a kernel, what it reads or writes together, and how many
@@ -66,7 +66,7 @@ fn accesses_are_wide() {
 /// the host's compiler may take apart, so that only the source line tells.
 #[test]
 fn products_move_by_fours() {
-    if !device::looks_inside() {
+    if !under::looks_inside() {
         return;
     }
     let all: [(&str, &str, &str, &[&str]); 6] = [

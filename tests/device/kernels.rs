@@ -3,9 +3,7 @@
 //! On the emulated device each case runs with its threads in three orders, whose bits must be equal,
 //! and once under the checker. With `TILEWORK_DEVICE=cuda` the same cases run on the GPU.
 
-mod device;
-
-use device::Under;
+use crate::under::Under;
 use tilework::DType;
 use tilework::ops::parity::{self, Expected, Results};
 use tilework::ops::{Case, Draw, ROOMS, Room};
