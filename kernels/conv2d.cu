@@ -5,7 +5,7 @@
 // linear_bwd_w; linear_bwd_x, then conv2d_col2im. The bias gradient is linear_column_sums of gy, and partial results are
 // added up by linear_split_sum. Source of the matrix form: Chellapilla, Puri, Simard, "High Performance Convolutional
 // Neural Networks for Document Processing", 2006.
-// Instances: T = float; Tile = Simt128, Simt64, Simt32
+// Instances: T = float; Tile = Simt128, Simt64, Simt32 | T = half, bf16; Tile = Mma128, Mma64, Mma32
 #include "conv2d.cuh"
 
 // y = conv(x, w) + b: patches·wᵀ, m = n·ho·wo, n = o, k = kh·kw·c.
@@ -19,10 +19,10 @@
 //     multiprocessor (SM 72 %, of each instruction 4 in 5 are multiply-adds); 128 to 128 at 16x16 186 µs, one (61 %).
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
-    conv2d_fwd(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
+    conv2d_fwd(const T* __restrict__ x, const T* __restrict__ w, OPTIONAL const float* __restrict__ b,
                T* __restrict__ y, OPTIONAL float* __restrict__ partial, Conv2dDims d) {
-  const PatchesAlongK<T> a(x, d);                 // A = patches  [n·ho·wo][kh·kw·c]
-  const AlongK<float> wt(w, d.o, patch_size(d));  // B = wᵀ: its columns are the rows of w [o][kh·kw·c]
+  const PatchesAlongK<T, Tile::CHUNK> a(x, d);             // A = patches  [n·ho·wo][kh·kw·c]
+  const AlongK<T, Tile::CHUNK> wt(w, d.o, patch_size(d));  // B = wᵀ: its columns are the rows of w [o][kh·kw·c]
   product<Tile>(a, wt, {pixels_out(d), d.o, patch_size(d), d.split_steps, partial}, Epilogue<T>{y, b, d.accumulate});
 }
 
@@ -30,10 +30,10 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
 // Measured: as above, 512 from 256 channels at 8x8, one block on a multiprocessor, 415 µs (SM 57 %).
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
-    conv2d_bwd_x(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
+    conv2d_bwd_x(const T* __restrict__ gy, const T* __restrict__ w, T* __restrict__ gx,
                  OPTIONAL float* __restrict__ partial, Conv2dDims d) {
-  const TapsAlongK<T> a(gy, d);       // A = taps  [n·h·w][kh·kw·o]
-  const WeightsByTap<float> b(w, d);  // B = w'    [kh·kw·o][c]
+  const TapsAlongK<T, Tile::CHUNK> a(gy, d);   // A = taps  [n·h·w][kh·kw·o]
+  const WeightsByTap<T, Tile::CHUNK> b(w, d);  // B = w'    [kh·kw·o][c]
   product<Tile>(a, b, {pixels_in(d), d.c, d.kh * d.kw * d.o, d.split_steps, partial},
                 Epilogue<T>{gx, nullptr, d.accumulate});
 }
@@ -44,8 +44,8 @@ template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     conv2d_bwd_w(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
                  OPTIONAL float* __restrict__ partial, Conv2dDims d) {
-  const AcrossK<T> a(gy, d.o, pixels_out(d));  // A = gyᵀ: its rows are the columns of gy [n·ho·wo][o]
-  const PatchesAcrossK<T> b(x, d);             // B = patches  [n·ho·wo][kh·kw·c]
+  const AcrossK<T, Tile::CHUNK> a(gy, d.o, pixels_out(d));  // A = gyᵀ: its rows are the columns of gy [n·ho·wo][o]
+  const PatchesAcrossK<T, Tile::CHUNK> b(x, d);             // B = patches  [n·ho·wo][kh·kw·c]
   product<Tile>(a, b, {d.o, patch_size(d), pixels_out(d), d.split_steps, partial},
                 Epilogue<float>{gw, nullptr, d.accumulate});
 }

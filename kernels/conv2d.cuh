@@ -71,56 +71,58 @@ __device__ __forceinline__ int index_in_x(const Corner& corner, const Tap& tap, 
 __device__ __forceinline__ int index_in_x(const Corner& corner, int i, const Conv2dDims& d) {
   return index_in_x(corner, tap_of(i, d.c, d.by_c, d), d);
 }
-// And for four from there on, without a division for each.
-__device__ __forceinline__ void four_in_x(const Corner& corner, Tap tap, const Conv2dDims& d, int (&at)[4]) {
+// And for N from there on, without a division for each.
+template <int N>
+__device__ __forceinline__ void each_in_x(const Corner& corner, Tap tap, const Conv2dDims& d, int (&at)[N]) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i, tap = after(tap, d.c, d)) at[i] = index_in_x(corner, tap, d);
+  for (int i = 0; i < N; ++i, tap = after(tap, d.c, d)) at[i] = index_in_x(corner, tap, d);
 }
 
-// A matrix that is found in an image. One tap serves all four when the channels are a multiple of 4.
-template <class E>
+// A matrix that is found in an image. One tap serves all N when the channels are a multiple of N.
+template <class E, int N>
 struct InImage {
+  using Element = E;
   const E* data;
   const Conv2dDims& d;
   bool wide;
   __device__ InImage(const E* data, const Conv2dDims& d, int channels)
-      : data(data), d(d), wide(rows_of_4(data, channels)) {}
+      : data(data), d(d), wide(rows_of<N>(data, channels)) {}
 };
 
-// `patches`, for four k of one pixel: forward.
-template <class E>
-struct PatchesAlongK : InImage<E> {
-  using InImage<E>::d;
+// `patches`, for N k of one pixel: forward.
+template <class E, int N>
+struct PatchesAlongK : InImage<E, N> {
+  using InImage<E, N>::d;
   static constexpr bool along_k = true;
   Corner corner;
-  __device__ PatchesAlongK(const E* x, const Conv2dDims& d) : InImage<E>(x, d, d.c) {}
+  __device__ PatchesAlongK(const E* x, const Conv2dDims& d) : InImage<E, N>(x, d, d.c) {}
   __device__ __forceinline__ void start(int pixel) { corner = corner_of(pixel, d); }
   __device__ __forceinline__ int first(int k) const { return index_in_x(corner, k, d); }
-  __device__ __forceinline__ void four(int k, int (&at)[4]) const {
-    four_in_x(corner, tap_of(k, d.c, d.by_c, d), d, at);
+  __device__ __forceinline__ void each(int k, int (&at)[N]) const {
+    each_in_x(corner, tap_of(k, d.c, d.by_c, d), d, at);
   }
 };
 
-// `patches`, for four elements of the patch at one pixel; K counts the pixels: weight gradient.
-template <class E>
-struct PatchesAcrossK : InImage<E> {
-  using InImage<E>::d;
+// `patches`, for N elements of the patch at one pixel; K counts the pixels: weight gradient.
+template <class E, int N>
+struct PatchesAcrossK : InImage<E, N> {
+  using InImage<E, N>::d;
   static constexpr bool along_k = false;
-  Tap tap;  // the first of the four
-  __device__ PatchesAcrossK(const E* x, const Conv2dDims& d) : InImage<E>(x, d, d.c) {}
+  Tap tap;  // the first of the N
+  __device__ PatchesAcrossK(const E* x, const Conv2dDims& d) : InImage<E, N>(x, d, d.c) {}
   __device__ __forceinline__ void start(int element) { tap = tap_of(element, d.c, d.by_c, d); }
   __device__ __forceinline__ int first(int pixel) const { return index_in_x(corner_of(pixel, d), tap, d); }
-  __device__ __forceinline__ void four(int pixel, int (&at)[4]) const { four_in_x(corner_of(pixel, d), tap, d, at); }
+  __device__ __forceinline__ void each(int pixel, int (&at)[N]) const { each_in_x(corner_of(pixel, d), tap, d, at); }
 };
 
 // `taps`: for an input pixel and a place in the window, the output pixel that saw it there, if there is one:
 // p·sh - ph + r = h. K counts (r, s, o), o the fastest. Input gradient.
-template <class E>
-struct TapsAlongK : InImage<E> {
-  using InImage<E>::d;
+template <class E, int N>
+struct TapsAlongK : InImage<E, N> {
+  using InImage<E, N>::d;
   static constexpr bool along_k = true;
   int image, h, w;  // the input pixel, moved by the padding
-  __device__ TapsAlongK(const E* gy, const Conv2dDims& d) : InImage<E>(gy, d, d.o) {}
+  __device__ TapsAlongK(const E* gy, const Conv2dDims& d) : InImage<E, N>(gy, d, d.o) {}
   __device__ __forceinline__ void start(int pixel) {
     const int nh = pixel / d.w;
     image = nh / d.h, w = pixel - nh * d.w + d.pw;
@@ -139,35 +141,35 @@ struct TapsAlongK : InImage<E> {
     const int pixel = pixel_of(tap);
     return pixel == NOWHERE ? NOWHERE : pixel + tap.channel;
   }
-  __device__ __forceinline__ void four(int k, int (&at)[4]) const {
+  __device__ __forceinline__ void each(int k, int (&at)[N]) const {
     Tap tap = tap_of(k, d.o, d.by_o, d);
     int pixel = pixel_of(tap);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < N; ++i) {
       at[i] = pixel == NOWHERE ? NOWHERE : pixel + tap.channel;
       tap = after(tap, d.o, d);
       // Another tap, another pixel.
-      if (i < 3 && tap.channel == 0) pixel = pixel_of(tap);
+      if (i < N - 1 && tap.channel == 0) pixel = pixel_of(tap);
     }
   }
 };
 
 // w', the weights [o][kh][kw][c] as the matrix [kh·kw·o][c] that belongs to `taps`. Input gradient.
-template <class E>
-struct WeightsByTap : InImage<E> {
-  using InImage<E>::d;
+template <class E, int N>
+struct WeightsByTap : InImage<E, N> {
+  using InImage<E, N>::d;
   static constexpr bool along_k = false;
-  int channel;  // the first of this thread's four
-  __device__ WeightsByTap(const E* weights, const Conv2dDims& d) : InImage<E>(weights, d, d.c) {}
+  int channel;  // the first of this thread's N
+  __device__ WeightsByTap(const E* weights, const Conv2dDims& d) : InImage<E, N>(weights, d, d.c) {}
   __device__ __forceinline__ void start(int first) { channel = first; }
   __device__ __forceinline__ int first(int k) const {
     if (k >= d.kh * d.kw * d.o || channel >= d.c) return NOWHERE;
     const int rs = divide(k, d.by_o), channel_out = k - rs * d.o;
     return (channel_out * d.kh * d.kw + rs) * d.c + channel;
   }
-  __device__ __forceinline__ void four(int k, int (&at)[4]) const {
+  __device__ __forceinline__ void each(int k, int (&at)[N]) const {
     const int found = first(k);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) at[i] = found != NOWHERE && channel + i < d.c ? found + i : NOWHERE;
+    for (int i = 0; i < N; ++i) at[i] = found != NOWHERE && channel + i < d.c ? found + i : NOWHERE;
   }
 };

@@ -17,10 +17,10 @@ __device__ __forceinline__ bool is_aligned(const E* p) {
   return reinterpret_cast<size_t>(p) % sizeof(Pack<E, N>) == 0;
 }
 
-// Whether rows of `length` elements from p on are all of aligned fours.
-template <class E>
-__device__ __forceinline__ bool rows_of_4(const E* p, int length) {
-  return length % 4 == 0 && is_aligned(p);
+// Whether rows of `length` elements from p on are all of N aligned elements each.
+template <int N, class E>
+__device__ __forceinline__ bool rows_of(const E* p, int length) {
+  return length % N == 0 && is_aligned<N>(p);
 }
 
 // N elements as floats, with one access.

@@ -2,7 +2,7 @@
 //
 // Three products, each one of the skeleton in product.cuh: read that first. Explicit convolution (conv2d.cu) uses them
 // too, with patches for x.
-// Instances: T = float; Tile = Simt128, Simt64, Simt32
+// Instances: T = float; Tile = Simt128, Simt64, Simt32 | T = half, bf16; Tile = Mma128, Mma64, Mma32
 #include "product.cuh"
 
 struct LinearDims {
@@ -23,20 +23,20 @@ struct LinearDims {
 // Measured: H100, 2026-11-26, b1-bn-cnn at batch 16: its three layers, 75 MB of weights, 54 µs (52 % of the memory's ceiling).
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
-    linear_fwd(const T* __restrict__ x, const float* __restrict__ w, OPTIONAL const float* __restrict__ b,
+    linear_fwd(const T* __restrict__ x, const T* __restrict__ w, OPTIONAL const float* __restrict__ b,
                T* __restrict__ y, OPTIONAL float* __restrict__ partial, LinearDims d) {
-  const AlongK<T> a(x, d.n, d.inputs);             // A = x  [n][inputs]
-  const AlongK<float> wt(w, d.outputs, d.inputs);  // B = Wᵀ: its columns are the rows of W
+  const AlongK<T, Tile::CHUNK> a(x, d.n, d.inputs);         // A = x  [n][inputs]
+  const AlongK<T, Tile::CHUNK> wt(w, d.outputs, d.inputs);  // B = Wᵀ: its columns are the rows of W
   product<Tile>(a, wt, {d.n, d.outputs, d.inputs, d.split_steps, partial}, Epilogue<T>{y, b, d.accumulate});
 }
 
 // gx = gy·W.
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
-    linear_bwd_x(const T* __restrict__ gy, const float* __restrict__ w, T* __restrict__ gx,
+    linear_bwd_x(const T* __restrict__ gy, const T* __restrict__ w, T* __restrict__ gx,
                  OPTIONAL float* __restrict__ partial, LinearDims d) {
-  const AlongK<T> a(gy, d.n, d.outputs);           // A = gy  [n][outputs]
-  const AcrossK<float> b(w, d.inputs, d.outputs);  // B = W   [outputs][inputs]
+  const AlongK<T, Tile::CHUNK> a(gy, d.n, d.outputs);       // A = gy  [n][outputs]
+  const AcrossK<T, Tile::CHUNK> b(w, d.inputs, d.outputs);  // B = W   [outputs][inputs]
   product<Tile>(a, b, {d.n, d.inputs, d.outputs, d.split_steps, partial}, Epilogue<T>{gx, nullptr, d.accumulate});
 }
 
@@ -45,8 +45,8 @@ template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     linear_bwd_w(const T* __restrict__ gy, const T* __restrict__ x, float* __restrict__ gw,
                  OPTIONAL float* __restrict__ partial, LinearDims d) {
-  const AcrossK<T> a(gy, d.outputs, d.n);  // A = gyᵀ: its rows are the columns of gy [n][outputs]
-  const AcrossK<T> b(x, d.inputs, d.n);    // B = x   [n][inputs]
+  const AcrossK<T, Tile::CHUNK> a(gy, d.outputs, d.n);  // A = gyᵀ: its rows are the columns of gy [n][outputs]
+  const AcrossK<T, Tile::CHUNK> b(x, d.inputs, d.n);    // B = x   [n][inputs]
   product<Tile>(a, b, {d.outputs, d.inputs, d.n, d.split_steps, partial}, Epilogue<float>{gw, nullptr, d.accumulate});
 }
 

@@ -37,7 +37,7 @@ __device__ __forceinline__ void largest(const T* x, T* y, int* arg, const MaxPoo
 template <class T>
 __global__ void __launch_bounds__(256, 4)
     max_pool2d_fwd(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ arg, MaxPool2dDims d) {
-  if (rows_of_4(x, d.c) && is_aligned(y) && is_aligned(arg)) {
+  if (rows_of<4>(x, d.c) && is_aligned(y) && is_aligned(arg)) {
     largest<4>(x, y, arg, d);
   } else {
     largest<1>(x, y, arg, d);
@@ -75,7 +75,7 @@ __device__ __forceinline__ void gather(const T* gy, const int* arg, T* gx, const
 template <class T>
 __global__ void __launch_bounds__(256, 3)
     max_pool2d_bwd(const T* __restrict__ gy, const int* __restrict__ arg, T* __restrict__ gx, MaxPool2dDims d) {
-  if (rows_of_4(gy, d.c) && is_aligned(arg) && is_aligned(gx)) {
+  if (rows_of<4>(gy, d.c) && is_aligned(arg) && is_aligned(gx)) {
     gather<4>(gy, arg, gx, d);
   } else {
     gather<1>(gy, arg, gx, d);

@@ -76,7 +76,7 @@ struct Context {  // `Context` in scheduler.rs
 // One per OS thread. A fiber stays on the OS thread that started it, so its address may be kept across a barrier.
 inline thread_local __attribute__((tls_model("initial-exec"))) Context context{};
 
-enum Op : unsigned { SYNCWARP = 1, SHFL = 2, SHFL_XOR = 3, SHFL_DOWN = 4, SHFL_UP = 5, BALLOT = 6, ANY = 7, ALL = 8 };
+enum Op : unsigned { SYNCWARP = 1, SHFL = 2, SHFL_XOR = 3, SHFL_DOWN = 4, SHFL_UP = 5, BALLOT = 6, ANY = 7, ALL = 8, LDMATRIX = 9, MMA_F16 = 10, MMA_BF16 = 11 };
 enum Access : unsigned { READ = 0, WRITE = 1, ATOMIC = 2 };
 }  // namespace emu
 
@@ -157,7 +157,32 @@ static inline int __any_sync(unsigned mask, int yes, EMU_HERE) {
 static inline int __all_sync(unsigned mask, int yes, EMU_HERE) {
   return (int)tilework_emu_collective(mask, emu::ALL, yes != 0, 0, file, line);
 }
-// The place of mma.sync, when half types come: a collective whose values are pointers to each lane's fragments.
+
+// ---- tensor cores: collectives whose values are pointers to each lane's registers (`matrices.rs`)
+namespace emu {
+struct Load {  // `Load` in matrices.rs
+  const void* row;
+  unsigned* registers;
+  unsigned transpose;
+};
+struct Multiply {  // `Multiply` in matrices.rs
+  float* d;
+  const unsigned* a;
+  unsigned b[2];
+};
+// Four 8x8 matrices from shared memory: lane l brings row l%8 of matrix l/8.
+static inline void ldmatrix(unsigned (&v)[4], const void* row, bool transpose, const char* file, int line) {
+  if (EMU_CHECKED) tilework_emu_access(row, 16, READ, file, line);
+  Load load = {row, v, transpose};
+  tilework_emu_collective(0xffffffffu, LDMATRIX, reinterpret_cast<uint64_t>(&load), 0, file, line);
+}
+// d[16][8] += a[16][16] * b[16][8], of f16 or bf16.
+static inline void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bool bf16, const char* file,
+                       int line) {
+  Multiply multiply = {d, a, {b0, b1}};
+  tilework_emu_collective(0xffffffffu, bf16 ? MMA_BF16 : MMA_F16, reinterpret_cast<uint64_t>(&multiply), 0, file, line);
+}
+}  // namespace emu
 
 // ---- atomics
 namespace emu {

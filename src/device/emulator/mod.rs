@@ -9,6 +9,7 @@ mod calls;
 mod checker;
 mod driver;
 mod hooks;
+mod matrices;
 mod report;
 mod scheduler;
 mod shadow;

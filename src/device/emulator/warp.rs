@@ -3,12 +3,16 @@
 //! A meeting is an object of its own. It is open while lanes are missing, and after that stays untouched until its last
 //! lane has taken its value; so masks may change, overlap, and be used again at once by lanes that are ahead.
 
+use super::matrices;
 use super::report::Site;
 
 pub(super) const SYNCWARP: u32 = 1;
 const BALLOT: u32 = 6;
 const ANY: u32 = 7;
 const ALL: u32 = 8;
+const LDMATRIX: u32 = 9;
+const MMA_F16: u32 = 10;
+const MMA_BF16: u32 = 11;
 /// What a lane reads from one that does not take part: NaN.
 const POISON: u64 = !0;
 
@@ -22,6 +26,8 @@ pub(super) fn name(op: u32) -> &'static str {
         6 => "__ballot_sync",
         7 => "__any_sync",
         8 => "__all_sync",
+        LDMATRIX => "ldmatrix",
+        MMA_F16 | MMA_BF16 => "mma.sync",
         _ => "a warp collective",
     }
 }
@@ -75,7 +81,7 @@ impl Meetings {
         &self.all[id as usize]
     }
 
-    /// A lane arrives. Returns its meeting, and whether it was the last to come.
+    /// A lane arrives; with the last one, what they do together is done. Returns its meeting, and whether it was the last to come.
     #[inline]
     pub(super) fn arrive(
         &mut self,
@@ -116,6 +122,15 @@ impl Meetings {
         meeting.arrived |= 1 << lane;
         let complete = meeting.arrived == named;
         if complete {
+            // SAFETY: `cuda.h` makes the values of these, pointers to variables of lanes that wait in the call.
+            unsafe {
+                match op {
+                    LDMATRIX => matrices::load(&meeting.values),
+                    MMA_F16 => matrices::multiply::<half::f16>(&meeting.values),
+                    MMA_BF16 => matrices::multiply::<half::bf16>(&meeting.values),
+                    _ => {}
+                }
+            }
             warp.open.swap_remove(known.unwrap_or(warp.open.len() - 1));
         }
         Ok((id, complete))
@@ -144,7 +159,7 @@ impl Meetings {
                     _ => u64::from(votes == meeting.named),
                 }
             }
-            SYNCWARP => 0,
+            SYNCWARP | LDMATRIX..=MMA_BF16 => 0,
             _ => meeting.values[(source & 31) as usize],
         };
         meeting.left |= 1 << lane;

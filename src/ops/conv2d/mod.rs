@@ -153,7 +153,7 @@ fn case(x: [usize; 4], o: usize, win: Window, bias: bool) -> Case {
     let name = format!("{x:?} to {o} {win}{}", if bias { "" } else { " no bias" });
     let case = Case::new(name, move |v, cx| v[0].conv2d(&v[1], v.get(2), win.stride, win.pad, cx))
         .input("x", x, Fill::Uniform)
-        .param("w", [o, kh, kw, x[3]], Fill::Uniform)
+        .input("w", [o, kh, kw, x[3]], Fill::Uniform)
         .flops(2 * x[0] * pixels * o * kh * kw * x[3]);
     if bias { case.param("b", [o], Fill::Uniform) } else { case }
 }

@@ -154,7 +154,7 @@ fn case(n: usize, inputs: usize, outputs: usize, bias: bool) -> Case {
         v[0].linear(&v[1], v.get(2), cx)
     })
     .input("x", [n, inputs], Fill::Uniform)
-    .param("w", [outputs, inputs], Fill::Uniform)
+    .input("w", [outputs, inputs], Fill::Uniform)
     .flops(2 * n * inputs * outputs);
     if bias { case.param("b", [outputs], Fill::Uniform) } else { case }
 }

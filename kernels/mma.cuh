@@ -1,0 +1,152 @@
+// The product of product.cuh on tensor cores, by mma.sync: for operands of two bytes.
+//
+//   global memory --(cp.async, 16 bytes)--> shared memory --(ldmatrix)--> registers --> mma.sync
+//
+// A block computes M x N of C in steps of K, each of its warps WM x WN. The tiles of a step of A and B lie in one of STAGES
+// buffers in shared memory: while a step is multiplied, the copies of the next STAGES-1 are on their way. One wait and one
+// barrier a step: behind it all threads have the step's tiles, and have done with those of the step before, whose buffers
+// the next copies may have.
+//
+// An operand lies in shared memory as in global memory, [lines][K] if it comes along K and [K][lines] if not. ldmatrix reads
+// either, the second transposed, so nothing is ever turned by hand. Rows consist of chunks of 8 elements; chunk c of row
+// r lies at c ^ (r / (8/S) % S), where S is the number of chunks of a row, 8 at most: then 8 rows' chunks c lie in 8
+// different groups of 4 banks, and neither the copies nor ldmatrix meet in a bank.
+//
+// A source whose chunks do not lie together (three channels, a view that is not aligned) is read element by element.
+#pragma once
+#include "operand.cuh"
+#include "tensor_core.cuh"
+
+template <class E, int LINES, int K, bool ALONG_K>
+struct Staged {
+  static constexpr int ROWS = ALONG_K ? LINES : K, CHUNKS = (ALONG_K ? K : LINES) / 8, SIZE = ROWS * CHUNKS;
+  static constexpr int S = CHUNKS < 8 ? CHUNKS : 8;
+  static_assert((CHUNKS & (CHUNKS - 1)) == 0, "the swizzle takes powers of two");
+  static __device__ __forceinline__ int place(int row, int chunk) { return row * CHUNKS + (chunk ^ row / (8 / S) % S); }
+  // Rows that `load_matrices` takes from a lane: 16 lines from `line` on, 16 of K from k on. B's registers are those of two
+  // columns of 8, each with both halves of K; A's those of both halves of the lines, for each half of K.
+  template <bool A>
+  static __device__ __forceinline__ const Chunk<E>* row_of(const Chunk<E>* tile, int line, int k, int lane) {
+    const int first = lane / 8 % 2, second = lane / 16;
+    const int l = line + 8 * (A ? first : second), kk = k + 8 * (A ? second : first);
+    return tile + (ALONG_K ? place(l + lane % 8, kk / 8) : place(kk + lane % 8, l / 8));
+  }
+};
+
+// This thread's part of the copies of an operand: PER chunks of each step, each with a source of its own.
+template <class Tile, class Source, class E, int LINES>
+struct Copies {
+  using Where = Staged<E, LINES, Tile::K, Source::along_k>;
+  static constexpr int PER = Where::SIZE / Tile::THREADS;
+  static_assert(PER * Tile::THREADS == Where::SIZE, "every thread copies as much");
+  Source sources[PER];
+  template <int>
+  struct Count {};
+  __device__ __forceinline__ Copies(const Source& source) : Copies(source, Count<PER>{}) {}
+  __device__ __forceinline__ Copies(const Source& s, Count<1>) : sources{s} {}
+  __device__ __forceinline__ Copies(const Source& s, Count<2>) : sources{s, s} {}
+  __device__ __forceinline__ static int row(int p) { return (threadIdx.x + p * Tile::THREADS) / Where::CHUNKS; }
+  __device__ __forceinline__ static int chunk(int p) { return (threadIdx.x + p * Tile::THREADS) % Where::CHUNKS; }
+  __device__ __forceinline__ void start(int line) {
+#pragma unroll
+    for (int p = 0; p < PER; ++p) sources[p].start(line + (Source::along_k ? row(p) : 8 * chunk(p)));
+  }
+  // The step that begins at k.
+  __device__ __forceinline__ void copy(Chunk<E>* tile, int k) const {
+#pragma unroll
+    for (int p = 0; p < PER; ++p) {
+      const Source& source = sources[p];
+      const int at_k = k + (Source::along_k ? 8 * chunk(p) : row(p));
+      Chunk<E>* to = tile + Where::place(row(p), chunk(p));
+      if (source.wide) {
+        const int at = source.first(at_k);
+        copy_async(to, source.data + (at == NOWHERE ? 0 : at), at != NOWHERE);
+      } else {
+        int at[8];
+        source.each(at_k, at);
+        Chunk<E> v;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) v.v[i] = at[i] == NOWHERE ? E{} : source.data[at[i]];
+        *to = v;
+      }
+    }
+  }
+};
+
+// One block's tile of C. Grid as in `product`.
+template <class Tile, class A, class B, class Y>
+__device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& cut, const Epilogue<Y>& epilogue) {
+  constexpr int M = Tile::M, N = Tile::N, K = Tile::K, STAGES = Tile::STAGES;
+  using E = typename A::Element;
+  constexpr int MT = Tile::WM / 16, NT = Tile::WN / 8, WARPS_N = N / Tile::WN;
+  static_assert(M / Tile::WM * WARPS_N * 32 == Tile::THREADS && Tile::WN % 16 == 0 && K % 16 == 0,
+                "warps fill the tile");
+  using CopyA = Copies<Tile, A, E, M>;
+  using CopyB = Copies<Tile, B, E, N>;
+  using WhereA = typename CopyA::Where;
+  using WhereB = typename CopyB::Where;
+  SHARED(Chunk<E>, as, [STAGES][WhereA::SIZE]);
+  SHARED(Chunk<E>, bs, [STAGES][WhereB::SIZE]);
+  const int tiles_n = (cut.n + N - 1) / N;
+  const int m0 = (int)blockIdx.x / tiles_n * M, n0 = (int)blockIdx.x % tiles_n * N;
+  const int first = blockIdx.z * cut.split_steps;
+  const int steps = min((cut.k + K - 1) / K - first, cut.split_steps);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int wm = warp / WARPS_N * Tile::WM, wn = warp % WARPS_N * Tile::WN;
+
+  CopyA copy_a(a);
+  CopyB copy_b(b);
+  copy_a.start(m0);
+  copy_b.start(n0);
+  const auto bring = [&](int step) {
+    if (step < steps) {
+      copy_a.copy(as[step % STAGES], (first + step) * K);
+      copy_b.copy(bs[step % STAGES], (first + step) * K);
+    }
+    copy_commit();  // an empty group too, so that a wait counts steps
+  };
+#pragma unroll
+  for (int step = 0; step < STAGES - 1; ++step) bring(step);
+
+  float acc[MT][NT][4] = {};
+  for (int step = 0; step < steps; ++step) {
+    copy_wait<STAGES - 2>();
+    __syncthreads();
+    bring(step + STAGES - 1);
+    const Chunk<E>*at = as[step % STAGES], *bt = bs[step % STAGES];
+#pragma unroll
+    for (int k = 0; k < K; k += 16) {
+      unsigned av[MT][4], bv[NT / 2][4];
+#pragma unroll
+      for (int i = 0; i < MT; ++i)
+        load_matrices<!A::along_k>(av[i], WhereA::template row_of<true>(at, wm + 16 * i, k, lane));
+#pragma unroll
+      for (int j = 0; j < NT / 2; ++j)
+        load_matrices<!B::along_k>(bv[j], WhereB::template row_of<false>(bt, wn + 16 * j, k, lane));
+#pragma unroll
+      for (int i = 0; i < MT; ++i)
+#pragma unroll
+        for (int j = 0; j < NT; ++j)
+          multiply(Operand<E>{}, acc[i][j], av[i], bv[j / 2][j % 2 * 2], bv[j / 2][j % 2 * 2 + 1]);
+    }
+  }
+
+  float* partial = cut.partial ? cut.partial + (size_t)blockIdx.z * cut.m * cut.n : nullptr;
+  const Epilogue<float> none = {partial, nullptr, 0};
+#pragma unroll
+  for (int j = 0; j < NT; ++j) {
+    const int c = n0 + wn + 8 * j + lane % 4 * 2;
+    if (c >= cut.n) continue;
+    float bias[2];
+#pragma unroll
+    for (int q = 0; q < 2; ++q) bias[q] = partial ? 0.0f : epilogue.bias_at(c + q, cut.n);
+#pragma unroll
+    for (int i = 0; i < 2 * MT; ++i) {
+      const int r = m0 + wm + 8 * i + lane / 4;
+      if (r >= cut.m) continue;
+      const Pack<float, 2> v = {{acc[i / 2][j][i % 2 * 2] + bias[0], acc[i / 2][j][i % 2 * 2 + 1] + bias[1]}};
+      if (partial) none.store(r, c, cut.n, v);
+      else epilogue.store(r, c, cut.n, v);
+    }
+  }
+}

@@ -1,0 +1,98 @@
+// The operands of a product, and what becomes of its sums.
+//
+// A source says where the elements of an operand lie. It knows lines (rows of A, columns of B) and gives the places of
+// N neighbours at a time: those that a thread moves at once, 16 bytes of them. How is the product's business.
+//     static constexpr bool along_k    the N are at (line, k..), otherwise at (line.., k)
+//     const E* data, bool wide         the array; whether the N are always neighbours in it, and aligned
+//     void start(int line)             this thread's line, the same for the whole kernel
+//     int first(int k)                 the place in `data` of the first of the N; NOWHERE for a zero
+//     void each(int k, int (&at)[N])   the places of all
+// AlongK and AcrossK below are plain matrices: a transpose is a choice of source. Convolution brings sources that find
+// a matrix in the image (conv2d.cuh).
+#pragma once
+#include "four.cuh"
+
+// The place of an element that is outside of the matrix: zero. (Operands have fewer than 2^31 elements: an int is a
+// place.)
+constexpr int NOWHERE = -1;
+
+// A matrix [lines][k_size]: K is contiguous.
+template <class E, int N>
+struct AlongK {
+  using Element = E;
+  static constexpr bool along_k = true;
+  const E* data;
+  int lines, k_size;
+  bool wide;
+  int row;  // the place of this thread's line
+  __device__ AlongK(const E* data, int lines, int k_size)
+      : data(data), lines(lines), k_size(k_size), wide(rows_of<N>(data, k_size)) {}
+  __device__ __forceinline__ void start(int line) {
+    row = line * k_size;
+    if (line >= lines) k_size = 0;
+  }
+  __device__ __forceinline__ int first(int k) const { return k < k_size ? row + k : NOWHERE; }
+  __device__ __forceinline__ void each(int k, int (&at)[N]) const {
+#pragma unroll
+    for (int i = 0; i < N; ++i) at[i] = first(k + i);
+  }
+};
+
+// A matrix [k_size][lines]: the lines are contiguous.
+template <class E, int N>
+struct AcrossK {
+  using Element = E;
+  static constexpr bool along_k = false;
+  const E* data;
+  int lines, k_size;
+  bool wide;
+  int line;  // the first of this thread's N
+  __device__ AcrossK(const E* data, int lines, int k_size)
+      : data(data), lines(lines), k_size(k_size), wide(rows_of<N>(data, lines)) {}
+  __device__ __forceinline__ void start(int first) { line = first; }
+  __device__ __forceinline__ int first(int k) const { return k < k_size && line < lines ? k * lines + line : NOWHERE; }
+  __device__ __forceinline__ void each(int k, int (&at)[N]) const {
+#pragma unroll
+    for (int i = 0; i < N; ++i) at[i] = k < k_size && line + i < lines ? k * lines + line + i : NOWHERE;
+  }
+};
+
+// An element as a float.
+template <class E>
+__device__ __forceinline__ float one_of(const E* data, int at) {
+  return at == NOWHERE ? 0.0f : to_float(data[at]);
+}
+
+// What becomes of the sums of C [m][n]: the tile applies it, or split_sum if there are splits.
+template <class E>
+struct Epilogue {
+  E* y;               // [m][n]
+  const float* bias;  // [n] or null, added to every row
+  int accumulate;     // add to y instead of overwriting it
+  __device__ __forceinline__ float bias_at(int column, int n) const { return bias && column < n ? bias[column] : 0.0f; }
+  // Stores one sum, which has its bias already.
+  __device__ __forceinline__ void store(size_t at, float v) const {
+    y[at] = from_float<E>(accumulate ? to_float(y[at]) + v : v);
+  }
+  // N neighbours of a row, as many of them as there are columns.
+  template <int N>
+  __device__ __forceinline__ void store(int row, int column, int n, const Pack<float, N>& v) const {
+    const size_t at = (size_t)row * n + column;
+    if (rows_of<N>(y, n)) {
+      const Pack<float, N> old = accumulate ? load<N>(y + at) : Pack<float, N>{};
+      Pack<float, N> out;
+#pragma unroll
+      for (int i = 0; i < N; ++i) out.v[i] = accumulate ? old.v[i] + v.v[i] : v.v[i];
+      return ::store(y + at, out);
+    }
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      if (column + i < n) store(at + i, v.v[i]);
+  }
+};
+
+// The sizes of a product and how K is cut.
+struct Cut {
+  int m, n, k, split_steps;
+  float* partial;  // [splits][m][n], or null if there is no split
+};
