@@ -38,23 +38,24 @@ const STRIDING: CudaOptions =
 /// Every tile of the matrix product, and convolution with its patches in memory.
 #[test]
 fn products_in_every_form() {
-    let forms = [
-        CudaOptions { tile: Some("Simt128"), ..CudaOptions::default() },
-        CudaOptions { tile: Some("Simt64"), ..CudaOptions::default() },
-        CudaOptions { tile: Some("Simt32"), ..CudaOptions::default() },
-        CudaOptions { explicit_conv: true, ..CudaOptions::default() },
-    ];
-    for options in forms {
+    const HALVES: &[DType] = &[DType::F16, DType::BF16];
+    let tile = |name| CudaOptions { tile: Some(name), ..CudaOptions::default() };
+    let explicit = CudaOptions { explicit_conv: true, ..CudaOptions::default() };
+    let floats =
+        [tile("Simt128"), tile("Simt64"), tile("Simt32"), explicit].map(|options| (options, &[DType::F32][..]));
+    let halves = [tile("Mma128"), tile("Mma64"), tile("Mma32"), explicit].map(|options| (options, HALVES));
+    for (options, dtype) in floats.into_iter().chain(halves).flat_map(|(o, all)| all.iter().map(move |d| (o, *d))) {
         let Some(under) = Under::with(options) else { return };
         for room in ROOMS.iter().filter(|r| PRODUCTS.contains(&r.name)) {
             let random = (0..4).map(|seed| (room.random_case)(&mut Draw::new(seed)));
             for case in (room.cases)().into_iter().filter(|c| !c.bench).chain(random) {
-                let want = Expected::of(room, &case, DType::F32, 2).unwrap();
-                for (name, device) in &under.devices {
-                    let got = parity::run(&case, device, DType::F32, 2).unwrap();
+                let want = Expected::of(room, &case, dtype, 2).unwrap();
+                // The checker has seen this tile in f16.
+                for (name, device) in under.devices.iter().filter(|d| dtype != DType::BF16 || d.0 != "checked") {
+                    let got = parity::run(&case, device, dtype, 2).unwrap();
                     let d = want.compare(&got).unwrap();
                     let ok = d.error <= 1.0;
-                    assert!(ok, "{} {} ({name}, {options:?}): {d:?}", room.name, case.name);
+                    assert!(ok, "{} {} {dtype} ({name}, {options:?}): {d:?}", room.name, case.name);
                 }
             }
         }
@@ -81,21 +82,34 @@ fn gradients_accumulate() {
     };
     let cases = [twice("small", 7, 5), twice("splits", 40, 5), twice("fours", 7, 4), fc(70, 33), fc(10, 36)];
     for tile in [None, Some("Simt128"), Some("Simt64"), Some("Simt32")] {
-        let Some(under) = Under::with(CudaOptions { tile, ..CudaOptions::default() }) else { return };
-        for case in &cases {
-            let want = Expected::of(&ROOMS[3], case, DType::F32, 4).unwrap();
-            for (name, device) in &under.devices {
-                let d = want.compare(&parity::run(case, device, DType::F32, 4).unwrap()).unwrap();
-                assert!(d.error <= 1.0, "{} {tile:?} ({name}): {d:?}", case.name);
-            }
+        check_accumulated(&cases, tile, DType::F32);
+    }
+    // Of two bytes, without a number between that is rounded.
+    let side_by_side = |n: usize, inputs: usize, outputs: usize| {
+        Case::new("side by side", |v, cx| v[0].linear(&v[2], None, cx)?.add(&v[1].linear(&v[2], None, cx)?, cx))
+            .input("x", [n, inputs], Fill::Uniform)
+            .input("z", [n, inputs], Fill::Uniform)
+            .input("w", [outputs, inputs], Fill::Uniform)
+    };
+    let cases = [side_by_side(70, 33, 9), side_by_side(10, 36, 8), side_by_side(3000, 16, 16)];
+    for tile in [None, Some("Mma128"), Some("Mma64"), Some("Mma32")] {
+        check_accumulated(&cases, tile, DType::F16);
+    }
+}
+
+fn check_accumulated(cases: &[Case], tile: Option<&'static str>, dtype: DType) {
+    let Some(under) = Under::with(CudaOptions { tile, ..CudaOptions::default() }) else { return };
+    for case in cases {
+        let want = Expected::of(&ROOMS[3], case, dtype, 4).unwrap();
+        for (name, device) in &under.devices {
+            let d = want.compare(&parity::run(case, device, dtype, 4).unwrap()).unwrap();
+            assert!(d.error <= 1.0, "{} {dtype} {tile:?} ({name}): {d:?}", case.name);
         }
     }
 }
 
-/// Ops and types that there are kernels for: products have none of two bytes.
 fn rooms_and_types() -> impl Iterator<Item = (&'static Room, DType)> {
-    let all = ROOMS.iter().flat_map(|r| [DType::F32, DType::F16, DType::BF16].map(|d| (r, d)));
-    all.filter(|(r, d)| *d == DType::F32 || !PRODUCTS.contains(&r.name))
+    ROOMS.iter().flat_map(|r| [DType::F32, DType::F16, DType::BF16].map(|d| (r, d)))
 }
 
 const PRODUCTS: [&str; 2] = ["conv2d", "linear"];
