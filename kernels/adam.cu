@@ -1,4 +1,5 @@
 // Adam and AdamW: one pass over the flat arena of parameters.
+// Instances: T = float, half, bf16
 #include "update.cuh"
 
 struct AdamDims {
@@ -21,17 +22,22 @@ struct GroupRate {
 // p = p * (1 - lr * shrink) - lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps), t counts the updates from 1, with b1 the
 // momentum of the parameter's group; of decay and shrink the one is the group's weight decay, the other 0.
 // Threads: one for four elements, neighbours side by side.
-// Traffic: g read, p, m and v read and written.
+// Traffic: g read, p, m and v read and written; `copy`, what products take, written where there is one.
 // Launch: grid up to 4096 blocks of 256, striding; 192 bytes of shared memory.
 // Numerics: in float; 1 - b^t is -expm1(t * log b), which keeps its digits where b^t is near 1.
 // Limits: a multiple of 4 elements, aligned to 16 bytes: what an arena is; 2^24 steps.
 // Registers: at most 48.
+template <class T>
 __global__ void __launch_bounds__(256)
     adam_step(const float* __restrict__ g, float* __restrict__ m, float* __restrict__ v, float* __restrict__ p,
-              OPTIONAL const unsigned char* __restrict__ groups, OPTIONAL const float* __restrict__ norm,
+              OPTIONAL T* __restrict__ copy, OPTIONAL const unsigned char* __restrict__ groups,
+              OPTIONAL const float* __restrict__ norm, OPTIONAL const Scaling* __restrict__ scaling,
               const Step* __restrict__ s, AdamDims d) {
-  const float t = (float)(s->step - s->held) + 1.0f, unbias = 1.0f / sqrtf(-expm1f(t * d.log_b2));
-  const float clip = s->clip, unscale = gradient_scale(s, norm);
+  if (is_skipped(scaling)) return;
+  // Steps that were skipped moved nothing.
+  const float t = (float)(s->step - s->held) + 1.0f - (scaling ? scaling->skipped : 0.0f);
+  const float unbias = 1.0f / sqrtf(-expm1f(t * d.log_b2));
+  const float clip = s->clip, unscale = gradient_scale(s, norm, scaling);
   // Once a block: the logarithm is in double, which many GPUs are slow at.
   SHARED(GroupRate, rates, [GROUPS]);
   if (threadIdx.x < GROUPS) {
@@ -59,5 +65,6 @@ __global__ void __launch_bounds__(256)
     store(m + 4 * i, mean);
     store(v + 4 * i, square);
     store(p + 4 * i, value);
+    if (copy) store(copy + 4 * i, value);
   }
 }

@@ -43,6 +43,14 @@ struct Step {
   Rate rates[GROUPS];
 };
 
+// By what the loss is multiplied (loss_scale.cu). It lies in device memory, and the host reads it when it saves.
+struct Scaling {
+  float scale;       // the factor, a power of two
+  float good;        // steps since it changed
+  float skipped;     // steps that moved nothing, all in all
+  float overflowed;  // 1: a gradient of this step is not finite
+};
+
 // A template parameter T is the type that activations are stored in. Arithmetic is in float: values are read with
 // to_float(x[i]) and written with y[i] = from_float<T>(v).
 #include "half.cuh"

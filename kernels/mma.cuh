@@ -114,7 +114,7 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
     __syncthreads();
     bring(step + STAGES - 1);
     const Chunk<E>*at = as[step % STAGES], *bt = bs[step % STAGES];
-#pragma unroll
+#pragma unroll DEPTH
     for (int k = 0; k < K; k += 16) {
       unsigned av[MT][4], bv[NT / 2][4];
 #pragma unroll

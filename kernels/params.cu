@@ -1,4 +1,6 @@
 // The arenas: the norm of the gradients, the average of the parameters.
+// Instances: T = half, bf16
+#include "four.cuh"
 #include "reduce.cuh"
 
 struct ParamsDims {
@@ -7,6 +9,10 @@ struct ParamsDims {
 };
 
 struct AverageDims {
+  int n;  // elements
+};
+
+struct RoundDims {
   int n;  // elements
 };
 
@@ -39,4 +45,18 @@ __global__ void __launch_bounds__(256)
     const float difference = x[i] - a[i];
     a[i] = take < 0.5f ? a[i] + take * difference : x[i] - keep * difference;
   }
+}
+
+// y = x, rounded: the copy of the weights that products take.
+// Threads: one for 8 elements, neighbours side by side.
+// Traffic: 4 bytes read and 2 written an element.
+// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
+// Numerics: to nearest even.
+// Limits: n < 2^31.
+// Registers: at most 40.
+template <class T>
+__global__ void __launch_bounds__(256) params_round(const float* __restrict__ x, T* __restrict__ y, RoundDims d) {
+  const int packs = is_aligned<8>(x) && is_aligned<8>(y) ? d.n / 8 : 0;
+  FOR_EACH(i, packs) store(y + 8 * i, load<8>(x + 8 * i));
+  FOR_EACH(i, d.n - 8 * packs) y[8 * packs + i] = from_float<T>(x[8 * packs + i]);
 }

@@ -68,7 +68,7 @@ struct Mma64 {
     WN = 32,
     STAGES = 4,
     THREADS = 128,
-    BLOCKS = 0,
+    BLOCKS = 4,
     LATENCY = 350,
     SPEED = 600
   };

@@ -1,4 +1,5 @@
 // SGD: one pass over the flat arena of parameters.
+// Instances: T = float, half, bf16
 #include "update.cuh"
 
 struct SgdDims {
@@ -11,17 +12,21 @@ struct SgdDims {
 // g' = g + decay * p; v = momentum * v + g'; p -= lr * v, or for Nesterov lr * (g' + momentum * v), with
 // the step's rates of the parameter's group. Where v is null the momentum is 0.
 // Threads: one for four elements, neighbours side by side.
-// Traffic: p and g read, p written; v read and written where there is one.
+// Traffic: p and g read, p written; v read and written where there is one; `copy`, what products take, written where there
+//     is one.
 // Launch: grid up to 4096 blocks of 256, striding; no shared memory.
 // Numerics: in float.
 // Limits: a multiple of 4 elements, aligned to 16 bytes: what an arena is.
 // Registers: at most 40.
 // Measured: H100, 2026-11-26, b1-bn-cnn: 142 µs, 2.9 TB/s of what is read and written: the ceiling.
+template <class T>
 __global__ void __launch_bounds__(256)
     sgd_step(const float* __restrict__ g, OPTIONAL float* __restrict__ v, float* __restrict__ p,
-             OPTIONAL const unsigned char* __restrict__ groups, OPTIONAL const float* __restrict__ norm,
+             OPTIONAL T* __restrict__ copy, OPTIONAL const unsigned char* __restrict__ groups,
+             OPTIONAL const float* __restrict__ norm, OPTIONAL const Scaling* __restrict__ scaling,
              const Step* __restrict__ s, SgdDims d) {
-  const float clip = s->clip, unscale = gradient_scale(s, norm);
+  if (is_skipped(scaling)) return;
+  const float clip = s->clip, unscale = gradient_scale(s, norm, scaling);
   FOR_EACH(i, d.fours) {
     const int group = group_of(groups, i);
     if (group == FROZEN) continue;
@@ -40,5 +45,6 @@ __global__ void __launch_bounds__(256)
     }
     if (v) store(v + 4 * i, velocity);
     store(p + 4 * i, value);
+    if (copy) store(copy + 4 * i, value);
   }
 }

@@ -5,13 +5,16 @@
 // In `groups`: the parameters are frozen, and are left alone.
 constexpr unsigned char FROZEN = 255;
 
+// Whether this step moves nothing, as a gradient overflowed.
+__device__ __forceinline__ bool is_skipped(const Scaling* scaling) { return scaling && scaling->overflowed != 0.0f; }
+
 // The group of the i-th four elements; `groups` has one for each 16, or is null where all are in group 0.
 __device__ __forceinline__ int group_of(const unsigned char* groups, int i) { return groups ? groups[i / 4] : 0; }
 
 // What gradients are multiplied by: unscaled, and shrunk where their norm is larger than what it is clipped to.
-// `norm` is that of the gradients as they are, or null where it is not clipped.
-__device__ __forceinline__ float gradient_scale(const Step* s, const float* norm) {
-  const float unscale = 1.0f / s->loss_scale;
+// `norm` is that of the gradients as they are, or null where it is not clipped; `scaling` is null where losses are not scaled.
+__device__ __forceinline__ float gradient_scale(const Step* s, const float* norm, const Scaling* scaling) {
+  const float unscale = 1.0f / (scaling ? s->loss_scale * scaling->scale : s->loss_scale);
   if (!norm) return unscale;
   const float shrink = s->clip_norm / (norm[0] * unscale + 1e-6f);
   return shrink < 1.0f ? unscale * shrink : unscale;

@@ -184,8 +184,21 @@ impl<'p> Ctx<'p> {
     /// # Errors
     /// [`Error::Internal`] if the context has no parameters.
     pub fn param(&mut self, id: ParamId) -> Result<Var> {
+        let value = self.network()?.0.tensor(id)?;
+        self.tracked(id, value)
+    }
+
+    /// A parameter as a product takes it, in the precision of activations; tracked unless it is frozen.
+    ///
+    /// # Errors
+    /// As [`Ctx::param`].
+    pub fn weight(&mut self, id: ParamId) -> Result<Var> {
+        let value = self.network()?.0.weight(id)?;
+        self.tracked(id, value)
+    }
+
+    fn tracked(&mut self, id: ParamId, value: Tensor) -> Result<Var> {
         let (params, _) = self.network()?;
-        let value = params.tensor(id)?;
         let tape = self.tape.as_mut().filter(|_| params.list()[id.0].trainable);
         Ok(Var { value, id: tape.map(|t| t.new_var(Some(id))) })
     }

@@ -61,6 +61,43 @@ impl fmt::Display for DType {
     }
 }
 
+/// What activations, their gradients and the weights that products take are stored in while a network is trained. Sums,
+/// statistics, losses, the weights that the optimizer moves, and their gradients are f32 beside it (Micikevicius et al.,
+/// "Mixed Precision Training", ICLR 2018).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Four bytes for all.
+    #[default]
+    F32,
+    /// IEEE binary16, with dynamic loss scaling.
+    F16,
+    /// The upper half of an f32.
+    Bf16,
+}
+
+impl Precision {
+    /// The type.
+    pub fn dtype(self) -> DType {
+        match self {
+            Precision::F32 => DType::F32,
+            Precision::F16 => DType::F16,
+            Precision::Bf16 => DType::BF16,
+        }
+    }
+
+    /// Whether nothing needs to be said of it.
+    pub fn is_f32(&self) -> bool {
+        *self == Precision::F32
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.dtype().fmt(f)
+    }
+}
+
 /// A Rust type that a tensor can hold.
 pub trait Element: bytemuck::Pod + Send + Sync + PartialEq + fmt::Debug {
     /// Its run-time name.

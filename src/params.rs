@@ -8,15 +8,20 @@
 mod buffers;
 mod grads;
 mod pattern;
+mod rounded;
+mod scaling;
 
 pub use buffers::{BufferId, Buffers};
 pub use grads::{ParamGrads, Slot};
 pub use pattern::matches;
+pub use scaling::Scaling;
+
+use rounded::Rounded;
 
 use crate::device::cpu::{Cpu, for_pieces};
 use crate::device::cuda::In;
 use crate::device::{Buffer, Device};
-use crate::dtype::DType;
+use crate::dtype::{DType, Precision};
 use crate::error::{Error, Result};
 use crate::rng::{normals, stream, to_unit};
 use crate::shape::Shape;
@@ -87,6 +92,8 @@ pub struct Params {
     /// On a CUDA device, where not all parameters are trained in group 0: the group of each [`ALIGN`]
     /// elements of the arena.
     groups: Option<Buffer>,
+    /// The weights as products take them, where that is not f32.
+    rounded: Option<Rounded>,
     /// How many times they have been configured.
     version: u64,
 }
@@ -140,7 +147,7 @@ impl Params {
         }
         let mut buffer = device.alloc(DType::F32, len)?;
         buffer.write(0, &values)?;
-        Ok(Params { list, values: Arc::new(buffer), groups: None, version: 0 })
+        Ok(Params { list, values: Arc::new(buffer), groups: None, rounded: None, version: 0 })
     }
 
     /// What is in the arena, in order.
@@ -206,14 +213,32 @@ impl Params {
         spans
     }
 
-    /// The arena, to be written, and the group of each [`ALIGN`] elements; `None` if all are trained in
-    /// group 0.
+    /// Sets what the weights of products are rounded to, [`Params::weight`]: on a CUDA device; the CPU computes in f32.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the device has no such products; [`Error::OutOfMemory`].
+    pub fn set_precision(&mut self, precision: Precision) -> Result<()> {
+        self.rounded = match precision {
+            Precision::F32 => None,
+            _ => Some(Rounded::new(self.values.device(), precision, self.values.len())?),
+        };
+        self.version += 1;
+        Ok(())
+    }
+
+    /// What activations are stored in.
+    pub fn precision(&self) -> Precision {
+        self.rounded.as_ref().map_or(Precision::F32, |r| r.precision)
+    }
+
+    /// What an optimizer's kernel moves.
     ///
     /// # Errors
     /// As [`Params::values_mut`].
-    pub(crate) fn values_and_groups(&mut self) -> Result<(&mut Buffer, Option<In<'_, u8>>)> {
+    pub(crate) fn update(&mut self) -> Result<Update<'_>> {
         let groups = self.groups.as_ref().map(|g| g.input(0..g.len())).transpose()?;
-        Ok((owned(&mut self.values)?, groups))
+        let rounded = self.rounded.as_mut().map(Rounded::owned).transpose()?;
+        Ok(Update { values: owned(&mut self.values)?, groups, rounded })
     }
 
     /// A parameter as a tensor. While it lives the arena cannot be written.
@@ -223,6 +248,21 @@ impl Params {
     pub fn tensor(&self, id: ParamId) -> Result<Tensor> {
         let p = self.list.get(id.0).ok_or_else(|| Error::Internal(format!("no parameter {id:?}")))?;
         Tensor::view(self.values.clone(), p.offset, p.shape)
+    }
+
+    /// A parameter as products take it: in the precision of activations. While it lives the arena cannot be written.
+    ///
+    /// # Errors
+    /// As [`Params::tensor`]; [`Error::Device`] if the device fails.
+    pub fn weight(&self, id: ParamId) -> Result<Tensor> {
+        let Some(rounded) = &self.rounded else { return self.tensor(id) };
+        let p = self.list.get(id.0).ok_or_else(|| Error::Internal(format!("no parameter {id:?}")))?;
+        Tensor::view(rounded.of(&self.values)?, p.offset, p.shape)
+    }
+
+    /// Rounds the weights anew if they were written by others than an optimizer: a recorded step does not.
+    pub(crate) fn refresh(&self) -> Result<()> {
+        self.rounded.as_ref().map_or(Ok(()), |r| r.of(&self.values).map(|_| ()))
     }
 
     /// The arena.
@@ -235,6 +275,9 @@ impl Params {
     /// # Errors
     /// [`Error::Internal`] while a forward pass still holds views of it.
     pub fn values_mut(&mut self) -> Result<&mut Buffer> {
+        if let Some(rounded) = &self.rounded {
+            rounded.outdate();
+        }
         owned(&mut self.values)
     }
 
@@ -246,6 +289,23 @@ impl Params {
         let mut buffer = self.values.device().alloc(DType::F32, self.values.len())?;
         buffer.zero()?;
         Ok(ParamGrads::new(buffer, self.list().iter().map(Param::range).collect()))
+    }
+}
+
+/// What an optimizer's kernel moves.
+pub(crate) struct Update<'a> {
+    /// The arena.
+    pub(crate) values: &'a mut Buffer,
+    /// The group of each [`ALIGN`] elements; `None` if all are trained in group 0.
+    pub(crate) groups: Option<In<'a, u8>>,
+    /// The weights as products take them, where that is not f32.
+    pub(crate) rounded: Option<&'a mut Buffer>,
+}
+
+impl Update<'_> {
+    /// The type of the rounded weights: f32 where there are none.
+    pub(crate) fn dtype(&self) -> DType {
+        self.rounded.as_ref().map_or(DType::F32, |r| r.dtype())
     }
 }
 

@@ -41,6 +41,7 @@ pub(super) fn run(args: &BenchArgs, out: &mut Out) -> Result<()> {
     };
     let mut set = args.set.values.clone();
     set.extend(args.batch_size.map(|n| format!("batch_size={n}")));
+    set.extend(args.precision.as_ref().map(|p| format!("precision={p}")));
     let recipe = Recipe::load(&args.recipe, &set)?;
     let batch_size = recipe.batch_size;
     let mut trainer = drawn(recipe, &device)?;

@@ -114,6 +114,9 @@ struct TrainArgs {
     /// Images per step [default: the recipe's]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     batch_size: Option<u32>,
+    /// What activations and weights are stored in; f16 and bf16 run on tensor cores [default: the recipe's]
+    #[arg(long, value_parser = ["f32", "f16", "bf16"])]
+    precision: Option<String>,
     /// Learning rate [default: the recipe's]
     #[arg(long, value_name = "X", value_parser = rate, allow_negative_numbers = true)]
     lr: Option<f64>,
@@ -140,7 +143,7 @@ struct TrainArgs {
     out: PathBuf,
     /// Go on with this run from where it was saved last, bit for bit as if it had never stopped
     #[arg(long, value_name = "RUN",
-          conflicts_with_all = ["recipe", "batch_size", "lr", "seed", "init", "no_shuffle", "out", "set"])]
+          conflicts_with_all = ["recipe", "batch_size", "precision", "lr", "seed", "init", "no_shuffle", "out", "set"])]
     resume: Option<PathBuf>,
     #[command(flatten)]
     set: Set,
@@ -215,6 +218,9 @@ struct BenchArgs {
     /// Images per step [default: the recipe's]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     batch_size: Option<u32>,
+    /// What activations and weights are stored in; f16 and bf16 run on tensor cores [default: the recipe's]
+    #[arg(long, value_parser = ["f32", "f16", "bf16"])]
+    precision: Option<String>,
     /// Steps in a row whose time is taken
     #[arg(long, value_name = "N", default_value = "10", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     steps: usize,

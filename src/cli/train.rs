@@ -41,6 +41,7 @@ pub(super) fn overrides(args: &TrainArgs) -> Vec<String> {
     let mut set = args.set.values.clone();
     set.extend(args.epochs.map(|n| format!("epochs={n}")));
     set.extend(args.batch_size.map(|n| format!("batch_size={n}")));
+    set.extend(args.precision.as_ref().map(|p| format!("precision={p}")));
     set.extend(args.lr.map(|x| format!("optimizer.lr={x:?}")));
     set.extend(args.seed.map(|n| format!("seed={n}")));
     set.extend(args.no_shuffle.then(|| "shuffle=false".to_string()));

@@ -6,7 +6,7 @@
 
 use super::Dataset;
 use super::augment::{Augment, Border, Draw, Outside, threshold};
-use crate::device::cuda::{Cuda, Launch};
+use crate::device::cuda::{Cuda, KernelType, Launch, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -296,12 +296,16 @@ impl Resident {
 
     /// The `n` images from the step's `batch_offset` and `first_image` on, in an order of the data set's images. It
     /// is one launch, with nothing in it that changes from step to step.
-    pub(super) fn make(&self, order: &Buffer, n: usize, step: &Step) -> Result<Batch> {
+    pub(super) fn make(&self, order: &Buffer, n: usize, dtype: DType, step: &Step) -> Result<Batch> {
+        with_kernel_type!("batch", dtype, T => self.make_in::<T>(order, n, step))
+    }
+
+    fn make_in<T: KernelType>(&self, order: &Buffer, n: usize, step: &Step) -> Result<Batch> {
         let device = Device::Cuda(self.cuda.clone());
         let BatchDims { out_h, out_w, c, .. } = self.dims;
-        let mut images = Tensor::empty(&device, DType::F32, [n, out_h as usize, out_w as usize, c as usize])?;
+        let mut images = Tensor::empty(&device, T::DTYPE, [n, out_h as usize, out_w as usize, c as usize])?;
         let mut labels = Tensor::empty(&device, DType::I32, [n])?;
-        batch_make::<f32>(
+        batch_make::<T>(
             &self.cuda,
             Launch::new(n, 256),
             self.images.input(0..self.images.len())?,

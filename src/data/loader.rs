@@ -9,7 +9,7 @@ pub use super::batch::{Batch, Transform};
 use super::Dataset;
 use super::batch::{Maker, Resident};
 use crate::device::{Buffer, Device};
-use crate::dtype::DType;
+use crate::dtype::{DType, Precision};
 use crate::error::{Error, Result};
 use crate::rng::stream;
 use crate::step::Step;
@@ -32,6 +32,8 @@ pub struct Loader {
     device: Device,
     /// The data set in the device's memory, on a CUDA device.
     resident: Option<Arc<Resident>>,
+    /// What images are stored in, on a CUDA device.
+    precision: Precision,
 }
 
 impl Loader {
@@ -62,7 +64,19 @@ impl Loader {
             Device::Cpu(_) => None,
             Device::Cuda(cuda) => Some(Arc::new(Resident::new(&data, &maker, cuda)?)),
         };
-        Ok(Loader { data, batch_size: batch_size.min(1 << 24), maker, device: device.clone(), resident })
+        Ok(Loader {
+            data,
+            batch_size: batch_size.min(1 << 24),
+            maker,
+            device: device.clone(),
+            resident,
+            precision: Precision::F32,
+        })
+    }
+
+    /// With images of this precision; on the CPU they are f32.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Loader { precision, ..self }
     }
 
     /// The data set.
@@ -216,7 +230,7 @@ impl Feed {
     /// The `n` images that [`Feed::seek`] has found. On a CUDA device it can be recorded.
     pub(crate) fn take(&mut self, n: usize, step: &Step) -> Result<Batch> {
         match (&self.loader.resident, &self.on_device, &mut self.worker) {
-            (Some(resident), Some(order), _) => resident.make(order, n, step),
+            (Some(resident), Some(order), _) => resident.make(order, n, self.loader.precision.dtype(), step),
             (None, _, Some(worker)) => worker.take(n),
             _ => Err(Error::Internal("a batch that was not looked for".into())),
         }

@@ -5,6 +5,7 @@ use super::layers::{Layer, Sequential};
 use super::spec::{LayerSpec, sequence};
 use crate::autograd::{Ctx, Mode, Var};
 use crate::device::Device;
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::params::{Buffers, Params};
 use crate::shape::Shape;
@@ -73,7 +74,12 @@ impl Model {
     /// # Errors
     /// Whatever the ops report.
     pub fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
-        let y = self.net.forward(x, cx)?;
+        let dtype = self.params.precision().dtype();
+        // Batches for training are made in the precision of activations.
+        let y = match x.value().dtype() {
+            DType::F32 if dtype != DType::F32 => self.net.forward(&Var::constant(x.value().to_dtype(dtype)?), cx)?,
+            _ => self.net.forward(x, cx)?,
+        };
         if cx.mode() == Mode::Train {
             self.buffers.count_batch();
         }

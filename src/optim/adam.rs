@@ -7,11 +7,11 @@
 
 use super::{Optimizer, PIECE, gradient_scale, norm_for_clipping, used, zeros_like};
 use crate::device::cpu::{for_pieces, vectorised};
-use crate::device::cuda::{Cuda, Launch};
+use crate::device::cuda::{Cuda, Launch, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::kernels::adam::{AdamDims, adam_step};
-use crate::params::{ParamGrads, Params};
+use crate::params::{ParamGrads, Params, Scaling};
 use crate::step::Rate;
 
 /// Adam and AdamW.
@@ -84,12 +84,18 @@ impl Adam {
             eps: self.eps as f32,
             decoupled: self.decoupled.into(),
         };
-        let (p, groups) = params.values_and_groups()?;
+        let mut update = params.update()?;
+        let dtype = update.dtype();
         let (m, v) = (self.mean.output(0..n)?, self.square.output(0..n)?);
         let norm = norm_for_clipping(cuda, grads)?;
         let norm = norm.as_ref().map(|b| b.input(0..1)).transpose()?;
         let (g, step) = (grads.buffer().input(0..n)?, cuda.step(grads.step())?);
-        adam_step(cuda, Launch::each(n / 4), g, m, v, p.output(0..n)?, groups, norm, step, &d)
+        let scaling = grads.scaling().map(Scaling::input).transpose()?;
+        with_kernel_type!("adam", dtype, T => {
+            let copy = update.rounded.as_mut().map(|c| c.output::<T>(0..n)).transpose()?;
+            let (p, groups) = (update.values.output(0..n)?, update.groups);
+            adam_step::<T>(cuda, Launch::each(n / 4), g, m, v, p, copy, groups, norm, scaling, step, &d)
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The gradients of the parameters, in one arena laid out like theirs.
 
-use super::ParamId;
+use super::{ParamId, Scaling};
 use crate::device::cpu::for_pieces;
 use crate::device::cuda::{BLOCK, Cuda, Launch, Out, with_kernel_type};
 use crate::device::{Buffer, Device};
@@ -23,11 +23,20 @@ pub struct ParamGrads {
     written: Vec<bool>,
     keep: bool,
     step: Step,
+    /// What they are multiplied by, beside the step's own scale.
+    scaling: Option<Scaling>,
 }
 
 impl ParamGrads {
     pub(super) fn new(buffer: Buffer, ranges: Vec<Range<usize>>) -> Self {
-        ParamGrads { buffer, written: vec![false; ranges.len()], ranges, keep: false, step: Step::default() }
+        ParamGrads {
+            buffer,
+            written: vec![false; ranges.len()],
+            ranges,
+            keep: false,
+            step: Step::default(),
+            scaling: None,
+        }
     }
 
     pub(crate) fn begin(&mut self, step: Step) {
@@ -43,6 +52,51 @@ impl ParamGrads {
     /// The step whose backward pass wrote them last.
     pub fn step(&self) -> &Step {
         &self.step
+    }
+
+    /// Scales losses from now on so that gradients of f16 neither vanish nor overflow; of a network on a CUDA device.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn scale(&mut self) -> Result<()> {
+        if let Device::Cuda(cuda) = self.buffer.device() {
+            self.scaling = Some(Scaling::new(cuda)?);
+        }
+        Ok(())
+    }
+
+    /// How losses are scaled.
+    pub fn scaling(&self) -> Option<&Scaling> {
+        self.scaling.as_ref()
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn scaling_mut(&mut self) -> Option<&mut Scaling> {
+        self.scaling.as_mut()
+    }
+
+    /// Writes the gradient of a loss that counts for `share`, from which a backward pass is to start.
+    pub(crate) fn start(&self, gradient: &mut Tensor, share: f64) -> Result<()> {
+        match (&self.scaling, self.buffer.device()) {
+            (Some(scaling), Device::Cuda(cuda)) => scaling.begin(cuda, gradient, share),
+            _ => gradient.fill(share),
+        }
+    }
+
+    /// Calls `update` with the gradients, whose kernels do nothing if one that was scaled is not finite.
+    pub(crate) fn used(&mut self, update: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        let cuda = match self.buffer.device() {
+            Device::Cuda(cuda) if self.scaling.is_some() => Some(cuda.clone()),
+            _ => None,
+        };
+        if let (Some(cuda), Some(scaling)) = (&cuda, &mut self.scaling) {
+            scaling.check(cuda, &self.buffer)?;
+        }
+        update(self)?;
+        match (&cuda, &mut self.scaling) {
+            (Some(cuda), Some(scaling)) => scaling.adapt(cuda),
+            _ => Ok(()),
+        }
     }
 
     /// Zeroes what the pass did not reach. There is no zeroing beforehand: the first contribution

@@ -3,6 +3,7 @@
 //! ```toml
 //! about = "what it is, in one line"
 //! epochs = 2
+//! precision = "f32"                 # f32 (the default); f16, bf16: on tensor cores
 //! batch_size = 4
 //! loss = "cross-entropy"            # or "nll", after a last layer log_softmax
 //! layers = ["conv 5x5, 6 channels", "relu", "max_pool 2", "flatten", "fc 10"]
@@ -31,6 +32,7 @@ use crate::autograd::{Ctx, Var};
 use crate::data::augment::Augment;
 use crate::data::loader::Transform;
 use crate::data::{Source, Splits};
+use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use crate::formats::file;
 use crate::nn::networks::{ModelSpec, freeze_batch_norms};
@@ -61,6 +63,9 @@ pub struct Recipe {
     pub epochs: u32,
     /// Images per step.
     pub batch_size: usize,
+    /// What activations and the weights of products are stored in: f32, f16, bf16. Two bytes need a CUDA device.
+    #[serde(default, skip_serializing_if = "Precision::is_f32")]
+    pub precision: Precision,
     /// Key of all randomness.
     #[serde(default)]
     pub seed: u64,

@@ -30,6 +30,7 @@ use super::recording::{Form, Recordings};
 use crate::autograd::{Ctx, Var};
 use crate::data::loader::{Batch, Feed, Loader};
 use crate::device::Device;
+use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use crate::nn::Model;
 use crate::optim::Optimizer;
@@ -45,7 +46,7 @@ pub struct Engine {
     pub(super) average: Option<Average>,
     feed: Feed,
     loss: Box<Objective>,
-    grads: ParamGrads,
+    pub(super) grads: ParamGrads,
     pub(super) metrics: Metrics,
     recordings: Recordings,
     /// Images whose gradients have been added up and not used yet.
@@ -69,8 +70,12 @@ impl Engine {
         loss: impl Fn(&Var, &Tensor, &mut Ctx<'_>) -> Result<Var> + Send + 'static,
     ) -> Result<Self> {
         let device = model.params.values().device();
+        let mut grads = model.params.grads()?;
+        if model.params.precision() == Precision::F16 {
+            grads.scale()?;
+        }
         Ok(Engine {
-            grads: model.params.grads()?,
+            grads,
             metrics: Metrics::new(device)?,
             recordings: Recordings::new(can_record(device)),
             average: None,
@@ -150,6 +155,8 @@ impl Engine {
         let (step, held) = (&self.scaled(step, images, moves), self.held);
         let whole = images == self.feed.loader().batch_size();
         let Device::Cuda(cuda) = self.device().clone() else { return self.compute(images, step, moves) };
+        // A recorded step takes the rounded weights as they are.
+        self.model.params.refresh()?;
         cuda.set_step(step)?;
         let form = Form::new(step, held > 0, moves, self.model.params.version());
         let recording = self.recordings.of(form);
@@ -218,7 +225,8 @@ impl Engine {
         drop(scores);
         let mut weight = Tensor::empty(loss.value().device(), loss.value().dtype(), loss.shape())?;
         let alone = moves && self.held == 0;
-        weight.fill(if alone { 1.0 } else { images as f64 / self.feed.loader().batch_size() as f64 })?;
+        let share = if alone { 1.0 } else { images as f64 / self.feed.loader().batch_size() as f64 };
+        self.grads.start(&mut weight, share)?;
         if self.held > 0 {
             self.grads.keep();
         }
@@ -228,7 +236,7 @@ impl Engine {
             return Ok(());
         }
         self.held = 0;
-        self.optimizer.step(&mut self.model.params, &self.grads)?;
+        self.grads.used(|grads| self.optimizer.step(&mut self.model.params, grads))?;
         match &mut self.average {
             Some(average) => average.update(&self.model, step),
             None => Ok(()),
@@ -246,6 +254,15 @@ impl Engine {
             return Err(Error::config("results", problem, "ask for them more often"));
         }
         self.metrics.read(first, count)
+    }
+
+    /// By what losses are scaled, and how many steps have moved nothing as a gradient overflowed; `None` unless gradients
+    /// are f16. On a CUDA device this waits for the steps.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device, or a step, failed.
+    pub fn loss_scale(&self) -> Result<Option<(f32, u64)>> {
+        self.grads.scaling().map(|s| s.read()).transpose()
     }
 
     /// Loss and accuracy on the images of `data`, with the averaged weights where an average is kept.

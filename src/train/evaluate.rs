@@ -118,7 +118,8 @@ fn judged(scores: &Tensor, labels: &Tensor) -> Result<Vec<Judged>> {
 }
 
 fn rows<T>(scores: &Tensor, labels: &Tensor, f: impl Fn(&[f32], usize) -> T) -> Result<Vec<T>> {
-    let (scores, classes) = (scores.to_vec::<f32>()?, scores.shape().last());
+    let (scores, classes): (Vec<f32>, _) =
+        (scores.to_f64()?.iter().map(|&s| s as f32).collect(), scores.shape().last());
     let labels = labels.to_vec::<i32>()?;
     Ok(labels.iter().zip(scores.chunks(classes)).map(|(&label, row)| f(row, label as usize)).collect())
 }

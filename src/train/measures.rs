@@ -4,6 +4,7 @@ use crate::data::batch::Transform;
 use crate::data::loader::{Feed, Loader};
 use crate::data::{Dataset, Split};
 use crate::device::Device;
+use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ pub(super) struct Measures {
     /// What is done to their images.
     pub(super) transform: Transform,
     pub(super) device: Device,
+    pub(super) precision: Precision,
     /// The one that was measured last.
     pub(super) feed: Option<(Split, Feed)>,
 }
@@ -49,7 +51,8 @@ impl Measures {
                 // Its memory is free for the next.
                 drop(other);
                 let data = self.data(split)?.clone();
-                (split, Loader::transformed(data, EVAL_BATCH, &self.transform, &self.device)?.feed(false))
+                let loader = Loader::transformed(data, EVAL_BATCH, &self.transform, &self.device)?;
+                (split, loader.with_precision(self.precision).feed(false))
             }
         };
         Ok(&mut self.feed.insert(feed).1)

@@ -89,7 +89,7 @@ impl Engine {
         mut tensor: impl FnMut(&mut Tensor) -> Result<()>,
     ) -> Result<()> {
         arena(self.model.params.values_mut()?)?;
-        self.optimizer.state().into_iter().try_for_each(|(_, b)| arena(b))?;
+        self.optimizer_state().into_iter().try_for_each(|(_, b)| arena(b))?;
         self.model.buffers.tensors().try_for_each(|(_, mut t)| tensor(&mut t))?;
         let Some(average) = &mut self.average else { return Ok(()) };
         arena(&mut average.values)?;
@@ -98,9 +98,15 @@ impl Engine {
 }
 
 impl Engine {
+    /// What updates remember: the optimizer's arenas, and the state of loss scaling.
+    fn optimizer_state(&mut self) -> Vec<(&'static str, &mut Buffer)> {
+        let scaling = self.grads.scaling_mut().map(|s| ("loss_scale", s.state()));
+        self.optimizer.state().into_iter().chain(scaling).collect()
+    }
+
     /// A copy of the numbers in the memory of `host`, a CPU device.
     pub(super) fn snapshot(&mut self, host: &Device) -> Result<Numbers> {
-        let optimizer = self.optimizer.state().into_iter().map(|(name, b)| Ok((name, b.to_host(host)?)));
+        let optimizer = self.optimizer_state().into_iter().map(|(name, b)| Ok((name, b.to_host(host)?)));
         Ok(Numbers {
             optimizer: optimizer.collect::<Result<_>>()?,
             trained: self.average.as_ref().map(|_| self.model.snapshot(host)).transpose()?,
@@ -122,7 +128,7 @@ impl Engine {
             (Some(_), None) => return bad("it has no moving average of the weights, and the recipe has one".into()),
         }
         let Some(optimizer) = &saved.optimizer else { return bad("it has no optimizer state".into()) };
-        let mut state = self.optimizer.state();
+        let mut state = self.optimizer_state();
         if state.len() != optimizer.len() {
             return bad(format!("its optimizer has {} states, the recipe's {}", optimizer.len(), state.len()));
         }

@@ -50,6 +50,8 @@ impl Trainer {
         let Splits { train, validation, test } = recipe.data.split(splits)?;
         let image = recipe.data.image([train.height, train.width, train.channels]);
         let mut model = Model::build(&recipe.network()?, image, device, recipe.seed)?;
+        let precision = recipe.precision;
+        model.params.set_precision(precision)?;
         let classes = train.classes.len();
         if model.output.dims() != [classes] {
             return Err(Error::config(
@@ -61,10 +63,11 @@ impl Trainer {
         check_last_batch(&model, train.len(), recipe.batch_size)?;
         check_memory(&model, recipe.batch_size.min(train.len()))?;
         let (all, transform) = (Arc::new(train), recipe.data.transform(recipe.augment));
-        let train = Loader::transformed(all.clone(), recipe.batch_size, &transform, device)?;
+        let train = Loader::transformed(all.clone(), recipe.batch_size, &transform, device)?.with_precision(precision);
         let transform = recipe.data.transform(recipe.augment.in_evaluation());
         let (validation, test) = (validation.map(Arc::new), Arc::new(test));
-        let mut measures = Measures { train: all, validation, test, transform, device: device.clone(), feed: None };
+        let device = device.clone();
+        let mut measures = Measures { train: all, validation, test, transform, device, precision, feed: None };
         measures.feed(measures.split())?;
         recipe.optimizer.group(&mut model.params)?;
         model.freeze(&recipe.freeze)?;
@@ -386,6 +389,7 @@ impl Trainer {
     pub fn test(&mut self, checkpoint: &Checkpoint, path: &Path, stop: &AtomicBool) -> Result<Evaluation> {
         let recipe = &self.recipe;
         let mut model = Model::build(&recipe.network()?, self.train.image(), &self.measures.device, recipe.seed)?;
+        model.params.set_precision(recipe.precision)?;
         model.load_state_dict(&checkpoint.model, path)?;
         evaluate(&model, self.measures.feed(Split::Test)?, &recipe.loss.with(0.0), &mut |_| unless(stop))
     }

@@ -265,6 +265,8 @@ fn scalar(c: &str) -> Option<&'static str> {
         "unsigned" => "u32",
         "unsigned char" => "u8",
         "Step" => "Step",
+        // Four floats: params/scaling.rs.
+        "Scaling" => "f32",
         _ => return None,
     })
 }

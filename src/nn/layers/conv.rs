@@ -41,7 +41,7 @@ impl Layer for Conv {
     }
 
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
-        let (w, b) = (cx.param(self.w)?, self.b.map(|b| cx.param(b)).transpose()?);
+        let (w, b) = (cx.weight(self.w)?, self.b.map(|b| cx.param(b)).transpose()?);
         x.conv2d(&w, b.as_ref(), self.window.stride, self.window.pad, cx)
     }
 

@@ -32,7 +32,7 @@ impl Layer for Fc {
     }
 
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
-        let (w, b) = (cx.param(self.w)?, self.b.map(|b| cx.param(b)).transpose()?);
+        let (w, b) = (cx.weight(self.w)?, self.b.map(|b| cx.param(b)).transpose()?);
         x.linear(&w, b.as_ref(), cx)
     }
 
