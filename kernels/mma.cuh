@@ -93,6 +93,7 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
   const int steps = min((cut.k + K - 1) / K - first, cut.split_steps);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int wm = warp / WARPS_N * Tile::WM, wn = warp % WARPS_N * Tile::WN;
+  const bool busy = m0 + wm < cut.m && n0 + wn < cut.n;  // some of the warp's outputs exist
 
   CopyA copy_a(a);
   CopyB copy_b(b);
@@ -113,6 +114,7 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
     copy_wait<STAGES - 2>();
     __syncthreads();
     bring(step + STAGES - 1);
+    if (!busy) continue;
     const Chunk<E>*at = as[step % STAGES], *bt = bs[step % STAGES];
 #pragma unroll DEPTH
     for (int k = 0; k < K; k += 16) {

@@ -85,7 +85,7 @@ struct Mma32 {
     THREADS = 128,
     BLOCKS = 0,
     LATENCY = 300,
-    SPEED = 200
+    SPEED = 300
   };
 };
 

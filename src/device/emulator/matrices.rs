@@ -3,8 +3,6 @@
 //! The layouts are those of the PTX manual (ISA 8.0, "Matrix fragments for mma.m16n8k16", "ldmatrix"). How hardware
 //! rounds the sum of sixteen products is not written there: here it is exact, and rounded once.
 
-use crate::dtype::Float;
-
 /// A lane's part of `ldmatrix`: `emu::Load` in `cuda.h`.
 #[repr(C)]
 struct Load {
@@ -50,9 +48,9 @@ pub(super) unsafe fn load(lanes: &[u64; 32]) {
 ///
 /// # Safety
 /// The values are pointers to a [`Multiply`] each, of lanes that wait.
-pub(super) unsafe fn multiply<T: Float>(lanes: &[u64; 32]) {
-    let two = |r: u32| [r as u16, (r >> 16) as u16].map(|bits| bytemuck::cast::<_, [u8; 2]>(bits)).map(number::<T>);
-    let (mut a, mut b) = ([[0.0f64; 16]; 16], [[0.0f64; 16]; 8]);
+pub(super) unsafe fn multiply(lanes: &[u64; 32], number: fn(u16) -> f32) {
+    let two = |r: u32| [number(r as u16), number((r >> 16) as u16)];
+    let (mut a, mut b) = ([[0.0f32; 16]; 16], [[0.0f32; 16]; 8]);
     for (l, value) in lanes.iter().enumerate() {
         let (g, t) = (l / 4, l % 4 * 2);
         // SAFETY: as the caller promises.
@@ -72,13 +70,42 @@ pub(super) unsafe fn multiply<T: Float>(lanes: &[u64; 32]) {
         let d = unsafe { &mut *(*(*value as *const Multiply)).d };
         for (i, d) in d.iter_mut().enumerate() {
             let (row, column) = (&a[l / 4 + i / 2 * 8], &b[l % 4 * 2 + i % 2]);
-            let sum: f64 = row.iter().zip(column).map(|(x, y)| x * y).sum();
-            *d = (f64::from(*d) + sum) as f32;
+            let mut sum = f64::from(*d);
+            for k in 0..16 {
+                sum += f64::from(row[k]) * f64::from(column[k]);
+            }
+            *d = sum as f32;
         }
     }
 }
 
-/// An element of `T` from its two bytes.
-fn number<T: Float>(bytes: [u8; 2]) -> f64 {
-    bytemuck::pod_read_unaligned::<T>(&bytes).f64()
+/// A bf16 as a float.
+pub(super) fn bf16(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// A half as a float.
+#[inline]
+pub(super) fn f16(bits: u16) -> f32 {
+    let (sign, size) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7fff) << 13);
+    // The exponent is too small by 127 - 15, but for infinity and NaN; the product is exact for subnormal numbers too.
+    let size = if size < 31 << 23 {
+        f32::from_bits(size) * f32::from_bits(239 << 23)
+    } else {
+        f32::from_bits(size | 0x7f80_0000)
+    };
+    f32::from_bits(size.to_bits() | sign)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_number_is_read_right() {
+        for bits in 0..=u16::MAX {
+            let same =
+                |a: f32, b: f32| a == b && a.is_sign_negative() == b.is_sign_negative() || a.is_nan() && b.is_nan();
+            assert!(same(super::f16(bits), half::f16::from_bits(bits).to_f32()), "{bits:#x}");
+            assert!(same(super::bf16(bits), half::bf16::from_bits(bits).to_f32()), "{bits:#x}");
+        }
+    }
 }

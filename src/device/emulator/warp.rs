@@ -126,8 +126,8 @@ impl Meetings {
             unsafe {
                 match op {
                     LDMATRIX => matrices::load(&meeting.values),
-                    MMA_F16 => matrices::multiply::<half::f16>(&meeting.values),
-                    MMA_BF16 => matrices::multiply::<half::bf16>(&meeting.values),
+                    MMA_F16 => matrices::multiply(&meeting.values, matrices::f16),
+                    MMA_BF16 => matrices::multiply(&meeting.values, matrices::bf16),
                     _ => {}
                 }
             }
