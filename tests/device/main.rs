@@ -5,6 +5,7 @@ mod goldens;
 mod half;
 mod kernels;
 mod kernels_beyond;
+mod precision;
 mod training;
 mod under;
 

@@ -27,12 +27,12 @@ impl Observer for Steps {
     }
 }
 
-fn recipe(name: &str, set: &[&str]) -> Recipe {
+pub(crate) fn recipe(name: &str, set: &[&str]) -> Recipe {
     Recipe::load(name, &set.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap()
 }
 
 /// Trains on few images for some steps: the steps' reports and the state dict.
-fn train(
+pub(crate) fn train(
     recipe: &Recipe,
     device: &Device,
     steps: u64,
@@ -41,7 +41,7 @@ fn train(
     train_on(60, recipe, device, steps, graph)
 }
 
-fn train_on(
+pub(crate) fn train_on(
     images: usize,
     recipe: &Recipe,
     device: &Device,

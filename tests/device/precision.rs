@@ -1,0 +1,120 @@
+//! Training in two bytes: the losses of f32, with and without a recorded step, in pieces; and dynamic loss scaling.
+
+use crate::training::{recipe, train, train_on};
+use crate::under::Under;
+use std::sync::atomic::AtomicBool;
+use tilework::Device;
+use tilework::data::shapes;
+use tilework::recipes::Recipe;
+use tilework::train::{Limits, RunDir, Trainer, checkpoint};
+
+/// Steps of each network on the device, in f16 and bf16, beside those of f32 on the CPU.
+#[test]
+fn losses_are_those_of_f32() {
+    let Some(under) = Under::new() else { return };
+    let quickstart = ["batch_size=8", "epochs=9", "optimizer.lr=3e-4"];
+    let layers = r#"layers=["conv 3x3, 8 channels, stride 2, pad 1, no bias", "batch_norm", "silu", "dropout 0.2",
+        "max_pool 2", "conv 3x3, 16 channels, pad 1", "gelu", "avg_pool 8", "flatten", "fc 10"]"#;
+    let others = ["batch_size=8", "epochs=9", "optimizer={kind = \"adamw\", lr = 1e-3}", layers];
+    for (name, set, steps) in
+        [("quickstart", &quickstart[..], 10), ("a1-lenet", &["epochs=9"], 17), ("a1-lenet", &others, 9)]
+    {
+        let (want, _) = train(&recipe(name, set), &Device::cpu(), steps, true);
+        for precision in ["precision=f16", "precision=bf16"] {
+            let recipe = recipe(name, &[set, &[precision]].concat());
+            let (replayed, state) = train(&recipe, under.first(), steps, true);
+            for (got, want) in replayed.iter().zip(&want) {
+                let (step, got, want) = (want.step, got.loss, want.loss);
+                assert!((got - want).abs() <= 1e-2, "{name}, {precision}, step {step}: {got} and {want}");
+            }
+            let (launched, other) = train(&recipe, under.first(), steps, false);
+            let bits = |all: &[tilework::train::StepReport]| all.iter().map(|r| r.loss.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&replayed), bits(&launched), "{name}, {precision}: with and without a recorded step");
+            assert!(state == other, "{name}, {precision}: the state after a recorded step");
+        }
+    }
+}
+
+/// A run that is stopped and goes on is the run that was not, the scale of its losses included; with an average, whose
+/// evaluation changes the weights for a while.
+#[test]
+fn a_run_in_pieces_is_a_run_at_once() {
+    let Some(under) = Under::new() else { return };
+    let layers = r#"layers=["conv 5x5, 4 channels, stride 3", "batch_norm", "relu", "flatten", "fc 10"]"#;
+    let set = [layers, "precision=f16", "batch_size=4", "accumulate=3", "ema.decay=0.7", "clip.norm=0.5", "epochs=4"];
+    let recipe = recipe("quickstart", &set);
+    let run = |graph: bool, stops: &[u64]| {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::create(folder.path(), "run").unwrap();
+        let last = run.path().join("last");
+        for stop in stops {
+            let mut trainer = trainer(&recipe, under.first());
+            if !graph {
+                trainer.engine.without_graph();
+            }
+            if let Ok(saved) = checkpoint::load(&last) {
+                trainer.restore(saved, &last).unwrap();
+            }
+            let limits = Limits { max_steps: Some(*stop) };
+            trainer.run(&run, limits, &AtomicBool::new(false), &mut []).unwrap();
+        }
+        let mut saved = checkpoint::load(&last).unwrap();
+        saved.position.seconds = 0.0;
+        saved
+    };
+    let whole = run(true, &[32]);
+    assert!(whole.optimizer.as_ref().unwrap().contains_key("loss_scale"));
+    assert!(whole == run(false, &[32]), "with and without a recorded step");
+    assert!(whole == run(true, &[10, 32]), "in pieces");
+}
+
+fn trainer(recipe: &Recipe, device: &Device) -> Trainer {
+    Trainer::new(recipe.clone(), shapes::generate(0, 30, 20), device).unwrap()
+}
+
+/// One image a batch and one number between two layers: gradients that f16 does not hold at the first scale.
+#[test]
+fn a_step_whose_gradients_overflow_moves_nothing() {
+    let Some(under) = Under::new() else { return };
+    let layers = r#"layers=["max_pool 8", "flatten", "fc 1", "fc 10"]"#;
+    for optimizer in ["sgd", "adamw"] {
+        let optimizer = format!("optimizer={{kind = \"{optimizer}\", lr = 1e-2}}");
+        // Large inputs make a network that is sure of itself, and wrong.
+        let inputs = "data.std=[0.01, 0.01, 0.01]";
+        let recipe = recipe("a1-lenet", &[layers, inputs, "batch_size=1", "precision=f16", &optimizer]);
+        let mut trainer = trainer(&recipe, under.first());
+        assert_eq!(trainer.engine.loss_scale().unwrap(), Some((65536.0, 0)));
+        let (mut skipped, mut moved) = (0, 0);
+        for step in 0..12 {
+            let before = trainer.engine.model.state_dict().unwrap();
+            trainer.bench_steps(1).unwrap();
+            let (scale, now) = trainer.engine.loss_scale().unwrap().unwrap();
+            let same = before == trainer.engine.model.state_dict().unwrap();
+            assert_eq!(
+                same,
+                now > skipped,
+                "step {step}: {now} steps skipped, and the parameters are the same: {same}"
+            );
+            assert_eq!(scale, 65536.0 / 2f32.powi(now as i32));
+            moved += u64::from(!same);
+            skipped = now;
+        }
+        assert!(skipped >= 1 && moved >= 6, "{skipped} steps skipped, {moved} not");
+    }
+    // Nothing is scaled for a type whose gradients do not overflow.
+    for (precision, device) in [("f32", under.first()), ("bf16", under.first())] {
+        let recipe = recipe("a1-lenet", &[layers, &format!("precision={precision}")]);
+        assert_eq!(trainer(&recipe, device).engine.loss_scale().unwrap(), None);
+    }
+}
+
+#[test]
+fn the_cpu_computes_in_f32() {
+    let recipe = recipe("a1-lenet", &["precision=f16"]);
+    let e = Trainer::new(recipe, shapes::generate(0, 30, 20), &Device::cpu()).err().unwrap().to_string();
+    assert!(e.contains("precision") && e.contains("--device cuda"), "{e}");
+    let e = Recipe::load("a1-lenet", &["precision=f8".into()]).unwrap_err().to_string();
+    assert!(e.contains("f16") && e.contains("bf16"), "{e}");
+    let (report, _) = train_on(8, &self::recipe("a1-lenet", &["precision=f32"]), &Device::cpu(), 1, true);
+    assert_eq!(report.len(), 1);
+}
