@@ -106,15 +106,16 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
     }
     copy_commit();  // an empty group too, so that a wait counts steps
   };
-#pragma unroll
-  for (int step = 0; step < STAGES - 1; ++step) bring(step);
-
   float acc[MT][NT][4] = {};
-  for (int step = 0; step < steps; ++step) {
-    copy_wait<STAGES - 2>();
-    __syncthreads();
+  // Before step 0 the copies of the first steps are only started.
+#pragma unroll 1
+  for (int step = 1 - STAGES; step < steps; ++step) {
+    if (step >= 0) {
+      copy_wait<STAGES - 2>();
+      __syncthreads();
+    }
     bring(step + STAGES - 1);
-    if (!busy) continue;
+    if (step < 0 || !busy) continue;
     const Chunk<E>*at = as[step % STAGES], *bt = bs[step % STAGES];
 #pragma unroll DEPTH
     for (int k = 0; k < K; k += 16) {
