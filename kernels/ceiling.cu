@@ -1,9 +1,9 @@
 // What a device can do at most: the ceilings that kernels are held against.
-#include "four.cuh"
+#include "tensor_core.cuh"
 
 struct CeilingDims {
   int n;       // groups of four numbers to copy
-  int rounds;  // rounds of multiply-adds
+  int rounds;  // rounds of multiply-adds, or of products of matrices
 };
 
 // y = x, in groups of four: the memory's ceiling.
@@ -36,5 +36,26 @@ __global__ void __launch_bounds__(256) ceiling_multiply_add(float* __restrict__ 
   float sum = 0.0f;
 #pragma unroll
   for (int k = 0; k < 8; ++k) sum += chain[k];
+  y[global_index()] = sum;
+}
+
+// Chains of mma.sync in registers: the ceiling of products of f16 on tensor cores. (On sm_90 wgmma is faster.) y gets the
+// sums, so that they are not optimised away.
+// Threads: each warp 8 independent chains, enough to hide the latency of one product.
+// Traffic: one write a thread.
+// Launch: any grid of blocks of 256; no shared memory.
+// Numerics: of no interest.
+// Limits: y has an element a thread.
+// Registers: at most 64.
+__global__ void __launch_bounds__(256) ceiling_mma(float* __restrict__ y, CeilingDims d) {
+  float chain[8][4] = {};
+  // Small numbers of f16: 2^-14 and less.
+  const unsigned a[4] = {threadIdx.x, threadIdx.x + 1, threadIdx.x + 2, threadIdx.x + 3};
+  for (int round = 0; round < d.rounds; ++round)
+#pragma unroll
+    for (int k = 0; k < 8; ++k) multiply(Operand<half>{}, chain[k], a, threadIdx.x, threadIdx.x + 1);
+  float sum = 0.0f;
+#pragma unroll
+  for (int k = 0; k < 8; ++k) sum += chain[k][0] + chain[k][1] + chain[k][2] + chain[k][3];
   y[global_index()] = sum;
 }

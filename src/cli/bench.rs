@@ -86,7 +86,8 @@ fn report(kernels: &BTreeMap<&str, Kernel>, op: &Option<String>, ceiling: Ceilin
         }
         let (bandwidth, flops) = (k.bytes as f64 / seconds, k.flops / seconds);
         // Whichever it is closer to is what holds it back.
-        let share = (bandwidth / ceiling.bandwidth).max(flops / ceiling.flops);
+        let most = if on_tensor_cores(name) { ceiling.tensor } else { ceiling.flops };
+        let share = (bandwidth / ceiling.bandwidth).max(flops / most);
         rows.push((
             seconds,
             vec![
@@ -114,14 +115,20 @@ fn report(kernels: &BTreeMap<&str, Kernel>, op: &Option<String>, ceiling: Ceilin
     let replayed = step.replayed.map_or(String::new(), |s| format!("a recorded step {:.1} µs, ", s * 1e6));
     Ok(format!(
         "{}\nall kernels {:.1} µs, each timed by itself and without its launch; {replayed}a launched step {:.1} µs\n\
-         ceilings, measured now: {:.1} GB/s copied, {:.1} GFLOP/s of f32 multiply-adds\n\
+         ceilings, measured now: {:.1} GB/s copied, {:.1} GFLOP/s of f32 multiply-adds, {:.1} of f16 on tensor cores\n\
          MB are the arguments' sizes, each counted once\n",
         table(&head, "<>>>>>>", rows.into_iter().map(|r| r.1).collect()).trim_start_matches('\n'),
         total * 1e6,
         step.launched * 1e6,
         ceiling.bandwidth / 1e9,
         ceiling.flops / 1e9,
+        ceiling.tensor / 1e9,
     ))
+}
+
+/// Whether a kernel's arithmetic is that of tensor cores: by its tile.
+fn on_tensor_cores(kernel: &str) -> bool {
+    kernel.contains("Mma")
 }
 
 #[cfg(test)]
@@ -134,7 +141,7 @@ mod tests {
         let timing = |kernel, us, bytes, flops| Timing { kernel, time: Duration::from_micros(us), bytes, flops };
         let timings =
             [timing("a_fwd", 30, 30_000, 0.0), timing("b_fwd", 40, 5_000, 8e4), timing("a_fwd", 50, 10_000, 0.0)];
-        let ceiling = Ceiling { bandwidth: 1e9, flops: 4e9 };
+        let ceiling = Ceiling { bandwidth: 1e9, flops: 4e9, tensor: 1e12 };
         let text = |op: Option<&str>, replayed| {
             let step = Step { replayed, launched: 150e-6 };
             report(&by_kernel(&timings), &op.map(String::from), ceiling, &step)

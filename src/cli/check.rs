@@ -14,6 +14,9 @@ struct Row {
     case: String,
 }
 
+/// What kernels store activations in.
+const TYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
 pub(super) fn run(args: &CheckArgs, out: &mut Out) -> Result<()> {
     let (device, name) = args.machine.device()?;
     if device.name() == "cpu" {
@@ -27,26 +30,29 @@ pub(super) fn run(args: &CheckArgs, out: &mut Out) -> Result<()> {
     note(&format!("comparing with the CPU: {name}"));
     let mut rows = Vec::new();
     let mut bad = Vec::new();
-    for room in rooms {
+    let types = |room| TYPES.map(|dtype| (room, dtype));
+    for (room, dtype) in rooms.into_iter().flat_map(types).filter(|(_, dtype)| device.computes_in(*dtype)) {
         // How far it came, should it be ended: under compute-sanitizer it may take long.
-        note(&format!("checking {}", room.name));
-        let row = check(room, &device, args.large)?;
+        note(&format!("checking {} {dtype}", room.name));
+        let row = check(room, dtype, &device, args.large)?;
         let ok = row.worst.error <= 1.0;
         if !ok {
             let d = &row.worst;
-            bad.push(format!("{} {}: {}[{}] is {}, the CPU has {}", room.name, row.case, d.what, d.at, d.got, d.want));
+            let place = format!("{} {dtype} {}: {}[{}]", room.name, row.case, d.what, d.at);
+            bad.push(format!("{place} is {}, the CPU has {}", d.got, d.want));
         }
         rows.push(vec![
             room.name.to_string(),
+            dtype.to_string(),
             row.cases.to_string(),
             format!("{:.1}", row.worst.roundings),
-            parity::tolerance(room.name, DType::F32).to_string(),
+            parity::tolerance(room.name, dtype).to_string(),
             if ok { "ok" } else { "DIFFERS" }.to_string(),
             row.case,
         ]);
     }
     out.print(
-        table(&["op", "cases", "largest difference", "allowed", "", "in case"], "<>>><<", rows)
+        table(&["op", "type", "cases", "largest difference", "allowed", "", "in case"], "<<>>><<", rows)
             .trim_start_matches('\n'),
     )?;
     if bad.is_empty() {
@@ -72,12 +78,12 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Room>> {
     names.iter().map(find).collect()
 }
 
-fn check(room: &Room, device: &Device, large: bool) -> Result<Row> {
-    let cases: Vec<Case> = (room.cases)().into_iter().filter(|c| large || !c.bench).collect();
+fn check(room: &Room, dtype: DType, device: &Device, large: bool) -> Result<Row> {
+    let fits = |c: &Case| (large || !c.bench) && (c.half || dtype == DType::F32);
+    let cases: Vec<Case> = (room.cases)().into_iter().filter(fits).collect();
     let mut row = Row { cases: cases.len(), worst: parity::Difference::default(), case: String::new() };
     for case in &cases {
-        let worst =
-            parity::Expected::of(room, case, DType::F32, 1)?.compare(&parity::run(case, device, DType::F32, 1)?)?;
+        let worst = parity::Expected::of(room, case, dtype, 1)?.compare(&parity::run(case, device, dtype, 1)?)?;
         if worst.error > row.worst.error || row.case.is_empty() {
             row.worst = worst;
             row.case = case.name.clone();

@@ -202,20 +202,21 @@ impl Session {
     }
 
     fn header(&self) -> String {
-        let Recipe { about, epochs, batch_size, seed, optimizer, .. } = &self.config.recipe;
+        let Recipe { about, epochs, batch_size, seed, optimizer, precision, .. } = &self.config.recipe;
         let at = self.trainer.position();
         let macs: usize = self.trainer.engine.model.layers.iter().map(|l| l.macs).sum();
         let resumed = match at.step {
             0 => String::new(),
             step => format!(", goes on after step {}", count(step as usize)),
         };
+        let stored = if precision.is_f32() { String::new() } else { format!(", in {precision}") };
         let plural = if *epochs == 1 { "" } else { "s" };
         format!(
             "recipe    {}{}{about}\n\
              data      {}\n\
              device    {}\n\
              network   {} parameters, {} multiply-adds an image\n\
-             training  {epochs} epoch{plural} of {} steps of {batch_size} images, learning rate {}, seed {seed}\n\
+             training  {epochs} epoch{plural} of {} steps of {batch_size} images, learning rate {}, seed {seed}{stored}\n\
              run       {}{resumed}\n",
             self.config.run.name,
             if about.is_empty() { "" } else { ": " },
@@ -288,8 +289,12 @@ impl Session {
         let Spent { training, evaluation, saving } = self.trainer.spent;
         let spent = [(training, "training"), (evaluation, "evaluation"), (saving, "waiting for saves")];
         let spent = spent.map(|(time, what)| format!("{:.1} s {what}", time.as_secs_f64())).join(", ");
+        let scale = self.trainer.engine.loss_scale()?.map_or(String::new(), |(scale, skipped)| {
+            let steps = count(self.trainer.position().step as usize);
+            format!("loss scale     {scale}, {} of {steps} steps skipped\n", count(skipped as usize))
+        });
         Ok(Some(format!(
-            "\n{}\ntest accuracy  {:.2} %{chosen}\n{reported}time           {spent}\n\n\
+            "\n{}\ntest accuracy  {:.2} %{chosen}\n{reported}time           {spent}\n{scale}\n\
              everything is in {path}: config.toml, metrics.csv, steps.csv, {folders}\n\
              {see}evaluate it:   tilework eval {path}\n",
             per_class(&test.per_class),

@@ -41,6 +41,16 @@ impl Device {
         }
     }
 
+    /// Whether networks can be trained on it with activations of a type.
+    pub fn computes_in(&self, dtype: DType) -> bool {
+        match (self, dtype) {
+            (Device::Cpu(_), _) => matches!(dtype, DType::F32 | DType::F64),
+            // The emulated device has no number.
+            (Device::Cuda(cuda), DType::BF16) => !(1..80).contains(&cuda.info().arch),
+            (Device::Cuda(_), _) => matches!(dtype, DType::F32 | DType::F16),
+        }
+    }
+
     /// Counters of this device's memory pool.
     pub fn memory(&self) -> MemoryStats {
         match self {

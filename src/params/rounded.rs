@@ -20,17 +20,12 @@ pub(super) struct Rounded {
 
 impl Rounded {
     pub(super) fn new(device: &Device, precision: Precision, len: usize) -> Result<Self> {
-        let refused = |problem: String, remedy: &str| Err(Error::config("precision", problem, remedy));
-        match device {
-            Device::Cpu(_) => {
-                return refused(format!("{precision} on the CPU, which computes in f32"), "use f32, or --device cuda");
-            }
-            // The emulated device has 0.
-            Device::Cuda(cuda) if precision == Precision::Bf16 && (1..80).contains(&cuda.info().arch) => {
-                let problem = format!("bf16 on sm_{}, which has no products of it", cuda.info().arch);
-                return refused(problem, "use f16 on this GPU");
-            }
-            Device::Cuda(_) => {}
+        if !device.computes_in(precision.dtype()) {
+            let (problem, remedy) = match device {
+                Device::Cpu(_) => ("the CPU, which computes in f32", "use f32, or --device cuda"),
+                Device::Cuda(_) => ("a GPU before sm_80, which has no products of it", "use f16 on this GPU"),
+            };
+            return Err(Error::config("precision", format!("{precision} on {problem}"), remedy));
         }
         Ok(Rounded { precision, copy: Mutex::new((Arc::new(device.alloc(precision.dtype(), len)?), false)) })
     }

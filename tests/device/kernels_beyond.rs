@@ -431,5 +431,5 @@ fn the_ceilings_are_measured() {
     let Some(under) = Under::new() else { return };
     let Device::Cuda(cuda) = under.first() else { panic!("a CUDA device") };
     let ceiling = cuda.ceiling(1).unwrap();
-    assert!(ceiling.bandwidth > 1e6 && ceiling.flops > 1e6, "{ceiling:?}");
+    assert!(ceiling.bandwidth > 1e6 && ceiling.flops > 1e6 && ceiling.tensor > 1e6, "{ceiling:?}");
 }
