@@ -2,6 +2,7 @@
 
 use super::{Data, Machine, Out, Which, count, per_class};
 use crate::data::Split;
+use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use crate::train::checkpoint::{self, Checkpoint};
 use crate::train::run::Config;
@@ -80,7 +81,12 @@ impl Restored {
         let (name, path, saved) = chosen(run, which)?;
         let data = Data::reopen(&config.recipe.data, data, config.run.data.as_deref())?;
         let (device, device_name) = machine.device()?;
-        let mut trainer = Trainer::new(config.recipe.clone(), data.splits, &device)?;
+        let mut recipe = config.recipe.clone();
+        // The weights are f32: a run in two bytes can be looked at anywhere.
+        if !device.computes_in(recipe.precision.dtype()) {
+            recipe.precision = Precision::F32;
+        }
+        let mut trainer = Trainer::new(recipe, data.splits, &device)?;
         trainer.engine.model.load_state_dict(&saved.model, &path)?;
         let checkpoint = format!("{name} (step {})", count(saved.position.step as usize));
         Ok(Restored { trainer, checkpoint, device: device_name })
