@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
 # Of the test `device`, in the order in which a mutant meets them: the quickest first.
-PARTS = ["kernels", "half", "kernels_beyond", "training", "accesses"]
+PARTS = ["kernels", "half", "kernels_beyond", "precision", "training", "accesses"]
 # Where nothing looks at the output: a chain of multiply-adds that only takes time.
 BLIND = {"ceiling.cu": "__global__ void __launch_bounds__(256) ceiling_multiply_add"}
 # What is easily mistaken for each other.
@@ -35,11 +35,21 @@ def code_of(name, text):
     """The text with all that is no code of a kernel blanked out, positions kept."""
     blank = lambda m: re.sub(r"[^\n]", " ", m.group())
     code = re.sub(r"//[^\n]*|/\*.*?\*/|\"[^\"\n]*\"", blank, text, flags=re.S)
-    # The real CUDA branch of common.cuh, which the emulated device does not compile.
-    code = re.sub(r"#else.*?#endif", blank, code, flags=re.S)
+    # What the emulated device does not compile: what stands behind an #else, with all conditions in it.
+    depth, hidden, lines = 0, 0, code.split("\n")
+    for i, line in enumerate(lines):
+        depth += line.startswith("#if")
+        if line.startswith("#else"):
+            hidden = hidden or depth
+        if line.startswith("#endif"):
+            hidden = 0 if hidden == depth else hidden
+            depth -= 1
+        elif hidden:
+            lines[i] = " " * len(line)
+    code = "\n".join(lines)
     code = re.sub(r"^[ \t]*#(?!define FOR_EACH)[^\n]*", blank, code, flags=re.M)
-    # What the host and the driver read, not the kernel.
-    code = re.sub(r"\b(LATENCY|SPEED) = \d+", blank, code)
+    # What the host and the driver read, not the kernel; and what changes its time alone.
+    code = re.sub(r"\b(LATENCY|SPEED|STAGES|DEPTH|BLOCKS) = \d+", blank, code)
     code = re.sub(r"struct \w+Dims \{.*?\};|struct Step \{.*?\};", blank, code, flags=re.S)
     code = re.sub(r"__launch_bounds__\([^)]*\)|static_assert\([^;]*;|template <[^>]*>|typedef [^;]*;", blank, code)
     if name in BLIND:
