@@ -1,5 +1,5 @@
 //! Every op, forward and backward, on the timed cases of its room: time, GB/s and GFLOP/s; on the
-//! CPU, and where there is a GPU on it too, with the share of what it reaches at most.
+//! CPU, and where there is a GPU on it too, in f32 and in f16, with the share of what it reaches at most.
 //!
 //! `cargo bench --bench ops -- conv2d` times one room, `-- cuda/` the GPU alone. Bytes are those that
 //! must move at least: each input read once and each output written once; the backward pass moves and
@@ -86,7 +86,7 @@ fn bench(c: &mut Criterion, room: &str, case: &Case) -> Result<()> {
 
 /// Bytes that the forward pass must move.
 fn bytes(inputs: &[Tensor], y: &Tensor) -> usize {
-    4 * (y.len() + inputs.iter().map(Tensor::len).sum::<usize>())
+    inputs.iter().chain([y]).map(|t| t.len() * t.dtype().size()).sum()
 }
 
 /// An op on a CUDA device, with as many copies of its inputs as it takes to leave the L2 behind.
@@ -107,12 +107,12 @@ struct Rotation<'c> {
 const MOST_SETS: usize = 512;
 
 impl<'c> Rotation<'c> {
-    fn new(case: &'c Case, cuda: &Cuda) -> Result<Self> {
+    fn new(case: &'c Case, dtype: DType, cuda: &Cuda) -> Result<Self> {
         let device = Device::Cuda(cuda.clone());
-        let first = case.tensors(&device, DType::F32, 1)?;
+        let first = case.tensors(&device, dtype, 1)?;
         // Also the warm-up: kernels are compiled, and blocks get into the pool.
         let y = forward(case, &first, &device)?.value().clone();
-        let gy = Tensor::from_slice(&device, y.shape(), &vec![0.5f32; y.len()])?;
+        let gy = Tensor::from_slice(&device, y.shape(), &vec![0.5f32; y.len()])?.to_dtype(y.dtype())?;
         backward(case, &first, &gy, &device)?;
         let bytes = bytes(&first, &y);
         let count = (2 * cuda.info().l2_bytes).div_ceil(bytes).clamp(2, MOST_SETS);
@@ -198,7 +198,9 @@ impl<'c> Rotation<'c> {
         };
         let mut numbers = vec![with_share(self.bytes as f64 * work, "GB/s", ceiling.bandwidth)];
         if self.case.flops > 0.0 {
-            numbers.push(with_share(self.case.flops * work, "GFLOP/s", ceiling.flops));
+            // In two bytes what has much arithmetic is a product, on tensor cores.
+            let most = if self.gy.dtype() == DType::F32 { ceiling.flops } else { ceiling.tensor };
+            numbers.push(with_share(self.case.flops * work, "GFLOP/s", most));
         }
         if self.sets.len() * self.bytes < 2 * self.cuda.info().l2_bytes {
             numbers.push("in the L2".into());
@@ -210,9 +212,16 @@ impl<'c> Rotation<'c> {
     }
 }
 
-fn bench_cuda(c: &mut Criterion, room: &str, case: &Case, cuda: &Cuda, ceiling: Ceiling) -> Result<()> {
-    let mut rotation = Rotation::new(case, cuda)?;
-    let name = format!("{}/{room}", device::prefix(cuda));
+fn bench_cuda(
+    c: &mut Criterion,
+    room: &str,
+    (case, dtype): (&Case, DType),
+    cuda: &Cuda,
+    ceiling: Ceiling,
+) -> Result<()> {
+    let mut rotation = Rotation::new(case, dtype, cuda)?;
+    let of = if dtype == DType::F32 { String::new() } else { format!("/{dtype}") };
+    let name = format!("{}/{room}{of}", device::prefix(cuda));
     let mut group = c.benchmark_group(&name);
     group.sampling_mode(SamplingMode::Flat);
     for (pass, work) in [("fwd", 1), ("bwd", 2)] {
@@ -261,13 +270,16 @@ fn main() -> Result<()> {
     if let Some(cuda) = &devices.cuda {
         let ceiling = cuda.ceiling(5)?;
         println!(
-            "ceilings, measured now: {:.1} GB/s copied, {:.1} GFLOP/s of f32 multiply-adds",
+            "ceilings, measured now: {:.1} GB/s copied, {:.1} GFLOP/s of f32 multiply-adds, {:.1} of f16 on tensor cores",
             ceiling.bandwidth / 1e9,
-            ceiling.flops / 1e9
+            ceiling.flops / 1e9,
+            ceiling.tensor / 1e9
         );
         for room in ROOMS {
             for case in &chosen(room, cuda.is_emulated()) {
-                bench_cuda(&mut c, room.name, case, cuda, ceiling)?;
+                for dtype in [DType::F32, DType::F16].into_iter().filter(|d| *d == DType::F32 || case.half) {
+                    bench_cuda(&mut c, room.name, (case, dtype), cuda, ceiling)?;
+                }
             }
         }
     }

@@ -5,9 +5,11 @@ use super::{BenchArgs, note};
 use crate::device::Device;
 use crate::device::cuda::{Cuda, Timing};
 use crate::error::{Error, Result};
+use crate::formats::file;
 use crate::ops::ceiling::Ceiling;
 use crate::recipes::Recipe;
 use crate::train::{Trainer, drawn};
+use serde_json::json;
 use std::collections::BTreeMap;
 
 /// A kernel's launches within one step.
@@ -51,7 +53,25 @@ pub(super) fn run(args: &BenchArgs, out: &mut Out) -> Result<()> {
     let replayed = if cuda.options().sync_launches { None } else { Some(time(cuda, &mut trainer, args.steps)?) };
     trainer.engine.without_graph();
     let step = Step { replayed, launched: time(cuda, &mut trainer, args.steps)? };
+    if let Some(path) = &args.trace {
+        file::write(path, trace(&timings, &args.recipe).as_bytes())?;
+        note(&format!("the step's kernels are in {}", path.display()));
+    }
     out.print(&report(&by_kernel(&timings), &args.op, cuda.ceiling(5)?, &step)?)
+}
+
+/// The kernels of a step, one after the other as they are launched, in Chrome's trace format
+/// (Trace Event Format, complete events): times in microseconds.
+fn trace(timings: &[Timing], recipe: &str) -> String {
+    let mut start = 0.0;
+    let mut events = vec![json!({"name": "process_name", "ph": "M", "pid": 1, "args": {"name": recipe}})];
+    for t in timings {
+        let (us, seconds) = (t.time.as_secs_f64() * 1e6, t.time.as_secs_f64());
+        let rates = json!({"bytes": t.bytes, "flops": t.flops, "GB/s": t.bytes as f64 / seconds / 1e9, "GFLOP/s": t.flops / seconds / 1e9});
+        events.push(json!({"name": t.kernel, "ph": "X", "pid": 1, "tid": 1, "ts": start, "dur": us, "args": rates}));
+        start += us;
+    }
+    json!({"traceEvents": events, "displayTimeUnit": "ns"}).to_string()
 }
 
 fn by_kernel(timings: &[Timing]) -> BTreeMap<&'static str, Kernel> {
@@ -151,6 +171,9 @@ mod tests {
         assert_eq!(rows[1], ["a_fwd", "2", "80.0", "0.04", "0.5", "50", "%"]);
         assert_eq!(rows[2], ["b_fwd", "1", "40.0", "0.01", "0.1", "2.0", "50", "%"]);
         assert!(all.contains("all kernels 120.0 µs") && all.contains("a recorded step 125.0 µs"), "{all}");
+        let traced: serde_json::Value = serde_json::from_str(&trace(&timings, "a")).unwrap();
+        let second = &traced["traceEvents"][2];
+        assert_eq!((&second["name"], &second["ts"], &second["dur"]), (&json!("b_fwd"), &json!(30.0), &json!(40.0)));
         // One op's rows, but the sum of all.
         let one = text(Some("b"), None).unwrap();
         assert!(one.contains("all kernels 120.0 µs") && !one.contains("a_fwd") && !one.contains("recorded"), "{one}");

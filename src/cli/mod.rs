@@ -224,6 +224,9 @@ struct BenchArgs {
     /// Steps in a row whose time is taken
     #[arg(long, value_name = "N", default_value = "10", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     steps: usize,
+    /// Also write the step's kernels in Chrome's trace format, for chrome://tracing or ui.perfetto.dev
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     #[command(flatten)]
     machine: Machine,
     #[command(flatten)]
