@@ -1,8 +1,8 @@
 //! The keys of a recipe that say how parameters move.
 
-use super::{Adam, Optimizer, Sgd};
+use super::{Adam, Muon, MuonSpec, Optimizer, Sgd};
 use crate::error::{Error, Result};
-use crate::params::{Params, matches};
+use crate::params::{Param, Params, matches};
 use crate::step::{GROUPS, Rate};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,12 @@ pub struct Group {
     /// Momentum, or Adam's first beta.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub momentum: Option<f64>,
+    /// Epochs in which its rate goes through the schedule, if not those of the run; then it stays as it is at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over: Option<u32>,
+    /// They are moved by [`Muon`], as matrices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub muon: Option<MuonSpec>,
 }
 
 /// An optimizer and its constants.
@@ -151,6 +157,11 @@ impl OptimizerSpec {
         for (i, rate) in self.rates().into_iter().skip(1).enumerate() {
             check_rate(&format!("optimizer.groups.{i}"), rate)?;
         }
+        for (i, group) in self.groups.iter().enumerate() {
+            let key = format!("optimizer.groups.{i}");
+            within(format!("{key}.over"), group.over.unwrap_or(1).into(), group.over != Some(0), "at least 1 epoch")?;
+            group.muon.map_or(Ok(()), |muon| muon.check(&format!("{key}.muon")))?;
+        }
         match self.groups.len() {
             n if n >= GROUPS => {
                 let problem = format!("{n} groups, and there may be {}", GROUPS - 1);
@@ -200,7 +211,18 @@ impl OptimizerSpec {
                 ));
             }
         }
-        params.configure(|p| p.group = of(&p.key).map_or(0, |i| i as u8 + 1))
+        let muon = |p: &Param| of(&p.key).is_some_and(|i| self.groups[i].muon.is_some());
+        if let Some(vector) = params.list().iter().find(|p| muon(p) && p.shape.rank() < 2) {
+            return Err(Error::config(
+                "optimizer.groups",
+                format!("muon moves matrices and filters, and `{}` is a vector", vector.key),
+                "match the weights of layers alone, such as `*conv*.weight`",
+            ));
+        }
+        params.configure(|p| {
+            p.by_matrix = muon(p);
+            p.group = of(&p.key).map_or(0, |i| i as u8 + 1);
+        })
     }
 
     /// The optimizer with its state, at zero.
@@ -208,14 +230,20 @@ impl OptimizerSpec {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn build(&self, params: &Params) -> Result<Box<dyn Optimizer>> {
-        Ok(match self.algorithm {
+        let muon: Vec<Option<MuonSpec>> = [None].into_iter().chain(self.groups.iter().map(|g| g.muon)).collect();
+        let optimizer: Box<dyn Optimizer> = match self.algorithm {
             Algorithm::Sgd { nesterov, decoupled, .. } => {
-                let momentum = self.rates().iter().any(|r| r.momentum > 0.0);
+                let momentum = self.rates().iter().zip(&muon).any(|(r, muon)| muon.is_none() && r.momentum > 0.0);
                 Box::new(Sgd::new(params, momentum, nesterov)?.decoupled(decoupled))
             }
             Algorithm::Adam { betas, eps, .. } => Box::new(Adam::new(params, betas[1], eps, false)?),
             Algorithm::Adamw { betas, eps, .. } => Box::new(Adam::new(params, betas[1], eps, true)?),
-        })
+        };
+        if muon.iter().all(Option::is_none) {
+            return Ok(optimizer);
+        }
+        let specs: Vec<MuonSpec> = muon.into_iter().map(Option::unwrap_or_default).collect();
+        Ok(Box::new(Muon::new(params, optimizer, &specs)?))
     }
 }
 

@@ -17,8 +17,9 @@ impl Recipe {
     /// The step with the rates, the clipping and the average's decay that it has at a place in the run.
     pub fn at(&self, step: Step, at: Point) -> Step {
         let mut step = step.rate(self.rate(self.optimizer.rate(), at));
-        for (rate, first) in step.rates.iter_mut().zip(self.optimizer.rates()) {
-            *rate = self.rate(first, at);
+        let over = [None].into_iter().chain(self.optimizer.groups.iter().map(|g| g.over));
+        for ((rate, first), over) in step.rates.iter_mut().zip(self.optimizer.rates()).zip(over) {
+            *rate = self.rate(first, over.map_or(at, |epochs| at.within(epochs)));
         }
         self.clip(&mut step);
         // The first update's weights are the first average.
@@ -71,6 +72,12 @@ impl Recipe {
         if self.phases.is_empty() {
             return Ok(());
         }
+        must(
+            self.optimizer.groups.iter().all(|g| g.over.is_none()),
+            "optimizer.groups",
+            "a group has a schedule over epochs of its own, and the run has phases",
+            "leave out `over`, or use [schedule] in place of the phases",
+        )?;
         let all = Phase::epochs(&self.phases);
         must(
             self.epochs <= all,

@@ -3,20 +3,20 @@
 use super::checkpoint::{Checkpoint, Position};
 use super::diagnose::{check_last_batch, check_memory, non_finite, non_finite_parameter, with_last_checkpoint};
 use super::engine::Engine;
-use super::evaluate::{Evaluation, evaluate, unless};
+use super::evaluate::{Evaluation, evaluate_views, unless};
 use super::events::{EpochReport, Event, Limits, Observer, Outcome, Spent, StepReport};
 use super::lr_find::{Curve, Ramp};
 use super::measures::Measures;
 use super::run::RunDir;
 use super::saver::{Place, Saver, State};
-use crate::data::loader::{Batch, Loader};
+use crate::data::loader::{Augment, Batch, Loader};
 use crate::data::{Dataset, Split, Splits};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::formats::file;
-use crate::nn::{Loaded, Model};
+use crate::nn::{Loaded, Model, WHITEN_IMAGES};
 use crate::optim::Point;
-use crate::recipes::Recipe;
+use crate::recipes::{Recipe, Reduction};
 use crate::step::Step;
 use std::path::Path;
 use std::sync::Arc;
@@ -58,10 +58,18 @@ impl Trainer {
                 format!("end it with `flatten` and `fc {classes}`"),
             ));
         }
-        check_last_batch(&model, train.len(), recipe.batch_size)?;
+        if !recipe.drop_last || recipe.batch_size == 1 {
+            check_last_batch(&model, train.len(), recipe.batch_size)?;
+        }
         check_memory(&model, recipe.batch_size.min(train.len()))?;
         let (all, transform) = (Arc::new(train), recipe.data.transform(recipe.augment));
-        let train = Loader::transformed(all.clone(), recipe.batch_size, &transform, device)?;
+        let train =
+            Loader::transformed(all.clone(), recipe.batch_size, &transform, device)?.drop_last(recipe.drop_last)?;
+        if model.whitens() {
+            let plain = recipe.data.transform(Augment::default());
+            let first = Loader::transformed(all.clone(), all.len().min(WHITEN_IMAGES), &plain, &Device::cpu())?;
+            model.whiten(&first.feed(false).batch(&Step::default())?.images)?;
+        }
         let transform = recipe.data.transform(recipe.augment.in_evaluation());
         let (validation, test) = (validation.map(Arc::new), Arc::new(test));
         let mut measures = Measures { train: all, validation, test, transform, device: device.clone(), feed: None };
@@ -73,6 +81,9 @@ impl Trainer {
         let mut engine = Engine::new(model, optimizer, train.feed(recipe.shuffle), loss)?;
         if recipe.ema.is_some() {
             engine.keep_average()?;
+        }
+        if recipe.reduction == Reduction::Sum {
+            engine.sum_losses();
         }
         let (position, saver, spent) = (Position::default(), Saver::new(), Spent::default());
         Ok(Trainer { recipe, engine, train, measures, position, saver, spent, pending: Vec::new(), saved: None })
@@ -375,7 +386,8 @@ impl Trainer {
     /// [`Error::Config`] if there is no such part; else as [`evaluate`].
     pub fn evaluate(&mut self, split: Split, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Evaluation> {
         let (loss, feed) = (self.recipe.loss.with(0.0), self.measures.feed(split)?);
-        self.engine.averaged(|model| evaluate(model, feed, &loss, progress))
+        let views = self.recipe.tta;
+        self.engine.averaged(|model| evaluate_views(model, feed, views, &loss, progress))
     }
 
     /// The test set's loss and accuracy with a checkpoint of this recipe's, whose path is for errors. The network that
@@ -387,7 +399,8 @@ impl Trainer {
         let recipe = &self.recipe;
         let mut model = Model::build(&recipe.network()?, self.train.image(), &self.measures.device, recipe.seed)?;
         model.load_state_dict(&checkpoint.model, path)?;
-        evaluate(&model, self.measures.feed(Split::Test)?, &recipe.loss.with(0.0), &mut |_| unless(stop))
+        let (feed, loss) = (self.measures.feed(Split::Test)?, recipe.loss.with(0.0));
+        evaluate_views(&model, feed, recipe.tta, &loss, &mut |_| unless(stop))
     }
 
     /// One step on a batch outside of any run; for benches. The mini-batch's loss.
