@@ -433,6 +433,13 @@ mod tests {
             ("loss=nll", "log_softmax"),
             ("layers=[\"cnov 3x3\"]", "cnov"),
             ("data.source=mnist", "mnist"),
+            ("reduction=max", "max"),
+            ("tta=mirrors", "did you mean `mirror`?"),
+            ("drop_lost=true", "did you mean `drop_last`?"),
+            ("augment.alternat=true", "did you mean `alternate`?"),
+            ("optimizer.groups=[{match = \"*\", over = 0}]", "groups.0.over"),
+            ("optimizer.groups=[{match = \"*\", muon = {steps = 0}}]", "groups.0.muon.steps"),
+            ("optimizer.groups=[{match = \"*\", muon = {step = 3}}]", "did you mean `steps`?"),
         ] {
             let e = of(set);
             assert!(e.contains(word) && e.contains("remedy"), "{set}: {e}");
