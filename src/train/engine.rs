@@ -92,10 +92,10 @@ impl Engine {
         self.recordings = Recordings::default();
     }
 
-    /// Minimises the sum of a batch's losses, of a `loss` that is their mean: gradients are those of the mean times the
+    /// With `sums` minimises the sum of a batch's losses, of a `loss` that is their mean: gradients are those of the mean times the
     /// images. What is reported stays the mean. Batches whose gradients are added up are then not averaged.
-    pub fn sum_losses(&mut self) {
-        self.sums = true;
+    pub fn sum_losses(&mut self, sums: bool) {
+        self.sums = sums;
         self.recordings = Recordings::new(self.recordings.enabled);
     }
 

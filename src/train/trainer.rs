@@ -9,12 +9,12 @@ use super::lr_find::{Curve, Ramp};
 use super::measures::Measures;
 use super::run::RunDir;
 use super::saver::{Place, Saver, State};
-use crate::data::loader::{Augment, Batch, Loader};
+use crate::data::loader::{Batch, Loader};
 use crate::data::{Dataset, Split, Splits};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::formats::file;
-use crate::nn::{Loaded, Model, WHITEN_IMAGES};
+use crate::nn::{Loaded, Model};
 use crate::optim::Point;
 use crate::recipes::{Recipe, Reduction};
 use crate::step::Step;
@@ -58,22 +58,16 @@ impl Trainer {
                 format!("end it with `flatten` and `fc {classes}`"),
             ));
         }
-        if !recipe.drop_last || recipe.batch_size == 1 {
-            check_last_batch(&model, train.len(), recipe.batch_size)?;
-        }
+        check_last_batch(&model, train.len(), recipe.batch_size, recipe.drop_last)?;
         check_memory(&model, recipe.batch_size.min(train.len()))?;
         let (all, transform) = (Arc::new(train), recipe.data.transform(recipe.augment));
         let train =
             Loader::transformed(all.clone(), recipe.batch_size, &transform, device)?.drop_last(recipe.drop_last)?;
-        if model.whitens() {
-            let plain = recipe.data.transform(Augment::default());
-            let first = Loader::transformed(all.clone(), all.len().min(WHITEN_IMAGES), &plain, &Device::cpu())?;
-            model.whiten(&first.feed(false).batch(&Step::default())?.images)?;
-        }
         let transform = recipe.data.transform(recipe.augment.in_evaluation());
         let (validation, test) = (validation.map(Arc::new), Arc::new(test));
         let mut measures = Measures { train: all, validation, test, transform, device: device.clone(), feed: None };
         measures.feed(measures.split())?;
+        measures.whiten(&mut model)?;
         recipe.optimizer.group(&mut model.params)?;
         model.freeze(&recipe.freeze)?;
         let optimizer = recipe.optimizer.build(&model.params)?;
@@ -82,9 +76,7 @@ impl Trainer {
         if recipe.ema.is_some() {
             engine.keep_average()?;
         }
-        if recipe.reduction == Reduction::Sum {
-            engine.sum_losses();
-        }
+        engine.sum_losses(recipe.reduction == Reduction::Sum);
         let (position, saver, spent) = (Position::default(), Saver::new(), Spent::default());
         Ok(Trainer { recipe, engine, train, measures, position, saver, spent, pending: Vec::new(), saved: None })
     }
