@@ -317,3 +317,31 @@ impl EarlyStopping {
         within("early_stopping.min_delta", min_delta, (0.0..=100.0).contains(&min_delta), range)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::nn::Model;
+
+    #[test]
+    fn muon_takes_matrices_and_leaves_the_others() {
+        let of = |groups: &str| {
+            let text = format!("kind = \"sgd\"\nlr = 0.1\ngroups = [{groups}]");
+            let spec: OptimizerSpec = toml::from_str(&text).unwrap();
+            spec.check().unwrap();
+            let net = ["conv 3x3, 4 channels", "flatten", "fc 2"].map(Into::into);
+            let mut model = Model::build(&net, [4, 4, 1], &Device::cpu(), 0).unwrap();
+            let grouped = spec.group(&mut model.params);
+            grouped.map(|()| (spec.build(&model.params).unwrap().state().len(), model.params))
+        };
+        let (states, params) = of("{ match = \"*.weight\", momentum = 0.6, muon = { steps = 3 } }").ok().unwrap();
+        // Plain descent keeps nothing of the others.
+        assert_eq!(states, 1);
+        assert_eq!(params.list().iter().map(|p| p.by_matrix).collect::<Vec<_>>(), [true, false, true, false]);
+        let others: usize = params.spans().iter().map(|(range, _)| range.len()).sum();
+        assert_eq!(others, 2 * 16);
+        let e = of("{ match = \"0.*\", muon = {} }").err().unwrap().to_string();
+        assert!(e.contains("`0.bias` is a vector") && e.contains("remedy"), "{e}");
+    }
+}

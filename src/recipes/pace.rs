@@ -93,3 +93,28 @@ impl Recipe {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_may_take_fewer_epochs() {
+        let recipe = Recipe::load("airbench94", &[]).unwrap();
+        let at = |step: u64| {
+            let (epoch, batch) = ((step / 25) as u32, (step % 25) as usize);
+            let step = recipe.at(Step { step, ..Step::default() }, Point { epoch, epochs: 8, batch, batches: 25 });
+            step.rates.map(|r| r.lr)
+        };
+        let shares = |step: f64| [0.053, 0.24, 0.67].map(|lr| lr * (1.0 - step / 200.0));
+        for step in [0, 30, 74, 75, 76, 199] {
+            let (got, want) = (at(step), shares(step as f64));
+            assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-15), "{step}: {got:?}");
+            let whiten = 0.053 * (1.0 - step as f64 / 75.0).max(0.0);
+            assert!((got[3] - whiten).abs() < 1e-15, "{step}: {got:?}");
+        }
+        let phases = ["phases=[{epochs = 8}]", "schedule.kind=constant"].map(String::from);
+        let e = Recipe::load("airbench94", &phases).unwrap_err().to_string();
+        assert!(e.contains("optimizer.groups") && e.contains("leave out `over`"), "{e}");
+    }
+}

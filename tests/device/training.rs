@@ -303,7 +303,11 @@ fn updates_are_the_cpu_s_in_a_recorded_step_too() {
     let sgd = format!(
         r#"optimizer={{kind = "sgd", lr = 1e-3, momentum = 0.9, weight_decay = 0.1, decoupled = true, {groups}}}"#
     );
-    for (optimizer, clip) in [(&adamw, "clip.norm=0.5"), (&sgd, "clip.norm=0.5"), (&sgd, "clip.value=0.01")] {
+    let muon =
+        r#"groups = [{match = "0.weight", lr = 0.01, muon = {normalise = true}}, {match = "4.weight", muon = {}}]"#;
+    let muon = format!(r#"optimizer={{kind = "adamw", lr = 1e-3, {muon}}}"#);
+    let both = [(&sgd, "clip.norm=0.5"), (&sgd, "clip.value=0.01")];
+    for (optimizer, clip) in [(&adamw, "clip.norm=0.5"), (&muon, "clip.norm=0.5")].into_iter().chain(both) {
         let recipe = recipe("quickstart", &[&common[..], &[optimizer, clip, "batch_size=4"]].concat());
         let run = |device: &Device, graph: bool, stops: &[u64]| {
             let folder = tempfile::tempdir().unwrap();
