@@ -14,6 +14,7 @@ struct BatchDims {
   int cutout;              // side of the square that becomes the mean colour
   unsigned flip;           // probability of a mirrored image, in units of 2^-24
   unsigned vertical_flip;  // and of one upside down
+  int alternate;           // 1: an image is mirrored in every other epoch, `flip` says how it begins
 };
 
 // What was drawn for an image: see src/data/augment.rs, whose random numbers these are.
@@ -87,13 +88,20 @@ __global__ void __launch_bounds__(256)
     unsigned position = s->batch_offset + s->first_image + blockIdx.x;
     Step epoch = *s;
     epoch.step = 0;  // an image's changes depend on its place in the epoch alone
-    unsigned words[4], more[4] = {0, 0, 0, 0};
+    unsigned words[4], words_of_run[4], more[4] = {0, 0, 0, 0};
     philox(position, STREAM_AUGMENT, &epoch, words);
     if (d.angles > 1 || d.cutout > 0) philox(position, STREAM_AUGMENT + 1, &epoch, more);
     unsigned places = 2 * d.pad + 1;
     Draw draw;
     draw.index = order[position];
     draw.mirrored = words[0] >> 8 < d.flip;
+    if (d.alternate) {
+      // Once and for all, by the image and not its place.
+      Step run = epoch;
+      run.epoch = 0;
+      philox(draw.index, STREAM_AUGMENT + 2, &run, words_of_run);
+      draw.mirrored = (words_of_run[0] >> 8 < d.flip) != (s->epoch % 2 == 1);
+    }
     draw.upside_down = words[3] >> 8 < d.vertical_flip;
     draw.top = (int)__umulhi(words[1], places) - d.pad;
     draw.left = (int)__umulhi(words[2], places) - d.pad;
@@ -148,5 +156,27 @@ __global__ void __launch_bounds__(256)
       float value = __fadd_rn(__fmul_rn((float)sum, scale[2 * channel]), offset);
       x[i * d.c + channel] = from_float<T>(cut ? 0.f : value);
     }
+  }
+}
+
+struct ViewDims {
+  int n;         // elements of all images
+  int h, w, c;   // an image
+  int mirrored;  // 1: left to right
+  int shift;     // row and column of the image that the view's first pixel shows
+};
+
+// y = x [images][h][w][c], moved and then mirrored: beyond the border the image is mirrored.
+// Threads: one a value, neighbours side by side.
+// Traffic: one read and one write a value.
+// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
+// Numerics: exact.
+// Limits: |shift| < min(h, w); fewer than 2^31 values.
+template <class T>
+__global__ void __launch_bounds__(256) batch_view(const T* __restrict__ x, T* __restrict__ y, ViewDims d) {
+  FOR_EACH(i, d.n) {
+    const int channel = i % d.c, pixel = i / d.c, col = pixel % d.w, row = pixel / d.w % d.h;
+    const int from = place(row + d.shift, d.h, 1), at = place((d.mirrored ? d.w - 1 - col : col) + d.shift, d.w, 1);
+    y[i] = x[((size_t)(pixel / d.w / d.h * d.h + from) * d.w + at) * d.c + channel];
   }
 }

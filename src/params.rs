@@ -12,6 +12,7 @@ mod rounded;
 mod scaling;
 
 pub use buffers::{BufferId, Buffers};
+pub(crate) use grads::norm_of;
 pub use grads::{ParamGrads, Slot};
 pub use pattern::matches;
 pub use scaling::Scaling;
@@ -49,8 +50,39 @@ pub enum Init {
     FanIn(usize),
     /// Normal, with the variance 2 / fan_out: PyTorch's `kaiming_normal_(mode="fan_out", nonlinearity="relu")`.
     FanOut(usize),
+    /// As [`Init::FanIn`], but the first filters of O, KH, KW, I pass on an input channel each: filter i is 1 at its
+    /// centre in channel i, else 0, as PyTorch's `dirac_` makes the first I filters.
+    Dirac(usize),
+    /// As [`Init::FanIn`], then divided by their standard deviation (of n - 1).
+    UnitDeviation(usize),
+    /// As [`Init::FanIn`], until `Model::whiten` makes them from images.
+    Whiten(usize),
     /// One value for all.
     Constant(f32),
+}
+
+impl Init {
+    /// What is done to the uniform numbers of a parameter of this shape.
+    fn finish(self, shape: Shape, place: &mut [f32]) {
+        match (self, shape.rank4()) {
+            (Init::Dirac(_), Some([o, kh, kw, c])) => {
+                for (i, filter) in place.chunks_mut(kh * kw * c).enumerate().take(o.min(c)) {
+                    filter.fill(0.0);
+                    filter[(kh / 2 * kw + kw / 2) * c + i] = 1.0;
+                }
+            }
+            (Init::UnitDeviation(_), _) => {
+                let n = place.len() as f64;
+                let mean = place.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+                let squares: f64 = place.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum();
+                let deviation = (squares / (n - 1.0)).sqrt();
+                if deviation > 0.0 {
+                    place.iter_mut().for_each(|x| *x = (f64::from(*x) / deviation) as f32);
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 /// A parameter: its place in the arena and what it is called.
@@ -66,13 +98,15 @@ pub struct Param {
     pub group: u8,
     /// Whether it is trained. A frozen parameter has no gradient, and optimizers leave it alone.
     pub trainable: bool,
+    /// Whether it is moved as a matrix, by Muon: the other optimizers leave it alone.
+    pub by_matrix: bool,
     offset: usize,
 }
 
 impl Param {
     /// A parameter of group 0, to be trained. It gets its place from [`Params::new`].
     pub fn new(key: String, shape: Shape, init: Init) -> Self {
-        Param { key, shape, init, group: 0, trainable: true, offset: 0 }
+        Param { key, shape, init, group: 0, trainable: true, by_matrix: false, offset: 0 }
     }
 
     /// Its place in the arena.
@@ -98,7 +132,7 @@ pub struct Params {
     version: u64,
 }
 
-/// What kernels find for a frozen parameter in place of its group.
+/// What kernels find in place of the group for a parameter that they leave alone.
 const FROZEN: u8 = u8::MAX;
 
 /// Calls `f(block, numbers)` for each block of random numbers, which makes `N` of those in `place`; in parallel.
@@ -135,19 +169,24 @@ impl Params {
                         }
                     });
                 }
-                Init::FanIn(fan_in) => {
+                Init::FanIn(fan_in) | Init::Dirac(fan_in) | Init::UnitDeviation(fan_in) | Init::Whiten(fan_in) => {
                     let bound = (1.0 / (fan_in as f64).sqrt()) as f32;
                     by_block::<4>(place, |block, out| {
                         for (x, word) in out.iter_mut().zip(s.block(block)) {
                             *x = (2.0 * to_unit(word) - 1.0) * bound;
                         }
                     });
+                    p.init.finish(p.shape, place);
                 }
             }
         }
         let mut buffer = device.alloc(DType::F32, len)?;
         buffer.write(0, &values)?;
-        Ok(Params { list, values: Arc::new(buffer), groups: None, rounded: None, version: 0 })
+        let mut params = Params { list, values: Arc::new(buffer), groups: None, rounded: None, version: 0 };
+        if params.list.iter().any(|p| !p.trainable) {
+            params.configure(|_| ())?;
+        }
+        Ok(params)
     }
 
     /// What is in the arena, in order.
@@ -170,18 +209,18 @@ impl Params {
         for p in &mut list {
             let before = p.clone();
             change(p);
-            *p = Param { group: p.group, trainable: p.trainable, ..before };
+            *p = Param { group: p.group, trainable: p.trainable, by_matrix: p.by_matrix, ..before };
             if usize::from(p.group) >= GROUPS {
                 let problem = format!("group {} of `{}`, and there are {GROUPS}", p.group, p.key);
                 return Err(Error::config("parameter groups", problem, format!("use 0 to {}", GROUPS - 1)));
             }
         }
-        let uniform = list.iter().all(|p| p.trainable && p.group == 0);
+        let uniform = list.iter().all(|p| p.trainable && !p.by_matrix && p.group == 0);
         self.groups = match self.values.device() {
             device @ Device::Cuda(_) if !uniform => {
                 let mut table = Vec::with_capacity(self.values.len() / ALIGN);
                 for p in &list {
-                    let group = if p.trainable { p.group } else { FROZEN };
+                    let group = if p.trainable && !p.by_matrix { p.group } else { FROZEN };
                     table.resize(table.len() + p.shape.len().div_ceil(ALIGN), group);
                 }
                 let mut buffer = device.alloc(DType::U8, table.len())?;
@@ -200,10 +239,10 @@ impl Params {
         self.version
     }
 
-    /// The parts of the arena that are trained, each as long as can be in one group.
+    /// The parts of the arena that are trained number by number, each as long as can be in one group.
     pub fn spans(&self) -> Vec<(Range<usize>, u8)> {
         let mut spans: Vec<(Range<usize>, u8)> = Vec::new();
-        for p in self.list().iter().filter(|p| p.trainable) {
+        for p in self.list().iter().filter(|p| p.trainable && !p.by_matrix) {
             let range = p.offset..p.offset + p.shape.len().next_multiple_of(ALIGN);
             match spans.last_mut() {
                 Some((last, group)) if last.end == range.start && *group == p.group => last.end = range.end,
@@ -328,6 +367,22 @@ mod tests {
         assert!((-0.1..-0.099).contains(&min) && (0.099..=0.1).contains(&max), "{min} {max}");
         assert_eq!(params.tensor(ParamId(1)).unwrap().to_vec::<f32>().unwrap(), [1.0; 7]);
         assert_eq!(params.count(), 5007);
+    }
+
+    #[test]
+    fn identities_and_deviations() {
+        let dirac = Param::new("0.weight".into(), [4, 3, 2, 2].into(), Init::Dirac(12));
+        let unit = Param::new("1.weight".into(), [10, 7].into(), Init::UnitDeviation(7));
+        let params = Params::new(vec![dirac, unit], &Device::cpu(), 3).unwrap();
+        let w = params.tensor(ParamId(0)).unwrap().to_vec::<f32>().unwrap();
+        let ones: Vec<usize> = (0..24).filter(|&i| w[i] != 0.0).collect();
+        // At row 1 of 3 and column 1 of 2.
+        assert_eq!((ones, w[6], w[12 + 7]), (vec![6, 19], 1.0, 1.0));
+        assert!(w[24..].iter().all(|&x| x != 0.0 && x.abs() < 0.29));
+        let w = params.tensor(ParamId(1)).unwrap().to_vec::<f32>().unwrap();
+        let mean = w.iter().sum::<f32>() / 70.0;
+        let variance = w.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / 69.0;
+        assert!((variance - 1.0).abs() < 1e-5, "{variance}");
     }
 
     #[test]

@@ -32,12 +32,12 @@ batch_size = 20
 ema = { decay = 0.5 }
 loss = "nll"
 layers = [
-    "conv 5x3, 12 channels, stride 2x1, pad 2x1, no bias", "batch_norm, eps 1e-3", "gelu",
-    { residual = ["conv 3x3, 12 channels, pad 1", "batch_norm, frozen", "silu"], after = ["relu"] },
+    "conv 5x3, 12 channels, stride 2x1, pad 2x1, no bias", "batch_norm, no scale, eps 1e-3", "gelu",
+    { residual = ["conv 3x3, 12 channels, pad 1, init dirac", "batch_norm, frozen", "silu"], after = ["relu"] },
     { residual = ["conv 1x1, 8 channels"], shortcut = ["conv 1x1, 8 channels"] },
     "max_pool 3x3, stride 1, pad 1", "avg_pool 3x3, stride 2, pad 1", "avg_pool 3x2, stride 1, pad 1x0, exclude_pad",
     "adaptive_max_pool 4x5", "adaptive_avg_pool 2x5", "dropout 0.5",
-    { name = "head", layers = ["flatten", "fc 24, no bias", "gelu"] }, "fc 10", "log_softmax",
+    { name = "head", layers = ["flatten", "fc 24, no bias, init unit_std", "scale 1/8", "gelu"] }, "fc 10", "log_softmax",
 ]
 data = { source = "shapes", mean = [0.4, 0.5, 0.6], std = [0.2, 0.25, 0.3] }
 optimizer = { kind = "adam", lr = 1e-3 }

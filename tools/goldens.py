@@ -23,7 +23,7 @@ optim.json
     Seven float64 parameters, twelve given gradients, the rate of each step, the parameters after
     each step.
 
-schedules.json, updates.json, recipes.json
+schedules.json, updates.json, recipes.json, airbench.json
     See schedules.py, updates.py and trajectories.py.
 
 networks.json
@@ -51,6 +51,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+import airbench
 import networks
 import philox
 import schedules
@@ -336,6 +337,11 @@ def activations(ops):
         ops.add("gelu", name, {}, {"x": x}, lambda x: F.gelu(x))
 
 
+def scale(ops):
+    for factor in (1 / 256, -1.7, 0.0):
+        ops.add("scale", f"by {factor:.3f}", {"factor": factor}, {"x": ops.uniform(2, 3, 4, 5)}, lambda x: factor * x)
+
+
 def avg_pools(ops):
     def case(name, shape, kernel, stride=None, padding=(0, 0), include_pad=True):
         stride = stride or kernel
@@ -356,7 +362,7 @@ def avg_pools(ops):
 
 def write_ops(out):
     ops = Ops()
-    for room in (conv2d, linear, elementwise, pools, batch_norm, losses, activations, avg_pools):
+    for room in (conv2d, linear, elementwise, pools, batch_norm, losses, activations, avg_pools, scale):
         room(ops)
     write_safetensors(out / "ops.safetensors", ops.tensors)
     write_json(out / "ops.json", ops.entries)
@@ -648,6 +654,7 @@ PARTS = {
     "schedules": lambda out: schedules.write(out, write_json),
     "updates": lambda out: updates.write(out, write_json, initialise, batch, describe),
     "recipes": lambda out: trajectories.write(out, write_json, initialise, batch),
+    "airbench": lambda out: airbench.write(out, write_json, initialise, batch, describe),
 }
 
 if __name__ == "__main__":

@@ -94,7 +94,8 @@ fn changes(a: &Augment) -> String {
     };
     let border = if a.border == Border::Black { "black" } else { "mirrored" };
     add(a.pad > 0, format!("cropped after {} {border} pixels on each side", a.pad));
-    add(a.flip > 0.0, format!("mirrored with p = {}", a.flip));
+    add(a.flip > 0.0 && !a.alternate, format!("mirrored with p = {}", a.flip));
+    add(a.alternate, format!("mirrored in every other epoch, in the first with p = {}", a.flip));
     add(a.vertical_flip > 0.0, format!("turned upside down with p = {}", a.vertical_flip));
     let fill = if a.fill == Outside::Black { "black" } else { "the mean colour" };
     add(a.rotation > 0.0, format!("rotated by up to {} degrees, {fill} outside", a.rotation));

@@ -106,7 +106,8 @@ impl Trained {
     /// For each picture its classes with their probabilities, the most probable first.
     fn predict(&self, pictures: Vec<Vec<u8>>) -> Result<Vec<Vec<Prediction>>> {
         let x = self.images(pictures)?;
-        let scores = self.model.forward(&x, &mut self.model.eval())?;
+        let views = self.config.recipe.tta;
+        let scores = views.mean(x.value(), &mut self.model.eval(), |x, cx| self.model.forward(x, cx))?;
         let (values, classes) = (scores.value().to_vec::<f32>()?, scores.shape().last());
         Ok(values.chunks(classes).map(|row| self.predictions(row)).collect())
     }

@@ -136,7 +136,7 @@ impl Maker {
         if !self.samples && self.augment == Augment::default() {
             return self.normalise(bytes, out);
         }
-        let draw = self.augment.draw(position, self.output, state);
+        let draw = self.augment.draw(index, position, self.output, state);
         if self.samples {
             self.sample(bytes, data, &draw, out);
         } else {
@@ -290,6 +290,7 @@ impl Resident {
             cutout: augment.cutout as i32,
             flip: threshold(augment.flip),
             vertical_flip: threshold(augment.vertical_flip),
+            alternate: i32::from(augment.alternate),
         };
         Ok(Resident { cuda: cuda.clone(), images, labels, table, scale, turns, dims })
     }

@@ -28,6 +28,8 @@ const QUEUE: usize = 1;
 pub struct Loader {
     data: Arc<Dataset>,
     batch_size: usize,
+    /// Whether an epoch ends with its last whole batch.
+    drop_last: bool,
     maker: Maker,
     device: Device,
     /// The data set in the device's memory, on a CUDA device.
@@ -64,19 +66,25 @@ impl Loader {
             Device::Cpu(_) => None,
             Device::Cuda(cuda) => Some(Arc::new(Resident::new(&data, &maker, cuda)?)),
         };
-        Ok(Loader {
-            data,
-            batch_size: batch_size.min(1 << 24),
-            maker,
-            device: device.clone(),
-            resident,
-            precision: Precision::F32,
-        })
+        let (batch_size, device, drop_last) = (batch_size.min(1 << 24), device.clone(), false);
+        Ok(Loader { data, batch_size, drop_last, maker, device, resident, precision: Precision::F32 })
     }
 
     /// With images of this precision; on the CPU they are f32.
     pub fn with_precision(self, precision: Precision) -> Self {
         Loader { precision, ..self }
+    }
+
+    /// With `drop_last` each epoch leaves out the images at its end that fill no batch.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if there is no whole batch.
+    pub fn drop_last(self, drop_last: bool) -> Result<Self> {
+        if drop_last && self.data.len() < self.batch_size {
+            let problem = format!("{} images fill no batch of {}", self.data.len(), self.batch_size);
+            return Err(Error::config("drop_last", problem, "use a smaller batch, or leave drop_last out"));
+        }
+        Ok(Loader { drop_last, ..self })
     }
 
     /// The data set.
@@ -97,7 +105,10 @@ impl Loader {
 
     /// Batches in an epoch.
     pub fn batches(&self) -> usize {
-        self.data.len().div_ceil(self.batch_size)
+        match self.drop_last {
+            true => self.data.len() / self.batch_size,
+            false => self.data.len().div_ceil(self.batch_size),
+        }
     }
 
     /// Step number `number` of a run over this data: its epoch, and where its batch begins. Rates are yet to be given.
@@ -298,6 +309,15 @@ mod tests {
         }
         let e = feed.batch(&Step { batch_offset: 11, ..Step::default() }).unwrap_err().to_string();
         assert!(e.contains("image 11 of an epoch of 11"), "{e}");
+    }
+
+    #[test]
+    fn the_last_batch_can_be_dropped() {
+        let l = loader(11, 4).drop_last(true).unwrap();
+        assert_eq!((l.batches(), l.step(3).epoch, l.step(3).batch_offset), (2, 1, 4));
+        assert_eq!(served(&mut l.feed(false), 0, 0), [[0, 1, 2, 3], [4, 5, 6, 7]]);
+        let e = loader(3, 4).drop_last(true).err().unwrap().to_string();
+        assert!(e.contains("3 images fill no batch of 4") && e.contains("remedy"), "{e}");
     }
 
     #[test]

@@ -39,10 +39,12 @@ mod names;
 pub(crate) mod picture;
 pub mod shapes;
 mod split;
+mod views;
 
 pub use info::describe;
 pub use locate::{default_dir, detect, find};
 pub use split::Split;
+pub use views::Views;
 
 /// One split of a data set: images and their labels, in the order of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]

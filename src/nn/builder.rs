@@ -103,6 +103,18 @@ impl<'a> Builder<'a> {
         Ok(ParamId(self.params.len() - 1))
     }
 
+    /// Keeps a parameter from being trained: it stays as it starts.
+    pub fn fix(&mut self, id: ParamId) {
+        if let Some(p) = self.params.get_mut(id.0) {
+            p.trainable = false;
+        }
+    }
+
+    /// Whether the layer at hand is the first: the network's input is its own.
+    pub fn is_first(&self) -> bool {
+        self.layers.is_empty()
+    }
+
     /// Adds a tensor that training changes and no gradient moves, at first all `value`.
     ///
     /// # Errors

@@ -46,6 +46,7 @@ pub mod nll;
 pub mod parity;
 mod product;
 pub mod relu;
+pub mod scale;
 pub mod silu;
 pub mod window;
 
@@ -68,5 +69,6 @@ pub const ROOMS: &[Room] = &[
     Room { name: "max_pool2d", cases: max_pool2d::cases, random_case: max_pool2d::random_case },
     Room { name: "nll", cases: nll::cases, random_case: nll::random_case },
     Room { name: "relu", cases: relu::cases, random_case: relu::random_case },
+    Room { name: "scale", cases: scale::cases, random_case: scale::random_case },
     Room { name: "silu", cases: silu::cases, random_case: silu::random_case },
 ];

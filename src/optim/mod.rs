@@ -1,13 +1,15 @@
-//! Optimizers: one pass over the flat arena of parameters each.
+//! Optimizers: one pass over the flat arena of parameters each; Muon takes matrix after matrix.
 
 mod adam;
 mod curve;
+mod muon;
 mod schedule;
 mod sgd;
 mod spec;
 
 pub use adam::Adam;
 pub use curve::Curve;
+pub use muon::{Muon, MuonSpec};
 pub use schedule::{Phase, Point, Schedule};
 pub use sgd::Sgd;
 pub use spec::{Algorithm, Clip, EarlyStopping, Ema, Group, OptimizerSpec};

@@ -19,6 +19,14 @@ pub struct Point {
 }
 
 impl Point {
+    /// The place in a run of so many epochs; after them its end.
+    pub fn within(self, epochs: u32) -> Self {
+        match self.epoch < epochs {
+            true => Point { epochs, ..self },
+            false => Point { epoch: epochs, epochs, batch: 0, ..self },
+        }
+    }
+
     /// Updates before this one.
     fn step(&self) -> u64 {
         u64::from(self.epoch) * self.batches as u64 + self.batch as u64

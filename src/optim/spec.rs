@@ -1,8 +1,8 @@
 //! The keys of a recipe that say how parameters move.
 
-use super::{Adam, Optimizer, Sgd};
+use super::{Adam, Muon, MuonSpec, Optimizer, Sgd};
 use crate::error::{Error, Result};
-use crate::params::{Params, matches};
+use crate::params::{Param, Params, matches};
 use crate::step::{GROUPS, Rate};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,12 @@ pub struct Group {
     /// Momentum, or Adam's first beta.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub momentum: Option<f64>,
+    /// Epochs in which its rate goes through the schedule, if not those of the run; then it stays as it is at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over: Option<u32>,
+    /// They are moved by [`Muon`], as matrices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub muon: Option<MuonSpec>,
 }
 
 /// An optimizer and its constants.
@@ -151,6 +157,11 @@ impl OptimizerSpec {
         for (i, rate) in self.rates().into_iter().skip(1).enumerate() {
             check_rate(&format!("optimizer.groups.{i}"), rate)?;
         }
+        for (i, group) in self.groups.iter().enumerate() {
+            let key = format!("optimizer.groups.{i}");
+            within(format!("{key}.over"), group.over.unwrap_or(1).into(), group.over != Some(0), "at least 1 epoch")?;
+            group.muon.map_or(Ok(()), |muon| muon.check(&format!("{key}.muon")))?;
+        }
         match self.groups.len() {
             n if n >= GROUPS => {
                 let problem = format!("{n} groups, and there may be {}", GROUPS - 1);
@@ -200,7 +211,18 @@ impl OptimizerSpec {
                 ));
             }
         }
-        params.configure(|p| p.group = of(&p.key).map_or(0, |i| i as u8 + 1))
+        let muon = |p: &Param| of(&p.key).is_some_and(|i| self.groups[i].muon.is_some());
+        if let Some(vector) = params.list().iter().find(|p| muon(p) && p.shape.rank() < 2) {
+            return Err(Error::config(
+                "optimizer.groups",
+                format!("muon moves matrices and filters, and `{}` is a vector", vector.key),
+                "match the weights of layers alone, such as `*conv*.weight`",
+            ));
+        }
+        params.configure(|p| {
+            p.by_matrix = muon(p);
+            p.group = of(&p.key).map_or(0, |i| i as u8 + 1);
+        })
     }
 
     /// The optimizer with its state, at zero.
@@ -208,14 +230,20 @@ impl OptimizerSpec {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn build(&self, params: &Params) -> Result<Box<dyn Optimizer>> {
-        Ok(match self.algorithm {
+        let muon: Vec<Option<MuonSpec>> = [None].into_iter().chain(self.groups.iter().map(|g| g.muon)).collect();
+        let optimizer: Box<dyn Optimizer> = match self.algorithm {
             Algorithm::Sgd { nesterov, decoupled, .. } => {
-                let momentum = self.rates().iter().any(|r| r.momentum > 0.0);
+                let momentum = self.rates().iter().zip(&muon).any(|(r, muon)| muon.is_none() && r.momentum > 0.0);
                 Box::new(Sgd::new(params, momentum, nesterov)?.decoupled(decoupled))
             }
             Algorithm::Adam { betas, eps, .. } => Box::new(Adam::new(params, betas[1], eps, false)?),
             Algorithm::Adamw { betas, eps, .. } => Box::new(Adam::new(params, betas[1], eps, true)?),
-        })
+        };
+        if muon.iter().all(Option::is_none) {
+            return Ok(optimizer);
+        }
+        let specs: Vec<MuonSpec> = muon.into_iter().map(Option::unwrap_or_default).collect();
+        Ok(Box::new(Muon::new(params, optimizer, &specs)?))
     }
 }
 
@@ -287,5 +315,33 @@ impl EarlyStopping {
         within("early_stopping.patience", patience.into(), patience > 0, "at least 1")?;
         let range = "percentage points from 0 to 100";
         within("early_stopping.min_delta", min_delta, (0.0..=100.0).contains(&min_delta), range)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::nn::Model;
+
+    #[test]
+    fn muon_takes_matrices_and_leaves_the_others() {
+        let of = |groups: &str| {
+            let text = format!("kind = \"sgd\"\nlr = 0.1\ngroups = [{groups}]");
+            let spec: OptimizerSpec = toml::from_str(&text).unwrap();
+            spec.check().unwrap();
+            let net = ["conv 3x3, 4 channels", "flatten", "fc 2"].map(Into::into);
+            let mut model = Model::build(&net, [4, 4, 1], &Device::cpu(), 0).unwrap();
+            let grouped = spec.group(&mut model.params);
+            grouped.map(|()| (spec.build(&model.params).unwrap().state().len(), model.params))
+        };
+        let (states, params) = of("{ match = \"*.weight\", momentum = 0.6, muon = { steps = 3 } }").ok().unwrap();
+        // Plain descent keeps nothing of the others.
+        assert_eq!(states, 1);
+        assert_eq!(params.list().iter().map(|p| p.by_matrix).collect::<Vec<_>>(), [true, false, true, false]);
+        let others: usize = params.spans().iter().map(|(range, _)| range.len()).sum();
+        assert_eq!(others, 2 * 16);
+        let e = of("{ match = \"0.*\", muon = {} }").err().unwrap().to_string();
+        assert!(e.contains("`0.bias` is a vector") && e.contains("remedy"), "{e}");
     }
 }

@@ -31,7 +31,7 @@
 use crate::autograd::{Ctx, Var};
 use crate::data::augment::Augment;
 use crate::data::loader::Transform;
-use crate::data::{Source, Splits};
+use crate::data::{Source, Splits, Views};
 use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use crate::formats::file;
@@ -72,9 +72,15 @@ pub struct Recipe {
     /// Whether each epoch has an order of its own; otherwise the files' order.
     #[serde(default = "yes")]
     pub shuffle: bool,
+    /// Whether an epoch leaves out the images at its end that fill no batch.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub drop_last: bool,
     /// What is minimised.
     #[serde(default)]
     pub loss: Loss,
+    /// Whether the mean of a batch's losses is minimised, or their sum.
+    #[serde(default, skip_serializing_if = "Reduction::is_mean")]
+    pub reduction: Reduction,
     /// Share of the target spread over all classes; for cross-entropy.
     #[serde(default)]
     pub label_smoothing: f64,
@@ -98,6 +104,9 @@ pub struct Recipe {
     /// Random changes to training images.
     #[serde(default)]
     pub augment: Augment,
+    /// The views of a test image whose outputs are averaged.
+    #[serde(default, skip_serializing_if = "is_one_view")]
+    pub tta: Views,
     /// How the parameters move.
     pub optimizer: OptimizerSpec,
     /// How the learning rate changes.
@@ -125,6 +134,9 @@ fn yes() -> bool {
 }
 fn is_no(flag: &bool) -> bool {
     !flag
+}
+fn is_one_view(views: &Views) -> bool {
+    *views == Views::One
 }
 fn one() -> usize {
     1
@@ -172,6 +184,23 @@ pub enum Loss {
     CrossEntropy,
     /// Negative log-likelihood of the network's log-probabilities.
     Nll,
+}
+
+/// How the losses of a batch's images become one number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reduction {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// Their sum: gradients are as many times larger as a batch has images.
+    Sum,
+}
+
+impl Reduction {
+    fn is_mean(&self) -> bool {
+        *self == Reduction::Mean
+    }
 }
 
 impl Loss {
@@ -365,6 +394,7 @@ mod tests {
         ("d2", 11_181_642),
         ("d5", 11_181_642),
         ("e1", 6_580_500),
+        ("airbench94", 1_972_792),
     ];
 
     #[test]
@@ -408,6 +438,13 @@ mod tests {
             ("loss=nll", "log_softmax"),
             ("layers=[\"cnov 3x3\"]", "cnov"),
             ("data.source=mnist", "mnist"),
+            ("reduction=max", "max"),
+            ("tta=mirrors", "did you mean `mirror`?"),
+            ("drop_lost=true", "did you mean `drop_last`?"),
+            ("augment.alternat=true", "did you mean `alternate`?"),
+            ("optimizer.groups=[{match = \"*\", over = 0}]", "groups.0.over"),
+            ("optimizer.groups=[{match = \"*\", muon = {steps = 0}}]", "groups.0.muon.steps"),
+            ("optimizer.groups=[{match = \"*\", muon = {step = 3}}]", "did you mean `steps`?"),
         ] {
             let e = of(set);
             assert!(e.contains(word) && e.contains("remedy"), "{set}: {e}");

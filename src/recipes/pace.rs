@@ -17,8 +17,9 @@ impl Recipe {
     /// The step with the rates, the clipping and the average's decay that it has at a place in the run.
     pub fn at(&self, step: Step, at: Point) -> Step {
         let mut step = step.rate(self.rate(self.optimizer.rate(), at));
-        for (rate, first) in step.rates.iter_mut().zip(self.optimizer.rates()) {
-            *rate = self.rate(first, at);
+        let over = [None].into_iter().chain(self.optimizer.groups.iter().map(|g| g.over));
+        for ((rate, first), over) in step.rates.iter_mut().zip(self.optimizer.rates()).zip(over) {
+            *rate = self.rate(first, over.map_or(at, |epochs| at.within(epochs)));
         }
         self.clip(&mut step);
         // The first update's weights are the first average.
@@ -71,6 +72,12 @@ impl Recipe {
         if self.phases.is_empty() {
             return Ok(());
         }
+        must(
+            self.optimizer.groups.iter().all(|g| g.over.is_none()),
+            "optimizer.groups",
+            "a group has a schedule over epochs of its own, and the run has phases",
+            "leave out `over`, or use [schedule] in place of the phases",
+        )?;
         let all = Phase::epochs(&self.phases);
         must(
             self.epochs <= all,
@@ -84,5 +91,30 @@ impl Recipe {
             "there are phases too, and each of both says what the rate is",
             "leave out [schedule] or [[phases]]",
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_may_take_fewer_epochs() {
+        let recipe = Recipe::load("airbench94", &[]).unwrap();
+        let at = |step: u64| {
+            let (epoch, batch) = ((step / 25) as u32, (step % 25) as usize);
+            let step = recipe.at(Step { step, ..Step::default() }, Point { epoch, epochs: 8, batch, batches: 25 });
+            step.rates.map(|r| r.lr)
+        };
+        let shares = |step: f64| [0.053, 0.24, 0.67].map(|lr| lr * (1.0 - step / 200.0));
+        for step in [0, 30, 74, 75, 76, 199] {
+            let (got, want) = (at(step), shares(step as f64));
+            assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-15), "{step}: {got:?}");
+            let whiten = 0.053 * (1.0 - step as f64 / 75.0).max(0.0);
+            assert!((got[3] - whiten).abs() < 1e-15, "{step}: {got:?}");
+        }
+        let phases = ["phases=[{epochs = 8}]", "schedule.kind=constant"].map(String::from);
+        let e = Recipe::load("airbench94", &phases).unwrap_err().to_string();
+        assert!(e.contains("optimizer.groups") && e.contains("leave out `over`"), "{e}");
     }
 }

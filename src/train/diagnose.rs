@@ -62,13 +62,13 @@ pub(super) fn non_finite(loss: f64, step: u64, epoch: u32, origin: String) -> Er
 }
 
 /// Batch normalisation has no variance to work with if the last batch of an epoch is one image of
-/// one pixel: better said now than after an epoch.
-pub(super) fn check_last_batch(model: &Model, images: usize, batch_size: usize) -> Result<()> {
+/// one pixel: better said now than after an epoch. With `drop` an epoch leaves out a last batch that is not whole.
+pub(super) fn check_last_batch(model: &Model, images: usize, batch_size: usize, drop: bool) -> Result<()> {
     let pointwise = |l: &&LayerInfo| {
         l.spec.starts_with("batch_norm") && !l.spec.ends_with(", frozen") && l.output.dims()[..2] == [1, 1]
     };
     match model.layers.iter().find(pointwise) {
-        Some(l) if images % batch_size == 1 || batch_size == 1 => Err(Error::config(
+        Some(l) if (images % batch_size == 1 && !drop) || batch_size == 1 => Err(Error::config(
             "batch_size",
             format!(
                 "of {images} images the last batch has one, and layer {} ({}) gets one value per channel from it",

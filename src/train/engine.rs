@@ -46,6 +46,8 @@ pub struct Engine {
     pub(super) average: Option<Average>,
     feed: Feed,
     loss: Box<Objective>,
+    /// Whether a batch's losses are added up; else their mean counts.
+    sums: bool,
     pub(super) grads: ParamGrads,
     pub(super) metrics: Metrics,
     recordings: Recordings,
@@ -80,6 +82,7 @@ impl Engine {
             recordings: Recordings::new(can_record(device)),
             average: None,
             held: 0,
+            sums: false,
             fixed: None,
             loss: Box::new(loss),
             feed,
@@ -92,6 +95,13 @@ impl Engine {
     /// numbers are the same.
     pub fn without_graph(&mut self) {
         self.recordings = Recordings::default();
+    }
+
+    /// With `sums` minimises the sum of a batch's losses, of a `loss` that is their mean: gradients are those of the mean times the
+    /// images. What is reported stays the mean. Batches whose gradients are added up are then not averaged.
+    pub fn sum_losses(&mut self, sums: bool) {
+        self.sums = sums;
+        self.recordings = Recordings::new(self.recordings.enabled);
     }
 
     /// The device that it runs on.
@@ -181,7 +191,7 @@ impl Engine {
     /// as its batch's share of a whole batch.
     fn scaled(&self, step: &Step, images: usize, moves: bool) -> Step {
         let share = (self.held + images) as f32 / self.feed.loader().batch_size() as f32;
-        let scale = if moves && self.held > 0 { share } else { 1.0 };
+        let scale = if moves && self.held > 0 && !self.sums { share } else { 1.0 };
         Step { loss_scale: step.loss_scale * scale, ..*step }
     }
 
@@ -225,7 +235,11 @@ impl Engine {
         drop(scores);
         let mut weight = Tensor::empty(loss.value().device(), loss.value().dtype(), loss.shape())?;
         let alone = moves && self.held == 0;
-        let share = if alone { 1.0 } else { images as f64 / self.feed.loader().batch_size() as f64 };
+        let share = match (self.sums, alone) {
+            (true, _) => images as f64,
+            (false, true) => 1.0,
+            (false, false) => images as f64 / self.feed.loader().batch_size() as f64,
+        };
         self.grads.start(&mut weight, share)?;
         if self.held > 0 {
             self.grads.keep();

@@ -1,6 +1,7 @@
 //! Loss and accuracy of a network on a data set.
 
 use crate::autograd::{Ctx, Var};
+use crate::data::Views;
 use crate::data::loader::Feed;
 use crate::error::{Error, Result};
 use crate::nn::Model;
@@ -72,6 +73,20 @@ pub fn evaluate(
     loss: &Objective,
     progress: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Evaluation> {
+    evaluate_views(model, feed, Views::One, loss, progress)
+}
+
+/// The same by the mean of what the network makes of some views of each image.
+///
+/// # Errors
+/// As [`evaluate`]; [`Error::Shape`] for images that have no such views.
+pub fn evaluate_views(
+    model: &Model,
+    feed: &mut Feed,
+    views: Views,
+    loss: &Objective,
+    progress: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Evaluation> {
     let data = feed.loader().clone();
     let classes = &data.data().classes;
     let mut right = vec![0usize; classes.len()];
@@ -80,7 +95,7 @@ pub fn evaluate(
         let batch = feed.batch(&Step { batch_offset: count as u32, ..Step::default() })?;
         let n = batch.labels.len();
         let mut cx = model.eval();
-        let scores = model.forward(&Var::constant(batch.images), &mut cx)?;
+        let scores = views.mean(&batch.images, &mut cx, |x, cx| model.forward(x, cx))?;
         let mean = loss(&scores, &batch.labels, &mut cx)?;
         total += mean.value().item()? * n as f64;
         count += n;

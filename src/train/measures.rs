@@ -1,11 +1,13 @@
 //! What a run's network is measured on: the parts of its data, one at a time on the device.
 
 use crate::data::batch::Transform;
-use crate::data::loader::{Feed, Loader};
+use crate::data::loader::{Augment, Feed, Loader};
 use crate::data::{Dataset, Split};
 use crate::device::Device;
 use crate::dtype::Precision;
 use crate::error::{Error, Result};
+use crate::nn::{Model, WHITEN_IMAGES};
+use crate::step::Step;
 use std::sync::Arc;
 
 /// Images per step of an evaluation.
@@ -41,6 +43,17 @@ impl Measures {
                 Error::config("validation", "no images were held out for validation", remedy)
             }),
         }
+    }
+
+    /// Makes the network's first weights from the first training images, if it asks for that.
+    pub(super) fn whiten(&self, model: &mut Model) -> Result<()> {
+        if !model.whitens() {
+            return Ok(());
+        }
+        let plain = Transform { augment: Augment::default(), ..self.transform.clone() };
+        let count = self.train.len().min(WHITEN_IMAGES);
+        let images = Loader::transformed(self.train.clone(), count, &plain, &Device::cpu())?;
+        model.whiten(&images.feed(false).batch(&Step::default())?.images)
     }
 
     /// A part of the data as batches.

@@ -28,7 +28,7 @@ pub use checkpoint::Position;
 pub use csv_log::CsvLog;
 pub use drawn::drawn;
 pub use engine::Engine;
-pub use evaluate::{Evaluation, Judged, Objective, evaluate};
+pub use evaluate::{Evaluation, Judged, Objective, evaluate, evaluate_views};
 pub use events::{EpochReport, Event, Limits, Observer, Outcome, Spent, StepReport};
 pub use history::{EpochRow, History, StepRow};
 pub use plots::{Plots, Summary, Tested};

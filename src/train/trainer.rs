@@ -3,7 +3,7 @@
 use super::checkpoint::{Checkpoint, Position};
 use super::diagnose::{check_last_batch, check_memory, non_finite, non_finite_parameter, with_last_checkpoint};
 use super::engine::Engine;
-use super::evaluate::{Evaluation, evaluate, unless};
+use super::evaluate::{Evaluation, evaluate_views, unless};
 use super::events::{EpochReport, Event, Limits, Observer, Outcome, Spent, StepReport};
 use super::lr_find::{Curve, Ramp};
 use super::measures::Measures;
@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::formats::file;
 use crate::nn::{Loaded, Model};
 use crate::optim::Point;
-use crate::recipes::Recipe;
+use crate::recipes::{Recipe, Reduction};
 use crate::step::Step;
 use std::path::Path;
 use std::sync::Arc;
@@ -60,15 +60,18 @@ impl Trainer {
                 format!("end it with `flatten` and `fc {classes}`"),
             ));
         }
-        check_last_batch(&model, train.len(), recipe.batch_size)?;
+        check_last_batch(&model, train.len(), recipe.batch_size, recipe.drop_last)?;
         check_memory(&model, recipe.batch_size.min(train.len()))?;
         let (all, transform) = (Arc::new(train), recipe.data.transform(recipe.augment));
-        let train = Loader::transformed(all.clone(), recipe.batch_size, &transform, device)?.with_precision(precision);
+        let train =
+            Loader::transformed(all.clone(), recipe.batch_size, &transform, device)?.drop_last(recipe.drop_last)?;
+        let train = train.with_precision(precision);
         let transform = recipe.data.transform(recipe.augment.in_evaluation());
         let (validation, test) = (validation.map(Arc::new), Arc::new(test));
         let device = device.clone();
         let mut measures = Measures { train: all, validation, test, transform, device, precision, feed: None };
         measures.feed(measures.split())?;
+        measures.whiten(&mut model)?;
         recipe.optimizer.group(&mut model.params)?;
         model.freeze(&recipe.freeze)?;
         let optimizer = recipe.optimizer.build(&model.params)?;
@@ -77,6 +80,7 @@ impl Trainer {
         if recipe.ema.is_some() {
             engine.keep_average()?;
         }
+        engine.sum_losses(recipe.reduction == Reduction::Sum);
         let (position, saver, spent) = (Position::default(), Saver::new(), Spent::default());
         Ok(Trainer { recipe, engine, train, measures, position, saver, spent, pending: Vec::new(), saved: None })
     }
@@ -378,7 +382,8 @@ impl Trainer {
     /// [`Error::Config`] if there is no such part; else as [`evaluate`].
     pub fn evaluate(&mut self, split: Split, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Evaluation> {
         let (loss, feed) = (self.recipe.loss.with(0.0), self.measures.feed(split)?);
-        self.engine.averaged(|model| evaluate(model, feed, &loss, progress))
+        let views = self.recipe.tta;
+        self.engine.averaged(|model| evaluate_views(model, feed, views, &loss, progress))
     }
 
     /// The test set's loss and accuracy with a checkpoint of this recipe's, whose path is for errors. The network that
@@ -391,7 +396,8 @@ impl Trainer {
         let mut model = Model::build(&recipe.network()?, self.train.image(), &self.measures.device, recipe.seed)?;
         model.params.set_precision(recipe.precision)?;
         model.load_state_dict(&checkpoint.model, path)?;
-        evaluate(&model, self.measures.feed(Split::Test)?, &recipe.loss.with(0.0), &mut |_| unless(stop))
+        let (feed, loss) = (self.measures.feed(Split::Test)?, recipe.loss.with(0.0));
+        evaluate_views(&model, feed, recipe.tta, &loss, &mut |_| unless(stop))
     }
 
     /// One step on a batch outside of any run; for benches. The mini-batch's loss.

@@ -2,6 +2,8 @@
 //!
 //! `tools/goldens.py` wrote the files in `tests/goldens/`; its header gives their format.
 
+#[path = "../unit/airbench.rs"]
+mod airbench;
 #[path = "../unit/recipes.rs"]
 mod recipes;
 #[path = "../unit/updates.rs"]
@@ -126,6 +128,7 @@ fn check_op<T: tilework::dtype::Real>(case: &Value, tensors: &SafeTensors<'_>, t
         "relu" => x.relu(&mut cx),
         "silu" => x.silu(&mut cx),
         "gelu" => x.gelu(&mut cx),
+        "scale" => x.scale(p["factor"].as_f64().unwrap(), &mut cx),
         "add" => x.add(&vars[1], &mut cx),
         "flatten" => x.flatten(&mut cx),
         "max_pool2d" => x.max_pool2d(window(p), &mut cx),

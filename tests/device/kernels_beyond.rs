@@ -3,15 +3,15 @@
 
 use crate::under::Under;
 use std::sync::Arc;
-use tilework::data::Dataset;
 use tilework::data::loader::{Augment, Batch, Border, Loader, Outside, Transform};
+use tilework::data::{Dataset, Views};
 use tilework::device::cuda::CudaOptions;
 use tilework::nn::{Model, layer};
 use tilework::ops::batch_norm2d::running;
 use tilework::ops::case::Fill;
 use tilework::ops::parity::{self, Expected};
 use tilework::ops::{Case, Draw, ROOMS, Room};
-use tilework::optim::{Adam, Optimizer, Sgd};
+use tilework::optim::{Adam, Muon, MuonSpec, Optimizer, Sgd};
 use tilework::params::Param;
 use tilework::rng::{Stream, stream};
 use tilework::step::{Rate, Step};
@@ -239,6 +239,44 @@ fn optimizers() {
     }
 }
 
+/// Weights that move as matrices, wide and tall, and biases that another optimizer moves.
+#[test]
+fn muon() {
+    let Some(under) = Under::with(STRIDING) else { return };
+    for (spec, momentum) in [(MuonSpec { steps: 3, normalise: true }, 0.6), (MuonSpec::default(), 0.0)] {
+        let make = |m: &Model| -> Box<dyn Optimizer> {
+            let others = Box::new(Sgd::new(&m.params, true, true).unwrap());
+            Box::new(Muon::new(&m.params, others, &[MuonSpec::default(), spec]).unwrap())
+        };
+        let matrices = |p: &mut Param| {
+            p.by_matrix = p.shape.rank() > 1;
+            p.group = u8::from(p.by_matrix);
+        };
+        let rate = Rate { lr: 0.0, momentum, decay: 0.1 };
+        let want = optimise(&Device::cpu(), &make, rate, &matrices);
+        for (name, device) in &under.devices {
+            close(&optimise(device, &make, rate, &matrices), &want, 1e-4, &format!("{spec:?} ({name})"));
+        }
+    }
+}
+
+#[test]
+fn views_of_images() {
+    let Some(under) = Under::with(STRIDING) else { return };
+    for shape in [[3, 2, 2, 1], [2, 5, 7, 3], [5, 17, 20, 2]] {
+        let of = |device: &Device, views: Views| {
+            let x = Tensor::from_slice(device, shape, &numbers(shape.iter().product(), 4)).unwrap();
+            views.mean(&x, &mut Ctx::eval(device), |x, _| Ok(x.clone())).unwrap().value().to_vec::<f32>().unwrap()
+        };
+        for views in [Views::One, Views::Mirror, Views::MirrorShift] {
+            let want = of(&Device::cpu(), views);
+            for (name, device) in &under.devices {
+                close(&of(device, views), &want, 1e-6, &format!("{views:?} of {shape:?} ({name})"));
+            }
+        }
+    }
+}
+
 /// A frozen parameter keeps its bits, has no gradient, and a group moves at its own rate.
 #[test]
 fn groups_and_frozen_parameters() {
@@ -347,6 +385,8 @@ fn batches_have_the_cpu_s_bits() {
         of(0.3, 3, Border::Reflect),
         of(1.0, 0, Border::Black),
         Augment { vertical_flip: 0.5, cutout: 2, ..of(0.5, 1, Border::Black) },
+        Augment { alternate: true, ..of(0.5, 1, Border::Reflect) },
+        Augment { alternate: true, rotation: 9.0, ..of(0.3, 0, Border::Black) },
         Augment { rotation: 30.0, ..of(0.4, 0, Border::Black) },
         Augment { cutout: 3, ..mixed },
         mixed,

@@ -303,7 +303,11 @@ fn updates_are_the_cpu_s_in_a_recorded_step_too() {
     let sgd = format!(
         r#"optimizer={{kind = "sgd", lr = 1e-3, momentum = 0.9, weight_decay = 0.1, decoupled = true, {groups}}}"#
     );
-    for (optimizer, clip) in [(&adamw, "clip.norm=0.5"), (&sgd, "clip.norm=0.5"), (&sgd, "clip.value=0.01")] {
+    let muon =
+        r#"groups = [{match = "0.weight", lr = 0.01, muon = {normalise = true}}, {match = "4.weight", muon = {}}]"#;
+    let muon = format!(r#"optimizer={{kind = "adamw", lr = 1e-3, {muon}}}"#);
+    let both = [(&sgd, "clip.norm=0.5"), (&sgd, "clip.value=0.01")];
+    for (optimizer, clip) in [(&adamw, "clip.norm=0.5"), (&muon, "clip.norm=0.5")].into_iter().chain(both) {
         let recipe = recipe("quickstart", &[&common[..], &[optimizer, clip, "batch_size=4"]].concat());
         let run = |device: &Device, graph: bool, stops: &[u64]| {
             let folder = tempfile::tempdir().unwrap();
@@ -344,6 +348,55 @@ fn updates_are_the_cpu_s_in_a_recorded_step_too() {
             assert!(got.iter().flatten().zip(want.iter().flatten()).all(close), "{optimizer} {clip}: average of {key}");
         }
     }
+}
+
+/// What `airbench94` is made of, in small: the losses and an evaluation by six views are the CPU's.
+#[test]
+fn whitening_and_muon_are_the_cpu_s_in_a_recorded_step_too() {
+    let Some(under) = Under::new() else { return };
+    let layers = r#"layers=["w: conv 2x2, 24 channels, stride 3, init whiten", "gelu",
+        "a: conv 3x3, 6 channels, stride 2, no bias, init dirac", "batch_norm, no scale, eps 1e-12", "gelu",
+        "b: conv 1x1, 9 channels, no bias", "flatten", "fc: fc 10, no bias, init unit_std", "scale 1/16"]"#;
+    let optimizer = r#"optimizer={kind = "sgd", lr = 1e-3, momentum = 0.8, nesterov = true, weight_decay = 0.1, groups = [
+        {match = "w.bias", over = 1}, {match = "fc.*", lr = 2e-3},
+        {match = "a.*", lr = 0.02, momentum = 0.6, muon = {steps = 3, normalise = true}},
+        {match = "b.*", lr = 0.02, momentum = 0.9, muon = {}}]}"#;
+    let set = [
+        layers,
+        optimizer,
+        "batch_size=8",
+        "drop_last=true",
+        "reduction=sum",
+        "label_smoothing=0.2",
+        "epochs=3",
+        "schedule.kind=linear",
+        "augment={flip = 0.5, alternate = true, pad = 2, border = \"reflect\"}",
+        "tta=mirror-shift",
+    ];
+    let recipe = recipe("quickstart", &set);
+    let run = |device: &Device, graph: bool| {
+        let mut trainer = Trainer::new(recipe.clone(), shapes::generate(0, 30, 20), device).unwrap();
+        if !graph {
+            trainer.engine.without_graph();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::create(folder.path(), "run").unwrap();
+        let mut seen = Steps::default();
+        trainer.run(&run, Limits::default(), &AtomicBool::new(false), &mut [&mut seen]).unwrap();
+        let found = trainer.evaluate(Split::Test, &mut |_| Ok(())).unwrap();
+        (seen.0.iter().map(|r| r.loss).collect::<Vec<_>>(), found, trainer.engine.model.state_dict().unwrap())
+    };
+    let (device, cpu) = (under.first(), run(&Device::cpu(), true));
+    let replayed = run(device, true);
+    assert!(replayed == run(device, false), "with and without a recorded step");
+    // 30 images: three batches an epoch, none of them of six.
+    assert_eq!(replayed.0.len(), 9);
+    for (got, want) in replayed.0.iter().zip(&cpu.0) {
+        assert!((got - want).abs() <= 1e-4, "{got} and {want}");
+    }
+    assert!((replayed.1.loss - cpu.1.loss).abs() <= 1e-4, "{} and {}", replayed.1.loss, cpu.1.loss);
+    let (w, ones) = (&cpu.2["w.weight"], cpu.2["3.weight"].to_f32().unwrap());
+    assert!(w == &replayed.2["w.weight"] && ones.iter().all(|&x| x == 1.0));
 }
 
 /// The validation set is the CPU's, image by image, and measured with the same result.

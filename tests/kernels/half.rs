@@ -37,6 +37,7 @@ fn run<T: KernelType + Float>(device: &Device) -> (Vec<f64>, Vec<i32>, Vec<f32>,
         cutout: 1,
         flip: flips.0,
         vertical_flip: flips.1,
+        alternate: 0,
     };
     let (images, bytes, table) = (images.input().unwrap(), labels.input().unwrap(), table.input().unwrap());
     let (order, at) = (order.input().unwrap(), cuda.step(&step).unwrap());

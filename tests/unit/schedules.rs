@@ -69,6 +69,16 @@ fn a_one_cycle_of_few_updates_is_finite() {
     }
 }
 
+/// A group that goes through its schedule in epochs of its own, and stays at its end.
+#[test]
+fn a_group_has_epochs_of_its_own() {
+    let first = Rate { lr: 0.8, ..Rate::default() };
+    let linear = Schedule::from(Curve::Linear { end_factor: 0.25, over: None });
+    let at = |epoch, batch| linear.at(first, Point { epoch, epochs: 5, batch, batches: 4 }.within(2)).lr;
+    assert_eq!([at(0, 0), at(1, 0), at(1, 2)].map(|x| (x * 1e6).round()), [8e5, 5e5, 3.5e5]);
+    assert_eq!([at(2, 0), at(4, 3)].map(|x| (x * 1e6).round()), [2e5; 2]);
+}
+
 #[test]
 fn mistakes_in_schedules_are_named() {
     for (set, word) in [

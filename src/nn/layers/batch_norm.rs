@@ -1,7 +1,8 @@
 //! Batch normalisation over n, h, w.
 //!
 //! A frozen one normalises with its running statistics in training too, and leaves them as they are, like PyTorch's
-//! after `eval()`; its weight and bias are trained all the same, unless they are frozen as parameters.
+//! after `eval()`; its weight and bias are trained all the same, unless they are frozen as parameters. One without scale has
+//! a weight that is 1 and not trained: its state dict is that of any other.
 
 use super::*;
 use crate::autograd::Mode;
@@ -11,6 +12,8 @@ struct BatchNorm {
     eps: f64,
     momentum: f64,
     frozen: bool,
+    /// Whether its weight stays 1.
+    fixed: bool,
     gamma: ParamId,
     beta: ParamId,
     mean: BufferId,
@@ -23,14 +26,17 @@ pub(super) fn read(p: &mut Phrase<'_>) -> Result<Box<dyn Layer>> {
     if !(eps > 0.0 && eps < f64::INFINITY && (0.0..=1.0).contains(&momentum)) {
         return Err(p.bad("eps must be positive and finite, momentum in [0, 1]", "the usual ones are 1e-5 and 0.1"));
     }
-    let frozen = p.flag("frozen");
-    Ok(Box::new(BatchNorm { eps, momentum, frozen, ..BatchNorm::default() }))
+    let (frozen, fixed) = (p.flag("frozen"), p.flag("no scale"));
+    Ok(Box::new(BatchNorm { eps, momentum, frozen, fixed, ..BatchNorm::default() }))
 }
 
 impl Layer for BatchNorm {
     fn infer(&mut self, x: Shape, b: &mut Builder<'_>) -> Result<Shape> {
         let [_, _, c] = image(x)?;
         self.gamma = b.param("weight", [c], Init::Constant(1.0))?;
+        if self.fixed {
+            b.fix(self.gamma);
+        }
         self.beta = b.param("bias", [c], Init::Constant(0.0))?;
         self.mean = b.buffer("running_mean", [c], 0.0)?;
         self.var = b.buffer("running_var", [c], 1.0)?;
@@ -55,16 +61,18 @@ impl Layer for BatchNorm {
     }
 
     fn phrase(&self) -> String {
+        let scale = if self.fixed { ", no scale" } else { "" };
         let eps = if self.eps == 1e-5 { String::new() } else { format!(", eps {:e}", self.eps) };
         let momentum = if self.momentum == 0.1 { String::new() } else { format!(", momentum {}", self.momentum) };
         let frozen = if self.frozen { ", frozen" } else { "" };
-        format!("batch_norm{eps}{momentum}{frozen}")
+        format!("batch_norm{scale}{eps}{momentum}{frozen}")
     }
 }
 
 #[test]
 fn phrases() {
-    survive_a_round_trip(&["batch_norm", "batch_norm, eps 1e-3, momentum 0.2", "batch_norm, momentum 0.2, frozen"]);
+    survive_a_round_trip(&["batch_norm", "batch_norm, no scale, eps 1e-12, momentum 0.4"]);
+    survive_a_round_trip(&["batch_norm, eps 1e-3, momentum 0.2", "batch_norm, momentum 0.2, frozen"]);
     are_refused(&[
         ("batch_norm, eps -1", "eps must be positive"),
         ("batch_norm, eps inf", "eps must be positive and finite"),

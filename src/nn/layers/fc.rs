@@ -6,6 +6,8 @@ use super::*;
 struct Fc {
     from: Option<usize>,
     features: usize,
+    /// Whether the weights start divided by their standard deviation.
+    unit: bool,
     w: ParamId,
     b: Option<ParamId>,
 }
@@ -14,7 +16,8 @@ pub(super) fn read(p: &mut Phrase<'_>) -> Result<Box<dyn Layer>> {
     let size = p.size("fc 120")?;
     let (from, features) = p.arrow(size, "a number of features")?;
     let b = (!p.flag("no bias")).then(ParamId::default);
-    Ok(Box::new(Fc { from, features, w: ParamId::default(), b }))
+    let unit = p.flag("init unit_std");
+    Ok(Box::new(Fc { from, features, unit, w: ParamId::default(), b }))
 }
 
 impl Layer for Fc {
@@ -23,7 +26,8 @@ impl Layer for Fc {
             return Err(misfit(format!("it takes features, but here comes an image {x}"), "put `flatten` before it"));
         };
         stated("features", self.from, inputs)?;
-        self.w = b.param("weight", [self.features, inputs], Init::FanIn(inputs))?;
+        let start = if self.unit { Init::UnitDeviation(inputs) } else { Init::FanIn(inputs) };
+        self.w = b.param("weight", [self.features, inputs], start)?;
         if let Some(bias) = &mut self.b {
             *bias = b.param("bias", [self.features], Init::FanIn(inputs))?;
         }
@@ -44,15 +48,17 @@ impl Layer for Fc {
 
     fn phrase(&self) -> String {
         let bias = if self.b.is_some() { "" } else { ", no bias" };
-        format!("fc {}{}{bias}", arrow(self.from), self.features)
+        let init = if self.unit { ", init unit_std" } else { "" };
+        format!("fc {}{}{bias}{init}", arrow(self.from), self.features)
     }
 }
 
 #[test]
 fn phrases() {
-    survive_a_round_trip(&["fc 120", "fc 400 -> 120, no bias"]);
+    survive_a_round_trip(&["fc 120", "fc 400 -> 120, no bias", "fc 10, no bias, init unit_std"]);
     are_refused(&[
         ("fc", "needs a size"),
+        ("fc 10, init dirac", "`init dirac` is not something"),
         ("fc 0", "not a number of features"),
         ("fc 10 channels", "not a number of features"),
     ]);

@@ -17,6 +17,7 @@ mod log_softmax;
 mod max_pool;
 mod relu;
 mod residual;
+mod scale;
 mod sequential;
 mod silu;
 
@@ -83,12 +84,13 @@ type Reader = fn(&mut Phrase<'_>) -> Result<Box<dyn Layer>>;
 /// Every layer that a recipe can name.
 #[rustfmt::skip]
 pub const LAYERS: &[LayerKind] = &[
-    LayerKind { name: "conv", form: "conv 5x5, 16 channels[, stride 2][, pad 1][, no bias][, init kaiming_normal]", help: "convolution; `3 -> 16 channels` also states the input's channels; starts uniform as in PyTorch, or normal with the variance 2 / fan_out", read: Some(conv::read) },
-    LayerKind { name: "fc", form: "fc 120[, no bias]", help: "linear; `fc 400 -> 120` also states the input's features", read: Some(fc::read) },
-    LayerKind { name: "batch_norm", form: "batch_norm[, eps 1e-5][, momentum 0.1][, frozen]", help: "batch normalisation over n, h, w; a frozen one keeps its running statistics and normalises with them in training too", read: Some(batch_norm::read) },
+    LayerKind { name: "conv", form: "conv 5x5, 16 channels[, stride 2][, pad 1][, no bias][, init kaiming_normal]", help: "convolution; `3 -> 16 channels` also states the input's channels; starts uniform as in PyTorch, or as `init` says, see below", read: Some(conv::read) },
+    LayerKind { name: "fc", form: "fc 120[, no bias][, init unit_std]", help: "linear; `fc 400 -> 120` also states the input's features; starts uniform as in PyTorch, with `unit_std` its weights divided by their standard deviation", read: Some(fc::read) },
+    LayerKind { name: "batch_norm", form: "batch_norm[, no scale][, eps 1e-5][, momentum 0.1][, frozen]", help: "batch normalisation over n, h, w; without scale its weight stays 1; a frozen one keeps its running statistics and normalises with them in training too", read: Some(batch_norm::read) },
     LayerKind { name: "relu", form: "relu", help: "ReLU", read: Some(|_| Ok(Box::new(relu::Relu))) },
     LayerKind { name: "gelu", form: "gelu", help: "GELU, the exact one", read: Some(|_| Ok(Box::new(gelu::Gelu))) },
     LayerKind { name: "silu", form: "silu", help: "SiLU, `x · sigmoid(x)`", read: Some(|_| Ok(Box::new(silu::Silu))) },
+    LayerKind { name: "scale", form: "scale 1/256", help: "multiplies by a constant, written as a number or a fraction", read: Some(scale::read) },
     LayerKind { name: "max_pool", form: "max_pool 2x2[, stride 2][, pad 1]", help: "max-pool; the stride is the kernel's size unless given", read: Some(max_pool::read) },
     LayerKind { name: "avg_pool", form: "avg_pool 2x2[, stride 2][, pad 1][, exclude_pad]", help: "average-pool; the padding counts as zeros unless excluded", read: Some(avg_pool::read) },
     LayerKind { name: "adaptive_max_pool", form: "adaptive_max_pool 1x1", help: "max-pool to a given height and width", read: Some(adaptive_pool::read) },

@@ -57,6 +57,40 @@ fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     Ok(y)
 }
 
+/// How two matrices are multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Factors {
+    /// `a·b`
+    AsTheyAre,
+    /// `aᵀ·b`
+    FirstTransposed,
+    /// `a·bᵀ`
+    SecondTransposed,
+}
+
+/// The product of two matrices of f32, on their device: the products of a layer, for whoever needs them apart.
+pub(crate) fn matrix_product(factors: Factors, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if factors == Factors::SecondTransposed {
+        return forward(a, b, None);
+    }
+    let (first, m) = (factors == Factors::FirstTransposed, b.shape().last());
+    let [rows, columns] = a.shape().rank2().unwrap_or_default();
+    let inner = if first { rows } else { columns };
+    if b.shape().rank2() != Some([inner, m]) || a.len() != rows * columns {
+        let got = format!("{} and {}", a.shape(), b.shape());
+        return Err(Error::shape(OP, "matrices that fit each other", got, "check the shapes"));
+    }
+    let dims = [rows, m, columns];
+    let mut y = Tensor::empty(a.device(), a.dtype(), [if first { columns } else { rows }, m])?;
+    match (a.device(), first) {
+        (Device::Cpu(_), true) => cpu::backward_w(a.host::<f32>()?, b.host()?, y.host_mut()?, false, dims),
+        (Device::Cpu(_), false) => cpu::backward_x(a.host::<f32>()?, b.host()?, y.host_mut()?, dims),
+        (Device::Cuda(cuda), true) => cuda::backward_w::<f32>(cuda, a, b, &mut Slot::of_tensor(&mut y, false)?, dims)?,
+        (Device::Cuda(cuda), false) => cuda::backward_x::<f32>(cuda, a, b, &mut y, dims)?,
+    }
+    Ok(y)
+}
+
 struct Linear(Operands);
 
 impl Backward for Linear {

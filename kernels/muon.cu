@@ -1,0 +1,62 @@
+// Muon: parameters that move as matrices. src/optim/muon.rs has the whole update; its products are those of linear.cu.
+// Instances: T = float, half, bf16
+#include "update.cuh"
+
+struct MuonDims {
+  int n;       // elements of the parameter
+  int group;   // of the step's rates
+  float root;  // the norm that the parameter is brought to before the update, or 0: it is left as it is
+};
+
+struct BlendDims {
+  int n;          // elements
+  float a, b;     // factors of x and y
+  float nothing;  // added to the norm
+};
+
+// v = momentum * v + g'; u = g' + momentum * v, with g' the gradient as it is used.
+// Threads: one an element, neighbours side by side.
+// Traffic: g and v read, v and u written.
+// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
+// Numerics: in float.
+// Limits: n < 2^31.
+// Registers: at most 40.
+__global__ void __launch_bounds__(256)
+    muon_momentum(const float* __restrict__ g, float* __restrict__ v, float* __restrict__ u,
+                  OPTIONAL const float* __restrict__ norm, OPTIONAL const Scaling* __restrict__ scaling,
+                  const Step* __restrict__ s, MuonDims d) {
+  if (is_skipped(scaling)) return;
+  const float clip = s->clip, unscale = gradient_scale(s, norm, scaling);
+  const float momentum = (float)s->rates[d.group].momentum;
+  FOR_EACH(i, d.n) {
+    const float grad = used(g[i], unscale, clip), velocity = momentum * v[i] + grad;
+    v[i] = velocity;
+    u[i] = grad + momentum * velocity;
+  }
+}
+
+// y = a * x + b * y; with a norm of y, y = y / (norm + nothing) instead, and x is not read.
+// Traffic: x and y read, y written.
+__global__ void __launch_bounds__(256) muon_blend(OPTIONAL const float* __restrict__ x, float* __restrict__ y,
+                                                  OPTIONAL const float* __restrict__ norm, BlendDims d) {
+  const float scale = norm ? 1.0f / (norm[0] + d.nothing) : d.b;
+  FOR_EACH(i, d.n) y[i] = x ? d.a * x[i] + scale * y[i] : scale * y[i];
+}
+
+// p = p * root / norm (where there is a root, and a norm above 0), then p = p * (1 - lr * decay) - lr * u.
+// Traffic: p and u read, p written; `copy`, what products take, written where there is one.
+template <class T>
+__global__ void __launch_bounds__(256)
+    muon_step(const float* __restrict__ u, float* __restrict__ p, OPTIONAL T* __restrict__ copy,
+              OPTIONAL const float* __restrict__ norm, OPTIONAL const Scaling* __restrict__ scaling,
+              const Step* __restrict__ s, MuonDims d) {
+  if (is_skipped(scaling)) return;
+  const Rate& r = s->rates[d.group];
+  const float lr = (float)r.lr, length = norm && norm[0] > 0.0f ? d.root / norm[0] : 1.0f;
+  const float keep = length * (1.0f - lr * (float)r.decay);
+  FOR_EACH(i, d.n) {
+    const float value = p[i] * keep - lr * u[i];
+    p[i] = value;
+    if (copy) copy[i] = from_float<T>(value);
+  }
+}
