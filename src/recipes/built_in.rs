@@ -67,5 +67,5 @@ pub const MINUTES: &[(&str, f64)] = &[
     ("d4-freeze10", 7.0),
     ("d5-tiny", 800.0),
     ("e1-resnet9-onecycle", 88.0),
-    ("airbench94", 60.0),
+    ("airbench94", 52.0),
 ];

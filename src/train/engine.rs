@@ -97,8 +97,8 @@ impl Engine {
         self.recordings = Recordings::default();
     }
 
-    /// With `sums` minimises the sum of a batch's losses, of a `loss` that is their mean: gradients are those of the mean times the
-    /// images. What is reported stays the mean. Batches whose gradients are added up are then not averaged.
+    /// With `sums` the sum of a batch's losses is minimised, of a `loss` that is their mean: gradients are those of the
+    /// mean times the images. What is reported stays the mean. Gradients that are accumulated are then not averaged.
     pub fn sum_losses(&mut self, sums: bool) {
         self.sums = sums;
         self.recordings = Recordings::new(self.recordings.enabled);

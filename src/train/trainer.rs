@@ -379,7 +379,7 @@ impl Trainer {
     /// A part of the data's loss and accuracy, with the averaged weights where an average is kept.
     ///
     /// # Errors
-    /// [`Error::Config`] if there is no such part; else as [`evaluate`].
+    /// [`Error::Config`] if there is no such part; else as [`evaluate_views`].
     pub fn evaluate(&mut self, split: Split, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Evaluation> {
         let (loss, feed) = (self.recipe.loss.with(0.0), self.measures.feed(split)?);
         let views = self.recipe.tta;
@@ -390,7 +390,7 @@ impl Trainer {
     /// is trained stays as it is. It is an error once `stop` is set.
     ///
     /// # Errors
-    /// [`Error::File`] if it is another network's; else as [`evaluate`].
+    /// [`Error::File`] if it is another network's; else as [`evaluate_views`].
     pub fn test(&mut self, checkpoint: &Checkpoint, path: &Path, stop: &AtomicBool) -> Result<Evaluation> {
         let recipe = &self.recipe;
         let mut model = Model::build(&recipe.network()?, self.train.image(), &self.measures.device, recipe.seed)?;
