@@ -32,11 +32,12 @@ use crate::autograd::{Ctx, Var};
 use crate::data::augment::Augment;
 use crate::data::loader::Transform;
 use crate::data::{Source, Splits, Views};
+use crate::device::Device;
 use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use crate::formats::file;
 use crate::nn::networks::{ModelSpec, freeze_batch_norms};
-use crate::nn::{LayerSpec, Pretrained};
+use crate::nn::{LayerSpec, Model, Pretrained};
 use crate::optim::{Clip, EarlyStopping, Ema, OptimizerSpec, Phase, Schedule};
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -234,6 +235,16 @@ impl DataSpec {
 }
 
 impl Recipe {
+    /// The network, initialised for images of `[h, w, c]`.
+    ///
+    /// # Errors
+    /// As [`Model::build`]; [`Error::Config`] for a precision that the device has not.
+    pub fn model(&self, image: [usize; 3], device: &Device) -> Result<Model> {
+        let mut model = Model::build(&self.network()?, image, device, self.seed)?;
+        model.params.set_precision(self.precision)?;
+        Ok(model)
+    }
+
     /// A built-in recipe by name, or a file whose name ends in `.toml`; then `set`, a list of
     /// `key=value`, replaces values (`optimizer.lr=0.1`).
     ///
@@ -370,8 +381,6 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Device;
-    use crate::nn::Model;
     use crate::optim::Curve;
 
     /// By the start of a recipe's name, as PyTorch counts them.

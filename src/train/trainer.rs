@@ -14,7 +14,7 @@ use crate::data::{Dataset, Split, Splits};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::formats::file;
-use crate::nn::{Loaded, Model};
+use crate::nn::Loaded;
 use crate::optim::Point;
 use crate::recipes::{Recipe, Reduction};
 use crate::step::Step;
@@ -49,9 +49,7 @@ impl Trainer {
         recipe.check()?;
         let Splits { train, validation, test } = recipe.data.split(splits)?;
         let image = recipe.data.image([train.height, train.width, train.channels]);
-        let mut model = Model::build(&recipe.network()?, image, device, recipe.seed)?;
-        let precision = recipe.precision;
-        model.params.set_precision(precision)?;
+        let (mut model, precision) = (recipe.model(image, device)?, recipe.precision);
         let classes = train.classes.len();
         if model.output.dims() != [classes] {
             return Err(Error::config(
@@ -63,12 +61,10 @@ impl Trainer {
         check_last_batch(&model, train.len(), recipe.batch_size, recipe.drop_last)?;
         check_memory(&model, recipe.batch_size.min(train.len()))?;
         let (all, transform) = (Arc::new(train), recipe.data.transform(recipe.augment));
-        let train =
-            Loader::transformed(all.clone(), recipe.batch_size, &transform, device)?.drop_last(recipe.drop_last)?;
-        let train = train.with_precision(precision);
+        let train = Loader::transformed(all.clone(), recipe.batch_size, &transform, device)?;
+        let train = train.drop_last(recipe.drop_last)?.with_precision(precision);
         let transform = recipe.data.transform(recipe.augment.in_evaluation());
-        let (validation, test) = (validation.map(Arc::new), Arc::new(test));
-        let device = device.clone();
+        let (validation, test, device) = (validation.map(Arc::new), Arc::new(test), device.clone());
         let mut measures = Measures { train: all, validation, test, transform, device, precision, feed: None };
         measures.feed(measures.split())?;
         measures.whiten(&mut model)?;
@@ -393,8 +389,7 @@ impl Trainer {
     /// [`Error::File`] if it is another network's; else as [`evaluate_views`].
     pub fn test(&mut self, checkpoint: &Checkpoint, path: &Path, stop: &AtomicBool) -> Result<Evaluation> {
         let recipe = &self.recipe;
-        let mut model = Model::build(&recipe.network()?, self.train.image(), &self.measures.device, recipe.seed)?;
-        model.params.set_precision(recipe.precision)?;
+        let mut model = recipe.model(self.train.image(), &self.measures.device)?;
         model.load_state_dict(&checkpoint.model, path)?;
         let (feed, loss) = (self.measures.feed(Split::Test)?, recipe.loss.with(0.0));
         evaluate_views(&model, feed, recipe.tta, &loss, &mut |_| unless(stop))
