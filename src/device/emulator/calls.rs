@@ -73,7 +73,7 @@ unsafe extern "C" fn tilework_emu_collective(
                 let named = b.meetings.get(id).named;
                 b.wake(index, named & !(1 << lane));
                 if op == SYNCWARP && !checker.is_null() {
-                    (*checker).warp_sync(index, named);
+                    (*checker).warp_sync(&*block, index, named);
                 }
                 b.meetings.leave(id, lane, source)
             }

@@ -13,6 +13,8 @@ pub(super) const POISON: u8 = 0xFF;
 const GUARD: usize = 64;
 const GUARD_BYTE: u8 = 0xA5;
 const ALIGN: usize = 128;
+/// What the whole of it is aligned to: the largest swizzle's period.
+const PERIOD: usize = 1024;
 /// Room for all static variables: guards and alignment come on top of what the hardware counts.
 const ARENA: usize = STATIC_LIMIT + STATIC_LIMIT / 16 * (GUARD + ALIGN);
 
@@ -42,13 +44,13 @@ pub(super) struct Shared {
 }
 
 fn aligned(memory: &mut Vec<u128>, bytes: usize) -> *mut u8 {
-    let words = (bytes + ALIGN).div_ceil(16);
+    let words = (bytes + PERIOD).div_ceil(16);
     if memory.len() < words {
         *memory = vec![0; words];
     }
     let start = memory.as_mut_ptr().cast::<u8>();
-    // SAFETY: at most ALIGN - 1 bytes on, which the allocation has to spare.
-    unsafe { start.add(start.align_offset(ALIGN)) }
+    // SAFETY: at most PERIOD - 1 bytes on, which the allocation has to spare.
+    unsafe { start.add(start.align_offset(PERIOD)) }
 }
 
 impl Shared {
@@ -104,7 +106,7 @@ impl Shared {
 
     pub(super) fn dynamic_start(&self) -> usize {
         let start = self.dynamic.as_ptr().cast::<u8>();
-        start as usize + start.align_offset(ALIGN)
+        start as usize + start.align_offset(PERIOD)
     }
 
     /// The name of the first variable that was written past its end.
