@@ -89,6 +89,131 @@ fn gemm<T: KernelType + Float>() {
     }
 }
 
+/// What a product of the tests is launched with.
+type Launcher = fn(&Cuda, Launch, &TensorMap, &TensorMap, Out<'_, f32>, &hopper::ProductDims) -> Result<()>;
+
+/// a b' with rows of a and b along k, or a' b with rows along m and n; sizes that are no multiples of a tile.
+fn product<T: KernelType + Float>(kernel: Launcher, launch: Launch, turned: bool, box_rows: u32) {
+    let (m, n, k) = (72, 136, 200);
+    let (a, b) = (numbers(m * k, 1), numbers(n * k, 2));
+    let at = |x: &[f64], i: usize, j: usize, lines: usize| if turned { x[j * lines + i] } else { x[i * k + j] };
+    let cell = |i: usize| (0..k).map(|j| at(&a, i / n, j, m) * at(&b, i % n, j, n)).sum::<f64>();
+    let want: Vec<f64> = (0..m * n).map(cell).collect();
+    for device in devices() {
+        let shape = |lines| if turned { [k, lines] } else { [lines, k] };
+        let (x, w) = (tensor::<T>(&device, &shape(m), &a), tensor::<T>(&device, &shape(n), &b));
+        let map = |x: &Tensor, [rows, columns]: [usize; 2], lines| matrix::<T>(&device, x, rows, columns, [64, lines]);
+        let (x_map, w_map) = (map(&x, shape(m), 64), map(&w, shape(n), box_rows));
+        let mut y = Tensor::zeros(&device, DType::F32, [m, n]).unwrap();
+        let d = hopper::ProductDims { m: m as i32, n: n as i32, k: k as i32 };
+        kernel(cuda(&device), launch, &x_map, &w_map, y.output().unwrap(), &d).unwrap();
+        assert_eq!(y.to_f64().unwrap(), want);
+    }
+}
+
+#[test]
+fn operands_along_m_and_n() {
+    let launch = Launch::new(0, 160).grid(3, 2, 1).shared(32 << 10);
+    product::<half::f16>(hopper::hopper_turned::<half::f16>, launch, true, 64);
+    product::<half::bf16>(hopper::hopper_turned::<half::bf16>, launch, true, 64);
+}
+
+#[test]
+fn a_cluster_shares_an_operand_or_a_sum() {
+    let launch = Launch::new(0, 160).grid(3, 2, 1).shared(32 << 10).cluster(1, 2, 1);
+    product::<half::f16>(hopper::hopper_multicast::<half::f16>, launch, false, 32);
+    let launch = Launch::new(0, 128).grid(6, 2, 1).shared(32 << 10).cluster(2, 1, 1);
+    product::<half::f16>(hopper::hopper_split::<half::f16>, launch, false, 64);
+}
+
+/// A convolution of [n, h, w, c] with [o][kh][kw][c].
+fn conv<T: KernelType + Float>([n, h, w, c, o, kernel, stride, pad]: [usize; 8]) {
+    let out = |size: usize| (size + 2 * pad - kernel) / stride + 1;
+    let (oh, ow) = (out(h), out(w));
+    let (x, f) = (numbers(n * h * w * c, 1), numbers(o * kernel * kernel * c, 2));
+    // In quarters, so that two bytes hold the sums.
+    let f: Vec<f64> = f.iter().map(|v| (*v / 4.0).round() / 4.0).collect();
+    let mut want = vec![0.0; n * oh * ow * o];
+    for (i, y) in want.iter_mut().enumerate() {
+        let (image, top, left) = (i / o / ow / oh, i / o / ow % oh * stride, i / o % ow * stride);
+        for (r, s) in (0..kernel * kernel).map(|tap| (tap / kernel, tap % kernel)) {
+            let (row, column) = ((top + r).wrapping_sub(pad), (left + s).wrapping_sub(pad));
+            if row < h && column < w {
+                let (at, tap) = (((image * h + row) * w + column) * c, ((i % o * kernel + r) * kernel + s) * c);
+                *y += (0..c).map(|k| x[at + k] * f[tap + k]).sum::<f64>();
+            }
+        }
+        *y = T::of(*y).f64();
+    }
+    for device in devices() {
+        let (x, f) = (tensor::<T>(&device, &[n * h * w, c], &x), tensor::<T>(&device, &[o * kernel * kernel, c], &f));
+        let mut y = Tensor::zeros(&device, T::DTYPE, [n * oh * ow, o]).unwrap();
+        let size = |v: usize| v as u32;
+        let corner = |window: usize| {
+            let upper = pad as i32 - (kernel as i32 - 1);
+            assert!(window > 0);
+            (-(pad as i32), upper)
+        };
+        let (lower, upper) = corner(kernel);
+        let column = TensorMapBox::Im2col {
+            lower: vec![lower; 2],
+            upper: vec![upper; 2],
+            channels: 64,
+            pixels: 64,
+            steps: vec![size(stride); 2],
+        };
+        let address = x.input::<T>().unwrap().address();
+        let x_spec = TensorMapSpec::im2col(2, address, [n, h, w, c].map(size), column, Swizzle::B128);
+        let address = f.input::<T>().unwrap().address();
+        let dims = [c, kernel * kernel, o].map(size);
+        let f_spec = TensorMapSpec::tiled(2, address, &dims, &[64, 1, 64], Swizzle::B128);
+        let address = y.output::<T>().unwrap().address();
+        let y_spec = TensorMapSpec::tiled(2, address, &[o, n * oh * ow].map(size), &[64, 64], Swizzle::B128);
+        let [x_map, f_map, y_map] = [x_spec, f_spec, y_spec].map(|spec| cuda(&device).tensor_map(&spec).unwrap());
+        let launch = Launch::new(0, 160).grid((n * oh * ow).div_ceil(64), o.div_ceil(64), 1).shared(40 << 10);
+        let [c, taps, kw, oh, ow, stride, pad] =
+            [c, kernel * kernel, kernel, oh, ow, stride, pad].map(|v| v as i32);
+        let d = hopper::ConvDims { c, taps, kw, oh, ow, stride, pad };
+        hopper::hopper_conv::<T>(cuda(&device), launch, &x_map, &f_map, &y_map, &d).unwrap();
+        assert_eq!(y.to_f64().unwrap(), want);
+    }
+}
+
+#[test]
+fn a_convolution_by_columns_of_pixels() {
+    conv::<half::f16>([2, 9, 11, 24, 40, 3, 1, 1]);
+    conv::<half::bf16>([3, 7, 6, 72, 8, 3, 2, 1]);
+    conv::<half::f16>([1, 5, 13, 8, 72, 1, 1, 0]);
+}
+
+#[test]
+fn every_other_instruction() {
+    for device in devices() {
+        let x = tensor::<half::f16>(&device, &[64, 64], &numbers(4096, 5));
+        let map = matrix::<half::f16>(&device, &x, 64, 64, [64, 64]);
+        let mut y = Tensor::zeros(&device, DType::F32, [2048]).unwrap();
+        let address = y.output::<f32>().unwrap().address();
+        let out = TensorMapSpec::tiled(4, address, &[2048], &[256], Swizzle::None);
+        let out = cuda(&device).tensor_map(&out).unwrap();
+        let mut z = Tensor::zeros(&device, DType::F32, [512]).unwrap();
+        let launch = Launch::new(4, 128).cluster(2, 1, 1).shared(16 << 10);
+        let d = hopper::HopperDims { bytes: 8192 };
+        hopper::hopper_words::<half::f16>(cuda(&device), launch, &map, &out, z.output().unwrap(), &d).unwrap();
+        let (x, y, z) = (numbers(4096, 5), y.to_f64().unwrap(), z.to_f64().unwrap());
+        let cell = |i: usize, j: usize| (0..16).map(|k| x[i * 64 + k] * x[j * 64 + k]).sum::<f64>();
+        for block in 0..4 {
+            for t in 0..64 {
+                let (row, column) = (t / 32 * 16 + t % 32 / 4, t % 4 * 2);
+                let place = block % 2 + 2 * 10 + block / 2 * 100 + 2 * 1000 + 2 * 10000;
+                let want = [cell(row, column), cell(row, column + 1), cell(row, column + 1), place as f64];
+                assert_eq!(y[block * 512 + t * 4..][..4], want, "block {block}, thread {t}");
+            }
+            // The first column of a warp's first tile: lanes 0, 4, 8, ... in the lower half of their registers.
+            assert_eq!(z[block * 128..][..4], [0.0, 8.0, 16.0, 24.0]);
+        }
+    }
+}
+
 #[test]
 fn a_product_through_a_ring() {
     gemm::<half::f16>();

@@ -7,9 +7,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::Region;
+use super::access::Access;
 use super::block::{Block, Context};
-use super::clocks::{Clocks, Row};
+use super::clocks::Clocks;
 use super::places::place;
 use super::races::{Who, forget_other_blocks};
 use super::registers::Registers;
@@ -17,67 +17,10 @@ use super::report::{Action, Finding, FindingKind, Report, Site, dim};
 use super::shadow::{ASYNC, ATOMIC, IN_FLIGHT, Mark, Span};
 use super::source::Lines;
 use super::trace::Trace;
+use super::{Call, Region};
 
 /// Findings kept per launch.
 const MOST: usize = 8;
-
-/// One memory access of the running thread.
-#[derive(Clone, Copy)]
-pub(super) struct Access {
-    pub(super) address: usize,
-    pub(super) bytes: usize,
-    kind: u32,
-    /// Return address of the hook; 0 where `site` is known instead.
-    pub(super) pc: usize,
-    pub(super) site: Site,
-    behalf: Option<Behalf>,
-}
-
-/// For whom a thread makes an access, if not for itself.
-#[derive(Clone, Copy)]
-pub(super) struct Behalf {
-    pub(super) agent: u32,
-    pub(super) clock: u32,
-    /// What is known to the threads that began the instruction; null where it is one thread.
-    pub(super) knows: *const Row,
-}
-
-impl Access {
-    pub(super) const READ: u32 = 0;
-    pub(super) const WRITE: u32 = 1;
-    pub(super) const ATOMIC: u32 = 2;
-    /// An asynchronous copy to here begins: a write at any time from now to its wait.
-    pub(super) const ISSUE: u32 = 3;
-    /// An asynchronous copy has arrived here.
-    pub(super) const LAND: u32 = 4;
-
-    pub(super) fn site(address: usize, bytes: usize, kind: u32, site: Site) -> Access {
-        Access { address, bytes, kind, pc: 0, site, behalf: None }
-    }
-
-    pub(super) fn hook(address: usize, bytes: usize, kind: u32, pc: usize) -> Access {
-        Access { address, bytes, kind, pc, site: Site::NONE, behalf: None }
-    }
-
-    /// Made by an instruction of the asynchronous proxy.
-    pub(super) fn behind(self, behalf: Behalf) -> Access {
-        Access { behalf: Some(behalf), ..self }
-    }
-
-    /// Checks an access that is about to happen; does not return where it must not happen.
-    ///
-    /// # Safety
-    /// `block` runs on this OS thread, under a checker; no reference into it is alive.
-    #[inline]
-    pub(super) unsafe fn check(self, block: *mut Block) {
-        // SAFETY: as the caller promises; both references end before the switch.
-        unsafe {
-            if !(*(*block).checker).access(&*block, self) {
-                Block::stop(block);
-            }
-        }
-    }
-}
 
 #[derive(Clone)]
 struct Raw {
@@ -115,6 +58,8 @@ pub(super) struct Checker {
     /// For each block of the running cluster.
     seats: Vec<Seat>,
     epoch: u32,
+    /// The kernel is for one architecture alone: more than barriers puts its threads in order.
+    specific: bool,
     /// From the first instruction on that needs them, or in clusters.
     pub(super) clocks: Option<Clocks>,
     /// By agent: the threads that began matrix products.
@@ -126,7 +71,7 @@ pub(super) struct Checker {
 }
 
 impl Checker {
-    pub(super) fn new(kernel: &str, grid: [u32; 3], regions: &[Region], trace: Option<Trace>) -> Checker {
+    pub(super) fn new(launch: &Call<'_>, regions: &[Region], trace: Option<Trace>) -> Checker {
         let mut sorted: Vec<_> = regions.iter().filter(|r| r.bytes > 0).map(|r| (r.start, r.start + r.bytes)).collect();
         sorted.sort_unstable();
         let mut merged: Vec<(usize, usize)> = Vec::new();
@@ -138,8 +83,9 @@ impl Checker {
             }
         }
         Checker {
-            kernel: kernel.to_string(),
-            grid,
+            kernel: launch.kernel.to_string(),
+            grid: launch.grid,
+            specific: launch.specific,
             regions: regions.to_vec(),
             spans: merged.into_iter().map(|(start, end)| Span::new(start, end)).collect(),
             seats: vec![],
@@ -163,7 +109,7 @@ impl Checker {
         }
         if rank == 0 {
             let blocks = block.cluster_size();
-            self.clocks = (blocks > 1).then(|| Clocks::new(blocks, block.threads));
+            self.clocks = (blocks > 1 || self.specific).then(|| Clocks::new(blocks, block.threads));
             self.registers.clear();
         }
         self.epoch += 1;
@@ -253,7 +199,7 @@ impl Checker {
 
     /// False: the access must not happen, the launch ends.
     #[inline]
-    fn access(&mut self, block: &Block, a: Access) -> bool {
+    pub(super) fn access(&mut self, block: &Block, a: Access) -> bool {
         let own = |(start, end): (usize, usize)| a.address >= start && a.address < end;
         let context = block.context as usize;
         if own(block.stack) {
@@ -407,6 +353,10 @@ impl Checker {
             place.push_str(", to which an asynchronous copy is under way");
         }
         self.raw.push(Raw { kind, block: block.index, thread, pc: a.pc, site: a.site, place, other });
+    }
+
+    pub(super) fn has_found(&self) -> bool {
+        !self.raw.is_empty()
     }
 
     /// A pointer that is no multiple of its type's size, at a line that the compiler gives.

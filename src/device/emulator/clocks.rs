@@ -47,6 +47,14 @@ impl Row {
         join(&mut self.fenced, &other.fenced);
     }
 
+    /// What both know.
+    pub(super) fn common(&mut self, other: &Row) {
+        for (mine, other) in [(&mut self.seen, &other.seen), (&mut self.fenced, &other.fenced)] {
+            mine.truncate(other.len());
+            mine.iter_mut().zip(other).for_each(|(mine, other)| *mine = (*mine).min(*other));
+        }
+    }
+
     /// Whether it covers what an agent did at a clock.
     pub(super) fn has_seen(&self, agent: u32, clock: u32) -> bool {
         clock < at(&self.seen, agent)

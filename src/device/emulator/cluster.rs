@@ -8,8 +8,8 @@
 
 use std::ffi::{c_char, c_void};
 
+use super::access::Access;
 use super::block::{Block, Pause, Waiting, current};
-use super::checker::Access;
 use super::clocks::Row;
 use super::report::{FaultKind, Site};
 
@@ -115,15 +115,33 @@ pub(super) unsafe fn resolve(block: *mut Block, address: u32, bytes: usize) -> O
             0 => block,
             rank => *(&(*(*block).cluster).blocks).get(rank as usize - 1)?,
         };
+        // A block that has not named its variables yet will have them at the same places.
+        let used = (&(*(*block).cluster).blocks).iter().map(|b| (**b).shared.used()).max();
         let (local, shared) = (address & 0xff_ffff, &mut (*owner).shared);
         let dynamic = first(shared.dynamic_bytes);
         let (start, offset, room) = if local >= dynamic {
             (shared.dynamic_start(), (local - dynamic) as usize, shared.dynamic_bytes)
         } else {
             let arena = shared.arena();
-            (arena.0, local.checked_sub(STATIC)? as usize, arena.1 - arena.0)
+            (arena.0, local.checked_sub(STATIC)? as usize, used?)
         };
         (offset + bytes <= room).then_some((owner, (start + offset) as *mut u8))
+    }
+}
+
+/// Where a static variable lies that a block names for the first time: in all blocks of a cluster at the same place.
+///
+/// # Safety
+/// As [`resolve`].
+pub(super) unsafe fn place_of(block: *mut Block, key: *const c_void) -> Option<usize> {
+    // SAFETY: as the caller promises; each reference ends with its statement.
+    unsafe {
+        let blocks = &(*(*block).cluster).blocks;
+        if blocks.len() == 1 {
+            return None;
+        }
+        let free = blocks.iter().map(|b| (**b).shared.used()).max();
+        blocks.iter().find_map(|b| (**b).shared.place(key)).or(free)
     }
 }
 

@@ -183,6 +183,7 @@ unsafe fn execute(options: &EmulatorOptions, kernel: &'static Kernel, launch: &L
         kernel: kernel.name,
         plain,
         checked,
+        specific: kernel.arch.is_some(),
         grid: launch.grid,
         block: launch.block,
         cluster: launch.cluster,

@@ -2,8 +2,8 @@
 
 use std::ffi::c_char;
 
+use super::access::Behalf;
 use super::block::{Block, Pause, Waiting, current};
-use super::checker::Behalf;
 use super::clocks::{Behind, Row};
 use super::mbarrier::{self, Barriers};
 use super::report::{FaultKind, FindingKind, Site, dim};
@@ -40,8 +40,9 @@ impl Hopper {
     }
 
     /// What is wrong when all threads have left.
-    pub(super) fn left_over(&self) -> Option<String> {
-        self.groups.iter().find_map(Warpgroup::left_over)
+    pub(super) fn left_over(&self) -> Option<(FaultKind, String)> {
+        let product = self.groups.iter().find_map(Warpgroup::left_over).map(|what| (FaultKind::BadProduct, what));
+        product.or_else(|| self.barriers.left_over().map(|what| (FaultKind::BadBarrier, what)))
     }
 }
 

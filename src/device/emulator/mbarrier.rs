@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 use std::ffi::c_char;
 
+use super::access::Access;
 use super::block::{Block, Pause, Waiting, current};
-use super::checker::Access;
 use super::clocks::{Behind, Row};
 use super::cluster::reach;
 use super::hopper::{agent, begin, behalf, note};
@@ -30,6 +30,10 @@ struct Barrier {
     bytes: i64,
     /// Phases that have ended.
     phase: u32,
+    /// Copies to arrive here that were begun.
+    copies: u32,
+    /// Where it was made.
+    site: Site,
     /// Who made it, and whether a fence has shown it to TMA since.
     maker: u32,
     published: bool,
@@ -50,6 +54,19 @@ impl Barriers {
     /// A thread's fence shows TMA the barriers that it made.
     pub(super) fn publish(&mut self, linear: u32) {
         self.all.values_mut().filter(|b| b.maker == linear).for_each(|b| b.published = true);
+    }
+
+    /// What is wrong when all threads have left.
+    pub(super) fn left_over(&self) -> Option<String> {
+        let missing = |b: &Barrier| b.bytes - b.late.iter().map(|l| l.bytes as i64).sum::<i64>();
+        let (address, b) = self.all.iter().find(|(_, b)| missing(b) != 0 || !b.late.is_empty())?;
+        let line = b.site.resolve().map_or(String::new(), |l| format!("{l}: "));
+        let what = match missing(b) {
+            0 => "copies are under way".into(),
+            bytes if bytes < 0 => format!("{} bytes more have come than were expected", -bytes),
+            bytes => format!("{bytes} bytes have not come"),
+        };
+        Some(format!("{line}the mbarrier at {address:#x}: when all threads have left, {what}"))
     }
 
     /// What a thread lacks that waits for a phase.
@@ -99,12 +116,13 @@ pub(super) unsafe fn target(block: *mut Block, address: u32, site: Site) -> (*mu
     // SAFETY: as the caller promises.
     unsafe {
         let (owner, local, b) = find(block, address, site);
-        let (phase, published) = (b.phase, b.published);
+        b.copies += 1;
+        let (copies, published) = (b.copies, b.published);
         if !published {
             let what = format!("between the initialisation of the mbarrier at {local:#x} and TMA");
             note(block, FindingKind::MissingProxyFence, site, what);
         }
-        (owner, local, phase + 1)
+        (owner, local, copies)
     }
 }
 
@@ -154,7 +172,16 @@ unsafe fn land_late(block: *mut Block, owner: *mut Block, local: u32) {
     // SAFETY: as the caller promises.
     unsafe {
         let Some(b) = (*owner).hopper.barriers.all.get_mut(&local) else { return };
+        let phase = b.phase;
         for landing in std::mem::take(&mut b.late) {
+            if let Some(b) = (*owner).hopper.barriers.all.get(&local).filter(|b| b.phase != phase) {
+                let bytes = landing.bytes;
+                let detail = format!(
+                    "at {local:#x}: phase {} ends, and {bytes} bytes more have come than were expected",
+                    b.phase - 1
+                );
+                Block::fail(block, FaultKind::BadBarrier, detail, landing.site);
+            }
             land(block, owner, local, &landing);
         }
     }
@@ -344,9 +371,10 @@ unsafe fn make(block: *mut Block, address: u32, count: u32, site: Site) {
         at.cast::<u64>().write(MARK);
         let (row, done) = (Row::default(), Row::default());
         let (maker, waiting, late) = ((*block).linear(), vec![], vec![]);
-        let phase = (*block).hopper.barriers.all.get(&address).map_or(0, |old| old.phase.next_multiple_of(2));
+        let copies = (*block).hopper.barriers.all.get(&address).map_or(0, |old| old.copies);
+        let (pending, bytes, phase, published) = (count, 0, 0, false);
         let barrier =
-            Barrier { count, pending: count, bytes: 0, phase, maker, published: false, row, done, waiting, late };
+            Barrier { count, pending, bytes, phase, copies, site, maker, published, row, done, waiting, late };
         (*block).hopper.barriers.all.insert(address, barrier);
     }
 }
@@ -355,7 +383,7 @@ unsafe fn make(block: *mut Block, address: u32, count: u32, site: Site) {
 ///
 /// # Safety
 /// As [`find`], in a checked launch.
-pub(super) unsafe fn on_behalf(block: *mut Block, owner: *mut Block, local: u32, clock: u32) -> super::checker::Behalf {
+pub(super) unsafe fn on_behalf(block: *mut Block, owner: *mut Block, local: u32, clock: u32) -> super::access::Behalf {
     // SAFETY: as the caller promises.
     unsafe { behalf(block, agent_of(owner, local), clock, std::ptr::null()) }
 }

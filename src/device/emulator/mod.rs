@@ -4,6 +4,7 @@
 //! launch run in parallel, and a checked launch (`checker`) finds races, accesses out of bounds, reads of
 //! uninitialised shared memory and misaligned accesses.
 
+mod access;
 mod block;
 mod calls;
 mod checker;
@@ -61,6 +62,8 @@ pub struct Call<'a> {
     pub plain: Thunk,
     /// It as compiled for the checker.
     pub checked: Thunk,
+    /// Whether it is for one architecture alone.
+    pub specific: bool,
     /// `gridDim`, in blocks.
     pub grid: [u32; 3],
     /// `blockDim`, in threads.
@@ -244,7 +247,7 @@ unsafe fn checked(
         Ok(clusters) => clusters,
         Err(fault) => return (vec![], Err(fault)),
     };
-    let mut checker = Checker::new(launch.kernel, launch.grid, regions, trace);
+    let mut checker = Checker::new(launch, regions, trace);
     let job = launch.job(launch.checked, order, &raw mut checker);
     let walk = Walk::new(order, clusters);
     let mut outcome = Ok(());

@@ -1,8 +1,8 @@
 //! How a finding names a place in memory.
 
 use super::Region;
+use super::access::Access;
 use super::block::Block;
-use super::checker::Access;
 
 /// `4 bytes at x[17]`, or only `x[17]`.
 pub(super) fn place(regions: &[Region], block: &Block, a: Access, long: bool) -> String {

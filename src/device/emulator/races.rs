@@ -5,7 +5,7 @@
 //! nothing, as CUDA has it. Where there are vector clocks (`clocks.rs`), they alone decide. Different blocks are never
 //! ordered, unless they are of one cluster.
 
-use super::checker::Access;
+use super::access::Access;
 use super::clocks::{Clocks, Row};
 use super::report::FindingKind;
 use super::shadow::{ASYNC, ATOMIC, Cell, IN_FLIGHT, MANY_BLOCKS, MANY_WARPS, Mark};
@@ -48,8 +48,12 @@ impl Who<'_> {
         if before.group != self.me.group {
             return before.tag == 0;
         }
-        if let (Some(clocks), true) = (clocks, before.clock > 0) {
-            return self.has_seen(clocks, before.agent, before.clock);
+        if let Some(clocks) = clocks {
+            // What came before there were clocks is its thread's, at clock 0.
+            let agent = if before.clock > 0 { before.agent } else { u32::from(before.thread) };
+            if before.clock > 0 || self.has_seen(clocks, agent, 0) {
+                return self.has_seen(clocks, agent, before.clock);
+            }
         }
         before.epoch != self.me.epoch
             || before.thread == self.me.thread

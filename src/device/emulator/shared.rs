@@ -68,8 +68,26 @@ impl Shared {
         start
     }
 
-    /// The static variable of this key, poisoned when the block first names it. None: it does not fit.
-    pub(super) fn variable(&mut self, key: *const c_void, bytes: usize, name: *const c_char) -> Option<*mut c_void> {
+    /// Where the variable of this key lies, from the start of all of them, if the block has named it.
+    pub(super) fn place(&mut self, key: *const c_void) -> Option<usize> {
+        let start = self.arena().0;
+        self.variables.iter().find(|v| v.key == key).map(|v| v.start - start)
+    }
+
+    /// Where the variables named so far end.
+    pub(super) fn used(&self) -> usize {
+        self.used
+    }
+
+    /// The static variable of this key, poisoned when the block first names it. None: it does not fit. `at`: where it
+    /// lies, or the next free place.
+    pub(super) fn variable(
+        &mut self,
+        key: *const c_void,
+        bytes: usize,
+        name: *const c_char,
+        at: Option<usize>,
+    ) -> Option<*mut c_void> {
         if let Some(known) = self.variables.iter().find(|v| v.key == key) {
             return Some(known.start as *mut c_void);
         }
@@ -78,7 +96,7 @@ impl Shared {
         if payload + room > STATIC_LIMIT {
             return None;
         }
-        let place = self.used.next_multiple_of(ALIGN);
+        let place = at.unwrap_or(self.used).next_multiple_of(ALIGN);
         if place + bytes + GUARD > ARENA {
             return None;
         }
@@ -88,7 +106,7 @@ impl Shared {
             start.write_bytes(POISON, bytes);
             start.add(bytes).write_bytes(GUARD_BYTE, GUARD);
         }
-        self.used = place + bytes + GUARD;
+        self.used = self.used.max(place + bytes + GUARD);
         self.variables.push(Variable { key, name, start: start as usize, bytes });
         Some(start.cast())
     }

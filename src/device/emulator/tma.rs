@@ -6,8 +6,8 @@
 use std::ffi::{c_char, c_void};
 use std::ops::Range;
 
+use super::access::{Access, Behalf};
 use super::block::{Block, current};
-use super::checker::{Access, Behalf};
 use super::clocks::Behind;
 use super::cluster::{reach, resolve};
 use super::hopper::{agent, begin, behalf, late, note};

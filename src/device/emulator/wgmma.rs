@@ -6,8 +6,8 @@
 
 use std::ffi::c_char;
 
+use super::access::Access;
 use super::block::{Block, Pause, Waiting, current};
-use super::checker::Access;
 use super::clocks::{Behind, Row};
 use super::hopper::{agent, begin, behalf, late, note};
 use super::report::{FaultKind, Site, dim};
@@ -46,6 +46,8 @@ struct Op {
     registers: Vec<[u32; 4]>,
     asked: usize,
     done: bool,
+    /// What the threads of each warp know; and what all warps do, when it is carried out.
+    warps: [Row; 4],
     row: Row,
 }
 
@@ -124,10 +126,18 @@ unsafe extern "C" fn tilework_emu_wgmma(request: *const Request, file: *const c_
         if index == group.ops.len() {
             let first = (*block).linear();
             let registers = if r.registers.is_null() { vec![] } else { vec![[0; 4]; THREADS] };
-            let (accumulators, row) = ([0; THREADS], Row::default());
-            let op =
-                Op { request: r, group: committed, site, first, accumulators, registers, asked: 0, done: false, row };
-            group.ops.push(op);
+            group.ops.push(Op {
+                request: r,
+                group: committed,
+                site,
+                first,
+                accumulators: [0; THREADS],
+                registers,
+                asked: 0,
+                done: false,
+                warps: Default::default(),
+                row: Row::default(),
+            });
         }
         let op = &mut group.ops[index];
         let same = |x: &Request, y: &Request| {
@@ -155,7 +165,7 @@ unsafe extern "C" fn tilework_emu_wgmma(request: *const Request, file: *const c_
         let checker = (*block).checker;
         if !checker.is_null() {
             let mine = agent(block);
-            (*checker).clocks(&*block).release(mine, &mut op.row);
+            (*checker).clocks(&*block).release(mine, &mut op.warps[me / 32]);
             let registers = (*checker).registers(&*block);
             let of_d = registers.lend(r.d as usize, r.n as usize * 2, false, committed);
             let of_a =
@@ -256,6 +266,10 @@ unsafe fn carry_out(block: *mut Block, number: u32, end: usize) {
             if std::mem::replace(&mut (*op).done, true) {
                 continue;
             }
+            // Warps meet neither at a product nor before it: what it reads, each of them must have seen.
+            let [first, others @ ..] = &(*op).warps;
+            (*op).row = first.clone();
+            others.iter().for_each(|row| (*op).row.common(row));
             let r = (*op).request;
             let b = operand(block, number, &*op, false, r.n);
             let a = match (*op).registers.is_empty() {
