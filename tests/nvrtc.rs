@@ -204,11 +204,23 @@ static HOPPER_COPY: Family = Family {
 };
 /// The file's other templates.
 static HOPPER_HALF: Family = Family { name: "hopper", kernels: &HOPPER_KERNELS };
-static HOPPER_KERNELS: [Kernel; 2] =
-    [hopper("hopper_gemm<half>", DType::F16), hopper("hopper_gemm<bf16>", DType::BF16)];
+static HOPPER_KERNELS: [Kernel; 12] = [
+    hopper("hopper_gemm<half>", DType::F16),
+    hopper("hopper_gemm<bf16>", DType::BF16),
+    hopper("hopper_turned<half>", DType::F16),
+    hopper("hopper_turned<bf16>", DType::BF16),
+    hopper("hopper_multicast<half>", DType::F16),
+    hopper("hopper_multicast<bf16>", DType::BF16),
+    hopper("hopper_split<half>", DType::F16),
+    hopper("hopper_split<bf16>", DType::BF16),
+    hopper("hopper_conv<half>", DType::F16),
+    hopper("hopper_conv<bf16>", DType::BF16),
+    hopper("hopper_words<half>", DType::F16),
+    hopper("hopper_words<bf16>", DType::BF16),
+];
 
 const fn hopper(name: &'static str, dtype: DType) -> Kernel {
-    Kernel { threads: 288, registers: 128, ..kernel(&HOPPER, name, Some(dtype), Some(Arch::specific(90))) }
+    Kernel { threads: 160, registers: 128, ..kernel(&HOPPER, name, Some(dtype), Some(Arch::specific(90))) }
 }
 
 /// Tensor maps, clusters and wgmma, which sm_90 without the `a` has not.

@@ -171,8 +171,7 @@ fn conv<T: KernelType + Float>([n, h, w, c, o, kernel, stride, pad]: [usize; 8])
         let y_spec = TensorMapSpec::tiled(2, address, &[o, n * oh * ow].map(size), &[64, 64], Swizzle::B128);
         let [x_map, f_map, y_map] = [x_spec, f_spec, y_spec].map(|spec| cuda(&device).tensor_map(&spec).unwrap());
         let launch = Launch::new(0, 160).grid((n * oh * ow).div_ceil(64), o.div_ceil(64), 1).shared(40 << 10);
-        let [c, taps, kw, oh, ow, stride, pad] =
-            [c, kernel * kernel, kernel, oh, ow, stride, pad].map(|v| v as i32);
+        let [c, taps, kw, oh, ow, stride, pad] = [c, kernel * kernel, kernel, oh, ow, stride, pad].map(|v| v as i32);
         let d = hopper::ConvDims { c, taps, kw, oh, ow, stride, pad };
         hopper::hopper_conv::<T>(cuda(&device), launch, &x_map, &f_map, &y_map, &d).unwrap();
         assert_eq!(y.to_f64().unwrap(), want);

@@ -103,13 +103,17 @@ impl Case {
 
     /// In every order the bug is found, or stops the launch.
     #[track_caller]
-    fn fails(self, bug: i32, found: &[FindingKind], stops: FaultKind) {
+    fn fails(self, bug: i32, found: &[FindingKind], stops: &[FaultKind]) {
         for order in ORDERS {
             match self.go(bug, order, true).1 {
                 Ok(report) => {
-                    assert!(report.findings.iter().any(|f| found.contains(&f.kind)), "{bug}, {order:?}: {:#?}", report.findings);
+                    assert!(
+                        report.findings.iter().any(|f| found.contains(&f.kind)),
+                        "{bug}, {order:?}: {:#?}",
+                        report.findings
+                    );
                 }
-                Err(fault) => assert_eq!(fault.kind, stops, "{order:?}: {fault}"),
+                Err(fault) => assert!(stops.contains(&fault.kind), "{bug}, {order:?}: {fault}"),
             }
         }
     }
@@ -132,10 +136,10 @@ fn a_ring_of_tiles() {
     PRODUCT.is_right(&products(2.0));
     // As the threads run, the wrong phase has ended already, or never ends; what nobody waits for comes too late or not.
     let unready = [FindingKind::UninitialisedShared, FindingKind::ReadAfterWriteRace];
-    PRODUCT.fails(1, &unready, FaultKind::Deadlock);
-    PRODUCT.fails(7, &unready, FaultKind::BadBarrier);
+    PRODUCT.fails(1, &unready, &[FaultKind::Deadlock]);
+    PRODUCT.fails(7, &unready, &[FaultKind::BadBarrier]);
     // Too few bytes: the phase ends when only a has come.
-    PRODUCT.fails(3, &unready, FaultKind::BadBarrier);
+    PRODUCT.fails(3, &unready, &[FaultKind::BadBarrier]);
     for order in ORDERS {
         let fault = PRODUCT.go(3, order, false).1.expect_err("a fault");
         assert!(fault.detail.contains("bytes more have come than were expected"), "{fault}");
@@ -143,11 +147,17 @@ fn a_ring_of_tiles() {
     PRODUCT.faults(4, FaultKind::Deadlock, "and 16 bytes");
     PRODUCT.faults(8, FaultKind::Deadlock, "its phase 2 lacks 1 of 1 arrivals");
     // The slot is filled again before it was read, or even before it was filled.
-    PRODUCT.fails(9, &[FindingKind::WriteAfterReadRace], FaultKind::BadBarrier);
+    PRODUCT.fails(
+        9,
+        &[FindingKind::WriteAfterReadRace, FindingKind::WriteWriteRace],
+        &[FaultKind::BadBarrier, FaultKind::Deadlock],
+    );
     PRODUCT.finds(10, FindingKind::MissingProxyFence, "initialisation of the mbarrier");
     PRODUCT.faults(11, FaultKind::BadBarrier, "1 arrivals where its phase lacks 0 of 1");
     PRODUCT.faults(12, FaultKind::BadBarrier, "no mbarrier was initialised here");
-    PRODUCT.finds(13, FindingKind::WriteAfterReadRace, "dyn[");
+    let early = [FindingKind::WriteAfterReadRace, FindingKind::ReadAfterWriteRace, FindingKind::UninitialisedShared];
+    // A thread that is late sees the phase after next, and takes it for the one that it waits for.
+    PRODUCT.fails(13, &early, &[FaultKind::Deadlock]);
     PRODUCT.faults(16, FaultKind::BadCopy, "64 bytes off its alignment of 128");
 }
 
@@ -211,7 +221,7 @@ fn blocks_of_a_cluster() {
     let x = x().0.map(|bits| half::f16::from_bits(bits).to_f32());
     let column = |i: usize| x[i * 64 + 3];
     multicast.is_right(&(0..128).map(column).collect::<Vec<_>>());
-    multicast.fails(1, &[FindingKind::ReadAfterWriteRace, FindingKind::DepartedBlock], FaultKind::BadBarrier);
+    multicast.fails(1, &[FindingKind::ReadAfterWriteRace, FindingKind::DepartedBlock], &[FaultKind::BadBarrier]);
     for order in ORDERS {
         let fault = multicast.go(1, order, false).1.expect_err("a fault");
         assert!(fault.detail.contains("8192 bytes more have come than were expected"), "{fault}");

@@ -112,7 +112,7 @@ impl TensorMapSpec {
         };
         rule((1..=5).contains(&rank), "a tensor has 1 to 5 dimensions")?;
         rule(matches!(self.element, 1 | 2 | 4 | 8), "an element has 1, 2, 4 or 8 bytes")?;
-        rule(self.address != 0 && self.address % 16 == 0, "the address is a multiple of 16")?;
+        rule(self.address != 0 && self.address.is_multiple_of(16), "the address is a multiple of 16")?;
         rule(self.dims.iter().all(|d| *d > 0), "no dimension is empty")?;
         rule(self.strides.len() == rank - 1, "there is a stride for each dimension but the first")?;
         rule(self.strides.iter().all(|s| s % 16 == 0 && *s < 1 << 40), "strides are multiples of 16 below 2^40")?;

@@ -257,7 +257,8 @@ impl Block {
 
     pub(super) fn cluster_size(&self) -> u32 {
         // SAFETY: a block's cluster lives as long as it runs.
-        unsafe { (&(*self.cluster).blocks).len() as u32 }
+        let cluster = unsafe { &*self.cluster };
+        cluster.blocks.len() as u32
     }
 
     /// The block of this rank in its cluster.

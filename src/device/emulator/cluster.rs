@@ -111,12 +111,13 @@ fn first(bytes: usize) -> u32 {
 pub(super) unsafe fn resolve(block: *mut Block, address: u32, bytes: usize) -> Option<(*mut Block, *mut u8)> {
     // SAFETY: as the caller promises; the references end here.
     unsafe {
+        let cluster = &*(*block).cluster;
         let owner = match address >> 24 {
             0 => block,
-            rank => *(&(*(*block).cluster).blocks).get(rank as usize - 1)?,
+            rank => *cluster.blocks.get(rank as usize - 1)?,
         };
         // A block that has not named its variables yet will have them at the same places.
-        let used = (&(*(*block).cluster).blocks).iter().map(|b| (**b).shared.used()).max();
+        let used = cluster.blocks.iter().map(|b| (**b).shared.used()).max();
         let (local, shared) = (address & 0xff_ffff, &mut (*owner).shared);
         let dynamic = first(shared.dynamic_bytes);
         let (start, offset, room) = if local >= dynamic {
@@ -195,7 +196,7 @@ unsafe extern "C" fn tilework_emu_remote(
     // SAFETY: as above; the checker has not gone away while its launch runs.
     unsafe {
         let (_, at) = reach(block, address, bytes as usize, site);
-        if address % bytes != 0 {
+        if !address.is_multiple_of(bytes) {
             let detail = format!("{bytes} bytes at {address:#x}, which is {} bytes off its alignment", address % bytes);
             Block::fail(block, FaultKind::BadCluster, detail, site);
         }

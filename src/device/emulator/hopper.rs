@@ -110,6 +110,11 @@ pub(super) unsafe fn leave_thread(block: *mut Block, linear: u32) {
     unsafe { tma::leave_thread(block, linear) }
 }
 
+/// Whether only bytes are missing from what a thread waits for.
+pub(super) fn all_arrived(block: &Block, what: Waiting) -> bool {
+    matches!(what, Waiting::Phase(address) if block.hopper.barriers.all_arrived(address))
+}
+
 /// What a thread of a stuck block waits for.
 pub(super) fn waits_for(block: &Block, what: Waiting) -> String {
     match what {
@@ -137,7 +142,7 @@ unsafe extern "C" fn tilework_emu_named(id: u32, threads: u32, waits: bool, file
     unsafe {
         begin(block);
         let bad = move |detail: String| Block::fail(block, FaultKind::DivergentBarrier, detail, site);
-        if id >= 16 || threads == 0 || threads % 32 != 0 || threads > (*block).threads.next_multiple_of(32) {
+        if id >= 16 || threads == 0 || !threads.is_multiple_of(32) || threads > (*block).threads.next_multiple_of(32) {
             bad(format!("named barrier {id} of {threads} threads; there are 16, each for whole warps of the block"));
         }
         let linear = (*block).linear();

@@ -137,12 +137,12 @@ impl Map {
                 (1..self.rank - 1).for_each(|i| place[i] += offsets[i - 1]);
                 rows.push(row(place));
                 // On to the next pixel of the bounding box, row by row and image by image.
-                for i in 1..self.rank {
-                    walk[i] += self.steps[i];
-                    if i == self.rank - 1 || walk[i] <= self.dims[i] - 1 + self.upper[i] {
+                for (i, at) in walk.iter_mut().enumerate().take(self.rank).skip(1) {
+                    *at += self.steps[i];
+                    if i == self.rank - 1 || *at <= self.dims[i] - 1 + self.upper[i] {
                         break;
                     }
-                    walk[i] = self.lower[i];
+                    *at = self.lower[i];
                 }
             }
             return rows;

@@ -69,6 +69,11 @@ impl Barriers {
         Some(format!("{line}the mbarrier at {address:#x}: when all threads have left, {what}"))
     }
 
+    /// Whether a barrier's phase lacks only bytes.
+    pub(super) fn all_arrived(&self, address: u32) -> bool {
+        self.all.get(&address).is_some_and(|b| b.pending == 0)
+    }
+
     /// What a thread lacks that waits for a phase.
     pub(super) fn waits_for(&self, address: u32) -> String {
         let b = &self.all[&address];
@@ -92,7 +97,7 @@ unsafe fn find<'a>(block: *mut Block, address: u32, site: Site) -> (*mut Block, 
     // SAFETY: as the caller promises; eight bytes of shared memory, aligned.
     unsafe {
         let bad = move |what: &str| Block::fail(block, FaultKind::BadBarrier, format!("at {address:#x}: {what}"), site);
-        if address % 8 != 0 {
+        if !address.is_multiple_of(8) {
             bad("not aligned to 8 bytes");
         }
         let (owner, at) = reach(block, address, 8, site);
@@ -355,7 +360,7 @@ unsafe fn make(block: *mut Block, address: u32, count: u32, site: Site) {
     // SAFETY: as the caller promises; eight bytes of the block's own shared memory.
     unsafe {
         let bad = move |what: &str| Block::fail(block, FaultKind::BadBarrier, format!("at {address:#x}: {what}"), site);
-        if address % 8 != 0 {
+        if !address.is_multiple_of(8) {
             bad("not aligned to 8 bytes");
         }
         if count == 0 || i64::from(count) >= LIMIT {

@@ -287,7 +287,9 @@ fn deadlock(block: &Block, fibers: &[Fiber]) -> Fault {
         );
         return block.fault(FaultKind::AbandonedBarrier, detail, Some(first.linear), first.site);
     }
-    let waiting = fibers.iter().find_map(|f| if let Pause::Wait(what) = f.pause { Some((f, what)) } else { None });
+    let waiting = fibers.iter().filter_map(|f| if let Pause::Wait(what) = f.pause { Some((f, what)) } else { None });
+    // Of several, first the one for which all threads have done their part.
+    let waiting = waiting.min_by_key(|(f, what)| (!hopper::all_arrived(block, *what), f.linear));
     if let Some((fiber, what)) = waiting {
         return block.fault(FaultKind::Deadlock, hopper::waits_for(block, what), Some(fiber.linear), fiber.site);
     }

@@ -120,7 +120,7 @@ unsafe extern "C" fn tilework_emu_tma(request: *const Request, file: *const c_ch
         begin(block);
         let r = &*request;
         let bad = move |detail: String| Block::fail(block, FaultKind::BadCopy, detail, site);
-        if r.map as usize % 64 != 0 {
+        if !(r.map as usize).is_multiple_of(64) {
             bad("the tensor map is not aligned to 64 bytes".into());
         }
         let Some(map) = decode(&*r.map) else { bad("not a tensor map of this device".into()) };
@@ -174,7 +174,7 @@ fn problem(map: &Map, r: &Request, at: [i64; 5]) -> Option<String> {
     if map.rank != r.rank as usize {
         return Some(format!("{} coordinates for a tensor of {} dimensions", r.rank, map.rank));
     }
-    if map.im2col != (r.kind == LOAD_IM2COL) || r.kind > STORE {
+    if map.im2col != (r.kind == LOAD_IM2COL) || ![LOAD, LOAD_IM2COL, STORE].contains(&r.kind) {
         let kinds = ["tiles", "im2col"];
         return Some(format!(
             "an instruction for {}, a map for {}",
@@ -182,7 +182,7 @@ fn problem(map: &Map, r: &Request, at: [i64; 5]) -> Option<String> {
             kinds[usize::from(map.im2col)]
         ));
     }
-    if r.shared % 128 != 0 {
+    if !r.shared.is_multiple_of(128) {
         return Some(format!(
             "the box at {:#x} in shared memory is {} bytes off its alignment of 128",
             r.shared,
@@ -198,7 +198,6 @@ fn problem(map: &Map, r: &Request, at: [i64; 5]) -> Option<String> {
     if r.offsets.iter().any(|o| *o > most) {
         return Some(format!("offsets {:?}; {most} is the most", r.offsets));
     }
-    debug_assert!(r.kind == LOAD || r.kind == LOAD_IM2COL || r.kind == STORE);
     None
 }
 
@@ -249,7 +248,8 @@ unsafe fn store(block: *mut Block, mut landing: Landing) {
 pub(super) unsafe fn leave_thread(block: *mut Block, linear: u32) {
     // SAFETY: as the caller promises; the memory is there as long as the block runs.
     unsafe {
-        if (&(*block).hopper.stores).len() <= linear as usize {
+        let all = &(*block).hopper.stores;
+        if all.len() <= linear as usize {
             return;
         }
         for (_, late, landing) in std::mem::take(&mut stores(block, linear).open) {

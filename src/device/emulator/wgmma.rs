@@ -184,7 +184,7 @@ unsafe extern "C" fn tilework_emu_wgmma(request: *const Request, file: *const c_
 }
 
 fn problem(r: &Request) -> Option<String> {
-    if r.n % 8 != 0 || !(8..=256).contains(&r.n) {
+    if !r.n.is_multiple_of(8) || !(8..=256).contains(&r.n) {
         return Some(format!("n = {}; it is a multiple of 8, at most 256", r.n));
     }
     if !r.registers.is_null() && r.flags & TURN_A != 0 {
@@ -209,7 +209,7 @@ fn chunk(descriptor: u64, turned: bool, i: u32, k: u32) -> u32 {
         (true, 16) => i * stride + k / 8 * leading + k % 8 * 16,
         (true, _) => i / (row / 16) * leading + k / 8 * stride + k % 8 * row + i % (row / 16) * 16,
     };
-    let plain = start + at & 0x3ffff;
+    let plain = (start + at) & 0x3ffff;
     plain ^ (plain >> 7 & (row / 16 - 1)) << 4
 }
 
