@@ -204,7 +204,9 @@ static HOPPER_COPY: Family = Family {
 };
 /// The file's other templates.
 static HOPPER_HALF: Family = Family { name: "hopper", kernels: &HOPPER_KERNELS };
-static HOPPER_KERNELS: [Kernel; 12] = [
+static HOPPER_KERNELS: [Kernel; 14] = [
+    hopper("hopper_rows<half>", DType::F16),
+    hopper("hopper_rows<bf16>", DType::BF16),
     hopper("hopper_gemm<half>", DType::F16),
     hopper("hopper_gemm<bf16>", DType::BF16),
     hopper("hopper_turned<half>", DType::F16),

@@ -350,3 +350,51 @@ __global__ void __launch_bounds__(128)
   grid_launch();
   out[blockIdx.x * 128 + t] = load_shared(tile + 8192 + t * 4) & 0xffff;
 }
+
+// y = 64 x 64, a sum over 16 k, from tiles with rows of 64 or 32 bytes, or of 16 without a swizzle. TMA brings as many boxes
+// as it takes: side by side along k, or along m and n if `turned`, which is MN-major.
+template <class T, int row, int turned>
+__device__ __forceinline__ void narrow_rows(const CUtensorMap* a, const CUtensorMap* b, float* y,
+                                            const ProductDims& d) {
+  DYN_TILES(unsigned char, tiles);
+  SHARED(unsigned long long, bar, [1]);
+  constexpr int WIDTH = row / 2, BOXES = turned ? 64 / WIDTH : row == 16 ? 2 : 1, BOX = (turned ? 16 : 64) * row;
+  const unsigned full = smem_address(bar), to = smem_address(tiles);
+  if (threadIdx.x == 0) {
+    mbarrier_init(full, 1);
+    mbarrier_init_fence();
+    mbarrier_arrive_expect(full, 2 * BOXES * BOX);
+    for (int i = 0; i < BOXES; ++i) {
+      tma_load2(to + i * BOX, a, full, i * WIDTH, 0);
+      tma_load2(to + (BOXES + i) * BOX, b, full, i * WIDTH, 0);
+    }
+  }
+  __syncthreads();
+  mbarrier_wait(full, 0);
+  // From eight lines (or k) to the next, and from a box to the next; without a swizzle MN-major has them the other way round.
+  constexpr int EIGHT = 8 * row, STRIDE = turned && row == 16 ? BOX : EIGHT,
+                LEADING = turned && row == 16 ? EIGHT : BOX;
+  float acc[32] = {};
+  wgmma_keep(acc);
+  wgmma_fence();
+  wgmma<T, 64, turned, turned>(acc, descriptor<row>(to, STRIDE, LEADING),
+                               descriptor<row>(to + BOXES * BOX, STRIDE, LEADING), false);
+  wgmma_commit();
+  wgmma_wait<0>();
+  wgmma_keep(acc);
+  put(acc, y, 0, 0, d);
+}
+
+// d.k: the bytes of a row; negative if the operands are MN-major.
+// Registers: at most 128.
+template <class T>
+__global__ void __launch_bounds__(128)
+    hopper_rows(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, float* __restrict__ y,
+                ProductDims d) {
+  if (d.k == 64) narrow_rows<T, 64, 0>(&a, &b, y, d);
+  if (d.k == 32) narrow_rows<T, 32, 0>(&a, &b, y, d);
+  if (d.k == 16) narrow_rows<T, 16, 0>(&a, &b, y, d);
+  if (d.k == -64) narrow_rows<T, 64, 1>(&a, &b, y, d);
+  if (d.k == -32) narrow_rows<T, 32, 1>(&a, &b, y, d);
+  if (d.k == -16) narrow_rows<T, 16, 1>(&a, &b, y, d);
+}

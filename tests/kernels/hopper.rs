@@ -186,6 +186,33 @@ fn a_convolution_by_columns_of_pixels() {
 }
 
 #[test]
+fn rows_of_every_length() {
+    for (row, swizzle) in [(64, Swizzle::B64), (32, Swizzle::B32), (16, Swizzle::None)] {
+        for turned in [false, true] {
+            let (k, lines) = (if turned { 16 } else { row.max(32) / 2 }, 64);
+            let (a, b) = (numbers(k * lines, 1), numbers(k * lines, 2));
+            let at = |x: &[f64], i: usize, j: usize| if turned { x[j * lines + i] } else { x[i * k + j] };
+            let cell = |i: usize| (0..16).map(|j| at(&a, i / 64, j) * at(&b, i % 64, j)).sum::<f64>();
+            let want: Vec<f64> = (0..4096).map(cell).collect();
+            for device in devices() {
+                let shape = if turned { [k, lines] } else { [lines, k] };
+                let operands = [&a, &b].map(|x| tensor::<half::f16>(&device, &shape, x));
+                let [a, b] = operands.each_ref().map(|x| {
+                    let address = x.input::<half::f16>().unwrap().address();
+                    let (dims, sizes) = ([shape[1] as u32, shape[0] as u32], [row as u32 / 2, shape[0] as u32]);
+                    cuda(&device).tensor_map(&TensorMapSpec::tiled(2, address, &dims, &sizes, swizzle)).unwrap()
+                });
+                let mut y = Tensor::zeros(&device, DType::F32, [64, 64]).unwrap();
+                let d = hopper::ProductDims { m: 64, n: 64, k: if turned { -(row as i32) } else { row as i32 } };
+                let launch = Launch::new(1, 128).shared(8 << 10);
+                hopper::hopper_rows::<half::f16>(cuda(&device), launch, &a, &b, y.output().unwrap(), &d).unwrap();
+                assert_eq!(y.to_f64().unwrap(), want, "{row}, {turned}");
+            }
+        }
+    }
+}
+
+#[test]
 fn every_other_instruction() {
     for device in devices() {
         let x = tensor::<half::f16>(&device, &[64, 64], &numbers(4096, 5));

@@ -245,3 +245,45 @@ fn barriers_of_some_warps_and_polls() {
     overwritten.faults(1, FaultKind::BadBarrier, "written over");
     overwritten.faults(2, FaultKind::Deadlock, "polls in vain");
 }
+
+/// Boxes of up to five dimensions, with steps, against loops; rules that are broken.
+#[test]
+fn boxes_of_every_rank() {
+    for rank in 1..=5usize {
+        let dims: Vec<u32> = (0..rank as u32).map(|i| if i == 0 { 24 } else { 3 + i }).collect();
+        let sizes: Vec<u32> = (0..rank as u32).map(|i| if i == 0 { 8 } else { 2 + i }).collect();
+        let steps: Vec<u32> = (0..rank as u32).map(|i| if i == 0 { 1 } else { 1 + i % 2 }).collect();
+        let mut spec = TensorMapSpec::tiled(4, 1 << 20, &dims, &sizes, Swizzle::B32);
+        spec.part = crate::device::cuda::TensorMapBox::Tiled { sizes: sizes.clone(), steps: steps.clone() };
+        let words: [u32; 32] = bytemuck::cast(map::encode(&spec).unwrap().0);
+        let map = map::decode(&words).unwrap();
+        let at: [i64; 5] = [20, -1, 2, 0, 1];
+        let rows = map.rows(at, [0; 3]);
+        let counts: Vec<u32> = (1..rank).map(|i| sizes[i].div_ceil(steps[i])).collect();
+        assert_eq!(rows.len() as u32, counts.iter().product::<u32>());
+        assert_eq!(spec.bytes() as usize, rows.len() * 32);
+        for (n, (address, valid)) in rows.into_iter().enumerate() {
+            let (mut rest, mut place, mut inside) = (n as i64, at[0], true);
+            let mut stride = 24;
+            for i in 1..rank {
+                let x = at[i] + rest % i64::from(counts[i - 1]) * i64::from(steps[i]);
+                rest /= i64::from(counts[i - 1]);
+                inside &= (0..i64::from(dims[i])).contains(&x);
+                (place, stride) = (place + x * stride, stride * i64::from(dims[i]));
+            }
+            assert_eq!(address as i64, (1 << 20) + place * 4);
+            assert_eq!(valid, if inside { 0..16 } else { 0..0 }, "rank {rank}, row {n}");
+        }
+    }
+    let bad = |change: fn(&mut TensorMapSpec)| {
+        let mut spec = TensorMapSpec::tiled(2, 256, &[64, 8], &[64, 8], Swizzle::B128);
+        map::encode(&spec).expect("right as it is");
+        change(&mut spec);
+        map::encode(&spec).expect_err("a rule is broken").to_string()
+    };
+    assert!(bad(|s| s.address = 8).contains("multiple of 16"));
+    assert!(bad(|s| s.strides[0] = 24).contains("strides are multiples of 16"));
+    assert!(bad(|s| s.swizzle = Swizzle::B64).contains("as many bytes as the swizzle's"));
+    assert!(bad(|s| s.element = 3).contains("an element has"));
+    assert!(map::decode(&[0; 32]).is_none());
+}
