@@ -37,8 +37,13 @@ fn build() -> Result<(), Problem> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(|e| e.to_string())?);
     let out = PathBuf::from(env::var("OUT_DIR").map_err(|e| e.to_string())?);
     let (files, tiles) = kernels::read_kernels(&root.join("kernels"))?;
+    // A kernel of the tests has its launcher too; it is not part of a package.
+    let hopper = root.join("tests/kernels/hopper.cu");
+    println!("cargo::rerun-if-changed={}", hopper.display());
+    let text = fs::read_to_string(&hopper).unwrap_or_default();
+    let hopper = kernels::parse(hopper, &text, &tiles)?;
     #[cfg(feature = "emulator")]
-    let emulated = emulator::compile(&root, &out, &files)?;
+    let emulated = emulator::compile(&root, &out, files.iter().chain([&hopper]))?;
     #[cfg(not(feature = "emulator"))]
     let emulated = false;
     if emulated {
@@ -48,11 +53,7 @@ fn build() -> Result<(), Problem> {
         let path = out.join(name);
         fs::write(&path, generate(files, &tiles, emulated)?).map_err(|e| format!("{}: {e}", path.display()))
     };
-    // A kernel of the tests has its launcher too; it is not part of a package.
-    let hopper = root.join("tests/kernels/hopper.cu");
-    println!("cargo::rerun-if-changed={}", hopper.display());
-    let text = fs::read_to_string(&hopper).unwrap_or_default();
-    write("hopper.rs", &[kernels::parse(hopper, &text, &tiles)?])?;
+    write("hopper.rs", &[hopper])?;
     write("kernels.rs", &files)
 }
 
@@ -211,12 +212,9 @@ fn generate_family(out: &mut String, family: &Family, index: &mut usize, emulate
              arch: {arch_of}, threads: {threads}, registers: {registers}",
             family.name
         );
-        // The emulated device has no features of one architecture.
-        if emulated && arch.is_none() {
+        if emulated {
             out.push_str(&declaration(&name));
             let _ = write!(kernels, ", thunks: Some([{}])", thunks(&name).join(", "));
-        } else if emulated {
-            kernels += ", thunks: None";
         }
         kernels += " }, ";
         *index += 1;

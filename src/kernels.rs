@@ -79,30 +79,7 @@ impl Device {
 #[path = "../tests/kernels/half.rs"]
 mod half_tests;
 
-/// A kernel for one architecture alone, which only NVRTC compiles.
+/// Kernels for one architecture alone.
 #[cfg(test)]
-mod for_one_architecture {
-    use super::*;
-    include!(concat!(env!("OUT_DIR"), "/hopper.rs"));
-
-    #[test]
-    fn a_tensor_map_is_an_argument_and_other_devices_are_refused() {
-        let Ok(device) = Device::emulated(Default::default()) else {
-            return println!("skipped: no emulated device");
-        };
-        let Device::Cuda(cuda) = &device else { unreachable!() };
-        let mut y = device.alloc(DType::F32, 128).unwrap();
-        let (map, d) = (TensorMap([1; 16]), hopper::HopperDims { bytes: 512 });
-        assert_eq!((size_of::<TensorMap>(), align_of::<TensorMap>()), (128, 64));
-        let y = y.output::<f32>(0..128).unwrap();
-        let launch = Launch::new(2, 128).cluster(2, 1, 1).shared(64 << 10);
-        let e = hopper::hopper_copy(cuda, launch, &map, y, &d).unwrap_err().to_string();
-        assert!(
-            e.contains("`hopper_copy` has no instance for f32") && e.contains("hopper_copy<float> (sm_90a only)"),
-            "{e}"
-        );
-        let kernel = hopper::HOPPER_COPY.instance(Some(DType::F32), None, 90).unwrap();
-        assert_eq!((kernel.arch, kernel.threads), (Some(Arch::specific(90)), 128));
-        assert!(hopper::HOPPER_COPY.instance(Some(DType::F16), None, 90).is_err());
-    }
-}
+#[path = "../tests/kernels/hopper.rs"]
+mod for_one_architecture;

@@ -201,19 +201,44 @@ fn mistakes_are_named_with_file_and_line() {
     assert!(e.contains("invalid value") || e.contains("INVALID_OPTION"), "{e}");
 }
 
-static HOPPER: Source = Source { stem: "hopper", text: include_str!("kernels/hopper.cu"), families: &[&HOPPER_COPY] };
+static HOPPER: Source =
+    Source { stem: "hopper", text: include_str!("kernels/hopper.cu"), families: &[&HOPPER_COPY, &HOPPER_HALF] };
 static HOPPER_COPY: Family = Family {
     name: "hopper_copy",
     kernels: &[kernel(&HOPPER, "hopper_copy<float>", Some(DType::F32), Some(Arch::specific(90)))],
 };
+/// The file's other templates.
+static HOPPER_HALF: Family = Family { name: "hopper", kernels: &HOPPER_KERNELS };
+static HOPPER_KERNELS: [Kernel; 14] = [
+    hopper("hopper_rows<half>", DType::F16),
+    hopper("hopper_rows<bf16>", DType::BF16),
+    hopper("hopper_gemm<half>", DType::F16),
+    hopper("hopper_gemm<bf16>", DType::BF16),
+    hopper("hopper_turned<half>", DType::F16),
+    hopper("hopper_turned<bf16>", DType::BF16),
+    hopper("hopper_multicast<half>", DType::F16),
+    hopper("hopper_multicast<bf16>", DType::BF16),
+    hopper("hopper_split<half>", DType::F16),
+    hopper("hopper_split<bf16>", DType::BF16),
+    hopper("hopper_conv<half>", DType::F16),
+    hopper("hopper_conv<bf16>", DType::BF16),
+    hopper("hopper_words<half>", DType::F16),
+    hopper("hopper_words<bf16>", DType::BF16),
+];
+
+const fn hopper(name: &'static str, dtype: DType) -> Kernel {
+    Kernel { threads: 160, registers: 128, ..kernel(&HOPPER, name, Some(dtype), Some(Arch::specific(90))) }
+}
 
 /// Tensor maps, clusters and wgmma, which sm_90 without the `a` has not.
 #[test]
-fn a_kernel_for_one_architecture_is_compiled_for_it() {
+fn kernels_for_one_architecture_are_compiled_for_it() {
     let Some(compiler) = compiler() else { return };
     let unit = Unit::of(&HOPPER_COPY.kernels[0], Arch::new(90));
     assert_eq!(unit.arch.to_string(), "sm_90a");
-    assert_eq!(problems(&compiler, &unit), [""; 0]);
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        assert_eq!(problems(&compiler, &Unit { dtype: Some(dtype), ..unit }), [""; 0]);
+    }
     let other = Unit { arch: Arch::new(90), dtype: None, ..unit };
     assert_eq!(other.kernels().count(), 0);
     let code = compiler.module(&unit).unwrap().0;

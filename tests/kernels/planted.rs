@@ -46,7 +46,8 @@ impl Case {
         let regions = [region("x", x as usize, self.x.len(), false), region("y", y as usize, self.y.len(), true)];
         let args = [(&raw mut x).cast(), (&raw mut y).cast(), (&raw mut d).cast()];
         let (grid, block) = ([self.grid, 1, 1], [self.block, 1, 1]);
-        run(&Call { kernel: name, plain, checked, grid, block, shared: self.shared, args: &args }, &regions)
+        let (cluster, shared, specific) = ([1; 3], self.shared, false);
+        run(&Call { kernel: name, plain, checked, specific, grid, block, cluster, shared, args: &args }, &regions)
     }
 
     fn run(&mut self, name: &str, order: Order) -> Result<(), Fault> {

@@ -1,6 +1,7 @@
 //! What a CUDA device must be able to do, whether it is a GPU or the emulated one.
 
-use super::launch::{Arg, Kernel, Launch};
+use super::launch::{Arg, Kernel, Launch, TensorMap};
+use super::tensor_map::TensorMapSpec;
 use crate::error::Result;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ pub type Address = u64;
 pub struct Info {
     /// Its name, as the vendor gives it.
     pub name: String,
-    /// Its architecture: 90 for `sm_90`; 0 for the emulated device.
+    /// Its architecture: 90 for `sm_90`; 0 for the emulated device, unless it was told another.
     pub arch: u32,
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
@@ -83,6 +84,15 @@ pub trait Driver: Send + Sync {
     /// # Safety
     /// `args` are those of the kernel, in order, and what they say of the memory is true.
     unsafe fn launch(&self, kernel: &'static Kernel, launch: &Launch, args: &[Arg<'_>]) -> Result<()>;
+
+    /// What TMA needs to know of a tensor, as this device's driver writes it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Internal`] if a rule of the driver's is broken, [`crate::Error::Device`] if it has no tensor maps.
+    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {
+        spec.check()?;
+        Err(crate::error::Error::Internal("no tensor maps on this device".into()))
+    }
 
     /// Waits until all work is done.
     ///

@@ -236,6 +236,11 @@ impl<T: bytemuck::Pod> In<'_, T> {
         In { address, len, borrow: PhantomData }
     }
 
+    /// Where it begins, for a tensor map.
+    pub fn address(&self) -> Address {
+        self.address
+    }
+
     pub(crate) fn arg(&self, name: &'static str) -> Arg<'static> {
         Arg::Memory { name, address: self.address, bytes: self.len * size_of::<T>(), writable: false }
     }
@@ -253,6 +258,11 @@ impl<T: bytemuck::Pod> Out<'_, T> {
     /// `len` elements from `address` on.
     pub(crate) fn new(address: Address, len: usize) -> Self {
         Out { address, len, borrow: PhantomData }
+    }
+
+    /// Where it begins, for a tensor map.
+    pub fn address(&self) -> Address {
+        self.address
     }
 
     /// The same memory, for another launch.

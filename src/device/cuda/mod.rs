@@ -18,12 +18,14 @@ pub mod nvrtc;
 mod places;
 mod pool;
 pub mod resources;
+mod tensor_map;
 mod timing;
 
 pub use arch::Arch;
 pub use driver::{Address, Driver, Graph, Info};
 pub use launch::{Arg, BLOCK, Family, In, Kernel, KernelType, Launch, Order, Out, Source, TensorMap, Thunk, Tile};
 pub(crate) use launch::{null, with_kernel_type};
+pub use tensor_map::{Swizzle, TensorMapBox, TensorMapSpec};
 pub use timing::Timing;
 
 use super::MemoryStats;
@@ -131,6 +133,14 @@ impl Cuda {
     /// [`Error::Device`] if the device fails.
     pub fn free_memory(&self) -> Result<usize> {
         Ok(self.inner.driver.memory()?.0)
+    }
+
+    /// What TMA needs to know of a tensor. Its memory must be there as long as launches use the map.
+    ///
+    /// # Errors
+    /// As for [`Driver::tensor_map`].
+    pub fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {
+        self.driver().tensor_map(spec)
     }
 
     pub(super) fn alloc(&self, bytes: usize) -> Result<DeviceMemory> {

@@ -10,6 +10,8 @@ use std::ptr::null_mut;
 use corosensei::Yielder;
 
 use super::checker::Checker;
+use super::cluster::Cluster;
+use super::hopper::Hopper;
 use super::report::{Fault, FaultKind, Site};
 use super::shared::{Copies, Shared};
 use super::warp::{Meetings, Warp};
@@ -39,6 +41,8 @@ pub(super) struct Job<'a> {
     pub(super) args: *const *mut c_void,
     pub(super) grid: [u32; 3],
     pub(super) block: [u32; 3],
+    /// Blocks of a cluster; each divides the grid.
+    pub(super) cluster: [u32; 3],
     pub(super) shared: u32,
     pub(super) order: Order,
     /// Null in an unchecked launch.
@@ -65,11 +69,28 @@ pub(super) enum Pause {
     Barrier,
     /// In this meeting.
     Meeting(u32),
+    /// For something that another thread brings about.
+    Wait(Waiting),
+    /// Until others have had their turn.
+    Poll,
     /// A fault; it never goes on.
     Stop,
 }
 
-/// The block that an OS thread runs now.
+/// What a thread waits for.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Waiting {
+    /// The end of a phase of the mbarrier at this address.
+    Phase(u32),
+    /// The named barrier of this number.
+    Named(u32),
+    /// The cluster's barrier.
+    Cluster,
+    /// The rest of its warpgroup, at `wgmma.wait_group`.
+    Products,
+}
+
+/// A block that an OS thread runs now.
 pub(super) struct Block {
     pub(super) context: *mut Context,
     pub(super) kernel: String,
@@ -78,6 +99,13 @@ pub(super) struct Block {
     pub(super) index: [u32; 3],
     /// Linear block index.
     pub(super) number: u32,
+    /// Its rank in its cluster, the cluster's linear index, and the cluster.
+    pub(super) rank: u32,
+    pub(super) group: u32,
+    pub(super) cluster: *mut Cluster,
+    pub(super) grid: [u32; 3],
+    dynamic: *mut u8,
+    pub(super) hopper: Hopper,
     pub(super) dim: [u32; 3],
     pub(super) threads: u32,
     pub(super) order: Order,
@@ -116,7 +144,7 @@ pub(super) fn current() -> *mut Block {
     CURRENT.get()
 }
 
-/// Makes it the block that runs on this OS thread.
+/// Makes it the block that runs on this OS thread; null: none does.
 pub(super) fn set_current(block: *mut Block) {
     CURRENT.set(block);
 }
@@ -132,6 +160,12 @@ impl Block {
             args: null_mut(),
             index: [0; 3],
             number: 0,
+            rank: 0,
+            group: 0,
+            cluster: null_mut(),
+            grid: [1; 3],
+            dynamic: null_mut(),
+            hopper: Hopper::default(),
             dim: [1; 3],
             threads: 0,
             order: Order::Forward,
@@ -158,10 +192,20 @@ impl Block {
         }
     }
 
-    pub(super) fn begin(&mut self, job: &Job<'_>, number: u32) {
+    /// Block `rank` of the `group`-th cluster begins.
+    pub(super) fn begin(&mut self, job: &Job<'_>, group: u32, rank: u32, cluster: *mut Cluster) {
+        let [cx, cy, cz] = job.cluster;
         let [x, y, _] = job.grid;
-        self.index = [number % x, number / x % y, number / x / y];
+        let (across, down) = (x / cx, y / cy);
+        self.index = [
+            group % across * cx + rank % cx,
+            group / across % down * cy + rank / cx % cy,
+            group / across / down * cz + rank / cx / cy,
+        ];
+        let number = self.index[0] + x * (self.index[1] + y * self.index[2]);
         (self.number, self.dim, self.order) = (number, job.block, job.order);
+        (self.rank, self.group, self.cluster, self.grid) = (rank, group, cluster, job.grid);
+        self.hopper.clear();
         (self.thunk, self.args, self.checker) = (job.thunk, job.args, job.checker);
         self.kernel.clear();
         self.kernel.push_str(job.kernel);
@@ -199,11 +243,28 @@ impl Block {
                 self.shuffled.swap(i, j);
             }
         }
-        let dynamic = self.shared.begin(job.shared as usize);
+        self.dynamic = self.shared.begin(job.shared as usize);
+    }
+
+    /// Kernel code sees this block from here on.
+    pub(super) fn activate(&mut self) {
         // SAFETY: this OS thread's context, which lives as long as the thread.
         let context = unsafe { &mut *self.context };
-        (context.block, context.block_dim, context.grid_dim) = (self.index, job.block, job.grid);
-        context.dynamic = dynamic;
+        (context.block, context.block_dim, context.grid_dim) = (self.index, self.dim, self.grid);
+        context.dynamic = self.dynamic;
+        set_current(self);
+    }
+
+    pub(super) fn cluster_size(&self) -> u32 {
+        // SAFETY: a block's cluster lives as long as it runs.
+        let cluster = unsafe { &*self.cluster };
+        cluster.blocks.len() as u32
+    }
+
+    /// The block of this rank in its cluster.
+    pub(super) fn peer(&self, rank: usize) -> &Block {
+        // SAFETY: all blocks of a cluster live as long as it runs; none is borrowed mutably while the checker looks.
+        unsafe { &*(&(*self.cluster).blocks)[rank] }
     }
 
     /// Threads that have not begun come first, unless chance decides; a barrier opens when nothing else can go on.
@@ -237,7 +298,7 @@ impl Block {
             self.ready.append(&mut self.barrier);
             if !self.checker.is_null() {
                 // SAFETY: the launch's checker, which nothing else uses now.
-                unsafe { (*self.checker).barrier() };
+                unsafe { (*self.checker).barrier(self) };
             }
         }
     }

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::{env, fs};
 
 /// Compiles every kernel file twice. False, with a warning, where there is no C++ compiler.
-pub(super) fn compile(root: &Path, out: &Path, files: &[File]) -> Result<bool, Problem> {
+pub(super) fn compile<'a>(root: &Path, out: &Path, files: impl Iterator<Item = &'a File>) -> Result<bool, Problem> {
     let shim = root.join("src/device/emulator");
     println!("cargo::rerun-if-changed={}", shim.display());
     for variable in ["CXX", "CXXFLAGS", "NUM_JOBS"] {
@@ -41,20 +41,15 @@ pub(super) fn compile(root: &Path, out: &Path, files: &[File]) -> Result<bool, P
     }
     let mut common = DefaultHasher::new();
     format!("{:?}", compiler.to_command()).hash(&mut common);
-    let mut texts: Vec<PathBuf> = files.iter().filter(|f| f.name.ends_with(".cuh")).map(|f| f.path.clone()).collect();
-    texts.push(shim.join("cuda.h"));
-    for path in texts {
-        fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?.hash(&mut common);
-    }
+    let build_of = Objects { folders: [root.join("kernels"), shim], out: out.into(), common };
     let mut jobs = Vec::new();
-    for file in files.iter().filter(|f| !f.families.is_empty()) {
-        let all = file.families.iter().flat_map(|f| f.kernels.iter().map(move |k| (k, f)));
-        let names: Vec<String> = all.filter(|(k, _)| k.arch.is_none()).map(|(k, f)| k.name(f)).collect();
-        for checked in [false, true] {
-            jobs.push(job(&file.path, &names, checked, common.clone(), out)?);
-        }
+    for file in files.filter(|f| !f.families.is_empty()) {
+        let all = file.families.iter().flat_map(|f| f.kernels.iter().map(move |k| k.name(f)));
+        jobs.extend(build_of.jobs(&file.path, &all.collect::<Vec<_>>())?);
     }
-    jobs.extend(planted(root, out, &common)?);
+    for name in ["planted", "planted_hopper"] {
+        jobs.extend(planted(root, name, &build_of)?);
+    }
     let objects: Vec<PathBuf> = jobs.iter().map(|j| j.object.clone()).collect();
     run_all(jobs, &compiler)?;
     remove_stale(out, &objects);
@@ -87,8 +82,8 @@ struct Job {
 }
 
 /// The kernels with planted bugs, which the emulated device's own tests run; not part of a package.
-fn planted(root: &Path, out: &Path, common: &DefaultHasher) -> Result<Vec<Job>, Problem> {
-    let path = root.join("tests/kernels/planted.cu");
+fn planted(root: &Path, file: &str, build_of: &Objects) -> Result<Vec<Job>, Problem> {
+    let path = root.join(format!("tests/kernels/{file}.cu"));
     println!("cargo::rerun-if-changed={}", path.display());
     let code = without_comments(&fs::read_to_string(&path).unwrap_or_default());
     let heads: Result<Vec<Head<'_>>, _> = heads(&code).collect();
@@ -98,43 +93,80 @@ fn planted(root: &Path, out: &Path, common: &DefaultHasher) -> Result<Vec<Job>, 
     for name in &names {
         table += &declaration(name);
     }
-    table += "pub(crate) static PLANTED: &[(&str, Thunk, Thunk)] = &[\n";
+    let _ = writeln!(table, "pub(crate) static {}: &[(&str, Thunk, Thunk)] = &[", file.to_uppercase());
     for name in &names {
         let _ = writeln!(table, "    ({name:?}, {}),", thunks(name).join(", "));
     }
     table += "];\n";
-    let list = out.join("planted.rs");
+    let list = build_of.out.join(format!("{file}.rs"));
     fs::write(&list, table).map_err(|e| format!("{}: {e}", list.display()))?;
-    if names.is_empty() {
-        return Ok(Vec::new());
-    }
-    [false, true].into_iter().map(|checked| job(&path, &names, checked, common.clone(), out)).collect()
+    if names.is_empty() { Ok(Vec::new()) } else { build_of.jobs(&path, &names) }
 }
 
-/// The C++ file of a kernel file, and the object it becomes: named by all that goes into it, so
-/// that what is there already need not be made again.
-fn job(path: &Path, names: &[String], checked: bool, mut hash: DefaultHasher, out: &Path) -> Result<Job, Problem> {
-    let kind = if checked { "checked" } else { "plain" };
-    let mut text = String::from("#include \"cuda.h\"\n");
-    // The two builds of a kernel must not meet in the linker: a namespace without a name.
-    let _ = writeln!(text, "namespace {{\n#include {path:?}\n}}");
-    for name in names {
-        let thunk = &thunks(name)[usize::from(checked)];
-        let _ =
-            writeln!(text, "extern \"C\" EMU_NATIVE void {thunk}(void* const* args) {{ emu::call({name}, args); }}");
+/// What all objects have in common.
+struct Objects {
+    /// Where headers lie.
+    folders: [PathBuf; 2],
+    out: PathBuf,
+    /// The compiler and its options.
+    common: DefaultHasher,
+}
+
+impl Objects {
+    /// The plain and the checked build of a file.
+    fn jobs(&self, path: &Path, names: &[String]) -> Result<Vec<Job>, Problem> {
+        [false, true].into_iter().map(|checked| self.job(path, names, checked)).collect()
     }
-    text.hash(&mut hash);
-    fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?.hash(&mut hash);
-    let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    let stem = format!("{name}_{kind}_{:016x}", hash.finish());
-    let job = Job {
-        source: out.join(format!("{stem}.cpp")),
-        object: out.join(format!("{stem}.o")),
-        checked,
-        name: name.into_owned(),
-    };
-    fs::write(&job.source, text).map_err(|e| format!("{}: {e}", job.source.display()))?;
-    Ok(job)
+
+    /// The C++ file of a kernel file, and the object it becomes: named by all that goes into it, so
+    /// that what is there already need not be made again.
+    fn job(&self, path: &Path, names: &[String], checked: bool) -> Result<Job, Problem> {
+        let mut hash = self.common.clone();
+        let kind = if checked { "checked" } else { "plain" };
+        let mut seen = Vec::new();
+        self.texts(path, &mut seen, &mut hash)?;
+        let mut text = String::from("#include \"cuda.h\"\n");
+        // What is declared there is Rust's, and must not be in a namespace without a name.
+        if seen.iter().any(|p| p.ends_with("hopper.cuh")) {
+            text += "#include \"hopper.h\"\n";
+        }
+        // The two builds of a kernel must not meet in the linker: a namespace without a name.
+        let _ = writeln!(text, "namespace {{\n#include {path:?}\n}}");
+        for name in names {
+            let thunk = &thunks(name)[usize::from(checked)];
+            let _ = writeln!(
+                text,
+                "extern \"C\" EMU_NATIVE void {thunk}(void* const* args) {{ emu::call({name}, args); }}"
+            );
+        }
+        text.hash(&mut hash);
+        self.texts(&self.folders[1].join("cuda.h"), &mut seen, &mut hash)?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let stem = format!("{name}_{kind}_{:016x}", hash.finish());
+        let job = Job {
+            source: self.out.join(format!("{stem}.cpp")),
+            object: self.out.join(format!("{stem}.o")),
+            checked,
+            name: name.into_owned(),
+        };
+        fs::write(&job.source, text).map_err(|e| format!("{}: {e}", job.source.display()))?;
+        Ok(job)
+    }
+
+    /// Hashes a file and the headers that it includes, each once.
+    fn texts(&self, path: &Path, seen: &mut Vec<PathBuf>, hash: &mut DefaultHasher) -> Result<(), Problem> {
+        if seen.iter().any(|p| p == path) {
+            return Ok(());
+        }
+        seen.push(path.into());
+        let text = fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        text.hash(hash);
+        let names = text.lines().filter_map(|l| l.trim().strip_prefix("#include \"")?.strip_suffix('"'));
+        names
+            .flat_map(|name| self.folders.iter().map(move |f| f.join(name)))
+            .filter(|p| p.exists())
+            .try_for_each(|header| self.texts(&header, seen, hash))
+    }
 }
 
 /// Runs the jobs whose objects are missing, as many at a time as cargo allows.

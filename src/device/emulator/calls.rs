@@ -5,8 +5,8 @@
 
 use std::ffi::{c_char, c_void};
 
+use super::access::Access;
 use super::block::{Block, Pause, current};
-use super::checker::Access;
 use super::report::{Action, FaultKind, Site, dim};
 use super::shared::{Copies, Copy, POISON, STATIC_LIMIT};
 use super::warp::{self, Problem, SYNCWARP};
@@ -73,7 +73,7 @@ unsafe extern "C" fn tilework_emu_collective(
                 let named = b.meetings.get(id).named;
                 b.wake(index, named & !(1 << lane));
                 if op == SYNCWARP && !checker.is_null() {
-                    (*checker).warp_sync(index, named);
+                    (*checker).warp_sync(&*block, index, named);
                 }
                 b.meetings.leave(id, lane, source)
             }
@@ -110,7 +110,8 @@ unsafe extern "C" fn tilework_emu_shared(key: *const c_void, bytes: usize, name:
     let block = current();
     // SAFETY: as in `tilework_emu_barrier`.
     unsafe {
-        if let Some(start) = (*block).shared.variable(key, bytes, name) {
+        let at = super::cluster::place_of(block, key);
+        if let Some(start) = (*block).shared.variable(key, bytes, name, at) {
             return start;
         }
         let name = std::ffi::CStr::from_ptr(name).to_string_lossy();

@@ -3,63 +3,26 @@
 //! Kernels are compiled a second time with the compiler's thread sanitizer, whose calls (one before each access) arrive
 //! here by way of `hooks.rs`. Blocks of a checked launch run one after the other on one OS thread.
 //!
-//! Order between two accesses of one block comes from a barrier between them (`epoch`) or, within a warp, from
-//! `__syncwarp` (`stamp`, and for each thread how far it has seen each lane of its warp: `views`). Shuffles and votes
-//! order nothing, as CUDA has it. Different blocks are never ordered.
+//! What is a race: `races.rs`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use super::Region;
+use super::access::Access;
 use super::block::{Block, Context};
-use super::report::{Action, Finding, FindingKind, Report, Site};
-use super::shadow::{ATOMIC, Cell, IN_FLIGHT, MANY_BLOCKS, MANY_WARPS, Mark, Span};
+use super::clocks::Clocks;
+use super::places::place;
+use super::races::{Who, forget_other_blocks};
+use super::registers::Registers;
+use super::report::{Action, Finding, FindingKind, Report, Site, dim};
+use super::shadow::{ASYNC, ATOMIC, IN_FLIGHT, Mark, Span};
 use super::source::Lines;
 use super::trace::Trace;
+use super::{Call, Region};
 
 /// Findings kept per launch.
 const MOST: usize = 8;
 
-/// One memory access of the running thread.
-#[derive(Clone, Copy)]
-pub(super) struct Access {
-    pub(super) address: usize,
-    pub(super) bytes: usize,
-    kind: u32,
-    /// Return address of the hook; 0 where `site` is known instead.
-    pub(super) pc: usize,
-    pub(super) site: Site,
-}
-
-impl Access {
-    pub(super) const READ: u32 = 0;
-    pub(super) const WRITE: u32 = 1;
-    pub(super) const ATOMIC: u32 = 2;
-    /// An asynchronous copy to here begins: a write at any time from now to its wait.
-    pub(super) const ISSUE: u32 = 3;
-
-    pub(super) fn site(address: usize, bytes: usize, kind: u32, site: Site) -> Access {
-        Access { address, bytes, kind, pc: 0, site }
-    }
-
-    pub(super) fn hook(address: usize, bytes: usize, kind: u32, pc: usize) -> Access {
-        Access { address, bytes, kind, pc, site: Site::NONE }
-    }
-
-    /// Checks an access that is about to happen; does not return where it must not happen.
-    ///
-    /// # Safety
-    /// `block` runs on this OS thread, under a checker; no reference into it is alive.
-    #[inline]
-    pub(super) unsafe fn check(self, block: *mut Block) {
-        // SAFETY: as the caller promises; both references end before the switch.
-        unsafe {
-            if !(*(*block).checker).access(&*block, self) {
-                Block::stop(block);
-            }
-        }
-    }
-}
-
+#[derive(Clone)]
 struct Raw {
     kind: FindingKind,
     block: [u32; 3],
@@ -70,6 +33,21 @@ struct Raw {
     other: Option<([u32; 3], [u32; 3])>,
 }
 
+/// What is known of a block that runs.
+struct Seat {
+    /// Static and dynamic shared memory.
+    shared: [Span; 2],
+    tag: u32,
+    group: u32,
+    epoch: u32,
+    /// Per warp: `__syncwarp`s so far in this block.
+    time: Vec<u32>,
+    /// Per thread and lane of its warp: accesses of that lane with a smaller stamp are seen.
+    views: Vec<[u32; 32]>,
+    /// The last access of its shared memory by each thread of other blocks.
+    visits: HashMap<u32, (u32, Raw)>,
+}
+
 /// State of one checked launch.
 pub(super) struct Checker {
     kernel: String,
@@ -77,14 +55,15 @@ pub(super) struct Checker {
     regions: Vec<Region>,
     /// Memory of all regions; regions that overlap share a span.
     spans: Vec<Span>,
-    /// Static and dynamic shared memory of this OS thread.
-    shared: Vec<Span>,
-    tag: u32,
+    /// For each block of the running cluster.
+    seats: Vec<Seat>,
     epoch: u32,
-    /// Per warp: `__syncwarp`s so far in this block.
-    time: Vec<u32>,
-    /// Per thread and lane of its warp: accesses of that lane with a smaller stamp are seen.
-    views: Vec<[u32; 32]>,
+    /// The kernel is for one architecture alone: more than barriers puts its threads in order.
+    specific: bool,
+    /// From the first instruction on that needs them, or in clusters.
+    pub(super) clocks: Option<Clocks>,
+    /// By agent: the threads that began matrix products.
+    registers: HashMap<u32, Registers>,
     accesses: u64,
     raw: Vec<Raw>,
     seen: HashSet<(FindingKind, usize, u32)>,
@@ -92,7 +71,7 @@ pub(super) struct Checker {
 }
 
 impl Checker {
-    pub(super) fn new(kernel: &str, grid: [u32; 3], regions: &[Region], trace: Option<Trace>) -> Checker {
+    pub(super) fn new(launch: &Call<'_>, regions: &[Region], trace: Option<Trace>) -> Checker {
         let mut sorted: Vec<_> = regions.iter().filter(|r| r.bytes > 0).map(|r| (r.start, r.start + r.bytes)).collect();
         sorted.sort_unstable();
         let mut merged: Vec<(usize, usize)> = Vec::new();
@@ -104,15 +83,15 @@ impl Checker {
             }
         }
         Checker {
-            kernel: kernel.to_string(),
-            grid,
+            kernel: launch.kernel.to_string(),
+            grid: launch.grid,
+            specific: launch.specific,
             regions: regions.to_vec(),
             spans: merged.into_iter().map(|(start, end)| Span::new(start, end)).collect(),
-            shared: vec![],
-            tag: 0,
+            seats: vec![],
             epoch: 0,
-            time: vec![],
-            views: vec![],
+            clocks: None,
+            registers: HashMap::new(),
             accesses: 0,
             raw: vec![],
             seen: HashSet::new(),
@@ -121,33 +100,54 @@ impl Checker {
     }
 
     pub(super) fn begin_block(&mut self, block: &mut Block) {
-        if self.shared.is_empty() {
-            let arena = block.shared.arena();
-            let dynamic = block.shared.dynamic_start();
-            self.shared.push(Span::new(arena.0, arena.1));
-            self.shared.push(Span::new(dynamic, dynamic + block.shared.dynamic_bytes));
+        let rank = block.rank as usize;
+        if self.seats.len() <= rank {
+            let (arena, dynamic) = (block.shared.arena(), block.shared.dynamic_start());
+            let shared = [Span::new(arena.0, arena.1), Span::new(dynamic, dynamic + block.shared.dynamic_bytes)];
+            let (time, views, visits) = (vec![], vec![], HashMap::new());
+            self.seats.push(Seat { shared, tag: 0, group: 0, epoch: 0, time, views, visits });
         }
-        self.tag = block.number + 1;
+        if rank == 0 {
+            let blocks = block.cluster_size();
+            self.clocks = (blocks > 1 || self.specific).then(|| Clocks::new(blocks, block.threads));
+            self.registers.clear();
+        }
         self.epoch += 1;
-        self.time.clear();
-        self.time.resize(block.threads.div_ceil(32) as usize, 1);
-        self.views.clear();
-        self.views.resize(block.threads as usize, [0; 32]);
+        let seat = &mut self.seats[rank];
+        (seat.tag, seat.group, seat.epoch) = (block.number + 1, block.group + 1, self.epoch);
+        seat.time.clear();
+        seat.time.resize(block.threads.div_ceil(32) as usize, 1);
+        seat.views.clear();
+        seat.views.resize(block.threads as usize, [0; 32]);
+        seat.visits.clear();
     }
 
-    pub(super) fn barrier(&mut self) {
+    /// The vector clocks, which begin here if there are none yet.
+    pub(super) fn clocks(&mut self, block: &Block) -> &mut Clocks {
+        self.clocks.get_or_insert_with(|| Clocks::new(block.cluster_size(), block.threads))
+    }
+
+    pub(super) fn barrier(&mut self, block: &Block) {
         self.epoch += 1;
+        self.seats[block.rank as usize].epoch = self.epoch;
+        if let Some(clocks) = &mut self.clocks {
+            clocks.meet(block.rank, 0..block.threads);
+        }
     }
 
     /// These lanes of a warp have met: each now sees what the others have seen and done.
-    pub(super) fn warp_sync(&mut self, warp: u32, lanes: u32) {
+    pub(super) fn warp_sync(&mut self, block: &Block, warp: u32, lanes: u32) {
         let first = warp as usize * 32;
-        self.time[warp as usize] += 1;
-        let now = self.time[warp as usize];
         let members = || (0..32).filter(|l| lanes >> l & 1 == 1);
+        if let Some(clocks) = &mut self.clocks {
+            clocks.meet(block.rank, members().map(|l| warp * 32 + l as u32));
+        }
+        let Seat { time, views, .. } = &mut self.seats[block.rank as usize];
+        time[warp as usize] += 1;
+        let now = time[warp as usize];
         let mut joined = [0; 32];
         for lane in members() {
-            for (joined, seen) in joined.iter_mut().zip(self.views[first + lane]) {
+            for (joined, seen) in joined.iter_mut().zip(views[first + lane]) {
                 *joined = seen.max(*joined);
             }
         }
@@ -155,7 +155,36 @@ impl Checker {
             joined[lane] = now;
         }
         for lane in members() {
-            self.views[first + lane] = joined;
+            views[first + lane] = joined;
+        }
+    }
+
+    /// A block's last thread leaves: whatever others did in its shared memory must have come before.
+    pub(super) fn leave_block(&mut self, block: &Block) {
+        let (Some(clocks), visits) = (&self.clocks, &mut self.seats[block.rank as usize].visits) else { return };
+        let known = clocks.of_block(block.rank);
+        let late = visits.drain().filter(|(agent, (clock, _))| !known.has_seen(*agent, *clock));
+        let late: Vec<Raw> = late.map(|(_, (_, raw))| raw).collect();
+        for raw in late {
+            if self.seen.insert((raw.kind, raw.pc, raw.site.line)) {
+                self.raw.push(raw);
+            }
+        }
+    }
+
+    /// The running thread's local arrays that products use.
+    pub(super) fn registers(&mut self, block: &Block) -> &mut Registers {
+        let agent = self.clocks(block).thread(block.rank, block.linear());
+        self.registers.entry(agent).or_default()
+    }
+
+    /// A thread has waited for a warpgroup's groups of products before `done`.
+    pub(super) fn products_done(&mut self, block: &Block, linear: u32, done: u32, agent: u32) {
+        let clocks = self.clocks(block);
+        let thread = clocks.thread(block.rank, linear);
+        clocks.see(thread, agent, done);
+        if let Some(registers) = self.registers.get_mut(&thread) {
+            registers.give_back(done);
         }
     }
 
@@ -170,32 +199,79 @@ impl Checker {
 
     /// False: the access must not happen, the launch ends.
     #[inline]
-    fn access(&mut self, block: &Block, a: Access) -> bool {
+    pub(super) fn access(&mut self, block: &Block, a: Access) -> bool {
         let own = |(start, end): (usize, usize)| a.address >= start && a.address < end;
         let context = block.context as usize;
-        if own(block.stack) || own((context, context + size_of::<Context>())) || a.bytes == 0 {
+        if own(block.stack) {
+            if let (false, Some(clocks)) = (self.registers.is_empty(), &self.clocks) {
+                let agent = clocks.thread(block.rank, block.linear());
+                let registers = self.registers.get_mut(&agent);
+                if let Some(kind) = registers.and_then(|r| r.access(a.address, a.bytes, a.kind == Access::READ)) {
+                    self.note(kind, block, a.pc, a.site, "a local array".into());
+                }
+            }
+            return true;
+        }
+        if own((context, context + size_of::<Context>())) || a.bytes == 0 {
             return true;
         }
         self.accesses += 1;
-        let shared = self.shared_variable(block, a);
-        if !shared && !self.in_bounds(block, a) {
+        let owner = self.owner(block, a);
+        if owner.is_none() && !self.in_bounds(block, a) {
             return false;
         }
         if let Some(trace) = &mut self.trace {
             let place = if trace.wants(block) { place(&self.regions, block, a, false) } else { String::new() };
             trace.access(block, a, a.kind, place);
         }
-        self.races(block, a, shared);
+        self.races(block, a, owner);
+        if let Some(owner) = owner.filter(|o| *o != block.rank as usize) {
+            self.visit(block, a, owner);
+        }
         true
     }
 
-    fn shared_variable(&self, block: &Block, a: Access) -> bool {
-        let (arena, dynamic) = (&self.shared[0], &self.shared[1]);
-        if dynamic.holds(a.address, a.bytes) {
-            return true;
+    /// The rank of the block whose shared memory this is, if it is a variable or dynamic.
+    fn owner(&self, block: &Block, a: Access) -> Option<usize> {
+        let holds = |rank: usize, of: &Block| {
+            let [arena, dynamic] = &self.seats[rank].shared;
+            let inside = |v: &super::shared::Variable| a.address >= v.start && a.address + a.bytes <= v.start + v.bytes;
+            dynamic.holds(a.address, a.bytes)
+                || arena.holds(a.address, a.bytes) && of.shared.variables.iter().any(inside)
+        };
+        let rank = block.rank as usize;
+        if holds(rank, block) {
+            return Some(rank);
         }
-        let holds = |v: &super::shared::Variable| a.address >= v.start && a.address + a.bytes <= v.start + v.bytes;
-        arena.holds(a.address, a.bytes) && block.shared.variables.iter().any(holds)
+        (0..self.seats.len().min(block.cluster_size() as usize)).find(|r| *r != rank && holds(*r, block.peer(*r)))
+    }
+
+    /// An access of another block's shared memory, which must be there until then.
+    fn visit(&mut self, block: &Block, a: Access, owner: usize) {
+        let raw = Raw {
+            kind: FindingKind::DepartedBlock,
+            block: block.index,
+            thread: block.coordinates(block.linear()),
+            pc: a.pc,
+            site: a.site,
+            place: format!("{} bytes in the shared memory of block {}", a.bytes, dim(block.peer(owner).index)),
+            other: None,
+        };
+        if block.peer(owner).alive == 0 {
+            if self.seen.insert((raw.kind, raw.pc, raw.site.line)) {
+                self.raw.push(raw);
+            }
+            return;
+        }
+        let clocks = self.clocks(block);
+        let (agent, clock) = match a.behalf {
+            Some(behalf) => (behalf.agent, behalf.clock),
+            None => {
+                let agent = clocks.thread(block.rank, block.linear());
+                (agent, clocks.now(agent))
+            }
+        };
+        self.seats[owner].visits.insert(agent, (clock, raw));
     }
 
     fn in_bounds(&mut self, block: &Block, a: Access) -> bool {
@@ -213,30 +289,51 @@ impl Checker {
         true
     }
 
-    fn races(&mut self, block: &Block, a: Access, shared: bool) {
+    fn races(&mut self, block: &Block, a: Access, owner: Option<usize>) {
         let linear = block.linear();
-        let (warp, lane) = (linear >> 5, linear & 31);
+        let seat = &self.seats[block.rank as usize];
+        let thread = self.clocks.as_ref().map_or(0, |c| c.thread(block.rank, linear));
         let me = Mark {
-            tag: self.tag,
-            epoch: self.epoch,
-            stamp: self.time[warp as usize],
+            tag: seat.tag,
+            group: seat.group,
+            epoch: seat.epoch,
+            stamp: seat.time[(linear >> 5) as usize],
             thread: linear as u16,
             flags: if a.kind == Access::ATOMIC { ATOMIC } else { 0 },
+            agent: thread,
+            clock: self.clocks.as_ref().map_or(0, |c| c.now(thread)),
         };
-        let view = &self.views[linear as usize];
-        let spans = if shared { &mut self.shared } else { &mut self.spans };
+        // SAFETY: what `Behalf` points at outlives the check of its access.
+        let knows = a.behalf.and_then(|b| unsafe { b.knows.as_ref() });
+        let (by, asynchronous) = match a.behalf {
+            Some(b) => (Mark { agent: b.agent, clock: b.clock, flags: ASYNC, ..me }, true),
+            None => (me, false),
+        };
+        let view = seat.views[linear as usize];
+        let (view, lane, shared) = (&view, linear & 31, owner.is_some());
+        let who = Who { me, kind: a.kind, shared, lane, view, thread, asynchronous, knows };
+        let spans = owner.map_or(&mut self.spans[..], |owner| &mut self.seats[owner].shared[..]);
         let Some(span) = spans.iter_mut().find(|s| s.holds(a.address, a.bytes)) else { return };
         let mut found = None;
+        let clocks = &mut self.clocks;
         span.visit(a.address, a.bytes, |cell| {
             if shared {
-                forget_other_blocks(cell, me.tag);
+                forget_other_blocks(cell, me.group);
             }
-            found = look(cell, me, a.kind, shared, view, lane);
-            note(cell, me, a.kind, lane);
+            found = if a.kind == Access::LAND { None } else { who.look(cell, clocks.as_ref()) };
+            who.note(cell, by, clocks.as_mut());
             found.is_some()
         });
         if let Some((kind, other)) = found {
             self.find(kind, block, a, other);
+        }
+    }
+
+    /// A finding of the running thread that is about no place in memory.
+    pub(super) fn note(&mut self, kind: FindingKind, block: &Block, pc: usize, site: Site, place: String) {
+        if self.seen.insert((kind, pc, site.line)) && self.raw.len() < 8 * MOST {
+            let thread = block.coordinates(block.linear());
+            self.raw.push(Raw { kind, block: block.index, thread, pc, site, place, other: None });
         }
     }
 
@@ -258,6 +355,10 @@ impl Checker {
         self.raw.push(Raw { kind, block: block.index, thread, pc: a.pc, site: a.site, place, other });
     }
 
+    pub(super) fn has_found(&self) -> bool {
+        !self.raw.is_empty()
+    }
+
     /// A pointer that is no multiple of its type's size, at a line that the compiler gives.
     pub(super) fn misaligned(&mut self, block: &Block, address: usize, align: usize, site: Site) {
         let a = Access::site(address, align, Access::READ, site);
@@ -266,12 +367,7 @@ impl Checker {
 
     /// An index that an array does not have, at a line that the compiler gives.
     pub(super) fn outside_array(&mut self, block: &Block, index: usize, site: Site) {
-        if self.seen.insert((FindingKind::OutsideArray, 0, site.line)) && self.raw.len() < 8 * MOST {
-            let thread = block.coordinates(block.linear());
-            let place = format!("index {}", index as isize);
-            let kind = FindingKind::OutsideArray;
-            self.raw.push(Raw { kind, block: block.index, thread, pc: 0, site, place, other: None });
-        }
+        self.note(FindingKind::OutsideArray, block, 0, site, format!("index {}", index as isize));
     }
 
     /// Ends the launch: findings with their source lines, and the trace.
@@ -294,119 +390,5 @@ impl Checker {
         }
         let events = self.trace.map_or(vec![], |t| t.finish(&mut lines));
         (Report { findings, accesses: self.accesses }, events)
-    }
-}
-
-/// Shared memory is another one for each block.
-fn forget_other_blocks(cell: &mut Cell, tag: u32) {
-    if cell.write.tag != tag && cell.read.tag != tag {
-        *cell = Cell::default();
-    }
-}
-
-/// Whether `before` happened before the running thread's `me`.
-fn ordered(before: Mark, me: Mark, view: &[u32; 32]) -> bool {
-    if before.tag != me.tag {
-        return before.tag == 0;
-    }
-    before.epoch != me.epoch
-        || before.thread == me.thread
-        || (before.thread >> 5 == me.thread >> 5 && before.stamp < view[(before.thread & 31) as usize])
-}
-
-fn look(
-    cell: &Cell,
-    me: Mark,
-    kind: u32,
-    shared: bool,
-    view: &[u32; 32],
-    lane: u32,
-) -> Option<(FindingKind, Option<Mark>)> {
-    let empty = cell.write.tag == 0 || cell.write.flags & IN_FLIGHT != 0;
-    if shared && empty && matches!(kind, Access::READ | Access::ATOMIC) {
-        return Some((FindingKind::UninitialisedShared, Some(cell.write)));
-    }
-    let raced = match (cell.write.flags & ATOMIC != 0, kind == Access::ATOMIC) {
-        (true, true) => false,
-        (true, false) => !all_ordered(cell.write, cell.writers, me, view, lane),
-        _ => !ordered(cell.write, me, view),
-    };
-    if raced {
-        let kind = if kind == Access::READ { FindingKind::ReadAfterWriteRace } else { FindingKind::WriteWriteRace };
-        return Some((kind, Some(cell.write)));
-    }
-    let raced = kind != Access::READ && !all_ordered(cell.read, cell.readers, me, view, lane);
-    raced.then_some((FindingKind::WriteAfterReadRace, Some(cell.read)))
-}
-
-/// Whether all the accesses that a mark stands for happened before `me`.
-fn all_ordered(mark: Mark, lanes: u32, me: Mark, view: &[u32; 32], lane: u32) -> bool {
-    if mark.tag != me.tag || mark.flags & MANY_BLOCKS != 0 {
-        return mark.tag == 0;
-    }
-    if mark.epoch != me.epoch {
-        return true;
-    }
-    let others = lanes & !(1 << lane);
-    mark.flags & MANY_WARPS == 0
-        && mark.thread >> 5 == me.thread >> 5
-        && (0..32).all(|l| others >> l & 1 == 0 || mark.stamp < view[l])
-}
-
-/// Makes a mark stand for `me` as well.
-fn join(mark: &mut Mark, lanes: &mut u32, me: Mark, lane: u32) {
-    let foreign = if mark.tag != 0 && mark.tag != me.tag { MANY_BLOCKS } else { mark.flags & MANY_BLOCKS };
-    if mark.tag != me.tag || mark.epoch != me.epoch {
-        (*mark, *lanes) = (me, 1 << lane);
-    } else if mark.thread >> 5 == me.thread >> 5 {
-        mark.stamp = me.stamp;
-        *lanes |= 1 << lane;
-    } else {
-        mark.flags |= MANY_WARPS;
-    }
-    mark.flags |= foreign;
-}
-
-fn note(cell: &mut Cell, me: Mark, kind: u32, lane: u32) {
-    match kind {
-        Access::READ => join(&mut cell.read, &mut cell.readers, me, lane),
-        Access::ATOMIC if cell.write.flags & ATOMIC != 0 => join(&mut cell.write, &mut cell.writers, me, lane),
-        Access::ISSUE => *cell = Cell { write: Mark { flags: IN_FLIGHT, ..me }, ..Cell::default() },
-        _ => *cell = Cell { write: me, writers: 1 << lane, ..Cell::default() },
-    }
-}
-
-/// `4 bytes at x[17]`, or only `x[17]`.
-fn place(regions: &[Region], block: &Block, a: Access, long: bool) -> String {
-    let shared = block.shared.variables.iter().map(|v| (v.name(), v.start, v.bytes));
-    let dynamic = ("dyn".to_string(), block.shared.dynamic_start(), block.shared.dynamic_bytes);
-    let arguments = regions.iter().map(|r| (r.name.to_string(), r.start, r.bytes));
-    let all: Vec<_> = arguments.chain(shared).chain([dynamic]).filter(|(_, _, bytes)| *bytes > 0).collect();
-    let element = |name: &str, offset: usize| match a.bytes {
-        1..=4 => format!("{name}[{}]", offset / a.bytes),
-        n => format!("{name}[{}..{}]", offset / 4, (offset + n) / 4 - 1),
-    };
-    let bytes = a.bytes;
-    if let Some((name, start, _)) = all.iter().find(|(_, s, n)| a.address >= *s && a.address + bytes <= s + n) {
-        let element = element(name, a.address - start);
-        return if long { format!("{bytes} bytes at {element}") } else { element };
-    }
-    if a.address < 4096 {
-        return format!("{bytes} bytes through a null pointer");
-    }
-    let distance = |s: usize, n: usize| if a.address < s { s - a.address } else { a.address.saturating_sub(s + n) };
-    match all.iter().min_by_key(|(_, s, n)| distance(*s, *n)) {
-        Some((name, s, n)) if distance(*s, *n) < 1 << 20 => {
-            if a.address < *s {
-                return format!("{bytes} bytes, {} before the start of `{name}`", s - a.address);
-            }
-            let element = element(name, a.address - s);
-            match a.address.checked_sub(s + n) {
-                None => format!("{bytes} bytes at {element}, across the end of `{name}`"),
-                Some(0) => format!("{bytes} bytes past the end of `{name}`, at {element}"),
-                Some(gap) => format!("{bytes} bytes, {gap} past the end of `{name}`, at {element}"),
-            }
-        }
-        _ => format!("{bytes} bytes at {:#x}, far from every argument", a.address),
     }
 }

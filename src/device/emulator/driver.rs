@@ -2,7 +2,7 @@
 
 use super::{Follow, Order, Region, TraceEvent, run, run_checked, run_traced};
 use crate::device::cpu::free_memory;
-use crate::device::cuda::{Address, Arg, Driver, Graph, Info, Kernel, Launch};
+use crate::device::cuda::{Address, Arg, Driver, Graph, Info, Kernel, Launch, TensorMap, TensorMapSpec};
 use crate::error::{Error, Result};
 use std::alloc::Layout;
 use std::ffi::c_void;
@@ -20,11 +20,13 @@ pub struct EmulatorOptions {
     pub trace: Option<TraceOptions>,
     /// Bytes of memory; [`None`] for all of the host's.
     pub memory: Option<usize>,
+    /// The architecture whose own kernels it runs too: 90 for those of `sm_90a`; 0 for none.
+    pub arch: u32,
 }
 
 impl Default for EmulatorOptions {
     fn default() -> Self {
-        EmulatorOptions { order: Order::Forward, checked: false, trace: None, memory: None }
+        EmulatorOptions { order: Order::Forward, checked: false, trace: None, memory: None, arch: 0 }
     }
 }
 
@@ -82,6 +84,11 @@ enum Node {
     Zero { at: Address, bytes: usize },
 }
 
+/// Aligned as a tensor map is.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Unit([u64; 8]);
+
 /// An argument that outlives its caller.
 #[derive(Clone)]
 enum Owned {
@@ -92,7 +99,7 @@ enum Owned {
         writable: bool,
     },
     /// In units that are aligned for any of a kernel's structs.
-    Value(Vec<u64>),
+    Value(Vec<Unit>),
 }
 
 impl Owned {
@@ -100,8 +107,8 @@ impl Owned {
         match *arg {
             Arg::Memory { name, address, bytes, writable } => Owned::Memory { name, address, bytes, writable },
             Arg::Value(bytes) => {
-                let mut value = vec![0u64; bytes.len().div_ceil(8)];
-                bytemuck::cast_slice_mut::<u64, u8>(&mut value)[..bytes.len()].copy_from_slice(bytes);
+                let mut value = vec![Unit([0; 8]); bytes.len().div_ceil(64)];
+                bytemuck::cast_slice_mut::<Unit, u8>(&mut value)[..bytes.len()].copy_from_slice(bytes);
                 Owned::Value(value)
             }
         }
@@ -113,7 +120,7 @@ impl Emulated {
     pub(crate) fn new(options: EmulatorOptions) -> Self {
         let info = Info {
             name: "emulated CUDA device".into(),
-            arch: 0,
+            arch: options.arch,
             multiprocessors: rayon::current_num_threads() as u32,
             memory: options.memory.or_else(free_memory).unwrap_or(0),
             l2_bytes: 0,
@@ -148,7 +155,7 @@ fn failed(problem: String) -> Error {
 /// As for [`Driver::launch`].
 unsafe fn execute(options: &EmulatorOptions, kernel: &'static Kernel, launch: &Launch, args: &[Owned]) -> Result<()> {
     let mut args = args.to_vec();
-    let regions: Vec<Region> = args
+    let mut regions: Vec<Region> = args
         .iter()
         .filter_map(|arg| match *arg {
             Owned::Memory { name, address, bytes, writable } => {
@@ -157,6 +164,12 @@ unsafe fn execute(options: &EmulatorOptions, kernel: &'static Kernel, launch: &L
             Owned::Value(_) => None,
         })
         .collect();
+    // Tensors that the kernel knows by a map alone.
+    regions.extend(args.iter().filter_map(|arg| {
+        let Owned::Value(value) = arg else { return None };
+        let map = super::map::Map::among(bytemuck::cast_slice(value))?;
+        Some(Region { name: "tensor", start: map.address, bytes: map.extent(), writable: true })
+    }));
     let pointers: Vec<*mut c_void> = args
         .iter_mut()
         .map(|arg| match arg {
@@ -165,16 +178,15 @@ unsafe fn execute(options: &EmulatorOptions, kernel: &'static Kernel, launch: &L
         })
         .collect();
     let problem = |what: &str| failed(format!("kernel `{}`: {what}", kernel.name));
-    if launch.cluster != [1; 3] {
-        return Err(problem("clusters are not emulated"));
-    }
     let [plain, checked] = kernel.thunks.ok_or_else(|| problem("is not compiled for the emulated device"))?;
     let launch = super::Call {
         kernel: kernel.name,
         plain,
         checked,
+        specific: kernel.arch.is_some(),
         grid: launch.grid,
         block: launch.block,
+        cluster: launch.cluster,
         shared: launch.shared,
         args: &pointers,
     };
@@ -267,6 +279,10 @@ impl Driver for Emulated {
         }
         // SAFETY: the caller's promise.
         unsafe { execute(&self.options, kernel, launch, &args) }
+    }
+
+    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {
+        super::map::encode(spec)
     }
 
     fn sync(&self) -> Result<()> {

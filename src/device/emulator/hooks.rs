@@ -6,8 +6,8 @@
 use std::arch::naked_asm;
 use std::ffi::{c_char, c_void};
 
+use super::access::Access;
 use super::block::{Block, current};
-use super::checker::Access;
 use super::report::Site;
 
 unsafe extern "C" fn access(address: usize, bytes: usize, kind: u32, pc: usize) {

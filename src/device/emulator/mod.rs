@@ -4,12 +4,21 @@
 //! launch run in parallel, and a checked launch (`checker`) finds races, accesses out of bounds, reads of
 //! uninitialised shared memory and misaligned accesses.
 
+mod access;
 mod block;
 mod calls;
 mod checker;
+mod clocks;
+mod cluster;
 mod driver;
 mod hooks;
+mod hopper;
+mod map;
 mod matrices;
+mod mbarrier;
+mod places;
+mod races;
+mod registers;
 mod report;
 mod scheduler;
 mod shadow;
@@ -19,8 +28,13 @@ mod stacks;
 #[cfg(test)]
 #[path = "../../../tests/kernels/planted.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "../../../tests/kernels/planted_hopper.rs"]
+mod tests_hopper;
+mod tma;
 mod trace;
 mod warp;
+mod wgmma;
 
 use std::ffi::c_void;
 use std::hint::black_box;
@@ -36,7 +50,7 @@ use checker::Checker;
 pub(crate) use driver::Emulated;
 pub use driver::{EmulatorOptions, TraceOptions, Traced};
 pub use report::{Action, Fault, FaultKind, Finding, FindingKind, Line, Report, TraceEvent};
-use scheduler::run_block;
+use scheduler::run_cluster;
 pub use trace::Follow;
 use trace::Trace;
 
@@ -49,10 +63,14 @@ pub struct Call<'a> {
     pub plain: Thunk,
     /// It as compiled for the checker.
     pub checked: Thunk,
+    /// Whether it is for one architecture alone.
+    pub specific: bool,
     /// `gridDim`, in blocks.
     pub grid: [u32; 3],
     /// `blockDim`, in threads.
     pub block: [u32; 3],
+    /// Blocks of a cluster; each divides the grid.
+    pub cluster: [u32; 3],
     /// Dynamic shared memory per block, in bytes.
     pub shared: u32,
     /// `args[i]` points at the i-th argument.
@@ -73,8 +91,8 @@ pub struct Region {
 }
 
 impl Call<'_> {
-    /// The number of blocks, if a GPU would take this launch.
-    fn blocks(&self) -> Result<u32, Fault> {
+    /// The number of clusters, or blocks where each is by itself, if a GPU would take this launch.
+    fn clusters(&self) -> Result<u32, Fault> {
         let invalid = |detail: String| Fault {
             kernel: self.kernel.to_string(),
             kind: FaultKind::InvalidLaunch,
@@ -98,19 +116,29 @@ impl Call<'_> {
             let most = shared::DYNAMIC_LIMIT;
             return Err(invalid(format!("{} bytes of dynamic shared memory; at most {most}", self.shared)));
         }
+        let [cx, cy, cz] = self.cluster.map(u64::from);
+        let size = cx.saturating_mul(cy).saturating_mul(cz);
+        if size == 0 || size > 16 || x % cx != 0 || y % cy != 0 || z % cz != 0 {
+            return Err(invalid(format!(
+                "clusters of {cx} x {cy} x {cz} in a grid of {x} x {y} x {z}; each must divide the grid's, and 16 blocks are \
+                 the most"
+            )));
+        }
         u32::try_from(x * y * z)
             .ok()
             .filter(|n| *n < u32::MAX)
+            .map(|n| n / size as u32)
             .ok_or_else(|| invalid(format!("grid {x} x {y} x {z} has more blocks than are emulated")))
     }
 
     fn job(&self, thunk: Thunk, order: Order, checker: *mut Checker) -> Job<'_> {
-        let (grid, block, shared, args) = (self.grid, self.block, self.shared, self.args.as_ptr());
-        Job { kernel: self.kernel, thunk, args, grid, block, shared, order, checker }
+        let (grid, block, cluster, shared, args) =
+            (self.grid, self.block, self.cluster, self.shared, self.args.as_ptr());
+        Job { kernel: self.kernel, thunk, args, grid, block, cluster, shared, order, checker }
     }
 }
 
-/// The order in which the blocks of a grid run: block `(start + i * step) % blocks` is the i-th.
+/// The order in which the blocks of a grid run, or its clusters: block `(start + i * step) % blocks` is the i-th.
 #[derive(Clone, Copy)]
 struct Walk {
     blocks: u64,
@@ -157,22 +185,22 @@ pub unsafe fn run(launch: &Call<'_>, order: Order) -> Result<(), Fault> {
     // SAFETY: the arguments are only read, and the kernel's own memory accesses are the caller's promise.
     unsafe impl Sync for Everywhere<'_> {}
 
-    black_box((calls::exports(), hooks::exports()));
-    let blocks = launch.blocks()?;
-    let walk = Walk::new(order, blocks);
+    black_box((calls::exports(), hooks::exports(), hopper::exports()));
+    let clusters = launch.clusters()?;
+    let walk = Walk::new(order, clusters);
     let job = Everywhere(launch.job(launch.plain, order, null_mut()));
-    if blocks == 1 {
+    if clusters == 1 {
         // SAFETY: as the caller promises; dimensions were checked.
-        return unsafe { run_block(&job.0, 0) }.map(|_| ());
+        return unsafe { run_cluster(&job.0, 0) }.map(|_| ());
     }
     let (failed, first) = (AtomicBool::new(false), Mutex::new(None));
-    (0..blocks).into_par_iter().for_each(|i| {
+    (0..clusters).into_par_iter().for_each(|i| {
         let job = &job;
         if failed.load(Ordering::Relaxed) {
             return;
         }
         // SAFETY: as above.
-        if let Err(fault) = unsafe { run_block(&job.0, walk.nth(i)) } {
+        if let Err(fault) = unsafe { run_cluster(&job.0, walk.nth(i)) } {
             failed.store(true, Ordering::Relaxed);
             first.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(fault);
         }
@@ -215,18 +243,18 @@ unsafe fn checked(
     regions: &[Region],
     trace: Option<Trace>,
 ) -> (Vec<TraceEvent>, Result<Report, Fault>) {
-    black_box((calls::exports(), hooks::exports()));
-    let blocks = match launch.blocks() {
-        Ok(blocks) => blocks,
+    black_box((calls::exports(), hooks::exports(), hopper::exports()));
+    let clusters = match launch.clusters() {
+        Ok(clusters) => clusters,
         Err(fault) => return (vec![], Err(fault)),
     };
-    let mut checker = Checker::new(launch.kernel, launch.grid, regions, trace);
+    let mut checker = Checker::new(launch, regions, trace);
     let job = launch.job(launch.checked, order, &raw mut checker);
-    let walk = Walk::new(order, blocks);
+    let walk = Walk::new(order, clusters);
     let mut outcome = Ok(());
-    for i in 0..blocks {
+    for i in 0..clusters {
         // SAFETY: as the caller promises; the checker lives to the end of this function.
-        match unsafe { run_block(&job, walk.nth(i)) } {
+        match unsafe { run_cluster(&job, walk.nth(i)) } {
             Ok(true) => {}
             Ok(false) => break,
             Err(fault) => {

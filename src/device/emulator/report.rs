@@ -77,6 +77,12 @@ pub enum FaultKind {
     BadCopy,
     /// A thread's local variables do not fit its stack.
     StackOverflow,
+    /// An mbarrier that is none, or whose counts do not fit.
+    BadBarrier,
+    /// A matrix product of a warpgroup that the hardware lacks, or on which its threads do not agree.
+    BadProduct,
+    /// A cluster's barrier used out of turn, or an address outside the cluster's shared memory.
+    BadCluster,
 }
 
 impl fmt::Display for FaultKind {
@@ -91,6 +97,9 @@ impl fmt::Display for FaultKind {
             FaultKind::SharedMemory => "shared memory",
             FaultKind::BadCopy => "wrong asynchronous copy",
             FaultKind::StackOverflow => "stack overflow",
+            FaultKind::BadBarrier => "wrong use of an mbarrier",
+            FaultKind::BadProduct => "wrong matrix product",
+            FaultKind::BadCluster => "wrong use of a cluster",
         })
     }
 }
@@ -161,6 +170,16 @@ pub enum FindingKind {
     Misaligned,
     /// An index outside an array whose size the compiler knows. Stops the launch.
     OutsideArray,
+    /// TMA or a matrix product meets what an ordinary instruction wrote, with no `fence.proxy.async` between them.
+    MissingProxyFence,
+    /// Registers written after the last `wgmma.fence` go into a matrix product.
+    UnfencedRegisters,
+    /// Registers of a matrix product are used before it was waited for.
+    RegistersInUse,
+    /// A thread left before its bulk stores had read shared memory.
+    AbandonedStore,
+    /// An access of a block's shared memory that may come after that block has left.
+    DepartedBlock,
 }
 
 impl fmt::Display for FindingKind {
@@ -175,6 +194,11 @@ impl fmt::Display for FindingKind {
             FindingKind::UninitialisedShared => "read of uninitialised shared memory",
             FindingKind::Misaligned => "misaligned access",
             FindingKind::OutsideArray => "index outside an array",
+            FindingKind::MissingProxyFence => "missing fence.proxy.async",
+            FindingKind::UnfencedRegisters => "missing wgmma.fence",
+            FindingKind::RegistersInUse => "registers used before wgmma.wait_group",
+            FindingKind::AbandonedStore => "bulk store not waited for",
+            FindingKind::DepartedBlock => "shared memory of a block that may have left",
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Runs one block of threads on one OS thread.
+//! Runs one block of threads, or the blocks of one cluster, on one OS thread.
 //!
 //! A CUDA thread runs on a fiber until it blocks (a barrier, a warp collective); a thread that never blocks leaves its
 //! fiber to the next one, so that an elementwise kernel needs no switch at all. Fibers stay with their OS thread and are
@@ -10,9 +10,11 @@ use std::ptr::null_mut;
 use corosensei::{Coroutine, Yielder};
 
 use super::block::{Block, Choice, Job, Pause, current, set_current};
+use super::checker::Checker;
+use super::cluster::Cluster;
 use super::report::{Action, Fault, FaultKind, Site, dim};
 use super::stacks::{Stack, Stacks};
-use super::warp;
+use super::{Order, hopper, warp};
 
 struct Fiber {
     routine: Coroutine<(), (), (), Stack>,
@@ -26,27 +28,31 @@ struct Fiber {
     site: Site,
 }
 
-/// What an OS thread keeps from block to block.
-struct Worker {
+/// A block and the fibers of its threads.
+struct Seat {
     fibers: Vec<Fiber>,
-    stacks: Stacks,
     /// From a `Box`; a pointer, because fibers use it while the worker is borrowed.
     block: *mut Block,
+}
+
+/// What an OS thread keeps from block to block.
+struct Worker {
+    /// By rank in a cluster.
+    seats: Vec<Seat>,
+    stacks: Stacks,
+    /// From a `Box`, as above.
+    cluster: *mut Cluster,
 }
 
 thread_local! {
     static WORKER: RefCell<Worker> = RefCell::new(Worker::new());
 }
 
-impl Worker {
-    fn new() -> Worker {
-        Worker { fibers: vec![], stacks: Stacks::default(), block: Box::into_raw(Box::new(Block::new())) }
-    }
-
+impl Seat {
     /// Index of a fiber that is free for new threads.
-    fn fiber(&mut self, used: usize) -> usize {
+    fn fiber(&mut self, used: usize, stacks: &mut Stacks) -> usize {
         if used == self.fibers.len() {
-            let stack = self.stacks.take();
+            let stack = stacks.take();
             let routine = Coroutine::with_stack(stack, |yielder: &Yielder<(), ()>, ()| fresh_threads(yielder));
             let (yielder, pause) = (null_mut(), Pause::Idle);
             self.fibers.push(Fiber { routine, stack, yielder, pause, linear: 0, thread: [0; 3], site: Site::NONE });
@@ -55,7 +61,7 @@ impl Worker {
     }
 
     /// Drops fibers in the middle of a kernel, and with them whatever their stacks hold.
-    fn reset(&mut self, keep_idle: bool) {
+    fn reset(&mut self, keep_idle: bool, stacks: &mut Stacks) {
         for mut fiber in std::mem::take(&mut self.fibers) {
             if keep_idle && fiber.pause == Pause::Idle && fiber.stack.intact() {
                 self.fibers.push(fiber);
@@ -63,16 +69,57 @@ impl Worker {
             }
             // SAFETY: frames of kernels, and of our functions that they called: nothing on them needs a destructor.
             unsafe { fiber.routine.force_reset() };
-            self.stacks.give(fiber.stack);
+            stacks.give(fiber.stack);
         }
+    }
+}
+
+impl Worker {
+    fn new() -> Worker {
+        let cluster = Box::into_raw(Box::new(Cluster::default()));
+        Worker { seats: vec![], stacks: Stacks::default(), cluster }
+    }
+
+    /// Begins the blocks of a cluster.
+    ///
+    /// # Safety
+    /// As [`run_cluster`].
+    unsafe fn begin(&mut self, job: &Job<'_>, group: u32) {
+        let size = job.cluster.iter().product::<u32>() as usize;
+        while self.seats.len() < size {
+            self.seats.push(Seat { fibers: vec![], block: Box::into_raw(Box::new(Block::new())) });
+        }
+        // SAFETY: this worker's blocks and cluster, which no fiber uses now; a checked launch lends its checker to one
+        // cluster at a time; the rest is as the caller promises.
+        unsafe {
+            let cluster = &mut *self.cluster;
+            cluster.blocks.clear();
+            cluster.blocks.extend(self.seats[..size].iter().map(|s| s.block));
+            cluster.dims = job.cluster;
+            cluster.begin(job.block.iter().product());
+            for (rank, seat) in self.seats[..size].iter().enumerate() {
+                (*seat.block).begin(job, group, rank as u32, self.cluster);
+                if !job.checker.is_null() {
+                    (*job.checker).begin_block(&mut *seat.block);
+                }
+            }
+        }
+    }
+
+    fn reset(&mut self, keep_idle: bool) {
+        self.seats.iter_mut().for_each(|s| s.reset(keep_idle, &mut self.stacks));
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
         self.reset(false);
-        // SAFETY: made from a box in `new`; no fiber is left that could use it.
-        drop(unsafe { Box::from_raw(self.block) });
+        for seat in &self.seats {
+            // SAFETY: made from a box in `begin`; no fiber is left that could use it.
+            drop(unsafe { Box::from_raw(seat.block) });
+        }
+        // SAFETY: made from a box in `new`, likewise.
+        drop(unsafe { Box::from_raw(self.cluster) });
     }
 }
 
@@ -91,9 +138,19 @@ fn fresh_threads(yielder: &Yielder<(), ()>) {
                     (*(*block).checker).event(block, Action::Start, Site::NONE);
                 }
                 thunk(args);
+                if (*block).hopper.used {
+                    hopper::leave_thread(block, thread);
+                }
                 (*block).leave_thread(thread);
                 if checked {
                     (*(*block).checker).event(block, Action::Exit, Site::NONE);
+                }
+                if (*block).cluster_size() > 1 {
+                    let cluster = (*block).cluster;
+                    (*cluster).leave((*block).rank * (*block).threads + thread);
+                    if checked && (*block).alive == 0 {
+                        (*(*block).checker).leave_block(&*block);
+                    }
                 }
             }
             (*block).pause = Pause::Idle;
@@ -102,88 +159,119 @@ fn fresh_threads(yielder: &Yielder<(), ()>) {
     }
 }
 
-/// Runs block `number` of a launch. `Ok(false)`: the checker stopped it.
+/// Runs the `group`-th cluster of a launch. `Ok(false)`: the checker stopped it.
 ///
 /// # Safety
 /// The job's thunk and arguments belong together, its pointers are valid, and its dimensions were checked.
-pub(super) unsafe fn run_block(job: &Job<'_>, number: u32) -> Result<bool, Fault> {
+pub(super) unsafe fn run_cluster(job: &Job<'_>, group: u32) -> Result<bool, Fault> {
     WORKER.with_borrow_mut(|worker| {
-        let block = worker.block;
-        // SAFETY: this worker's block, which no fiber uses now; a checked launch lends its checker to one block at a
-        // time; the rest is as the caller promises.
+        // SAFETY: as the caller promises.
         let done = unsafe {
-            (*block).begin(job, number);
-            if !job.checker.is_null() {
-                (*job.checker).begin_block(&mut *block);
-            }
-            set_current(block);
-            schedule(worker, block)
+            worker.begin(job, group);
+            schedule(worker, job.cluster.iter().product::<u32>() as usize)
         };
         set_current(null_mut());
-        // SAFETY: as above; all fibers are suspended.
-        let block = unsafe { &*block };
-        let fault = |kind, detail| Err(block.fault(kind, detail, None, Site::NONE));
-        match done {
-            Ok(used) if worker.fibers[..used].iter().any(|f| !f.stack.intact()) => {
-                worker.reset(false); // the overflow may have run into any other stack of the slab
-                fault(FaultKind::StackOverflow, OVERFLOW.to_string())
-            }
-            Ok(_) => match block.shared.overrun() {
-                Some(name) => fault(FaultKind::SharedMemory, format!("written past the end of {name}")),
-                None => Ok(true),
-            },
+        let used = match done {
+            Ok(used) => used,
             Err(fault) => {
                 worker.reset(true);
-                fault.map_or(Ok(false), Err)
+                return fault.map_or(Ok(false), Err);
+            }
+        };
+        for (seat, used) in worker.seats.iter().zip(used) {
+            // SAFETY: all fibers are suspended.
+            let block = unsafe { &*seat.block };
+            let fault = |kind, detail| Err(block.fault(kind, detail, None, Site::NONE));
+            if seat.fibers[..used].iter().any(|f| !f.stack.intact()) {
+                let overflow = fault(FaultKind::StackOverflow, OVERFLOW.to_string());
+                worker.reset(false); // the overflow may have run into any other stack of the slab
+                return overflow;
+            }
+            if let Some(name) = block.shared.overrun() {
+                return fault(FaultKind::SharedMemory, format!("written past the end of {name}"));
+            }
+            // SAFETY: the checker has not gone away while its launch runs.
+            let found = unsafe { job.checker.as_ref() }.is_some_and(Checker::has_found);
+            if let Some((kind, problem)) = block.hopper.left_over().filter(|_| !found) {
+                return fault(kind, problem);
             }
         }
+        Ok(true)
     })
 }
 
 const OVERFLOW: &str = "a thread's local variables do not fit the 64 KiB of its stack";
 
-/// Runs the block to its end; returns how many fibers it took. `Err(None)`: the checker stopped it.
+/// Runs the first `size` blocks to their ends; returns how many fibers each took. `Err(None)`: the checker stopped it.
 ///
 /// # Safety
-/// `block` is `worker.block`, begun.
-unsafe fn schedule(worker: &mut Worker, block: *mut Block) -> Result<usize, Option<Fault>> {
-    let mut used = 0;
+/// They are begun.
+unsafe fn schedule(worker: &mut Worker, size: usize) -> Result<[usize; 16], Option<Fault>> {
+    let mut used = [0; 16];
+    let (mut rank, mut idle, mut stuck) = (0, 0, None);
     loop {
+        let seat = &mut worker.seats[rank];
+        let block = seat.block;
         // SAFETY: only this OS thread touches the block, and no fiber runs now.
         let b = unsafe { &mut *block };
         let at = match b.choose() {
             Choice::Fresh => {
                 // An idle fiber goes on with fresh threads; a new one begins with them.
-                let at = worker.fiber(used);
-                used += 1;
-                b.yielder = worker.fibers[at].yielder;
+                let at = seat.fiber(used[rank], &mut worker.stacks);
+                used[rank] += 1;
+                b.yielder = seat.fibers[at].yielder;
                 at
             }
             Choice::Ready(at) => {
-                let fiber = &worker.fibers[at];
+                let fiber = &seat.fibers[at];
                 b.enter(fiber.linear, fiber.thread);
                 b.yielder = fiber.yielder;
                 at
             }
-            Choice::Done => return Ok(used),
-            Choice::Stuck => return Err(Some(deadlock(b, &worker.fibers[..used]))),
+            choice => {
+                if matches!(choice, Choice::Stuck) {
+                    stuck.get_or_insert(rank);
+                }
+                idle += 1;
+                if idle < size {
+                    rank = (rank + 1) % size;
+                    continue;
+                }
+                return match stuck {
+                    Some(rank) => {
+                        Err(Some(deadlock(unblocked(worker, rank), &worker.seats[rank].fibers[..used[rank]])))
+                    }
+                    None => Ok(used),
+                };
+            }
         };
-        let fiber = &mut worker.fibers[at];
+        (idle, stuck) = (0, None);
+        let fiber = &mut seat.fibers[at];
         b.stack = fiber.stack.range();
+        b.activate();
         fiber.routine.resume(());
         // SAFETY: as above: the fiber is suspended.
         let b = unsafe { &mut *block };
         (fiber.pause, fiber.yielder) = (b.pause, b.yielder);
-        if b.pause == Pause::Idle {
-            continue;
+        if b.pause != Pause::Idle {
+            (fiber.linear, fiber.thread, fiber.site) = (b.linear(), b.thread(), b.site);
         }
-        (fiber.linear, fiber.thread, fiber.site) = (b.linear(), b.thread(), b.site);
         match b.pause {
+            Pause::Idle => {}
             Pause::Barrier => b.wait_at_barrier(at, fiber.linear),
-            Pause::Meeting(_) => b.fiber_of[fiber.linear as usize] = at as u32,
-            Pause::Stop | Pause::Idle => return Err(b.fault.take()),
+            Pause::Meeting(_) | Pause::Wait(_) => b.fiber_of[fiber.linear as usize] = at as u32,
+            Pause::Poll => b.ready.push(at as u32),
+            Pause::Stop => return Err(b.fault.take()),
         }
+        // The blocks of a cluster take turns.
+        rank = if b.order == Order::Reverse { (rank + size - 1) % size } else { (rank + 1) % size };
     }
+}
+
+/// The block of this rank, when no fiber runs.
+fn unblocked(worker: &Worker, rank: usize) -> &Block {
+    // SAFETY: this worker's block, which no fiber uses now.
+    unsafe { &*worker.seats[rank].block }
 }
 
 /// What the threads wait for, when none can go on.
@@ -198,6 +286,12 @@ fn deadlock(block: &Block, fibers: &[Fiber]) -> Fault {
             block.alive, block.threads
         );
         return block.fault(FaultKind::AbandonedBarrier, detail, Some(first.linear), first.site);
+    }
+    let waiting = fibers.iter().filter_map(|f| if let Pause::Wait(what) = f.pause { Some((f, what)) } else { None });
+    // Of several, first the one for which all threads have done their part.
+    let waiting = waiting.min_by_key(|(f, what)| (!hopper::all_arrived(block, *what), f.linear));
+    if let Some((fiber, what)) = waiting {
+        return block.fault(FaultKind::Deadlock, hopper::waits_for(block, what), Some(fiber.linear), fiber.site);
     }
     let warps = &block.warps[..block.threads.div_ceil(32) as usize];
     let Some(id) = warps.iter().find_map(|w| w.open.first()) else {

@@ -12,6 +12,11 @@ pub(super) struct Mark {
     /// Linear thread index.
     pub(super) thread: u16,
     pub(super) flags: u16,
+    /// What can be in order: the cluster, counted from 1; where there are none, the block.
+    pub(super) group: u32,
+    /// Where the block has vector clocks, who did it, and its clock, from 1 on; else 0.
+    pub(super) agent: u32,
+    pub(super) clock: u32,
 }
 
 /// Set in a write mark: it was atomic.
@@ -22,6 +27,8 @@ pub(super) const MANY_WARPS: u16 = 2;
 pub(super) const MANY_BLOCKS: u16 = 4;
 /// Set in a write mark: an asynchronous copy was begun and not waited for.
 pub(super) const IN_FLIGHT: u16 = 8;
+/// Set in a write mark: not an ordinary instruction wrote, but TMA.
+pub(super) const ASYNC: u16 = 16;
 
 /// The last write and the reads since then.
 #[derive(Clone, Copy, Default)]
@@ -31,6 +38,8 @@ pub(super) struct Cell {
     /// Lanes of the marked warp that have read since the last barrier, or written atomically.
     pub(super) readers: u32,
     pub(super) writers: u32,
+    /// Where the block has vector clocks, the set of all who have read since the last write.
+    pub(super) set: u32,
 }
 
 /// Bytes of memory per page.

@@ -13,6 +13,8 @@ pub(super) const POISON: u8 = 0xFF;
 const GUARD: usize = 64;
 const GUARD_BYTE: u8 = 0xA5;
 const ALIGN: usize = 128;
+/// What the whole of it is aligned to: the largest swizzle's period.
+const PERIOD: usize = 1024;
 /// Room for all static variables: guards and alignment come on top of what the hardware counts.
 const ARENA: usize = STATIC_LIMIT + STATIC_LIMIT / 16 * (GUARD + ALIGN);
 
@@ -42,13 +44,13 @@ pub(super) struct Shared {
 }
 
 fn aligned(memory: &mut Vec<u128>, bytes: usize) -> *mut u8 {
-    let words = (bytes + ALIGN).div_ceil(16);
+    let words = (bytes + PERIOD).div_ceil(16);
     if memory.len() < words {
         *memory = vec![0; words];
     }
     let start = memory.as_mut_ptr().cast::<u8>();
-    // SAFETY: at most ALIGN - 1 bytes on, which the allocation has to spare.
-    unsafe { start.add(start.align_offset(ALIGN)) }
+    // SAFETY: at most PERIOD - 1 bytes on, which the allocation has to spare.
+    unsafe { start.add(start.align_offset(PERIOD)) }
 }
 
 impl Shared {
@@ -66,8 +68,26 @@ impl Shared {
         start
     }
 
-    /// The static variable of this key, poisoned when the block first names it. None: it does not fit.
-    pub(super) fn variable(&mut self, key: *const c_void, bytes: usize, name: *const c_char) -> Option<*mut c_void> {
+    /// Where the variable of this key lies, from the start of all of them, if the block has named it.
+    pub(super) fn place(&mut self, key: *const c_void) -> Option<usize> {
+        let start = self.arena().0;
+        self.variables.iter().find(|v| v.key == key).map(|v| v.start - start)
+    }
+
+    /// Where the variables named so far end.
+    pub(super) fn used(&self) -> usize {
+        self.used
+    }
+
+    /// The static variable of this key, poisoned when the block first names it. None: it does not fit. `at`: where it
+    /// lies, or the next free place.
+    pub(super) fn variable(
+        &mut self,
+        key: *const c_void,
+        bytes: usize,
+        name: *const c_char,
+        at: Option<usize>,
+    ) -> Option<*mut c_void> {
         if let Some(known) = self.variables.iter().find(|v| v.key == key) {
             return Some(known.start as *mut c_void);
         }
@@ -76,7 +96,7 @@ impl Shared {
         if payload + room > STATIC_LIMIT {
             return None;
         }
-        let place = self.used.next_multiple_of(ALIGN);
+        let place = at.unwrap_or(self.used).next_multiple_of(ALIGN);
         if place + bytes + GUARD > ARENA {
             return None;
         }
@@ -86,7 +106,7 @@ impl Shared {
             start.write_bytes(POISON, bytes);
             start.add(bytes).write_bytes(GUARD_BYTE, GUARD);
         }
-        self.used = place + bytes + GUARD;
+        self.used = self.used.max(place + bytes + GUARD);
         self.variables.push(Variable { key, name, start: start as usize, bytes });
         Some(start.cast())
     }
@@ -104,7 +124,7 @@ impl Shared {
 
     pub(super) fn dynamic_start(&self) -> usize {
         let start = self.dynamic.as_ptr().cast::<u8>();
-        start as usize + start.align_offset(ALIGN)
+        start as usize + start.align_offset(PERIOD)
     }
 
     /// The name of the first variable that was written past its end.

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use super::access::Access;
 use super::block::Block;
-use super::checker::Access;
 use super::report::{Action, Site, TraceEvent};
 use super::source::Lines;
 
