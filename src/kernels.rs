@@ -80,6 +80,6 @@ impl Device {
 mod half_tests;
 
 /// Kernels for one architecture alone.
-#[cfg(test)]
+#[cfg(all(test, tilework_emulator))]
 #[path = "../tests/kernels/hopper.rs"]
 mod for_one_architecture;

@@ -244,3 +244,31 @@ __global__ void __launch_bounds__(64)
   }
   y[threadIdx.x] = 1.0f;
 }
+
+// Operands from any row of a swizzled buffer on, as measured on an H100: `n` says which, and y is the product with ones on the
+// diagonal. bug 0: a begins at row n, K-major. 1: b does, MN-major. 2: and b's blocks of 64 columns begin one row apart, so that
+// they overlap.
+__global__ void __launch_bounds__(128)
+    any_row(const __grid_constant__ CUtensorMap map, const __grid_constant__ CUtensorMap out, const half* x, float* y,
+            PlantedDims d) {
+  DYN_TILES(half, tiles);
+  const int t = threadIdx.x;
+  for (int i = t; i < 128 * 64; i += 128) tiles[swizzled<128>(i * 2) / 2] = x[i];
+  for (int i = t; i < 64 * 64; i += 128)
+    tiles[128 * 64 + swizzled<128>(i * 2) / 2] = from_float<half>(i / 64 == i % 64 ? 1.0f : 0.0f);
+  fence_async();
+  __syncthreads();
+  const unsigned from = smem_address(tiles) + d.n * 128, ones = smem_address(tiles) + 128 * 128;
+  float acc[32] = {}, wide[64] = {};
+  wgmma_fence();
+  for (int k = 0; k < 4; ++k) {
+    const unsigned long long eye = descriptor<128>(ones + k * 32, 1024, 0);
+    if (d.bug == 0) wgmma<half, 64, 0, 0>(acc, descriptor<128>(from + k * 32, 1024, 0), eye, k > 0);
+    if (d.bug == 1) wgmma<half, 64, 0, 1>(acc, eye, descriptor<128>(from + k * 16 * 128, 1024, 0), k > 0);
+    if (d.bug == 2) wgmma<half, 128, 0, 1>(wide, eye, descriptor<128>(from + k * 16 * 128, 1024, 128), k > 0);
+  }
+  wgmma_commit();
+  wgmma_wait<0>();
+  for (int i = 0; i < 32; ++i) acc[i] = d.bug == 2 ? wide[32 + i] : acc[i];
+  put(acc, y);
+}

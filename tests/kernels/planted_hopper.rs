@@ -48,9 +48,13 @@ fn products(times: f32) -> Vec<f32> {
 impl Case {
     /// What the kernel makes of y, and what the checker says of it.
     fn go(self, bug: i32, order: Order, check: bool) -> (Vec<f32>, Result<Report, Fault>) {
+        self.with(64, bug, order, check)
+    }
+
+    fn with(self, n: i32, bug: i32, order: Order, check: bool) -> (Vec<f32>, Result<Report, Fault>) {
         let (_, plain, checked) = *PLANTED_HOPPER.iter().find(|k| k.0 == self.name).expect("a planted kernel");
         let (memory, mut result) = (x(), Memory([0f32; 4096]));
-        let (mut x, mut y, mut d) = (memory.0.as_ptr(), result.0.as_mut_ptr(), Dims { n: 64, bug });
+        let (mut x, mut y, mut d) = (memory.0.as_ptr(), result.0.as_mut_ptr(), Dims { n, bug });
         let map = TensorMapSpec::tiled(2, x as u64, &[64, 128], &[64, 64], Swizzle::B128);
         let out = TensorMapSpec::tiled(4, y as u64, &[64, 64], &[64, 32], Swizzle::None);
         let (mut map, mut out) = (map::encode(&map).unwrap(), map::encode(&out).unwrap());
@@ -186,6 +190,21 @@ fn products_of_a_warpgroup() {
     let registers = Case { name: "registers", threads: 128, cluster: 1, shared: 8 << 10 };
     registers.is_right(&products(1.0));
     registers.finds(1, FindingKind::RegistersInUse, "");
+}
+
+/// As measured on an H100, with 0 in the descriptor's base offset.
+#[test]
+fn operands_from_any_row_on() {
+    let case = Case { name: "any_row", threads: 128, cluster: 1, shared: 24 << 10 };
+    let x = x().0.map(|bits| half::f16::from_bits(bits).to_f32());
+    for from in [0, 1, 3, 7, 8, 13, 60] {
+        for (kind, first) in [(0, from), (1, from), (2, from + 1)] {
+            let (y, report) = case.with(from as i32, kind, Order::Random(9), true);
+            let report = report.unwrap_or_else(|f| panic!("{f}"));
+            assert!(report.findings.is_empty(), "{}", report.findings[0]);
+            assert_eq!(y, x[first * 64..][..4096], "row {from}, kind {kind}");
+        }
+    }
 }
 
 #[test]
