@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 BIN = HERE / "bin"
 TILEWORK = BIN / "tilework"
 # Seconds of each stage, on a GPU and in a rehearsal.
-LIMITS = {"doctor": (60, 60), "check": (300, 120), "tests": (600, 300), "train": (900, 300), "recipes": (3600, 120), "bench": (180, 120), "pytorch": (90, 90), "memcheck": (300, 60), "racecheck": (300, 60), "initcheck": (300, 60), "synccheck": (300, 60), "criterion": (400, 120), "profile": (200, 10)}
+LIMITS = {"doctor": (60, 60), "check": (300, 120), "tests": (600, 300), "train": (900, 300), "recipes": (3600, 120), "bench": (300, 120), "pytorch": (90, 90), "memcheck": (300, 60), "racecheck": (300, 60), "initcheck": (300, 60), "synccheck": (300, 60), "criterion": (400, 120), "profile": (200, 10)}
 # What compute-sanitizer exits with if it found something; the program itself never does.
 FOUND = 99
 # What a network must reach, of all its epochs, for its training to count as right.
@@ -58,8 +58,8 @@ def check(report, args):
         done = report.command(what, [TILEWORK, "check", "--device", args.device, *options])
         if not done:
             continue
-        found = re.findall(r"^(\w+) +(\d+) +([\d.e+-]+|inf) +([\d.e+-]+) +(ok|DIFFERS)", done.text, re.M)
-        ops = [{"op": op, "cases": int(n), "difference": float(d), "allowed": float(a), "ok": ok == "ok"} for op, n, d, a, ok in found]
+        found = re.findall(r"^(\w+) +(b?f\d+) +(\d+) +([\d.e+-]+|inf) +([\d.e+-]+) +(ok|DIFFERS)", done.text, re.M)
+        ops = [{"op": f"{op} {dtype}", "cases": int(n), "difference": float(d), "allowed": float(a), "ok": ok == "ok"} for op, dtype, n, d, a, ok in found]
         bad = [op["op"] for op in ops if not op["ok"]]
         text = f"{len(ops)} ops, {sum(op['cases'] for op in ops)} cases, largest difference {max((op['difference'] for op in ops), default=0):g}"
         report.row(what, done.status, done.seconds, f"{', '.join(bad)} differ: see {done.log.name}" if bad else text if done.code == 0 else done.short(), ops=ops)
@@ -100,8 +100,8 @@ def sanitize(kind):
         done = report.command(kind, [tool, "--tool", kind, "--error-exitcode", str(FOUND), TILEWORK, "check", "--device", args.device])
         if not done:
             return None
-        begun = re.findall(r"^checking (\w+)$", done.text, re.M)
-        ops = re.findall(r"^(\w+) +\d+ +\S+ +\S+ +(ok|DIFFERS)", done.text, re.M)
+        begun = re.findall(r"^checking (\w+ \w+)$", done.text, re.M)
+        ops = re.findall(r"^(\w+ +b?f\d+) +\d+ +\S+ +\S+ +(ok|DIFFERS)", done.text, re.M)
         differ = [op for op, how in ops if how != "ok"]
         summaries = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", done.text)
         # Findings are printed as they come, the summary at the end: a cut run may have some.
@@ -129,6 +129,8 @@ def train(report, args):
     have = args.data or report_data(report)
     short = ["--max-steps", "4", "--batch-size", "8"] if args.short else []
     jobs = [("quickstart", short, True, True)]
+    # In two bytes the emulated device takes its time, and its tests cover it.
+    jobs += [("quickstart", ["--precision", precision], True, True) for precision in ("f16", "bf16") if not args.short]
     if have:
         jobs += [("a1-lenet", [*data, *short], True, True), ("b1-bn-cnn", [*data, "--epochs", str(args.epochs)], False, False)]
     for recipe, options, both, marked in jobs:
@@ -137,8 +139,8 @@ def train(report, args):
             continue
         losses = []
         for graph in ([True, False] if both else [True]):
-            what = recipe if graph else f"{recipe} --no-graph"
-            out = report.out / "runs" / what.replace(" --", "-")
+            what = " ".join([recipe, *(options[:2] if "--precision" in options else []), *([] if graph else ["--no-graph"])])
+            out = report.out / "runs" / what.replace(" --", "-").replace(" ", "-")
             command = [TILEWORK, "train", recipe, "--device", args.device, "--out", out, *options, *([] if graph else ["--no-graph"])]
             done = report.command(what, command)
             if not done:
@@ -157,7 +159,7 @@ def train(report, args):
             report.row(what, "FAILED" if wrong else done.status, done.seconds, text if done.code == 0 else done.short(), accuracy=accuracy, images_per_second=rate)
         if len(losses) == 2:
             same = losses[0] == losses[1]
-            report.row(f"{recipe}, both ways", "ok" if same else "FAILED", result="equal losses" if same else f"losses differ from step {1 + next((i for i, (a, b) in enumerate(zip(*losses)) if a != b), min(map(len, losses)))} on")
+            report.row(f"{what.removesuffix(' --no-graph')}, both ways", "ok" if same else "FAILED", result="equal losses" if same else f"losses differ from step {1 + next((i for i, (a, b) in enumerate(zip(*losses)) if a != b), min(map(len, losses)))} on")
     if not have:
         report.row("a1-lenet, b1-bn-cnn", "skipped", result="CIFAR-10 is not there: give its folder or .tar.gz with --data")
 
@@ -213,6 +215,7 @@ def bench(report, args):
     """`tilework bench`: the kernels of a step, and the ceilings."""
     names = ("quickstart", "a1-lenet", "a8-third-conv", "b1-bn-cnn", "c4-conv-bn", "d1-resnet18", "d5-tiny", "e1-resnet9-onecycle")
     jobs = [*((name, []) for name in names), ("b1-bn-cnn", ["--batch-size", "256"])]
+    jobs += [(name, ["--precision", "bf16"]) for name in names]
     if args.short:
         jobs = [(recipe, ["--batch-size", "2", "--steps", "2"]) for recipe in ("quickstart", "a1-lenet")]
     for recipe, options in jobs:
