@@ -28,7 +28,8 @@ fn losses_are_those_of_f32() {
                 let (step, got, want) = (want.step, got.loss, want.loss);
                 assert!((got - want).abs() <= 1e-2, "{name}, {precision}, step {step}: {got} and {want}");
             }
-            if precision == "precision=bf16" && name == "quickstart" {
+            // Which is the same for both, but for the scale of losses.
+            if precision == "precision=bf16" {
                 continue;
             }
             let (launched, other) = train(&recipe, under.first(), steps, false);

@@ -48,7 +48,7 @@ pub(super) unsafe fn load(lanes: &[u64; 32]) {
 ///
 /// # Safety
 /// The values are pointers to a [`Multiply`] each, of lanes that wait.
-pub(super) unsafe fn multiply(lanes: &[u64; 32], number: fn(u16) -> f32) {
+pub(super) unsafe fn multiply(lanes: &[u64; 32], number: impl Fn(u16) -> f32) {
     let two = |r: u32| [number(r as u16), number((r >> 16) as u16)];
     let (mut a, mut b) = ([[0.0f32; 16]; 16], [[0.0f32; 16]; 8]);
     for (l, value) in lanes.iter().enumerate() {
