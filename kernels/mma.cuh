@@ -12,6 +12,9 @@
 // r lies at c ^ (r / (8/S) % S), where S is the number of chunks of a row, 8 at most: then 8 rows' chunks c lie in 8
 // different groups of 4 banks, and neither the copies nor ldmatrix meet in a bank.
 //
+// The bits are the same in every run on one architecture. Others may round the sum of a product's terms in another way: that
+// is not specified.
+//
 // A source whose chunks do not lie together (three channels, a view that is not aligned) is read element by element.
 #pragma once
 #include "operand.cuh"
