@@ -285,8 +285,13 @@ impl Params {
     /// # Errors
     /// [`Error::Internal`] for an id of another network.
     pub fn tensor(&self, id: ParamId) -> Result<Tensor> {
+        self.view(self.values.clone(), id)
+    }
+
+    /// A parameter in an arena that is laid out like this one.
+    fn view(&self, arena: Arc<Buffer>, id: ParamId) -> Result<Tensor> {
         let p = self.list.get(id.0).ok_or_else(|| Error::Internal(format!("no parameter {id:?}")))?;
-        Tensor::view(self.values.clone(), p.offset, p.shape)
+        Tensor::view(arena, p.offset, p.shape)
     }
 
     /// A parameter as products take it: in the precision of activations. While it lives the arena cannot be written.
@@ -294,9 +299,10 @@ impl Params {
     /// # Errors
     /// As [`Params::tensor`]; [`Error::Device`] if the device fails.
     pub fn weight(&self, id: ParamId) -> Result<Tensor> {
-        let Some(rounded) = &self.rounded else { return self.tensor(id) };
-        let p = self.list.get(id.0).ok_or_else(|| Error::Internal(format!("no parameter {id:?}")))?;
-        Tensor::view(rounded.of(&self.values)?, p.offset, p.shape)
+        match &self.rounded {
+            Some(rounded) => self.view(rounded.of(&self.values)?, id),
+            None => self.tensor(id),
+        }
     }
 
     /// Rounds the weights anew if they were written by others than an optimizer: a recorded step does not.

@@ -150,7 +150,7 @@ impl Muon {
         muon_blend(cuda, launch, None, u.output()?, Some(length.input(0..1)?), &unit)?;
         let x = orthogonalise(u, spec.steps)?;
         let mut update = params.update()?;
-        let (values, dtype) = (&mut *update.values, update.rounded.as_ref().map_or(DType::F32, |r| r.dtype()));
+        let (dtype, values) = (update.dtype(), &mut *update.values);
         let length = spec.normalise.then(|| norm_of(cuda, values.input(range.clone())?, n)).transpose()?;
         let length = length.as_ref().map(|b| b.input(0..1)).transpose()?;
         with_kernel_type!("muon", dtype, T => {

@@ -77,26 +77,19 @@ impl ParamGrads {
 
     /// Writes the gradient of a loss that counts for `share`, from which a backward pass is to start.
     pub(crate) fn start(&self, gradient: &mut Tensor, share: f64) -> Result<()> {
-        match (&self.scaling, self.buffer.device()) {
-            (Some(scaling), Device::Cuda(cuda)) => scaling.begin(cuda, gradient, share),
-            _ => gradient.fill(share),
+        match &self.scaling {
+            Some(scaling) => scaling.begin(gradient, share),
+            None => gradient.fill(share),
         }
     }
 
     /// Calls `update` with the gradients, whose kernels do nothing if one that was scaled is not finite.
     pub(crate) fn used(&mut self, update: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
-        let cuda = match self.buffer.device() {
-            Device::Cuda(cuda) if self.scaling.is_some() => Some(cuda.clone()),
-            _ => None,
-        };
-        if let (Some(cuda), Some(scaling)) = (&cuda, &mut self.scaling) {
-            scaling.check(cuda, &self.buffer)?;
+        if let Some(scaling) = &mut self.scaling {
+            scaling.check(&self.buffer)?;
         }
         update(self)?;
-        match (&cuda, &mut self.scaling) {
-            (Some(cuda), Some(scaling)) => scaling.adapt(cuda),
-            _ => Ok(()),
-        }
+        self.scaling.as_mut().map_or(Ok(()), Scaling::adapt)
     }
 
     /// Zeroes what the pass did not reach. There is no zeroing beforehand: the first contribution

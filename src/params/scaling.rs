@@ -5,7 +5,7 @@
 use crate::device::cuda::{Cuda, In, Launch};
 use crate::device::{Buffer, Device};
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::loss_scale::{LossScaleDims, loss_scale_adapt, loss_scale_begin, loss_scale_check};
 use crate::tensor::Tensor;
 
@@ -31,25 +31,34 @@ impl Scaling {
         Ok(Scaling { state })
     }
 
+    fn cuda(&self) -> Result<Cuda> {
+        match self.state.device() {
+            Device::Cuda(cuda) => Ok(cuda.clone()),
+            Device::Cpu(_) => Err(Error::Internal("losses are scaled on a CUDA device alone".into())),
+        }
+    }
+
     fn sizes(n: usize, share: f64) -> LossScaleDims {
         LossScaleDims { n: n as i32, share: share as f32, patience: PATIENCE }
     }
 
     /// Writes the gradient of a loss that counts for `share`, scaled.
-    pub(crate) fn begin(&self, cuda: &Cuda, gradient: &mut Tensor, share: f64) -> Result<()> {
-        loss_scale_begin(cuda, Launch::new(1, 32), self.input()?, gradient.output()?, &Self::sizes(1, share))
+    pub(crate) fn begin(&self, gradient: &mut Tensor, share: f64) -> Result<()> {
+        let launch = Launch::new(1, 32);
+        loss_scale_begin(&self.cuda()?, launch, self.input()?, gradient.output()?, &Self::sizes(1, share))
     }
 
     /// Notes whether all gradients are finite.
-    pub(crate) fn check(&mut self, cuda: &Cuda, gradients: &Buffer) -> Result<()> {
-        let n = gradients.len();
+    pub(crate) fn check(&mut self, gradients: &Buffer) -> Result<()> {
+        let (n, cuda) = (gradients.len(), self.cuda()?);
         let (g, state) = (gradients.input(0..n)?, self.state.output(0..4)?);
-        loss_scale_check(cuda, Launch::each(n / 4), g, state, &Self::sizes(n, 1.0))
+        loss_scale_check(&cuda, Launch::each(n / 4), g, state, &Self::sizes(n, 1.0))
     }
 
     /// Adapts the scale, after the optimizer has moved the parameters, or has not.
-    pub(crate) fn adapt(&mut self, cuda: &Cuda) -> Result<()> {
-        loss_scale_adapt(cuda, Launch::new(1, 32), self.state.output(0..4)?, &Self::sizes(1, 1.0))
+    pub(crate) fn adapt(&mut self) -> Result<()> {
+        let cuda = self.cuda()?;
+        loss_scale_adapt(&cuda, Launch::new(1, 32), self.state.output(0..4)?, &Self::sizes(1, 1.0))
     }
 
     /// For an optimizer's kernel.
