@@ -33,7 +33,7 @@ const WARM_UP: usize = 5;
 const ROUNDS: usize = 3;
 
 pub(super) fn run(args: &BenchArgs, out: &mut Out) -> Result<()> {
-    let (device, name) = args.machine.device()?;
+    let (device, name) = args.machine.device_with(args.tile)?;
     let Device::Cuda(cuda) = &device else {
         return Err(Error::config(
             "--device",

@@ -62,9 +62,15 @@ impl Machine {
 
     /// The device, and its name with the reason for the choice.
     pub(super) fn device(&self) -> Result<(Device, String)> {
+        self.device_with(None)
+    }
+
+    /// The same, whose products have one tile only.
+    pub(super) fn device_with(&self, tile: Option<&'static str>) -> Result<(Device, String)> {
         let options = CudaOptions {
             explicit_conv: self.explicit_conv,
             sync_launches: self.sync_launches,
+            tile,
             ..CudaOptions::default()
         };
         let threads = self.threads();

@@ -224,6 +224,9 @@ struct BenchArgs {
     /// Steps in a row whose time is taken
     #[arg(long, value_name = "N", default_value = "10", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     steps: usize,
+    /// Cut products into this tile only, e.g. Mma64 (kernels/product.cuh) [default: what is estimated to be fastest]
+    #[arg(long, value_name = "NAME", value_parser = tile)]
+    tile: Option<&'static str>,
     /// Also write the step's kernels in Chrome's trace format, for chrome://tracing or ui.perfetto.dev
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -292,6 +295,14 @@ enum Which {
 fn rate(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| "not a number".to_string())?;
     if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("a learning rate is finite and not negative".into()) }
+}
+
+fn tile(text: &str) -> Result<&'static str, String> {
+    let mut names: Vec<_> =
+        crate::kernels::linear::LINEAR_FWD.kernels.iter().filter_map(|k| Some(k.tile?.name)).collect();
+    names.dedup();
+    let found = names.iter().find(|name| **name == text);
+    found.copied().ok_or_else(|| format!("the tiles are {}", names.join(", ")))
 }
 
 fn block_index(text: &str) -> Result<[u32; 3], String> {

@@ -75,8 +75,8 @@ def test_result(done):
 
 def tests(report, args):
     # In a rehearsal the quick ones: all of them are what `cargo test` is for.
-    short = {"kernels_beyond": ["norm", "loss"], "training": ["captured", "benches", "waiting"]}
-    for name in ("goldens", "half", "kernels", "kernels_beyond", "training"):
+    short = {"kernels_beyond": ["the_norm", "batch_norm"], "precision": ["the_cpu"], "training": ["captured", "steps", "waiting"]}
+    for name in ("goldens", "half", "kernels", "kernels_beyond", "precision", "training"):
         chosen = short.get(name, [""]) if args.short else [""]
         env = {"TILEWORK_DEVICE": args.device}
         if args.device == "emulated":
