@@ -1,6 +1,7 @@
 //! The real GPU: [`Driver`] over NVIDIA's driver, through cudarc.
 
 use super::arch::Arch;
+use super::attributes::attributes;
 use super::chain;
 use super::context::{Context, Module, in_words, lock};
 use super::driver::{Driver, Graph, Info};
@@ -33,6 +34,8 @@ pub struct Gpu {
     target: Arch,
     /// By `Kernel::index`.
     functions: Vec<OnceLock<Function>>,
+    /// Whether a kernel is launched while the one before it still runs: `begin_kernel` in `kernels/common.cuh`.
+    overlaps: bool,
     capturing: AtomicBool,
     captured: AtomicUsize,
     context: Arc<Context>,
@@ -98,6 +101,8 @@ impl Gpu {
             compiler,
             target,
             functions: (0..kernels).map(|_| OnceLock::new()).collect(),
+            // Graphs of such launches came with CUDA 12.3.
+            overlaps: gpu.arch >= 90 && driver.version >= (12, 3) && !options.sync_each_launch,
             capturing: AtomicBool::new(false),
             captured: AtomicUsize::new(0),
             context: Arc::new(context),
@@ -277,14 +282,7 @@ impl Driver for Gpu {
                 Arg::Value(bytes) => bytes.as_ptr().cast_mut().cast(),
             };
         }
-        let [x, y, z] = launch.cluster;
-        let mut cluster = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue {
-                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z },
-            },
-        };
+        let mut attributes = attributes(launch, self.overlaps);
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
         let config = sys::CUlaunchConfig {
             gridDimX: gx,
@@ -295,9 +293,8 @@ impl Driver for Gpu {
             blockDimZ: bz,
             sharedMemBytes: launch.shared,
             hStream: self.context.stream,
-            attrs: &raw mut cluster,
-            // GPUs before sm_90 know no clusters, not even of one block.
-            numAttrs: u32::from(launch.cluster != [1; 3]),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         // SAFETY: function and stream are alive; there are as many pointers as the kernel has parameters,
         // of its types, which the generated launchers see to; the caller vouches for the memory.

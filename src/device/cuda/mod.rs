@@ -5,6 +5,7 @@
 //! the emulated device is who runs the kernels.
 
 mod arch;
+mod attributes;
 pub mod cache;
 pub mod chain;
 mod context;
