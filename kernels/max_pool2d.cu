@@ -81,3 +81,116 @@ __global__ void __launch_bounds__(256, 3)
     gather<1>(gy, arg, gx, d);
   }
 }
+
+// Windows that tile the image: no padding, and as far apart as they are large, which is what networks have. Each pixel lies in
+// one window at most, so a thread that has a window has all its pixels, and the place of the largest fits in a byte.
+struct MaxPool2dTilesDims {
+  int n, h, w, c;                        // x [n, h, w, c]
+  int ho, wo;                            // y [n, ho, wo, c]
+  int kh, kw;                            // window, of 256 places at most
+  int rows, columns;                     // windows that cover x: those at its lower and right end may stick out
+  unsigned by_c[2], by_wo[2], by_ho[2];  // divisors, as `divide` (common.cuh) takes them
+  unsigned by_packs[2], by_columns[2], by_rows[2];  // packs: c / 8, or c / 4 of float
+};
+
+// Which window a thread has, and where in the channels: i counts them, the channels fastest.
+struct Window {
+  int c, q, p, n;
+  template <int V>
+  static __device__ __forceinline__ Window of(int i, int c, const unsigned (&by_packs)[2], int columns,
+                                              const unsigned (&by_columns)[2], int rows, const unsigned (&by_rows)[2]) {
+    const int at = divide(i, by_packs), np = divide(at, by_columns), n = divide(np, by_rows);
+    return {(i - at * (c / V)) * V, at - np * columns, np - n * rows, n};
+  }
+};
+
+// KH and KW are the window's sizes, or 0: those in d.
+template <int V, int KH, int KW, class T>
+__device__ __forceinline__ void largest_of_tiles(const T* x, T* y, unsigned char* place, const MaxPool2dTilesDims& d) {
+  const int kh = KH ? KH : d.kh, kw = KW ? KW : d.kw;
+  FOR_EACH(i, d.n * d.ho * d.wo * (d.c / V)) {
+    const Window at = Window::of<V>(i, d.c, V == 1 ? d.by_c : d.by_packs, d.wo, d.by_wo, d.ho, d.by_ho);
+    const T* first = x + (size_t)((at.n * d.h + at.p * kh) * d.w + at.q * kw) * d.c + at.c;
+    Pack<float, V> best = load<V>(first);
+    Pack<unsigned char, V> won = {};
+#pragma unroll
+    for (int r = 0; r < kh; ++r) {
+#pragma unroll
+      for (int s = 0; s < kw; ++s) {
+        const Pack<float, V> v = load<V>(first + (size_t)(r * d.w + s) * d.c);
+#pragma unroll
+        for (int k = 0; k < V; ++k) {
+          // Neither <= nor == holds for NaN.
+          if (v.v[k] <= best.v[k] || best.v[k] != best.v[k]) continue;
+          best.v[k] = v.v[k];
+          won.v[k] = r * kw + s;
+        }
+      }
+    }
+    store(y + (size_t)i * V, best);
+    *reinterpret_cast<Pack<unsigned char, V>*>(place + (size_t)i * V) = won;
+  }
+}
+
+// y as of max_pool2d_fwd, and the place in the window (row * kw + column) that won.
+// Threads: one for 16 bytes of channels of a window (one channel where they are not all of 16 bytes), neighbours along the
+//     channels.
+// Traffic: one read of x, one write of y, and a byte an output.
+// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
+// Numerics: exact.
+// Limits: as above; windows of 256 places at most.
+// Registers: at most 80.
+template <class T>
+__global__ void __launch_bounds__(256, 3)
+    max_pool2d_fwd_tiles(const T* __restrict__ x, T* __restrict__ y, unsigned char* __restrict__ place,
+                         MaxPool2dTilesDims d) {
+  constexpr int V = 16 / sizeof(T);
+  if (!rows_of<V>(x, d.c) || !is_aligned<V>(y) || !is_aligned<V>(place))
+    return largest_of_tiles<1, 0, 0>(x, y, place, d);
+  if (d.kh == 2 && d.kw == 2) return largest_of_tiles<V, 2, 2>(x, y, place, d);
+  if (d.kh == 3 && d.kw == 3) return largest_of_tiles<V, 3, 3>(x, y, place, d);
+  largest_of_tiles<V, 0, 0>(x, y, place, d);
+}
+
+template <int V, int KH, int KW, class T>
+__device__ __forceinline__ void scatter_to_tiles(const T* gy, const unsigned char* place, T* gx,
+                                                 const MaxPool2dTilesDims& d) {
+  const int kh = KH ? KH : d.kh, kw = KW ? KW : d.kw;
+  FOR_EACH(i, d.n * d.rows * d.columns * (d.c / V)) {
+    const Window at = Window::of<V>(i, d.c, V == 1 ? d.by_c : d.by_packs, d.columns, d.by_columns, d.rows, d.by_rows);
+    Pack<float, V> g = {};
+    Pack<unsigned char, V> won = {};
+    if (at.p < d.ho && at.q < d.wo) {
+      const size_t o = (size_t)((at.n * d.ho + at.p) * d.wo + at.q) * d.c + at.c;
+      g = load<V>(gy + o);
+      won = *reinterpret_cast<const Pack<unsigned char, V>*>(place + o);
+    }
+    T* first = gx + (size_t)((at.n * d.h + at.p * kh) * d.w + at.q * kw) * d.c + at.c;
+#pragma unroll
+    for (int r = 0; r < kh; ++r) {
+#pragma unroll
+      for (int s = 0; s < kw; ++s) {
+        if (at.p * kh + r >= d.h || at.q * kw + s >= d.w) continue;
+        Pack<float, V> out;
+#pragma unroll
+        for (int k = 0; k < V; ++k) out.v[k] = won.v[k] == r * kw + s ? 0.0f + g.v[k] : 0.0f;
+        store(first + (size_t)(r * d.w + s) * d.c, out);
+      }
+    }
+  }
+}
+
+// gx as of max_pool2d_bwd, zero where no window is.
+// Threads: one for 16 bytes of channels of a window, those that stick out among them; otherwise as above.
+// Traffic: one read of gy and of the places, one write of gx.
+template <class T>
+__global__ void __launch_bounds__(256, 3)
+    max_pool2d_bwd_tiles(const T* __restrict__ gy, const unsigned char* __restrict__ place, T* __restrict__ gx,
+                         MaxPool2dTilesDims d) {
+  constexpr int V = 16 / sizeof(T);
+  if (!rows_of<V>(gy, d.c) || !is_aligned<V>(gx) || !is_aligned<V>(place))
+    return scatter_to_tiles<1, 0, 0>(gy, place, gx, d);
+  if (d.kh == 2 && d.kw == 2) return scatter_to_tiles<V, 2, 2>(gy, place, gx, d);
+  if (d.kh == 3 && d.kw == 3) return scatter_to_tiles<V, 3, 3>(gy, place, gx, d);
+  scatter_to_tiles<V, 0, 0>(gy, place, gx, d);
+}

@@ -7,6 +7,7 @@
 use super::case::{Case, Draw, Fill};
 use super::window::Window;
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
+use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::shape::Shape;
@@ -29,10 +30,16 @@ impl Var {
     }
 }
 
-/// The output, and for each of its elements the pixel (h·W + w) that won.
+/// Whether windows lie side by side, and a place in one fits in a byte: a device then keeps that place, and not the pixel.
+fn tiles(Window { kernel, stride, pad }: Window) -> bool {
+    stride == kernel && pad == [0; 2] && kernel[0] * kernel[1] <= 256
+}
+
+/// The output, and for each of its elements the pixel (h·W + w) that won, or its place in the window: see [`tiles`].
 fn forward(x: &Tensor, window: Window, out: Shape) -> Result<(Tensor, Tensor)> {
     let mut y = Tensor::empty(x.device(), x.dtype(), out)?;
-    let mut arg = Tensor::empty(x.device(), DType::I32, out)?;
+    let bytes = !matches!(x.device(), Device::Cpu(_)) && tiles(window);
+    let mut arg = Tensor::empty(x.device(), if bytes { DType::U8 } else { DType::I32 }, out)?;
     on_device!(OP, x, T,
         cpu => cpu::forward(x.host::<T>()?, y.host_mut::<T>()?, arg.host_mut()?, x.shape(), out, window),
         cuda => cuda::forward::<T>(&cuda, x, &mut y, &mut arg, window));
@@ -97,10 +104,11 @@ mod cpu {
 }
 
 mod cuda {
-    use super::Window;
+    use super::{Window, tiles};
     use crate::device::cuda::{Cuda, KernelType, Launch};
     use crate::error::Result;
-    use crate::kernels::max_pool2d::{MaxPool2dDims, max_pool2d_bwd, max_pool2d_fwd};
+    use crate::kernels::max_pool2d::*;
+    use crate::ops::conv2d::cuda::magic;
     use crate::shape::Shape;
     use crate::tensor::Tensor;
 
@@ -109,6 +117,39 @@ mod cuda {
         let Window { kernel: [kh, kw], stride: [sh, sw], pad: [ph, pw] } = window;
         let [kh, kw, sh, sw, ph, pw] = [kh, kw, sh, sw, ph, pw].map(|d| d as i32);
         MaxPool2dDims { n, h, w, c, ho, wo, kh, kw, sh, sw, ph, pw }
+    }
+
+    /// The sizes where windows lie side by side, for elements of `bytes` bytes.
+    fn tiles_dims(x: Shape, y: Shape, window: Window, bytes: usize) -> MaxPool2dTilesDims {
+        let MaxPool2dDims { n, h, w, c, ho, wo, kh, kw, .. } = dims(x, y, window);
+        let (rows, columns) = ((h + kh - 1) / kh, (w + kw - 1) / kw);
+        let by = |divisor: i32| magic(divisor.max(1) as usize);
+        let [by_c, by_wo, by_ho, by_columns, by_rows] = [c, wo, ho, columns, rows].map(by);
+        let by_packs = by(c / (16 / bytes as i32));
+        MaxPool2dTilesDims {
+            n,
+            h,
+            w,
+            c,
+            ho,
+            wo,
+            kh,
+            kw,
+            rows,
+            columns,
+            by_c,
+            by_wo,
+            by_ho,
+            by_packs,
+            by_columns,
+            by_rows,
+        }
+    }
+
+    /// A thread for 16 bytes of the channels of each of so many elements of T, where channels are all of 16 bytes.
+    fn tiles_launch<T: KernelType>(elements: usize, channels: usize) -> Launch {
+        let pack = 16 / size_of::<T>();
+        Launch::each(elements / if channels.is_multiple_of(pack) { pack } else { 1 })
     }
 
     /// A thread for four channels, where they come in fours.
@@ -123,6 +164,11 @@ mod cuda {
         arg: &mut Tensor,
         window: Window,
     ) -> Result<()> {
+        if tiles(window) {
+            let d = tiles_dims(x.shape(), y.shape(), window, size_of::<T>());
+            let launch = tiles_launch::<T>(y.len(), y.shape().last());
+            return max_pool2d_fwd_tiles::<T>(cuda, launch, x.input()?, y.output()?, arg.output()?, &d);
+        }
         let d = dims(x.shape(), y.shape(), window);
         max_pool2d_fwd::<T>(cuda, launch(y.shape()), x.input()?, y.output()?, arg.output()?, &d)
     }
@@ -134,6 +180,11 @@ mod cuda {
         gx: &mut Tensor,
         window: Window,
     ) -> Result<()> {
+        if tiles(window) {
+            let d = tiles_dims(gx.shape(), gy.shape(), window, size_of::<T>());
+            let launch = tiles_launch::<T>((d.n * d.rows * d.columns * d.c) as usize, gx.shape().last());
+            return max_pool2d_bwd_tiles::<T>(cuda, launch, gy.input()?, arg.input()?, gx.output()?, &d);
+        }
         let d = dims(gx.shape(), gy.shape(), window);
         max_pool2d_bwd::<T>(cuda, launch(gx.shape()), gy.input()?, arg.input()?, gx.output()?, &d)
     }
@@ -158,6 +209,9 @@ pub fn cases() -> Vec<Case> {
         case([2, 5, 11, 33], Window { kernel: [2, 5], stride: [3, 2], pad: [1, 2] }, Fill::Distinct),
         case([2, 5, 7, 8], Window::square(3, 2, 1), Fill::Ties),
         case([2, 10, 4, 2], Window { kernel: [4, 1], stride: [1, 2], pad: [2, 0] }, Fill::Ties),
+        case([2, 7, 5, 16], Window::square(2, 2, 0), Fill::Ties),
+        case([1, 7, 8, 8], Window::square(3, 3, 0), Fill::Distinct),
+        case([1, 5, 7, 8], Window { kernel: [2, 3], stride: [2, 3], pad: [0; 2] }, Fill::Ties),
         case([4, 28, 28, 6], Window::square(2, 2, 0), Fill::Distinct).timed(),
         case([16, 28, 28, 32], Window::square(2, 2, 0), Fill::Distinct).timed(),
     ]

@@ -18,7 +18,7 @@ use crate::tensor::Tensor;
 /// `kernels/common.cuh`).
 ///
 /// Source: Granlund, Montgomery, "Division by Invariant Integers using Multiplication", 1994.
-fn magic(divisor: usize) -> [u32; 2] {
+pub(in crate::ops) fn magic(divisor: usize) -> [u32; 2] {
     let divisor = divisor as u64;
     let shift = divisor.next_power_of_two().trailing_zeros();
     let magic = (1u64 << 32) * ((1u64 << shift) - divisor) / divisor + 1;

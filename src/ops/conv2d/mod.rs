@@ -8,7 +8,7 @@
 //! Processing", 2006 (the im2col form).
 
 mod cpu;
-mod cuda;
+pub(super) mod cuda;
 #[cfg(test)]
 mod definition;
 mod direct;
