@@ -1,7 +1,7 @@
 // Batch normalisation over (n, h, w), one mean and variance per channel.
 //
 // Seen as a matrix x [rows, c] with rows = n*h*w. Statistics over the rows take two kernels: blocks
-// reduce a range of rows each to one partial result a channel, then a warp a channel merges those.
+// reduce a range of rows each to one partial result a channel, then a block a channel merges those.
 // Instances: T = float, half, bf16
 #include "four.cuh"
 #include "reduce.cuh"
@@ -84,13 +84,23 @@ __device__ __forceinline__ void merge_groups(R (&mine)[V], const Share<V>& my, R
   }
 }
 
-// The merged partial results of a channel, in lane 0 of its warp; all lanes call it.
+// Threads of a block that merges the partial results of a channel.
+constexpr int MERGERS = 128;
+// The merged partial results of the block's channel, in thread 0; all threads call it.
 template <class R>
-__device__ __forceinline__ R merge_ranges(const R* part, int ranges, int lane) {
+__device__ __forceinline__ R merge_ranges(const R* part, int ranges) {
+  SHARED(R, of_warps, [MERGERS / 32]);
   R all = {};
-  for (int i = lane; i < ranges; i += 32) all.add(part[i]);
+#pragma unroll 4
+  for (int i = threadIdx.x; i < ranges; i += MERGERS) all.add(part[i]);
 #pragma unroll
   for (int lanes = 16; lanes > 0; lanes /= 2) all.add(all.down(lanes));
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = all;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+#pragma unroll
+    for (int w = 1; w < MERGERS / 32; ++w) all.add(of_warps[w]);
+  }
   return all;
 }
 
@@ -150,19 +160,18 @@ __global__ void __launch_bounds__(256, 4)
 
 // mean and inv_std = 1 / sqrt(var + eps) of the batch from the partial moments, and the step of the
 // running statistics: running = keep * running + take * batch, with the unbiased variance.
-// Threads: one warp for a channel, its lanes stride over the ranges.
+// Threads: a block for a channel, its threads stride over the ranges.
 // Traffic: one read of the partial moments.
-// Launch: grid ceil(c / 8) of 256; no shared memory.
+// Launch: grid c of 128; 48 bytes of shared memory.
 // Numerics: Chan's formula in a fixed order.
 // Limits: ranges * c < 2^31.
 // Registers: at most 40.
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(128)
     batch_norm2d_fwd_merge(const float* __restrict__ part, float* __restrict__ mean, float* __restrict__ inv_std,
                            float* __restrict__ running_mean, float* __restrict__ running_var, BatchNorm2dDims d) {
-  int c = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (c >= d.c) return;
-  Moments all = merge_ranges(reinterpret_cast<const Moments*>(part) + c * d.ranges, d.ranges, lane);
-  if (lane == 0) {
+  const int c = blockIdx.x;
+  const Moments all = merge_ranges(reinterpret_cast<const Moments*>(part) + c * d.ranges, d.ranges);
+  if (threadIdx.x == 0) {
     float var = all.m2 / all.n;
     mean[c] = all.mean;
     inv_std[c] = 1.0f / sqrtf(var + d.eps);
@@ -264,19 +273,18 @@ __global__ void __launch_bounds__(256, 4)
 }
 
 // ggamma = sum of gy * (x - mean) * inv_std and gbeta = sum of gy, from the partial sums.
-// Threads: one warp for a channel, its lanes stride over the ranges.
+// Threads: a block for a channel, its threads stride over the ranges.
 // Traffic: one read of the partial sums.
-// Launch: grid ceil(c / 8) of 256; no shared memory.
+// Launch: grid c of 128; 32 bytes of shared memory.
 // Numerics: in a fixed order.
 // Limits: ranges * c < 2^31.
 // Registers: at most 48.
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(128)
     batch_norm2d_bwd_merge(const float* __restrict__ part, const float* __restrict__ inv_std,
                            float* __restrict__ ggamma, float* __restrict__ gbeta, BatchNorm2dDims d) {
-  int c = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (c >= d.c) return;
-  Sums all = merge_ranges(reinterpret_cast<const Sums*>(part) + c * d.ranges, d.ranges, lane);
-  if (lane == 0) {
+  const int c = blockIdx.x;
+  const Sums all = merge_ranges(reinterpret_cast<const Sums*>(part) + c * d.ranges, d.ranges);
+  if (threadIdx.x == 0) {
     ggamma[c] = all.gyx * inv_std[c];
     gbeta[c] = all.gy;
   }

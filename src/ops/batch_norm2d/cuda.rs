@@ -37,9 +37,9 @@ fn passes(x: &Tensor) -> (BatchNorm2dDims, Launch) {
     cut(x, 2, 4096)
 }
 
-/// A warp for each channel.
-fn warps(d: &BatchNorm2dDims) -> Launch {
-    Launch::new((d.c as usize).div_ceil(8), BLOCK)
+/// A block for each channel.
+fn channels(d: &BatchNorm2dDims) -> Launch {
+    Launch::new(d.c as usize, 128)
 }
 
 /// `stats` become the mean and 1/std that x was normalised with, `constants` are momentum and eps.
@@ -61,7 +61,7 @@ pub(super) fn forward<T: KernelType>(
         let mut part = Tensor::empty(x.device(), DType::F32, [d.c as usize, d.ranges as usize, 3])?;
         batch_norm2d_fwd_part::<T>(cuda, blocks, x.input()?, part.output()?, &d)?;
         let (rm, rv) = (running_mean.output()?, running_var.output()?);
-        batch_norm2d_fwd_merge(cuda, warps(&d), part.input()?, m, s, rm, rv, &d)?;
+        batch_norm2d_fwd_merge(cuda, channels(&d), part.input()?, m, s, rm, rv, &d)?;
     } else {
         let (rm, rv) = (running_mean.input()?, running_var.input()?);
         batch_norm2d_fwd_eval(cuda, Launch::each(d.c as usize), rm, rv, m, s, &d)?;
@@ -83,7 +83,7 @@ pub(super) fn reduce<T: KernelType>(
     let mut part = Tensor::empty(gy.device(), DType::F32, [d.c as usize, d.ranges as usize, 2])?;
     let (x, mean, inv_std) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?);
     batch_norm2d_bwd_part::<T>(cuda, blocks, x, gy.input()?, mean, part.output()?, &d)?;
-    batch_norm2d_bwd_merge(cuda, warps(&d), part.input()?, inv_std, ggamma.output()?, gbeta.output()?, &d)
+    batch_norm2d_bwd_merge(cuda, channels(&d), part.input()?, inv_std, ggamma.output()?, gbeta.output()?, &d)
 }
 
 /// Turns `g` from gy into gx.
