@@ -20,7 +20,7 @@ struct LinearDims {
 // Numerics: f32 FMA along K in order, then the splits as linear_split_sum adds them, then the bias.
 //     Tiles of mma.cuh: threads, shared memory and order of the sums as there, 2 bytes an element instead of 4.
 // Limits: sizes from 1; `partial` [splits][m][n] instead of the output if splits > 1, and then linear_split_sum.
-// Registers: at most 128 (Simt128), 128 (Mma128), 128 (Mma64), 112.
+// Registers: at most 128 (Simt128), 255 (Mma128), 128 (Mma64), 112.
 // Measured: H100, 2026-11-26, b1-bn-cnn at batch 16: its three layers, 75 MB of weights, 54 µs (52 % of the memory's ceiling).
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)

@@ -50,9 +50,9 @@ struct Mma128 {
     K = 32,
     CHUNK = 8,
     WM = 64,
-    WN = 32,
+    WN = 64,
     STAGES = 3,
-    THREADS = 256,
+    THREADS = 128,
     BLOCKS = 2,
     LATENCY = 450,
     SPEED = 900
