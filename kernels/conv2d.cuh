@@ -84,9 +84,9 @@ struct InImage {
   using Element = E;
   const E* data;
   const Conv2dDims& d;
-  bool wide;
+  bool wide, pairs;
   __device__ InImage(const E* data, const Conv2dDims& d, int channels)
-      : data(data), d(d), wide(rows_of<N>(data, channels)) {}
+      : data(data), d(d), wide(rows_of<N>(data, channels)), pairs(rows_of<2>(data, channels)) {}
 };
 
 // `patches`, for N k of one pixel: forward.

@@ -15,7 +15,8 @@
 // The bits are the same in every run on one architecture. Others may round the sum of a product's terms in another way: that
 // is not specified.
 //
-// A source whose chunks do not lie together (three channels, a view that is not aligned) is read element by element.
+// A source whose chunks do not lie together is copied by pairs, or if these do not either (three channels, a view that is not
+// aligned) read element by element.
 #pragma once
 #include "operand.cuh"
 #include "tensor_core.cuh"
@@ -65,6 +66,13 @@ struct Copies {
       if (source.wide) {
         const int at = source.first(at_k);
         copy_async(to, source.data + (at == NOWHERE ? 0 : at), at != NOWHERE);
+      } else if (source.pairs) {
+        int at[8];
+        source.each(at_k, at);
+#pragma unroll
+        for (int i = 0; i < 8; i += 2)
+          copy_async(reinterpret_cast<Pack<E, 2>*>(to) + i / 2, source.data + (at[i] == NOWHERE ? 0 : at[i]),
+                     at[i] != NOWHERE);
       } else {
         int at[8];
         source.each(at_k, at);

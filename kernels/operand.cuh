@@ -4,6 +4,7 @@
 // N neighbours at a time: those that a thread moves at once, 16 bytes of them. How is the product's business.
 //     static constexpr bool along_k    the N are at (line, k..), otherwise at (line.., k)
 //     const E* data, bool wide         the array; whether the N are always neighbours in it, and aligned
+//     bool pairs                       whether each two of them are
 //     void start(int line)             this thread's line, the same for the whole kernel
 //     int first(int k)                 the place in `data` of the first of the N; NOWHERE for a zero
 //     void each(int k, int (&at)[N])   the places of all
@@ -23,10 +24,10 @@ struct AlongK {
   static constexpr bool along_k = true;
   const E* data;
   int lines, k_size;
-  bool wide;
+  bool wide, pairs;
   int row;  // the place of this thread's line
   __device__ AlongK(const E* data, int lines, int k_size)
-      : data(data), lines(lines), k_size(k_size), wide(rows_of<N>(data, k_size)) {}
+      : data(data), lines(lines), k_size(k_size), wide(rows_of<N>(data, k_size)), pairs(rows_of<2>(data, k_size)) {}
   __device__ __forceinline__ void start(int line) {
     row = line * k_size;
     if (line >= lines) k_size = 0;
@@ -45,10 +46,10 @@ struct AcrossK {
   static constexpr bool along_k = false;
   const E* data;
   int lines, k_size;
-  bool wide;
+  bool wide, pairs;
   int line;  // the first of this thread's N
   __device__ AcrossK(const E* data, int lines, int k_size)
-      : data(data), lines(lines), k_size(k_size), wide(rows_of<N>(data, lines)) {}
+      : data(data), lines(lines), k_size(k_size), wide(rows_of<N>(data, lines)), pairs(rows_of<2>(data, lines)) {}
   __device__ __forceinline__ void start(int first) { line = first; }
   __device__ __forceinline__ int first(int k) const { return k < k_size && line < lines ? k * lines + line : NOWHERE; }
   __device__ __forceinline__ void each(int k, int (&at)[N]) const {

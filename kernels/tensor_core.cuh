@@ -19,9 +19,9 @@ struct Operand<bf16> {};
 
 #ifdef TILEWORK_EMULATED
 
-template <class E>
-__device__ __forceinline__ void copy_async(Chunk<E>* to, const E* from, bool valid, EMU_HERE) {
-  emu::cp_async(to, from, 16, valid ? 16 : 0, file, line);
+template <class E, int N>
+__device__ __forceinline__ void copy_async(Pack<E, N>* to, const E* from, bool valid, EMU_HERE) {
+  emu::cp_async(to, from, sizeof *to, valid ? sizeof *to : 0, file, line);
 }
 __device__ __forceinline__ void copy_commit() { emu::cp_async_commit(); }
 template <int PENDING>
@@ -47,14 +47,22 @@ __device__ __forceinline__ unsigned shared_address(const void* p) {
   return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
 
-// Starts to copy a chunk from global to shared memory, or to write zeros if it is not valid: then nothing is read.
-template <class E>
-__device__ __forceinline__ void copy_async(Chunk<E>* to, const E* from, bool valid) {
+// Starts to copy a chunk or a part of one from global to shared memory, or to write zeros if it is not valid: then nothing
+// is read. Whole chunks go past the L1.
+template <class E, int N>
+__device__ __forceinline__ void copy_async(Pack<E, N>* to, const E* from, bool valid) {
 #if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
-               : "memory");
+  constexpr int bytes = sizeof *to;
+  if constexpr (bytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+                 "r"(valid ? bytes : 0)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(bytes),
+                 "r"(valid ? bytes : 0)
+                 : "memory");
 #else
-  *to = valid ? *reinterpret_cast<const Chunk<E>*>(from) : Chunk<E>{};
+  *to = valid ? *reinterpret_cast<const Pack<E, N>*>(from) : Pack<E, N>{};
 #endif
 }
 
