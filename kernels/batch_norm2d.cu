@@ -2,8 +2,11 @@
 //
 // Seen as a matrix x [rows, c] with rows = n*h*w. Statistics over the rows take two kernels: blocks
 // reduce a range of rows each to one partial result a channel, then a block a channel merges those.
+//
+// An activation behind it costs no pass of its own: it is applied as y is written, and its gradient, for which what it was
+// applied to is computed again, as gy is read.
 // Instances: T = float, half, bf16
-#include "four.cuh"
+#include "activation.cuh"
 #include "reduce.cuh"
 
 struct BatchNorm2dDims {
@@ -15,6 +18,7 @@ struct BatchNorm2dDims {
   float unbias;      // rows / (rows - 1)
   float eps;         // added to the variance
   float inv_rows;    // 1 / rows; 0 in evaluation, where the statistics are constants
+  int activation;    // its number, or 0 for none: activation.cuh
 };
 
 // What a thread of a block does: V channels from `c` on, of the rows `first`, `first + step`, ... below
@@ -196,30 +200,39 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-template <int V, class T>
+// What a thread knows of its channels to normalise them.
+template <int V>
+struct Normal {
+  float centre[V], scale[V], shift[V];
+  __device__ __forceinline__ Normal(const float* mean, const float* inv_std, const float* gamma, const float* beta,
+                                    int c) {
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      centre[k] = mean[c + k];
+      scale[k] = gamma[c + k] * inv_std[c + k];
+      shift[k] = beta[c + k];
+    }
+  }
+  __device__ __forceinline__ float of(float x, int k) const { return (x - centre[k]) * scale[k] + shift[k]; }
+};
+
+template <int V, class A, class T>
 __device__ __forceinline__ void normalise(const T* x, const float* mean, const float* inv_std, const float* gamma,
                                           const float* beta, T* y, const BatchNorm2dDims& d) {
   Share<V> my(d);
   if (my.first >= my.last) return;
-  float centre[V], scale[V], shift[V];
-#pragma unroll
-  for (int k = 0; k < V; ++k) {
-    int c = my.c + k;
-    centre[k] = mean[c];
-    scale[k] = gamma[c] * inv_std[c];
-    shift[k] = beta[c];
-  }
+  const Normal<V> normal(mean, inv_std, gamma, beta, my.c);
 #pragma unroll 4
   for (int row = my.first; row < my.last; row += my.step) {
     int at = row * d.c + my.c;
     Pack<float, V> v = load<V>(x + at);
 #pragma unroll
-    for (int k = 0; k < V; ++k) v.v[k] = (v.v[k] - centre[k]) * scale[k] + shift[k];
+    for (int k = 0; k < V; ++k) v.v[k] = A::of(normal.of(v.v[k], k));
     store(y + at, v);
   }
 }
 
-// y = (x - mean) * (gamma * inv_std) + beta.
+// y = f((x - mean) * (gamma * inv_std) + beta) with the activation f.
 // Threads: as in batch_norm2d_fwd_part; a thread keeps its channels' constants in registers.
 // Traffic: one read of x and one write of y.
 // Launch: grid (ranges, ceil(c / tile)) of 256; no shared memory.
@@ -231,32 +244,36 @@ __global__ void __launch_bounds__(256)
     batch_norm2d_fwd(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
                      const float* __restrict__ gamma, const float* __restrict__ beta, T* __restrict__ y,
                      BatchNorm2dDims d) {
-  if (d.c % 4 == 0 && is_aligned(x) && is_aligned(y)) {
-    normalise<4>(x, mean, inv_std, gamma, beta, y, d);
-  } else {
-    normalise<1>(x, mean, inv_std, gamma, beta, y, d);
-  }
+  with_activation(d.activation, [&](auto f) {
+    if (d.c % 4 == 0 && is_aligned(x) && is_aligned(y)) {
+      normalise<4, decltype(f)>(x, mean, inv_std, gamma, beta, y, d);
+    } else {
+      normalise<1, decltype(f)>(x, mean, inv_std, gamma, beta, y, d);
+    }
+  });
 }
 
-template <int V, class T>
-__device__ __forceinline__ void sums(const T* x, const T* gy, const float* mean, float* part,
-                                     const BatchNorm2dDims& d) {
+template <int V, class A, class T>
+__device__ __forceinline__ void sums(const T* x, const T* gy, const float* mean, const float* inv_std,
+                                     const float* gamma, const float* beta, float* part, const BatchNorm2dDims& d) {
   Share<V> my(d);
   Sums mine[V] = {};
-  float centre[V];
-#pragma unroll
-  for (int k = 0; k < V; ++k) centre[k] = my.first < my.last ? mean[my.c + k] : 0.0f;
+  // Threads without rows may have no channels.
+  const Normal<V> normal(mean, inv_std, gamma, beta, my.first < my.last ? my.c : 0);
 #pragma unroll 4
   for (int row = my.first; row < my.last; row += my.step) {
     int at = row * d.c + my.c;
     Pack<float, V> v = load<V>(x + at), g = load<V>(gy + at);
 #pragma unroll
-    for (int k = 0; k < V; ++k) mine[k].add({g.v[k], g.v[k] * (v.v[k] - centre[k])});
+    for (int k = 0; k < V; ++k) {
+      const float gradient = A::gradient(normal.of(v.v[k], k), g.v[k]);
+      mine[k].add({gradient, gradient * (v.v[k] - normal.centre[k])});
+    }
   }
   merge_groups<V>(mine, my, reinterpret_cast<Sums*>(part), d);
 }
 
-// part[c, ranges] = the sums of gy and of gy * (x - mean) over each range of rows.
+// part[c, ranges] = the sums of gy and of gy * (x - mean) over each range of rows; gy as the activation passes it on.
 // Threads: as in batch_norm2d_fwd_part.
 // Traffic: one read of x and of gy.
 // Launch: grid (ranges, ceil(c / tile)) of 256; 8192 + 2048 bytes of shared memory.
@@ -264,12 +281,15 @@ __device__ __forceinline__ void sums(const T* x, const T* gy, const float* mean,
 template <class T>
 __global__ void __launch_bounds__(256, 4)
     batch_norm2d_bwd_part(const T* __restrict__ x, const T* __restrict__ gy, const float* __restrict__ mean,
-                          float* __restrict__ part, BatchNorm2dDims d) {
-  if (d.c % 4 == 0 && is_aligned(x) && is_aligned(gy)) {
-    sums<4>(x, gy, mean, part, d);
-  } else {
-    sums<1>(x, gy, mean, part, d);
-  }
+                          const float* __restrict__ inv_std, const float* __restrict__ gamma,
+                          const float* __restrict__ beta, float* __restrict__ part, BatchNorm2dDims d) {
+  with_activation(d.activation, [&](auto f) {
+    if (d.c % 4 == 0 && is_aligned(x) && is_aligned(gy)) {
+      sums<4, decltype(f)>(x, gy, mean, inv_std, gamma, beta, part, d);
+    } else {
+      sums<1, decltype(f)>(x, gy, mean, inv_std, gamma, beta, part, d);
+    }
+  });
 }
 
 // ggamma = sum of gy * (x - mean) * inv_std and gbeta = sum of gy, from the partial sums.
@@ -290,34 +310,36 @@ __global__ void __launch_bounds__(128)
   }
 }
 
-template <int V, class T>
+template <int V, class A, class T>
 __device__ __forceinline__ void input_gradient(const T* x, const float* mean, const float* inv_std, const float* gamma,
-                                               const float* ggamma, const float* gbeta, T* g,
+                                               const float* beta, const float* ggamma, const float* gbeta, T* g,
                                                const BatchNorm2dDims& d) {
   Share<V> my(d);
   if (my.first >= my.last) return;
-  // gx = a * gy + b * (x - mean) + e, per channel.
-  float centre[V], a[V], b[V], e[V];
+  // gx = scale * gy + b * (x - mean) + e, per channel.
+  const Normal<V> normal(mean, inv_std, gamma, beta, my.c);
+  float b[V], e[V];
 #pragma unroll
   for (int k = 0; k < V; ++k) {
     int c = my.c + k;
-    centre[k] = mean[c];
-    a[k] = gamma[c] * inv_std[c];
-    b[k] = -a[k] * inv_std[c] * ggamma[c] * d.inv_rows;
-    e[k] = -a[k] * gbeta[c] * d.inv_rows;
+    b[k] = -normal.scale[k] * inv_std[c] * ggamma[c] * d.inv_rows;
+    e[k] = -normal.scale[k] * gbeta[c] * d.inv_rows;
   }
 #pragma unroll 4
   for (int row = my.first; row < my.last; row += my.step) {
     int at = row * d.c + my.c;
     Pack<float, V> v = load<V>(x + at), gy = load<V>(g + at);
 #pragma unroll
-    for (int k = 0; k < V; ++k) v.v[k] = a[k] * gy.v[k] + b[k] * (v.v[k] - centre[k]) + e[k];
+    for (int k = 0; k < V; ++k) {
+      const float gradient = A::gradient(normal.of(v.v[k], k), gy.v[k]);
+      v.v[k] = normal.scale[k] * gradient + b[k] * (v.v[k] - normal.centre[k]) + e[k];
+    }
     store(g + at, v);
   }
 }
 
 // gx = gamma * inv_std * (gy - gbeta / rows - (x - mean) * inv_std * ggamma / rows), in place: g holds
-// gy and receives gx. In evaluation inv_rows is 0 and the last two terms with it.
+// gy and receives gx; gy as the activation passes it on. In evaluation inv_rows is 0 and the last two terms with it.
 // Threads: as in batch_norm2d_fwd_part; a thread keeps its channels' constants in registers.
 // Traffic: one read of x and of gy and one write of gx.
 // Launch: grid (ranges, ceil(c / tile)) of 256; no shared memory.
@@ -327,11 +349,14 @@ __device__ __forceinline__ void input_gradient(const T* x, const float* mean, co
 template <class T>
 __global__ void __launch_bounds__(256)
     batch_norm2d_bwd_input(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
-                           const float* __restrict__ gamma, const float* __restrict__ ggamma,
-                           const float* __restrict__ gbeta, T* __restrict__ g, BatchNorm2dDims d) {
-  if (d.c % 4 == 0 && is_aligned(x) && is_aligned(g)) {
-    input_gradient<4>(x, mean, inv_std, gamma, ggamma, gbeta, g, d);
-  } else {
-    input_gradient<1>(x, mean, inv_std, gamma, ggamma, gbeta, g, d);
-  }
+                           const float* __restrict__ gamma, const float* __restrict__ beta,
+                           const float* __restrict__ ggamma, const float* __restrict__ gbeta, T* __restrict__ g,
+                           BatchNorm2dDims d) {
+  with_activation(d.activation, [&](auto f) {
+    if (d.c % 4 == 0 && is_aligned(x) && is_aligned(g)) {
+      input_gradient<4, decltype(f)>(x, mean, inv_std, gamma, beta, ggamma, gbeta, g, d);
+    } else {
+      input_gradient<1, decltype(f)>(x, mean, inv_std, gamma, beta, ggamma, gbeta, g, d);
+    }
+  });
 }

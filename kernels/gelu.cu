@@ -1,12 +1,10 @@
 // GELU: y = x * P(x) with the normal distribution P(x) = erfc(-x / sqrt 2) / 2.
 // Instances: T = float, half, bf16
-#include "four.cuh"
+#include "activation.cuh"
 
 struct GeluDims {
   int n;  // elements
 };
-
-__device__ __forceinline__ float below(float x) { return 0.5f * erfcf(-0.70710678f * x); }
 
 // y[i] = x[i] * P(x[i]).
 // Threads: one for four elements, neighbours side by side.
@@ -17,12 +15,12 @@ __device__ __forceinline__ float below(float x) { return 0.5f * erfcf(-0.7071067
 // Registers: at most 64.
 template <class T>
 __global__ void __launch_bounds__(256) gelu_fwd(const T* __restrict__ x, T* __restrict__ y, GeluDims d) {
-  map(y, d.n, [](float v) { return v * below(v); }, x);
+  map(y, d.n, [](float x) { return Gelu::of(x); }, x);
 }
 
 // gx[i] = gy[i] * (P(x) + x * exp(-x^2 / 2) / sqrt(2 pi)), in place: g holds gy and receives gx.
 // Traffic: two reads and one write an element.
 template <class T>
 __global__ void __launch_bounds__(256) gelu_bwd(const T* __restrict__ x, T* __restrict__ g, GeluDims d) {
-  map(g, d.n, [](float x, float g) { return g * (below(x) + x * 0.39894228f * expf(-0.5f * x * x)); }, x, g);
+  map(g, d.n, [](float x, float g) { return Gelu::gradient(x, g); }, x, g);
 }

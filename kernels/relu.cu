@@ -1,6 +1,6 @@
 // ReLU: y = max(x, 0).
 // Instances: T = float, half, bf16
-#include "four.cuh"
+#include "activation.cuh"
 
 struct ReluDims {
   int n;  // elements
@@ -15,12 +15,12 @@ struct ReluDims {
 // Registers: at most 32.
 template <class T>
 __global__ void __launch_bounds__(256) relu_fwd(const T* __restrict__ x, T* __restrict__ y, ReluDims d) {
-  map(y, d.n, [](float v) { return v < 0.0f ? 0.0f : v; }, x);
+  map(y, d.n, [](float x) { return Relu::of(x); }, x);
 }
 
 // gx[i] = y[i] > 0 ? gy[i] : 0, in place: g holds gy and receives gx.
 // Traffic: two reads and one write an element.
 template <class T>
 __global__ void __launch_bounds__(256) relu_bwd(const T* __restrict__ y, T* __restrict__ g, ReluDims d) {
-  map(g, d.n, [](float y, float g) { return y > 0.0f ? g : 0.0f; }, y, g);
+  map(g, d.n, [](float y, float g) { return Relu::gradient(y, g); }, y, g);
 }

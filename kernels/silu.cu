@@ -1,12 +1,10 @@
 // SiLU: y = x * s(x) with the sigmoid s(x) = 1 / (1 + exp(-x)).
 // Instances: T = float, half, bf16
-#include "four.cuh"
+#include "activation.cuh"
 
 struct SiluDims {
   int n;  // elements
 };
-
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 // y[i] = x[i] * s(x[i]).
 // Threads: one for four elements, neighbours side by side.
@@ -17,18 +15,12 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-
 // Registers: at most 40.
 template <class T>
 __global__ void __launch_bounds__(256) silu_fwd(const T* __restrict__ x, T* __restrict__ y, SiluDims d) {
-  map(y, d.n, [](float v) { return v * sigmoid(v); }, x);
+  map(y, d.n, [](float x) { return Silu::of(x); }, x);
 }
 
 // gx[i] = gy[i] * s * (1 + x * (1 - s)), in place: g holds gy and receives gx.
 // Traffic: two reads and one write an element.
 template <class T>
 __global__ void __launch_bounds__(256) silu_bwd(const T* __restrict__ x, T* __restrict__ g, SiluDims d) {
-  map(
-      g, d.n,
-      [](float x, float g) {
-        float s = sigmoid(x);
-        return g * (s * (1.0f + x * (1.0f - s)));
-      },
-      x, g);
+  map(g, d.n, [](float x, float g) { return Silu::gradient(x, g); }, x, g);
 }

@@ -27,6 +27,7 @@ macro_rules! on_device {
     };
 }
 
+pub mod activation;
 pub mod adaptive_pool2d;
 pub mod add;
 pub mod avg_pool2d;

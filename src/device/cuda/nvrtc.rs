@@ -137,6 +137,8 @@ fn options(arch: Arch) -> Vec<String> {
         format!("--gpu-architecture={arch}"),
         "--std=c++17".into(),
         "-lineinfo".into(),
+        // Generic lambdas are the device's like all else.
+        "--device-as-default-execution-space".into(),
         // Two options: joined by a comma, ptxas takes neither.
         "--ptxas-options=-v".into(),
         "--ptxas-options=--warn-on-spills".into(),

@@ -1,6 +1,6 @@
 //! Batch normalisation on a CUDA device: how the rows are cut, and the launches.
 
-use super::BatchNorm2d;
+use super::{Activation, BatchNorm2d};
 use crate::device::cuda::{BLOCK, Cuda, KernelType, Launch};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -53,6 +53,7 @@ pub(super) fn forward<T: KernelType>(
     [running_mean, running_var]: [&mut Tensor; 2],
     [momentum, eps]: [f64; 2],
     train: bool,
+    then: Option<Activation>,
 ) -> Result<()> {
     let (mut d, blocks) = sums(x);
     [d.keep, d.take, d.eps] = [1.0 - momentum, momentum, eps].map(|v| v as f32);
@@ -67,7 +68,8 @@ pub(super) fn forward<T: KernelType>(
         batch_norm2d_fwd_eval(cuda, Launch::each(d.c as usize), rm, rv, m, s, &d)?;
     }
     let (m, s, g, b) = (mean.input()?, inv_std.input()?, gamma.input()?, beta.input()?);
-    let (d, blocks) = passes(x);
+    let (mut d, blocks) = passes(x);
+    d.activation = Activation::number(then);
     batch_norm2d_fwd::<T>(cuda, blocks, x.input()?, m, s, g, b, y.output()?, &d)
 }
 
@@ -79,10 +81,12 @@ pub(super) fn reduce<T: KernelType>(
     ggamma: &mut Tensor,
     gbeta: &mut Tensor,
 ) -> Result<()> {
-    let (d, blocks) = sums(gy);
+    let (mut d, blocks) = sums(gy);
+    d.activation = Activation::number(node.then);
     let mut part = Tensor::empty(gy.device(), DType::F32, [d.c as usize, d.ranges as usize, 2])?;
     let (x, mean, inv_std) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?);
-    batch_norm2d_bwd_part::<T>(cuda, blocks, x, gy.input()?, mean, part.output()?, &d)?;
+    let (gamma, beta) = (node.gamma.input()?, node.beta.input()?);
+    batch_norm2d_bwd_part::<T>(cuda, blocks, x, gy.input()?, mean, inv_std, gamma, beta, part.output()?, &d)?;
     batch_norm2d_bwd_merge(cuda, channels(&d), part.input()?, inv_std, ggamma.output()?, gbeta.output()?, &d)
 }
 
@@ -95,10 +99,11 @@ pub(super) fn backward<T: KernelType>(
     g: &mut Tensor,
 ) -> Result<()> {
     let (mut d, blocks) = passes(g);
+    d.activation = Activation::number(node.then);
     if !node.train {
         d.inv_rows = 0.0;
     }
     let (x, mean, inv_std, gamma) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?, node.gamma.input()?);
-    let (gg, gb) = (ggamma.input()?, gbeta.input()?);
-    batch_norm2d_bwd_input::<T>(cuda, blocks, x, mean, inv_std, gamma, gg, gb, g.output()?, &d)
+    let (beta, gg, gb) = (node.beta.input()?, ggamma.input()?, gbeta.input()?);
+    batch_norm2d_bwd_input::<T>(cuda, blocks, x, mean, inv_std, gamma, beta, gg, gb, g.output()?, &d)
 }

@@ -12,6 +12,7 @@
 mod cpu;
 mod cuda;
 
+use super::activation::Activation;
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Mode, Var, VarId};
 use crate::device::Device;
@@ -49,6 +50,28 @@ impl Var {
         eps: f64,
         cx: &mut Ctx<'_>,
     ) -> Result<Var> {
+        self.batch_norm2d_then(None, gamma, beta, running, momentum, eps, cx)
+    }
+
+    /// [`Var::batch_norm2d`], and an activation of the result. On a CUDA device that takes no pass of its own, and what
+    /// the activation was applied to is not rounded to the type of the activations in between.
+    ///
+    /// # Errors
+    /// As [`Var::batch_norm2d`].
+    #[expect(clippy::too_many_arguments, reason = "what batch-norm takes")]
+    pub fn batch_norm2d_then(
+        &self,
+        then: Option<Activation>,
+        gamma: &Var,
+        beta: &Var,
+        running: [&mut Tensor; 2],
+        momentum: f64,
+        eps: f64,
+        cx: &mut Ctx<'_>,
+    ) -> Result<Var> {
+        if let (Some(activation), Device::Cpu(_)) = (then, self.value().device()) {
+            return activation.of(&self.batch_norm2d(gamma, beta, running, momentum, eps, cx)?, cx);
+        }
         let x = self.value();
         let [running_mean, running_var] = running;
         let channels = Shape::from([x.shape().last()]);
@@ -98,15 +121,18 @@ impl Var {
         },
         cuda => {
             let (stats, params) = ([&mut mean, &mut inv_std], [gamma.value(), beta.value()]);
-            cuda::forward::<T>(&cuda, x, params, &mut y, stats, [running_mean, running_var], [momentum, eps], train)
+            let running = [running_mean, running_var];
+            cuda::forward::<T>(&cuda, x, params, &mut y, stats, running, [momentum, eps], train, then)
         });
         Ok(cx.record(y, &[self, gamma, beta], || BatchNorm2d {
             ids: [self.id(), gamma.id(), beta.id()],
             x: x.clone(),
             gamma: gamma.value().clone(),
+            beta: beta.value().clone(),
             mean,
             inv_std,
             train,
+            then,
         }))
     }
 }
@@ -115,9 +141,12 @@ struct BatchNorm2d {
     ids: [Option<VarId>; 3],
     x: Tensor,
     gamma: Tensor,
+    beta: Tensor,
     mean: Tensor,
     inv_std: Tensor,
     train: bool,
+    /// What was applied to the result; on the CPU that is an op of its own.
+    then: Option<Activation>,
 }
 
 impl Backward for BatchNorm2d {
@@ -151,11 +180,18 @@ impl Backward for BatchNorm2d {
 }
 
 fn case(x: [usize; 4], train: bool) -> Case {
+    then(None, x, train)
+}
+
+fn then(activation: Option<Activation>, x: [usize; 4], train: bool) -> Case {
     let c = x[3];
     let mode = if train { Mode::Train } else { Mode::Eval };
-    Case::new(format!("{x:?} {mode:?}"), move |v, cx| {
+    let name = activation.map_or(String::new(), |a| format!(" {a:?}"));
+    Case::new(format!("{x:?} {mode:?}{name}"), move |v, cx| {
         let [mut mean, mut var] = running(cx.device(), v[0].value().dtype().sums(), c)?;
-        cx.with_mode_during(mode, |cx| v[0].batch_norm2d(&v[1], &v[2], [&mut mean, &mut var], 0.1, 1e-5, cx))
+        cx.with_mode_during(mode, |cx| {
+            v[0].batch_norm2d_then(activation, &v[1], &v[2], [&mut mean, &mut var], 0.1, 1e-5, cx)
+        })
     })
     .input("x", x, Fill::Uniform)
     .param("gamma", [c], Fill::NonZero)
@@ -210,6 +246,12 @@ pub fn cases() -> Vec<Case> {
         far_from_zero([4, 8, 8, 8]),
         after_training([2, 3, 5, 3]),
         after_training([2, 3, 5, 8]),
+        then(Some(Activation::Relu), [2, 4, 3, 8], true),
+        then(Some(Activation::Relu), [2, 3, 5, 3], false),
+        then(Some(Activation::Silu), [2, 4, 3, 8], true),
+        then(Some(Activation::Silu), [2, 3, 5, 3], true),
+        then(Some(Activation::Gelu), [2, 4, 3, 8], true),
+        then(Some(Activation::Gelu), [2, 4, 3, 8], false),
         case([16, 28, 28, 32], true).timed(),
         case([16, 8, 8, 256], true).timed(),
         case([16, 28, 28, 32], false).timed(),

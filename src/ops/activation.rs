@@ -1,0 +1,34 @@
+//! The activations by name, for what computes one together with something else.
+
+use crate::autograd::{Ctx, Var};
+use crate::error::Result;
+
+/// An activation: a function of each element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// [`Var::relu`].
+    Relu,
+    /// [`Var::silu`].
+    Silu,
+    /// [`Var::gelu`].
+    Gelu,
+}
+
+impl Activation {
+    /// Of every element, as an op of its own.
+    ///
+    /// # Errors
+    /// As the op.
+    pub fn of(self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        match self {
+            Activation::Relu => x.relu(cx),
+            Activation::Silu => x.silu(cx),
+            Activation::Gelu => x.gelu(cx),
+        }
+    }
+
+    /// What kernels know it by: `with_activation` in `kernels/activation.cuh`; 0 is none.
+    pub(super) fn number(this: Option<Self>) -> i32 {
+        this.map_or(0, |a| a as i32 + 1)
+    }
+}
