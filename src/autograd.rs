@@ -215,6 +215,12 @@ impl<'p> Ctx<'p> {
         self.network.ok_or_else(|| Error::Internal("a forward pass through a network without its parameters".into()))
     }
 
+    /// Whether a layer and the activation behind it are computed together: on a CUDA device, unless someone watches or
+    /// it is not wanted.
+    pub(crate) fn joins(&self) -> bool {
+        self.watcher.is_none() && matches!(&self.device, Device::Cuda(cuda) if !cuda.options().no_fuse)
+    }
+
     /// Shows a layer's output to who watches.
     pub(crate) fn passed(&mut self, key: &str, y: &Var) -> Result<()> {
         self.watcher.as_mut().map_or(Ok(()), |w| w(key, y))

@@ -22,6 +22,9 @@ pub(super) struct Machine {
     /// On a CUDA device: lay the patches of convolutions out in memory (im2col); slower
     #[arg(long)]
     explicit_conv: bool,
+    /// On a CUDA device: each layer by kernels of its own, none fused with the activation behind it; slower
+    #[arg(long)]
+    no_fuse: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -42,7 +45,9 @@ impl Machine {
         let device = self.device.to_possible_value().filter(|_| !matches!(self.device, DeviceChoice::Auto));
         let mut text = device.map_or_else(String::new, |d| format!(" --device {}", d.get_name()));
         text += &self.threads.map_or_else(String::new, |n| format!(" --threads {n}"));
-        for (on, option) in [(self.sync_launches, "sync-launches"), (self.explicit_conv, "explicit-conv")] {
+        let on =
+            [(self.sync_launches, "sync-launches"), (self.explicit_conv, "explicit-conv"), (self.no_fuse, "no-fuse")];
+        for (on, option) in on {
             text += &if on { format!(" --{option}") } else { String::new() };
         }
         text
@@ -69,6 +74,7 @@ impl Machine {
     pub(super) fn device_with(&self, tile: Option<&'static str>) -> Result<(Device, String)> {
         let options = CudaOptions {
             explicit_conv: self.explicit_conv,
+            no_fuse: self.no_fuse,
             sync_launches: self.sync_launches,
             tile,
             ..CudaOptions::default()

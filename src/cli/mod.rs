@@ -187,6 +187,9 @@ struct SummaryArgs {
     /// Images per step [default: the recipe's]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     batch_size: Option<u32>,
+    /// Also which layers a CUDA device computes together: a column with the key of the one that has the kernels
+    #[arg(long)]
+    fused: bool,
     #[command(flatten)]
     set: Set,
 }

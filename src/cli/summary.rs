@@ -79,6 +79,14 @@ pub(super) fn run(args: &SummaryArgs, out: &mut Out) -> Result<()> {
         let number = |n: usize| if n == 0 { "-".to_string() } else { count(n) };
         vec![l.key.clone(), indented(l) + frozen, l.output.to_string(), number(l.params), number(l.macs), mib(bytes(l))]
     }));
+    let mut heads = vec!["key", "layer", "output", "parameters", "multiply-adds", "activations, MiB"];
+    let mut columns = "<<<>>>".to_string();
+    if args.fused {
+        heads.push("fused into");
+        columns.push('<');
+        let into = |l: &LayerInfo| l.joined.clone().unwrap_or_default();
+        rows.iter_mut().zip(std::iter::once(String::new()).chain(layers.iter().map(into))).for_each(|(r, f)| r.push(f));
+    }
     let params = model.params.count();
     let macs: usize = layers.iter().map(|l| l.macs).sum();
     let activations = layers.iter().map(bytes).fold(0, usize::saturating_add);
@@ -94,14 +102,13 @@ pub(super) fn run(args: &SummaryArgs, out: &mut Out) -> Result<()> {
             )
         }
     };
-    let heads = ["key", "layer", "output", "parameters", "multiply-adds", "activations, MiB"];
     out.print(&format!(
         "{}\n\n{}\n\
          parameters       {} ({} MiB)\n\
          multiply-adds    {} an image, {:.3} GMAC a batch (forward; a training step is about three times that)\n\
          activations      {} MiB a batch of {} in f32\n{frozen}",
         recipe.about,
-        table(&heads, "<<<>>>", rows),
+        table(&heads, &columns, rows),
         count(params),
         mib(params * F32),
         count(macs),

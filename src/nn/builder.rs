@@ -24,6 +24,8 @@ pub struct LayerInfo {
     pub params: usize,
     /// Multiply-adds of the forward pass, likewise.
     pub macs: usize,
+    /// The key of the layer that computes it together with its own on a CUDA device, if one does.
+    pub joined: Option<String>,
 }
 
 impl LayerInfo {
@@ -110,6 +112,13 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// Notes that the layer of a key computes another one too.
+    pub(super) fn note_joined(&mut self, key: &str, other: &str) {
+        if let Some(layer) = self.layers.iter_mut().find(|l| l.key == other) {
+            layer.joined = Some(key.into());
+        }
+    }
+
     /// Whether the layer at hand is the first: the network's input is its own.
     pub fn is_first(&self) -> bool {
         self.layers.is_empty()
@@ -150,7 +159,8 @@ impl<'a> Builder<'a> {
         });
         let (key, (params, macs)) = (replace(&mut self.key, outer.0), replace(&mut self.own, outer.1));
         let output = output.map_err(|e| self.with_table(&key, layer, x, e))?;
-        self.layers.insert(at, LayerInfo { key: key.clone(), spec: layer.phrase(), output, params, macs });
+        self.layers
+            .insert(at, LayerInfo { key: key.clone(), spec: layer.phrase(), output, params, macs, joined: None });
         Ok((key, output))
     }
 

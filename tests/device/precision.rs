@@ -5,6 +5,7 @@ use crate::under::Under;
 use std::sync::atomic::AtomicBool;
 use tilework::Device;
 use tilework::data::shapes;
+use tilework::device::cuda::CudaOptions;
 use tilework::recipes::Recipe;
 use tilework::train::{Limits, RunDir, Trainer, checkpoint};
 
@@ -37,6 +38,29 @@ fn losses_are_those_of_f32() {
             assert_eq!(bits(&replayed), bits(&launched), "{name}, {precision}: with and without a recorded step");
             assert!(state == other, "{name}, {precision}: the state after a recorded step");
         }
+    }
+}
+
+/// Layers that are computed together give the bits of layers that are not in f32, and nearly so in two bytes.
+#[test]
+fn fused_layers_are_those_by_themselves() {
+    let options = CudaOptions { no_fuse: true, ..CudaOptions::default() };
+    let (Some(fused), Some(apart)) = (Under::new(), Under::with(options)) else { return };
+    let layers = r#"layers=["conv 3x3, 8 channels, stride 2, no bias", "batch_norm", "relu", "conv 3x3, 6 channels, stride 2",
+        "batch_norm, no scale", "gelu", "conv 3x3, 5 channels", "batch_norm", "silu", "flatten", "fc 10"]"#;
+    for (precision, difference) in [("f32", 0.0), ("f16", 1e-3), ("bf16", 1e-2)] {
+        let recipe = recipe("a1-lenet", &[layers, "batch_size=6", &format!("precision={precision}")]);
+        let [(one, _), (other, _)] = [&fused, &apart].map(|under| train(&recipe, under.first(), 4, true));
+        for (one, other) in one.iter().zip(&other) {
+            let (step, one, other) = (one.step, one.loss, other.loss);
+            assert!((one - other).abs() <= difference, "{precision}, step {step}: {one} fused and {other} not");
+        }
+        let launches = |under: &Under| {
+            let Device::Cuda(cuda) = under.first() else { return 0 };
+            let mut trainer = trainer(&recipe, under.first());
+            cuda.profile(|| trainer.bench_steps(1)).unwrap().len()
+        };
+        assert_eq!(launches(&apart) - launches(&fused), 6, "three activations and their gradients");
     }
 }
 

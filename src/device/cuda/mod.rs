@@ -49,6 +49,8 @@ pub struct Cuda {
 pub struct CudaOptions {
     /// Convolution with the patches laid out in memory, instead of found as they are needed.
     pub explicit_conv: bool,
+    /// Each layer by kernels of its own, also where those of one could compute the next too.
+    pub no_fuse: bool,
     /// The tile of all matrix products by name, instead of the one that suits their sizes: for tests.
     pub tile: Option<&'static str>,
     /// Wait after each launch, so that the kernel that fails is known.

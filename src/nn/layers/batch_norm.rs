@@ -30,6 +30,17 @@ pub(super) fn read(p: &mut Phrase<'_>) -> Result<Box<dyn Layer>> {
     Ok(Box::new(BatchNorm { eps, momentum, frozen, fixed, ..BatchNorm::default() }))
 }
 
+impl BatchNorm {
+    fn apply(&self, then: Option<Activation>, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        let (gamma, beta) = (cx.param(self.gamma)?, cx.param(self.beta)?);
+        let (mut mean, mut var) = (cx.buffers()?.get(self.mean)?, cx.buffers()?.get(self.var)?);
+        let mode = if self.frozen { Mode::Eval } else { cx.mode() };
+        cx.with_mode_during(mode, |cx| {
+            x.batch_norm2d_then(then, &gamma, &beta, [&mut mean, &mut var], self.momentum, self.eps, cx)
+        })
+    }
+}
+
 impl Layer for BatchNorm {
     fn infer(&mut self, x: Shape, b: &mut Builder<'_>) -> Result<Shape> {
         let [_, _, c] = image(x)?;
@@ -45,12 +56,15 @@ impl Layer for BatchNorm {
     }
 
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
-        let (gamma, beta) = (cx.param(self.gamma)?, cx.param(self.beta)?);
-        let (mut mean, mut var) = (cx.buffers()?.get(self.mean)?, cx.buffers()?.get(self.var)?);
-        let mode = if self.frozen { Mode::Eval } else { cx.mode() };
-        cx.with_mode_during(mode, |cx| {
-            x.batch_norm2d(&gamma, &beta, [&mut mean, &mut var], self.momentum, self.eps, cx)
-        })
+        self.apply(None, x, cx)
+    }
+
+    fn takes_activation(&self) -> bool {
+        true
+    }
+
+    fn forward_then(&self, then: Activation, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        self.apply(Some(then), x, cx)
     }
 
     fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {

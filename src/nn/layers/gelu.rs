@@ -10,6 +10,10 @@ impl Layer for Gelu {
         x.gelu(cx)
     }
 
+    fn activation(&self) -> Option<Activation> {
+        Some(Activation::Gelu)
+    }
+
     fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
         // Opset 20 has a `Gelu`, which few programs know yet.
         let [root, one, half] =

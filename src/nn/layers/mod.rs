@@ -29,6 +29,7 @@ use super::onnx::{Attribute, Onnx, window};
 use super::phrase::{Phrase, arrow, by, part};
 use crate::autograd::{Ctx, Var};
 use crate::error::Result;
+use crate::ops::activation::Activation;
 use crate::ops::window::Window;
 use crate::params::{BufferId, Init, ParamId};
 use crate::shape::Shape;
@@ -53,6 +54,24 @@ pub trait Layer: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// Whatever its ops report.
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var>;
+
+    /// The activation that the layer is, if it is one and nothing else.
+    fn activation(&self) -> Option<Activation> {
+        None
+    }
+
+    /// Whether [`Layer::forward_then`] saves something on a CUDA device.
+    fn takes_activation(&self) -> bool {
+        false
+    }
+
+    /// [`Layer::forward`], and an activation of what it computes.
+    ///
+    /// # Errors
+    /// Whatever its ops report.
+    fn forward_then(&self, then: Activation, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        then.of(&self.forward(x, cx)?, cx)
+    }
 
     /// Adds the nodes that compute the same in inference to an ONNX model; `x` is the input's name. Returns the output's.
     ///

@@ -10,6 +10,10 @@ impl Layer for Relu {
         x.relu(cx)
     }
 
+    fn activation(&self) -> Option<Activation> {
+        Some(Activation::Relu)
+    }
+
     fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
         Ok(graph.node("Relu", &[x], &[]))
     }

@@ -14,12 +14,14 @@ struct Child {
     /// Its name after those of all that it is in, once the network is built.
     key: String,
     layer: Box<dyn Layer>,
+    /// Whether the layer before it can apply it too: decided once the network is built.
+    joined: bool,
 }
 
 impl Sequential {
     /// Layers with names: the parts of the keys in the state dict.
     pub fn new(layers: Vec<(String, Box<dyn Layer>)>) -> Self {
-        let child = |(name, layer)| Child { name, key: String::new(), layer };
+        let child = |(name, layer)| Child { name, key: String::new(), layer, joined: false };
         Sequential { children: layers.into_iter().map(child).collect() }
     }
 
@@ -45,13 +47,25 @@ impl Layer for Sequential {
         for child in &mut self.children {
             (child.key, x) = b.child(&child.name, child.layer.as_mut(), x)?;
         }
+        for i in 1..self.children.len() {
+            let (before, child) = (&self.children[i - 1], &self.children[i]);
+            if before.layer.takes_activation() && child.layer.activation().is_some() {
+                b.note_joined(&before.key, &child.key);
+                self.children[i].joined = true;
+            }
+        }
         Ok(x)
     }
 
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
         let mut x = x.clone();
-        for child in &self.children {
-            x = child.layer.forward(&x, cx)?;
+        let mut children = self.children.iter().peekable();
+        while let Some(child) = children.next() {
+            let next = children.next_if(|next| next.joined && cx.joins());
+            x = match next.and_then(|next| next.layer.activation()) {
+                Some(then) => child.layer.forward_then(then, &x, cx)?,
+                None => child.layer.forward(&x, cx)?,
+            };
             cx.passed(&child.key, &x)?;
         }
         Ok(x)

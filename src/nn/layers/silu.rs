@@ -10,6 +10,10 @@ impl Layer for Silu {
         x.silu(cx)
     }
 
+    fn activation(&self) -> Option<Activation> {
+        Some(Activation::Silu)
+    }
+
     fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
         let sigmoid = graph.node("Sigmoid", &[x], &[]);
         Ok(graph.node("Mul", &[x, &sigmoid], &[]))
