@@ -8,10 +8,14 @@ struct MuonDims {
   float root;  // the norm that the parameter is brought to before the update, or 0: it is left as it is
 };
 
-struct BlendDims {
+struct UnitDims {
   int n;          // elements
-  float a, b;     // factors of x and y
   float nothing;  // added to the norm
+};
+
+struct BlendDims {
+  int n;       // elements
+  float a, b;  // factors of x and y
 };
 
 // v = momentum * v + g'; u = g' + momentum * v, with g' the gradient as it is used.
@@ -35,19 +39,29 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-// y = a * x + b * y; with a norm of y, y = y / (norm + nothing) instead, and x is not read.
-// Traffic: x and y read, y written.
-__global__ void __launch_bounds__(256) muon_blend(OPTIONAL const float* __restrict__ x, float* __restrict__ y,
-                                                  OPTIONAL const float* __restrict__ norm, BlendDims d) {
-  const float scale = norm ? 1.0f / (norm[0] + d.nothing) : d.b;
-  FOR_EACH(i, d.n) y[i] = x ? d.a * x[i] + scale * y[i] : scale * y[i];
-}
-
-// p = p * root / norm (where there is a root, and a norm above 0), then p = p * (1 - lr * decay) - lr * u.
-// Traffic: p and u read, p written; `copy`, what products take, written where there is one.
+// x = u / (norm + nothing).
+// Threads: one for four elements, neighbours side by side.
+// Traffic: u read, x written.
 template <class T>
 __global__ void __launch_bounds__(256)
-    muon_step(const float* __restrict__ u, float* __restrict__ p, OPTIONAL T* __restrict__ copy,
+    muon_unit(const float* __restrict__ u, T* __restrict__ x, const float* __restrict__ norm, UnitDims d) {
+  const float scale = 1.0f / (norm[0] + d.nothing);
+  map(x, d.n, [scale](float u) { return scale * u; }, u);
+}
+
+// y = a * x + b * y.
+// Traffic: x and y read, y written.
+template <class T>
+__global__ void __launch_bounds__(256) muon_blend(const T* __restrict__ x, T* __restrict__ y, BlendDims d) {
+  map(y, d.n, [d](float x, float y) { return d.a * x + d.b * y; }, x, y);
+}
+
+// p = p * root / norm (where there is a root, and a norm above 0), then p = p * (1 - lr * decay) - lr * x.
+// Threads: one an element, neighbours side by side.
+// Traffic: p and x read, p written; `copy`, what products take, written where there is one.
+template <class T>
+__global__ void __launch_bounds__(256)
+    muon_step(const T* __restrict__ x, float* __restrict__ p, OPTIONAL T* __restrict__ copy,
               OPTIONAL const float* __restrict__ norm, OPTIONAL const Scaling* __restrict__ scaling,
               const Step* __restrict__ s, MuonDims d) {
   if (is_skipped(scaling)) return;
@@ -55,7 +69,7 @@ __global__ void __launch_bounds__(256)
   const float lr = (float)r.lr, length = norm && norm[0] > 0.0f ? d.root / norm[0] : 1.0f;
   const float keep = length * (1.0f - lr * (float)r.decay);
   FOR_EACH(i, d.n) {
-    const float value = p[i] * keep - lr * u[i];
+    const float value = p[i] * keep - lr * to_float(x[i]);
     p[i] = value;
     if (copy) copy[i] = from_float<T>(value);
   }

@@ -9,7 +9,8 @@
 //! 3. where weights are normalised `p *= sqrt(out) / ‖p‖`;
 //! 4. `p = (1 - lr·decay)·p - lr·X`.
 //!
-//! All in f32. Parameters that are not marked as matrices are another optimizer's.
+//! The iteration computes in the precision of activations, on tensor cores if that has two bytes; all else is in f32.
+//! Parameters that are not marked as matrices are another optimizer's.
 //!
 //! Source: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
 
@@ -18,7 +19,7 @@ use crate::device::cuda::{Cuda, Launch, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::kernels::muon::{BlendDims, MuonDims, muon_blend, muon_momentum, muon_step};
+use crate::kernels::muon::*;
 use crate::ops::linear::{Factors, matrix_product};
 use crate::params::{Param, ParamGrads, Params, Scaling, norm_of};
 use crate::step::{GROUPS, Rate};
@@ -146,11 +147,14 @@ impl Muon {
         let scaling = grads.scaling().map(Scaling::input).transpose()?;
         muon_momentum(cuda, launch, g, v, u.output()?, clipped, scaling, cuda.step(step)?, &d)?;
         let length = norm_of(cuda, u.input()?, n)?;
-        let unit = BlendDims { n: n as i32, a: 0.0, b: 0.0, nothing: NOTHING };
-        muon_blend(cuda, launch, None, u.output()?, Some(length.input(0..1)?), &unit)?;
-        let x = orthogonalise(u, spec.steps)?;
         let mut update = params.update()?;
         let (dtype, values) = (update.dtype(), &mut *update.values);
+        let mut x = Tensor::empty(u.device(), dtype, [rows, columns])?;
+        let unit = UnitDims { n: n as i32, nothing: NOTHING };
+        with_kernel_type!("muon", dtype, T => {
+            muon_unit::<T>(cuda, launch, u.input()?, x.output()?, length.input(0..1)?, &unit)
+        })?;
+        let x = orthogonalise(x, spec.steps)?;
         let length = spec.normalise.then(|| norm_of(cuda, values.input(range.clone())?, n)).transpose()?;
         let length = length.as_ref().map(|b| b.input(0..1)).transpose()?;
         with_kernel_type!("muon", dtype, T => {
@@ -201,8 +205,8 @@ fn blend(a: f32, x: &Tensor, b: f32, y: &mut Tensor) -> Result<()> {
             Ok(())
         }
         Device::Cuda(cuda) => {
-            let d = BlendDims { n: y.len() as i32, a, b, nothing: 0.0 };
-            muon_blend(&cuda, Launch::each(y.len()), Some(x.input()?), y.output()?, None, &d)
+            let (launch, d) = (Launch::each(y.len()), BlendDims { n: y.len() as i32, a, b });
+            with_kernel_type!("muon", y.dtype(), T => muon_blend::<T>(&cuda, launch, x.input()?, y.output()?, &d))
         }
     }
 }

@@ -18,9 +18,18 @@ fn losses_are_those_of_f32() {
         "max_pool 2", "conv 3x3, 16 channels, pad 1", "gelu", "avg_pool 8", "flatten", "fc 10"]"#;
     let others = ["batch_size=8", "epochs=9", "optimizer={kind = \"adamw\", lr = 1e-3}", layers];
     let lenet = ["batch_size=8", "epochs=9"];
+    // Filters that are wide as matrices, and weights that are tall.
+    let muon = [
+        "batch_size=8",
+        "epochs=9",
+        r#"layers=["conv 5x5, 8 channels, stride 3", "gelu", "flatten", "fc 3", "fc 10"]"#,
+        r#"optimizer={kind = "sgd", lr = 1e-3, groups = [{match = "*.weight", muon = {}, lr = 1e-2}]}"#,
+    ];
     // 28 images: more than one epoch, and a smaller batch at its end.
     let steps = 6;
-    for (name, set) in [("quickstart", &quickstart[..]), ("a1-lenet", &lenet), ("a1-lenet", &others)] {
+    for (name, set) in
+        [("quickstart", &quickstart[..]), ("a1-lenet", &lenet), ("a1-lenet", &others), ("a1-lenet", &muon)]
+    {
         let (want, _) = train(&recipe(name, set), &Device::cpu(), steps, true);
         for precision in ["precision=f16", "precision=bf16"] {
             let recipe = recipe(name, &[set, &[precision]].concat());

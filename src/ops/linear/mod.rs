@@ -9,9 +9,10 @@ use super::case::{Case, Draw, Fill};
 use super::product::Operands;
 use crate::autograd::{Backward, Ctx, Grads, Var};
 use crate::device::Device;
-use crate::device::cuda::with_kernel_type;
-use crate::dtype::with_real;
+use crate::device::cuda::{Launch, with_kernel_type};
+use crate::dtype::{DType, with_real};
 use crate::error::{Error, Result};
+use crate::kernels::params::{RoundDims, params_round};
 use crate::params::Slot;
 use crate::tensor::Tensor;
 
@@ -68,7 +69,7 @@ pub(crate) enum Factors {
     SecondTransposed,
 }
 
-/// The product of two matrices of f32, on their device: the products of a layer, for whoever needs them apart.
+/// The product of two matrices of one type, on their device: the products of a layer, for whoever needs them apart.
 pub(crate) fn matrix_product(factors: Factors, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if factors == Factors::SecondTransposed {
         return forward(a, b, None);
@@ -85,8 +86,20 @@ pub(crate) fn matrix_product(factors: Factors, a: &Tensor, b: &Tensor) -> Result
     match (a.device(), first) {
         (Device::Cpu(_), true) => cpu::backward_w(a.host::<f32>()?, b.host()?, y.host_mut()?, false, dims),
         (Device::Cpu(_), false) => cpu::backward_x(a.host::<f32>()?, b.host()?, y.host_mut()?, dims),
-        (Device::Cuda(cuda), true) => cuda::backward_w::<f32>(cuda, a, b, &mut Slot::of_tensor(&mut y, false)?, dims)?,
-        (Device::Cuda(cuda), false) => cuda::backward_x::<f32>(cuda, a, b, &mut y, dims)?,
+        (Device::Cuda(cuda), true) => with_kernel_type!(OP, a.dtype(), T => {
+            // The gradient of weights is in f32, whatever they are stored in.
+            let mut sums = Tensor::empty(a.device(), DType::F32, y.shape())?;
+            cuda::backward_w::<T>(cuda, a, b, &mut Slot::of_tensor(&mut sums, false)?, dims)?;
+            if a.dtype() == DType::F32 {
+                y = sums;
+                return Ok(y);
+            }
+            let (launch, d) = (Launch::each(y.len().div_ceil(8)), RoundDims { n: y.len() as i32 });
+            params_round::<T>(cuda, launch, sums.input()?, y.output()?, &d)
+        })?,
+        (Device::Cuda(cuda), false) => {
+            with_kernel_type!(OP, a.dtype(), T => cuda::backward_x::<T>(cuda, a, b, &mut y, dims))?
+        }
     }
     Ok(y)
 }
