@@ -260,4 +260,40 @@ mod tests {
         assert_eq!((half(4096, 4096, 4096, 80), half(3136, 6, 75, 90)), ("Mma128", "Mma32"));
         assert_eq!(Plan::new([1, 1, 1], std::iter::empty()), None);
     }
+
+    /// More steps than a ring of shared memory has slots, in a block that is not split.
+    #[cfg(tilework_emulator)]
+    #[test]
+    fn slots_are_used_again() {
+        use crate::device::cuda::CudaOptions;
+        use crate::device::emulator::{EmulatorOptions, Order};
+        use crate::kernels::linear::{LinearDims, linear_fwd};
+        use half::f16;
+        let [n, inputs, outputs] = [9, 64 * 13 + 8, 10];
+        // Small enough for every sum to be exact.
+        let number = |i: usize, by: usize| (i * by % 13 % 3) as f32 - 1.0;
+        let numbers = |len, by| (0..len).map(|i| f16::from_f32(number(i, by))).collect::<Vec<_>>();
+        let (x, w) = (numbers(n * inputs, 5), numbers(outputs * inputs, 11));
+        let dot = |i: usize| -> f32 {
+            let (row, column) = (i / outputs * inputs, i % outputs * inputs);
+            (0..inputs).map(|k| number(row + k, 5) * number(column + k, 11)).sum()
+        };
+        let want: Vec<f16> = (0..n * outputs).map(|i| f16::from_f32(dot(i))).collect();
+        for tile in LINEAR_FWD.tiles(DType::F16, 90).filter(|t| t.shared > 0) {
+            for (order, checked) in [(Order::Forward, false), (Order::Reverse, false), (Order::Random(3), true)] {
+                let options = EmulatorOptions { order, checked, arch: 90, ..EmulatorOptions::default() };
+                let device = Device::emulated_with(CudaOptions::default(), options).unwrap();
+                let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
+                let tensor = |shape: [usize; 2], of: &[f16]| Tensor::from_slice(&device, shape, of).unwrap();
+                let (x, w) = (tensor([n, inputs], &x), tensor([outputs, inputs], &w));
+                let mut y = Tensor::empty(&device, DType::F16, [n, outputs]).unwrap();
+                let [dn, di, dout] = [n, inputs, outputs].map(|size| size as i32);
+                let d = LinearDims { n: dn, inputs: di, outputs: dout, accumulate: 0, split_steps: 14 };
+                let launch = Launch::new(1, tile.threads).shared(tile.shared as usize);
+                let (input, weights, output) = (x.input().unwrap(), w.input().unwrap(), y.output().unwrap());
+                linear_fwd::<f16>(cuda, tile, launch, input, weights, None, output, None, &d).unwrap();
+                assert_eq!(y.to_vec::<f16>().unwrap(), want, "{}, {order:?}", tile.name);
+            }
+        }
+    }
 }
