@@ -167,7 +167,8 @@ fn generate_tile(out: &mut String, tile: &Tile) -> Result<(), Problem> {
         let number = tile.number(name).ok_or_else(|| format!("struct {} lacks `{name} = …`", tile.name))?;
         let _ = write!(out, ", {}: {number}", name.to_lowercase());
     }
-    let _ = writeln!(out, " }};");
+    // Most tiles have static shared memory alone.
+    let _ = writeln!(out, ", shared: {} }};", tile.number("SHARED").unwrap_or(0));
     Ok(())
 }
 

@@ -67,11 +67,7 @@ __device__ __forceinline__ int index_in_x(const Corner& corner, const Tap& tap, 
   return ((corner.image * d.h + h) * d.w + w) * d.c + tap.channel;
 }
 
-// The same for the element i of the patch.
-__device__ __forceinline__ int index_in_x(const Corner& corner, int i, const Conv2dDims& d) {
-  return index_in_x(corner, tap_of(i, d.c, d.by_c, d), d);
-}
-// And for N from there on, without a division for each.
+// The same for N from there on, without a division for each.
 template <int N>
 __device__ __forceinline__ void each_in_x(const Corner& corner, Tap tap, const Conv2dDims& d, int (&at)[N]) {
 #pragma unroll
@@ -97,10 +93,9 @@ struct PatchesAlongK : InImage<E, N> {
   Corner corner;
   __device__ PatchesAlongK(const E* x, const Conv2dDims& d) : InImage<E, N>(x, d, d.c) {}
   __device__ __forceinline__ void start(int pixel) { corner = corner_of(pixel, d); }
-  __device__ __forceinline__ int first(int k) const { return index_in_x(corner, k, d); }
-  __device__ __forceinline__ void each(int k, int (&at)[N]) const {
-    each_in_x(corner, tap_of(k, d.c, d.by_c, d), d, at);
-  }
+  __device__ __forceinline__ Tap find(int k) const { return tap_of(k, d.c, d.by_c, d); }
+  __device__ __forceinline__ int at(const Tap& tap) const { return index_in_x(corner, tap, d); }
+  __device__ __forceinline__ void each(int k, int (&at)[N]) const { each_in_x(corner, find(k), d, at); }
 };
 
 // `patches`, for N elements of the patch at one pixel; K counts the pixels: weight gradient.
@@ -111,8 +106,9 @@ struct PatchesAcrossK : InImage<E, N> {
   Tap tap;  // the first of the N
   __device__ PatchesAcrossK(const E* x, const Conv2dDims& d) : InImage<E, N>(x, d, d.c) {}
   __device__ __forceinline__ void start(int element) { tap = tap_of(element, d.c, d.by_c, d); }
-  __device__ __forceinline__ int first(int pixel) const { return index_in_x(corner_of(pixel, d), tap, d); }
-  __device__ __forceinline__ void each(int pixel, int (&at)[N]) const { each_in_x(corner_of(pixel, d), tap, d, at); }
+  __device__ __forceinline__ Corner find(int pixel) const { return corner_of(pixel, d); }
+  __device__ __forceinline__ int at(const Corner& corner) const { return index_in_x(corner, tap, d); }
+  __device__ __forceinline__ void each(int pixel, int (&at)[N]) const { each_in_x(find(pixel), tap, d, at); }
 };
 
 // `taps`: for an input pixel and a place in the window, the output pixel that saw it there, if there is one:
@@ -136,13 +132,13 @@ struct TapsAlongK : InImage<E, N> {
     if (p * d.sh != ph || q * d.sw != pw || p >= d.ho || q >= d.wo) return NOWHERE;
     return ((image * d.ho + p) * d.wo + q) * d.o;
   }
-  __device__ __forceinline__ int first(int k) const {
-    const Tap tap = tap_of(k, d.o, d.by_o, d);
+  __device__ __forceinline__ Tap find(int k) const { return tap_of(k, d.o, d.by_o, d); }
+  __device__ __forceinline__ int at(const Tap& tap) const {
     const int pixel = pixel_of(tap);
     return pixel == NOWHERE ? NOWHERE : pixel + tap.channel;
   }
   __device__ __forceinline__ void each(int k, int (&at)[N]) const {
-    Tap tap = tap_of(k, d.o, d.by_o, d);
+    Tap tap = find(k);
     int pixel = pixel_of(tap);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
@@ -159,16 +155,17 @@ template <class E, int N>
 struct WeightsByTap : InImage<E, N> {
   using InImage<E, N>::d;
   static constexpr bool along_k = false;
-  int channel;  // the first of this thread's N
+  int channel;  // the first of this thread's N, if there is one
   __device__ WeightsByTap(const E* weights, const Conv2dDims& d) : InImage<E, N>(weights, d, d.c) {}
-  __device__ __forceinline__ void start(int first) { channel = first; }
-  __device__ __forceinline__ int first(int k) const {
-    if (k >= d.kh * d.kw * d.o || channel >= d.c) return NOWHERE;
+  __device__ __forceinline__ void start(int first) { channel = first < d.c ? first : NOWHERE; }
+  __device__ __forceinline__ int find(int k) const {
+    if (k >= d.kh * d.kw * d.o) return NOWHERE;
     const int rs = divide(k, d.by_o), channel_out = k - rs * d.o;
-    return (channel_out * d.kh * d.kw + rs) * d.c + channel;
+    return (channel_out * d.kh * d.kw + rs) * d.c;
   }
+  __device__ __forceinline__ int at(int found) const { return place_of(found, channel); }
   __device__ __forceinline__ void each(int k, int (&at)[N]) const {
-    const int found = first(k);
+    const int found = this->at(find(k));
 #pragma unroll
     for (int i = 0; i < N; ++i) at[i] = found != NOWHERE && channel + i < d.c ? found + i : NOWHERE;
   }

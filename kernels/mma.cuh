@@ -64,7 +64,7 @@ struct Copies {
       const int at_k = k + (Source::along_k ? 8 * chunk(p) : row(p));
       Chunk<E>* to = tile + Where::place(row(p), chunk(p));
       if (source.wide) {
-        const int at = source.first(at_k);
+        const int at = source.at(source.find(at_k));
         copy_async(to, source.data + (at == NOWHERE ? 0 : at), at != NOWHERE);
       } else if (source.pairs) {
         int at[8];

@@ -6,7 +6,8 @@
 //     const E* data, bool wide         the array; whether the N are always neighbours in it, and aligned
 //     bool pairs                       whether each two of them are
 //     void start(int line)             this thread's line, the same for the whole kernel
-//     int first(int k)                 the place in `data` of the first of the N; NOWHERE for a zero
+//     auto find(int k)                 what k alone says of the place, the same for all lines
+//     int at(found)                    the place in `data` of the first of the N; NOWHERE for a zero
 //     void each(int k, int (&at)[N])   the places of all
 // AlongK and AcrossK below are plain matrices: a transpose is a choice of source. Convolution brings sources that find
 // a matrix in the image (conv2d.cuh).
@@ -17,6 +18,9 @@
 // place.)
 constexpr int NOWHERE = -1;
 
+// The sum of two parts of a place, if there are both.
+__device__ __forceinline__ int place_of(int a, int b) { return (a | b) < 0 ? NOWHERE : a + b; }
+
 // A matrix [lines][k_size]: K is contiguous.
 template <class E, int N>
 struct AlongK {
@@ -25,17 +29,15 @@ struct AlongK {
   const E* data;
   int lines, k_size;
   bool wide, pairs;
-  int row;  // the place of this thread's line
+  int row;  // the place of this thread's line, if there is one
   __device__ AlongK(const E* data, int lines, int k_size)
       : data(data), lines(lines), k_size(k_size), wide(rows_of<N>(data, k_size)), pairs(rows_of<2>(data, k_size)) {}
-  __device__ __forceinline__ void start(int line) {
-    row = line * k_size;
-    if (line >= lines) k_size = 0;
-  }
-  __device__ __forceinline__ int first(int k) const { return k < k_size ? row + k : NOWHERE; }
+  __device__ __forceinline__ void start(int line) { row = line < lines ? line * k_size : NOWHERE; }
+  __device__ __forceinline__ int find(int k) const { return k < k_size ? k : NOWHERE; }
+  __device__ __forceinline__ int at(int found) const { return place_of(row, found); }
   __device__ __forceinline__ void each(int k, int (&at)[N]) const {
 #pragma unroll
-    for (int i = 0; i < N; ++i) at[i] = first(k + i);
+    for (int i = 0; i < N; ++i) at[i] = this->at(find(k + i));
   }
 };
 
@@ -47,14 +49,16 @@ struct AcrossK {
   const E* data;
   int lines, k_size;
   bool wide, pairs;
-  int line;  // the first of this thread's N
+  int line;  // the first of this thread's N, if there is one
   __device__ AcrossK(const E* data, int lines, int k_size)
       : data(data), lines(lines), k_size(k_size), wide(rows_of<N>(data, lines)), pairs(rows_of<2>(data, lines)) {}
-  __device__ __forceinline__ void start(int first) { line = first; }
-  __device__ __forceinline__ int first(int k) const { return k < k_size && line < lines ? k * lines + line : NOWHERE; }
+  __device__ __forceinline__ void start(int first) { line = first < lines ? first : NOWHERE; }
+  __device__ __forceinline__ int find(int k) const { return k < k_size ? k * lines : NOWHERE; }
+  __device__ __forceinline__ int at(int found) const { return place_of(found, line); }
   __device__ __forceinline__ void each(int k, int (&at)[N]) const {
+    const int found = this->at(find(k));
 #pragma unroll
-    for (int i = 0; i < N; ++i) at[i] = k < k_size && line + i < lines ? k * lines + line + i : NOWHERE;
+    for (int i = 0; i < N; ++i) at[i] = found != NOWHERE && line + i < lines ? found + i : NOWHERE;
   }
 };
 

@@ -24,6 +24,7 @@
 #pragma once
 #include "mma.cuh"
 #include "simt.cuh"
+#include "wgmma_product.cuh"
 
 // A block's work: M x N of C in steps of K by THREADS threads, of which a multiprocessor shall hold BLOCKS blocks (0: as
 // many as fit); a thread loads CHUNK neighbours at once. The host reads these numbers too.
@@ -89,10 +90,55 @@ struct Mma32 {
   };
 };
 
+// Wgmma: on sm_90a alone, with STAGES steps in SHARED bytes of dynamic shared memory.
+struct Wgmma256 {
+  enum {
+    M = 128,
+    N = 256,
+    K = 64,
+    CHUNK = 8,
+    STAGES = 4,
+    SHARED = 196672,
+    THREADS = 384,
+    BLOCKS = 1,
+    LATENCY = 900,
+    SPEED = 1040
+  };
+};
+struct Wgmma128 {
+  enum {
+    M = 128,
+    N = 128,
+    K = 64,
+    CHUNK = 8,
+    STAGES = 6,
+    SHARED = 196704,
+    THREADS = 384,
+    BLOCKS = 1,
+    LATENCY = 700,
+    SPEED = 950
+  };
+};
+struct Wgmma64 {
+  enum {
+    M = 128,
+    N = 64,
+    K = 64,
+    CHUNK = 8,
+    STAGES = 4,
+    SHARED = 98368,
+    THREADS = 384,
+    BLOCKS = 2,
+    LATENCY = 600,
+    SPEED = 650
+  };
+};
+
 // One block's tile of C. Grid: x = ceil(m/M)·ceil(n/N) tiles, those of one row of tiles next to each other
 // (they share A in the L2 cache); z = splits.
 template <class Tile, class A, class B, class Y>
 __device__ __forceinline__ void product(const A& a, const B& b, const Cut& cut, const Epilogue<Y>& epilogue) {
-  if constexpr (Tile::CHUNK == 8) product_mma<Tile>(a, b, cut, epilogue);
+  if constexpr (Tile::K == 64) product_wgmma<Tile>(a, b, cut, epilogue);
+  else if constexpr (Tile::CHUNK == 8) product_mma<Tile>(a, b, cut, epilogue);
   else product_simt<Tile>(a, b, cut, epilogue);
 }

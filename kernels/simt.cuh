@@ -18,7 +18,7 @@ constexpr int ROW = Tile::M + 4;
 template <class Source>
 __device__ __forceinline__ Four<float> fetch(const Source& source, int k) {
   if (source.wide) {
-    const int at = source.first(k);
+    const int at = source.at(source.find(k));
     return at == NOWHERE ? Four<float>{} : load<4>(source.data + at);
   }
   int at[4];

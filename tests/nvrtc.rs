@@ -80,7 +80,7 @@ fn exceeded(kernel: &Kernel, r: &Resources, arch: u32) -> Vec<String> {
     problem(r.shared_bytes > SHARED, format!("{} bytes of static shared memory", r.shared_bytes));
     // A block of as many threads as it may have fits on a multiprocessor.
     problem(
-        occupancy(arch, r.registers, r.shared_bytes, kernel.threads).is_none(),
+        occupancy(arch, r.registers, r.shared_bytes + kernel.tile.map_or(0, |t| t.shared), kernel.threads).is_none(),
         format!("a block of {} threads does not fit", kernel.threads),
     );
     problems

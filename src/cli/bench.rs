@@ -148,7 +148,7 @@ fn report(kernels: &BTreeMap<&str, Kernel>, op: &Option<String>, ceiling: Ceilin
 
 /// Whether a kernel's arithmetic is that of tensor cores: by its tile.
 fn on_tensor_cores(kernel: &str) -> bool {
-    kernel.contains("Mma")
+    kernel.contains("Mma") || kernel.contains("Wgmma")
 }
 
 #[cfg(test)]

@@ -74,12 +74,13 @@ fn chosen(op: Option<&str>) -> Result<Vec<&'static Kernel>> {
 }
 
 fn row(kernel: &Kernel, r: &Resources, arch: Arch) -> Vec<String> {
-    let fit = occupancy(arch.number, r.registers, r.shared_bytes, kernel.threads);
+    let shared = r.shared_bytes + kernel.tile.map_or(0, |tile| tile.shared);
+    let fit = occupancy(arch.number, r.registers, shared, kernel.threads);
     let (blocks, share, limit) = match fit {
         Some(fit) => (fit.blocks.to_string(), format!("{:.0} %", 100.0 * fit.warps), fit.limit),
         None => ("?".into(), "?".into(), "unknown"),
     };
-    let numbers = [r.registers, kernel.registers, r.spill_bytes, r.stack, r.shared_bytes, kernel.threads];
+    let numbers = [r.registers, kernel.registers, r.spill_bytes, r.stack, shared, kernel.threads];
     let mut row = vec![kernel.name.to_string()];
     row.extend(numbers.map(|n| n.to_string()));
     row.extend([blocks, share, limit.to_string()]);

@@ -26,6 +26,9 @@ const RATE: f64 = 225.0;
 /// Nanoseconds that adding up partial results takes at least, and its bytes in a nanosecond.
 const ADD_UP: (f64, f64) = (2000.0, 4000.0);
 
+/// Elements of two bytes that are loaded at once.
+const CHUNK: usize = 8;
+
 /// How a product is cut.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Plan {
@@ -55,7 +58,8 @@ impl Plan {
                 let time = nanoseconds(tile, blocks * splits, split_steps)
                     + if splits == 1 { 0.0 } else { ADD_UP.0 + (8 * splits * m * n) as f64 / ADD_UP.1 };
                 if best.as_ref().is_none_or(|(t, _)| time < *t) {
-                    let launch = Launch::new(0, tile.threads).grid(blocks, 1, splits).flops(2 * m * n * k);
+                    let launch = Launch::new(0, tile.threads).shared(tile.shared as usize);
+                    let launch = launch.grid(blocks, 1, splits).flops(2 * m * n * k);
                     best = Some((time, Plan { tile, splits, split_steps, launch }));
                 }
             }
@@ -80,6 +84,8 @@ fn nanoseconds(tile: &Tile, blocks: usize, steps: usize) -> f64 {
 pub(super) struct Product<'a> {
     /// m, n and k.
     pub(super) sizes: [usize; 3],
+    /// Elements that lie side by side in the first factor's memory, and in the second's.
+    pub(super) rows: [usize; 2],
     /// `[n]`, added to every row.
     pub(super) bias: Option<In<'a, f32>>,
     /// Add to what is there instead of overwriting it.
@@ -102,7 +108,10 @@ impl Product<'_> {
     ) -> Result<()> {
         let [m, n, _] = self.sizes;
         let asked = cuda.options().tile;
-        let tiles = family.tiles(T::DTYPE, cuda.info().arch).filter(|t| asked.is_none_or(|name| t.name == name));
+        // The largest steps are not for operands that are read element by element.
+        let wide = self.rows.iter().all(|row| row % CHUNK == 0);
+        let fits = |t: &&Tile| asked.map_or(wide || t.shared == 0, |name| t.name == name);
+        let tiles = family.tiles(T::DTYPE, cuda.info().arch).filter(fits);
         let plan = Plan::new(self.sizes, tiles);
         let plan = plan.ok_or_else(|| family.lacks(&format!("{}, {}", T::DTYPE, asked.unwrap_or("any tile"))))?;
         if plan.splits == 1 {
@@ -209,7 +218,7 @@ fn device_column_sums<T: KernelType>(cuda: &Cuda, gy: &Tensor, gb: &mut Slot<'_>
     let strips = (rows * width).div_ceil(4096).min((528 / blocks).max(1)).max(1);
     let strip = rows.div_ceil(strips).max(1);
     let strips = rows.div_ceil(strip).max(1);
-    let sum = Product { sizes: [1, columns, rows], bias: None, accumulate: gb.accumulate };
+    let sum = Product { sizes: [1, columns, rows], rows: [columns; 2], bias: None, accumulate: gb.accumulate };
     let d = ColumnSumsDims {
         rows: rows as i32,
         columns: columns as i32,
@@ -235,6 +244,7 @@ mod tests {
     #[test]
     fn plans_cover_k_and_fill_the_device() {
         let plan = |m, n, k| Plan::new([m, n, k], LINEAR_FWD.tiles(DType::F32, 0)).unwrap();
+        let half = |m, n, k, arch| Plan::new([m, n, k], LINEAR_FWD.tiles(DType::F16, arch)).unwrap().tile.name;
         for (m, n, k) in
             [(1, 1, 1), (4, 120, 400), (3136, 6, 75), (16, 1024, 18_432), (6, 75, 3136), (4096, 4096, 4096)]
         {
@@ -246,6 +256,44 @@ mod tests {
         assert_eq!((plan(4096, 4096, 4096).tile.name, plan(4096, 4096, 4096).splits), ("Simt128", 1));
         assert_eq!(plan(3136, 6, 75).tile.name, "Simt32");
         assert!(plan(16, 1024, 18_432).splits > 1);
+        assert_eq!((half(4096, 4096, 4096, 90), half(16384, 64, 576, 90)), ("Wgmma256", "Wgmma64"));
+        assert_eq!((half(4096, 4096, 4096, 80), half(3136, 6, 75, 90)), ("Mma128", "Mma32"));
         assert_eq!(Plan::new([1, 1, 1], std::iter::empty()), None);
+    }
+
+    /// More steps than a ring of shared memory has slots, in a block that is not split.
+    #[cfg(tilework_emulator)]
+    #[test]
+    fn slots_are_used_again() {
+        use crate::device::cuda::CudaOptions;
+        use crate::device::emulator::{EmulatorOptions, Order};
+        use crate::kernels::linear::{LinearDims, linear_fwd};
+        use half::f16;
+        let [n, inputs, outputs] = [9, 64 * 13 + 8, 10];
+        // Small enough for every sum to be exact.
+        let number = |i: usize, by: usize| (i * by % 13 % 3) as f32 - 1.0;
+        let numbers = |len, by| (0..len).map(|i| f16::from_f32(number(i, by))).collect::<Vec<_>>();
+        let (x, w) = (numbers(n * inputs, 5), numbers(outputs * inputs, 11));
+        let dot = |i: usize| -> f32 {
+            let (row, column) = (i / outputs * inputs, i % outputs * inputs);
+            (0..inputs).map(|k| number(row + k, 5) * number(column + k, 11)).sum()
+        };
+        let want: Vec<f16> = (0..n * outputs).map(|i| f16::from_f32(dot(i))).collect();
+        for tile in LINEAR_FWD.tiles(DType::F16, 90).filter(|t| t.shared > 0) {
+            for (order, checked) in [(Order::Forward, false), (Order::Reverse, false), (Order::Random(3), true)] {
+                let options = EmulatorOptions { order, checked, arch: 90, ..EmulatorOptions::default() };
+                let device = Device::emulated_with(CudaOptions::default(), options).unwrap();
+                let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
+                let tensor = |shape: [usize; 2], of: &[f16]| Tensor::from_slice(&device, shape, of).unwrap();
+                let (x, w) = (tensor([n, inputs], &x), tensor([outputs, inputs], &w));
+                let mut y = Tensor::empty(&device, DType::F16, [n, outputs]).unwrap();
+                let [dn, di, dout] = [n, inputs, outputs].map(|size| size as i32);
+                let d = LinearDims { n: dn, inputs: di, outputs: dout, accumulate: 0, split_steps: 14 };
+                let launch = Launch::new(1, tile.threads).shared(tile.shared as usize);
+                let (input, weights, output) = (x.input().unwrap(), w.input().unwrap(), y.output().unwrap());
+                linear_fwd::<f16>(cuda, tile, launch, input, weights, None, output, None, &d).unwrap();
+                assert_eq!(y.to_vec::<f16>().unwrap(), want, "{}, {order:?}", tile.name);
+            }
+        }
     }
 }

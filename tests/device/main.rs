@@ -8,6 +8,7 @@ mod kernels_beyond;
 mod precision;
 mod training;
 mod under;
+mod wgmma;
 
 // What only the emulated device can show: its trace, and memory of any size. With `TILEWORK_DEVICE=cuda` these
 // tests are skipped.

@@ -51,6 +51,11 @@ impl Under {
 
     /// The same with options.
     pub(crate) fn with(options: CudaOptions) -> Option<Self> {
+        Under::of(options, 0)
+    }
+
+    /// The same with the kernels of one architecture, 90 for `sm_90a`; a GPU has those that it has.
+    pub(crate) fn of(options: CudaOptions, arch: u32) -> Option<Self> {
         if on_gpu() {
             let device = Device::cuda(options).expect("TILEWORK_DEVICE=cuda needs a GPU");
             return Some(Under { devices: vec![("cuda", device)] });
@@ -58,8 +63,8 @@ impl Under {
         #[cfg(tilework_emulator)]
         {
             let device = |order, checked| {
-                Device::emulated_with(options, emulator::EmulatorOptions { order, checked, ..Default::default() })
-                    .unwrap()
+                let how = emulator::EmulatorOptions { order, checked, arch, ..Default::default() };
+                Device::emulated_with(options, how).unwrap()
             };
             Some(Under {
                 devices: vec![

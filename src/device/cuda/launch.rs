@@ -109,6 +109,8 @@ pub struct Tile {
     pub latency: u32,
     /// Percent of a full multiprocessor's arithmetic that does something, there.
     pub speed: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
 }
 
 /// A kernel compiled for the host; `args[i]` points to its argument `i`.

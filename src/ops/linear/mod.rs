@@ -158,7 +158,7 @@ pub(super) mod cuda {
     ) -> Result<()> {
         let [n, inputs, outputs] = dims;
         let bias = b.map(Tensor::input).transpose()?;
-        let product = Product { sizes: [n, outputs, inputs], bias, accumulate: false };
+        let product = Product { sizes: [n, outputs, inputs], rows: [inputs; 2], bias, accumulate: false };
         product.run::<T, T>(cuda, &LINEAR_FWD, y.output()?, |plan, y, partial| {
             let d = sizes(dims, false, plan);
             linear_fwd::<T>(cuda, plan.tile, plan.launch, x.input()?, w.input()?, bias, y, partial, &d)
@@ -173,7 +173,7 @@ pub(super) mod cuda {
         dims: [usize; 3],
     ) -> Result<()> {
         let [n, inputs, outputs] = dims;
-        let product = Product { sizes: [n, inputs, outputs], bias: None, accumulate: false };
+        let product = Product { sizes: [n, inputs, outputs], rows: [outputs, inputs], bias: None, accumulate: false };
         product.run::<T, T>(cuda, &LINEAR_BWD_X, gx.output()?, |plan, gx, partial| {
             let d = sizes(dims, false, plan);
             linear_bwd_x::<T>(cuda, plan.tile, plan.launch, gy.input()?, w.input()?, gx, partial, &d)
@@ -188,7 +188,7 @@ pub(super) mod cuda {
         dims: [usize; 3],
     ) -> Result<()> {
         let ([n, inputs, outputs], accumulate) = (dims, gw.accumulate);
-        let product = Product { sizes: [outputs, inputs, n], bias: None, accumulate };
+        let product = Product { sizes: [outputs, inputs, n], rows: [outputs, inputs], bias: None, accumulate };
         product.run::<T, f32>(cuda, &LINEAR_BWD_W, gw.output()?, |plan, gw, partial| {
             let d = sizes(dims, accumulate, plan);
             linear_bwd_w::<T>(cuda, plan.tile, plan.launch, gy.input()?, x.input()?, gw, partial, &d)

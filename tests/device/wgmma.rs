@@ -1,0 +1,80 @@
+//! Products on Hopper's tensor cores, which exist for sm_90a alone: each tile, in all passes of linear and convolution.
+//!
+//! On a GPU of another architecture there is nothing to test.
+
+use crate::under::{Under, skip};
+use tilework::device::cuda::CudaOptions;
+use tilework::ops::case::Fill;
+use tilework::ops::parity::{self, Expected};
+use tilework::ops::{Case, ROOMS};
+use tilework::{DType, Device};
+
+const TILES: [&str; 3] = ["Wgmma256", "Wgmma128", "Wgmma64"];
+
+fn under(tile: &'static str) -> Option<Under> {
+    let under = Under::of(CudaOptions { tile: Some(tile), ..CudaOptions::default() }, 90)?;
+    if matches!(under.first(), Device::Cuda(cuda) if cuda.info().arch != 90) {
+        skip("sm_90a", "this GPU has no wgmma");
+        return None;
+    }
+    Some(under)
+}
+
+fn linear(n: usize, inputs: usize, outputs: usize) -> Case {
+    Case::new(format!("[{n}, {inputs}] to {outputs}"), |v, cx| v[0].linear(&v[1], Some(&v[2]), cx))
+        .input("x", [n, inputs], Fill::Uniform)
+        .input("w", [outputs, inputs], Fill::Uniform)
+        .param("b", [outputs], Fill::Uniform)
+}
+
+fn conv2d(x: [usize; 4], o: usize, kernel: usize, stride: usize, pad: usize) -> Case {
+    let name = format!("{x:?} to {o}, {kernel}x{kernel}, stride {stride}, pad {pad}");
+    Case::new(name, move |v, cx| v[0].conv2d(&v[1], None, [stride; 2], [pad; 2], cx))
+        .input("x", x, Fill::Uniform)
+        .input("w", [o, kernel, kernel, x[3]], Fill::Uniform)
+}
+
+/// Weights used twice, so that the second gradient is added to the first.
+fn twice(n: usize, inputs: usize, outputs: usize) -> Case {
+    Case::new("twice", |v, cx| v[0].linear(&v[2], None, cx)?.add(&v[1].linear(&v[2], None, cx)?, cx))
+        .input("x", [n, inputs], Fill::Uniform)
+        .input("z", [n, inputs], Fill::Uniform)
+        .input("w", [outputs, inputs], Fill::Uniform)
+}
+
+/// Tails in all directions, splits, channels that are no chunks (of one operand, or of both), strides and padding.
+fn cases() -> [(&'static str, Case); 7] {
+    [
+        ("linear", linear(130, 72, 72)),
+        ("linear", linear(9, 33, 70)),
+        ("linear", linear(5, 640, 16)),
+        ("linear", twice(300, 16, 8)),
+        ("conv2d", conv2d([2, 5, 7, 8], 16, 3, 2, 1)),
+        ("conv2d", conv2d([1, 6, 4, 16], 8, 3, 1, 1)),
+        ("conv2d", conv2d([1, 5, 4, 8], 5, 2, 1, 0)),
+    ]
+}
+
+#[test]
+fn every_tile_in_every_pass() {
+    for tile in TILES {
+        let Some(under) = under(tile) else { return };
+        for (room, case) in cases() {
+            let room = ROOMS.iter().find(|r| r.name == room).unwrap();
+            for dtype in [DType::F16, DType::BF16] {
+                let want = Expected::of(room, &case, dtype, 6).unwrap();
+                let mut first = None;
+                // In bf16 the same threads do the same as in f16, but for the instruction.
+                let devices = if dtype == DType::F16 { &under.devices[..] } else { &under.devices[..1] };
+                for (name, device) in devices {
+                    let what = format!("{tile}, {} {dtype} ({name})", case.name);
+                    let got = parity::run(&case, device, dtype, 6).unwrap_or_else(|e| panic!("{what}: {e}"));
+                    let d = want.compare(&got).unwrap();
+                    assert!(d.error <= 1.0, "{what}: {d:?}");
+                    let bits: Vec<u64> = got.iter().flat_map(|(_, v)| v.to_f64().unwrap()).map(f64::to_bits).collect();
+                    assert!(*first.get_or_insert_with(|| bits.clone()) == bits, "{what}: other bits");
+                }
+            }
+        }
+    }
+}
