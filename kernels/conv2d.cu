@@ -2,13 +2,13 @@
 //
 // Implicit GEMM, the default: conv2d_fwd, conv2d_bwd_x and conv2d_bwd_w. product.cuh has the product, conv2d.cuh the
 // sources that find a matrix in an image. Explicit GEMM, the one to study: conv2d_im2col, then linear_fwd or
-// linear_bwd_w; linear_bwd_x, then conv2d_col2im. The bias gradient is linear_column_sums of gy, and partial results are
+// linear_bwd_w; linear_bwd_x, then conv2d_col2im. The bias gradient is linear_column_sums of gy, or linear_relu_sums, and partial results are
 // added up by linear_split_sum. Source of the matrix form: Chellapilla, Puri, Simard, "High Performance Convolutional
 // Neural Networks for Document Processing", 2006.
 // Instances: T = float; Tile = Simt128, Simt64, Simt32 | T = half, bf16; Tile = Mma128, Mma64, Mma32 | sm_90a: T = half, bf16; Tile = Wgmma256, Wgmma128, Wgmma64
 #include "conv2d.cuh"
 
-// y = conv(x, w) + b: patches·wᵀ, m = n·ho·wo, n = o, k = kh·kw·c.
+// y = conv(x, w) + b, and its ReLU: patches·wᵀ, m = n·ho·wo, n = o, k = kh·kw·c.
 // Threads: as linear_fwd (linear.cu).
 // Traffic: as linear_fwd; x is read through the L1 and L2 once for each place of the window.
 // Launch: as linear_fwd.
@@ -23,7 +23,8 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
                T* __restrict__ y, OPTIONAL float* __restrict__ partial, Conv2dDims d) {
   const PatchesAlongK<T, Tile::CHUNK> a(x, d);             // A = patches  [n·ho·wo][kh·kw·c]
   const AlongK<T, Tile::CHUNK> wt(w, d.o, patch_size(d));  // B = wᵀ: its columns are the rows of w [o][kh·kw·c]
-  product<Tile>(a, wt, {pixels_out(d), d.o, patch_size(d), d.split_steps, partial}, Epilogue<T>{y, b, d.accumulate});
+  product<Tile>(a, wt, {pixels_out(d), d.o, patch_size(d), d.split_steps, partial},
+                Epilogue<T>{y, b, d.accumulate, d.relu});
 }
 
 // gx = taps·w': every input pixel gathers what the output pixels that saw it send back; m = n·h·w, n = c, k = kh·kw·o.
@@ -35,7 +36,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
   const TapsAlongK<T, Tile::CHUNK> a(gy, d);   // A = taps  [n·h·w][kh·kw·o]
   const WeightsByTap<T, Tile::CHUNK> b(w, d);  // B = w'    [kh·kw·o][c]
   product<Tile>(a, b, {pixels_in(d), d.c, d.kh * d.kw * d.o, d.split_steps, partial},
-                Epilogue<T>{gx, nullptr, d.accumulate});
+                Epilogue<T>{gx, nullptr, d.accumulate, 0});
 }
 
 // gw = gyᵀ·patches, m = o, n = kh·kw·c, k = n·ho·wo.
@@ -47,7 +48,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
   const AcrossK<T, Tile::CHUNK> a(gy, d.o, pixels_out(d));  // A = gyᵀ: its rows are the columns of gy [n·ho·wo][o]
   const PatchesAcrossK<T, Tile::CHUNK> b(x, d);             // B = patches  [n·ho·wo][kh·kw·c]
   product<Tile>(a, b, {d.o, patch_size(d), pixels_out(d), d.split_steps, partial},
-                Epilogue<float>{gw, nullptr, d.accumulate});
+                Epilogue<float>{gw, nullptr, d.accumulate, 0});
 }
 
 // cols = im2col(x): the patches [n·ho·wo][kh·kw·c] laid out in memory, zeros in the padding.

@@ -18,6 +18,7 @@ struct Conv2dDims {
   int sh, sw;       // stride
   int ph, pw;       // padding
   int accumulate;   // 1: add to the output; 0: overwrite it
+  int relu;         // 1: of y its ReLU, forward alone
   int split_steps;  // steps along K of one split (product.cuh)
   // Divisors, as `divide` (common.cuh) takes them.
   unsigned by_c[2], by_o[2], by_kw[2], by_ho[2], by_wo[2], by_sh[2], by_sw[2];

@@ -1,4 +1,5 @@
-// Linear (fully connected) layers: y = x·Wᵀ + b with x [n][inputs], W [outputs][inputs], b [outputs].
+// Linear (fully connected) layers: y = x·Wᵀ + b with x [n][inputs], W [outputs][inputs], b [outputs]. A ReLU behind it costs
+// no pass of its own: it is applied as y is stored, and its gradient as the gradient of b is added up.
 //
 // Three products, each one of the skeleton in product.cuh: read that first. Explicit convolution (conv2d.cu) uses them
 // too, with patches for x.
@@ -10,10 +11,11 @@ struct LinearDims {
   int inputs;       // columns of x
   int outputs;      // columns of y
   int accumulate;   // 1: add to the output; 0: overwrite it
+  int relu;         // 1: of y its ReLU, forward alone
   int split_steps;  // steps along K of one split (product.cuh)
 };
 
-// y = x·Wᵀ + b. In general C[m][n] = A[m][k]·B[k][n] in tiles of side S = 128, 64 or 32.
+// y = x·Wᵀ + b, and its ReLU. In general C[m][n] = A[m][k]·B[k][n] in tiles of side S = 128, 64 or 32.
 // Threads: 256, 128 or 64; each has 8x8, 8x4 or 4x4 outputs in groups of 4x4, 16 rows and 32 columns apart.
 // Traffic: reads m·n·k·8/S bytes through the L2, S/4 FLOP for each; writes 4 bytes per output.
 // Launch: grid [ceil(m/S)·ceil(n/S), 1, splits], block as above, 16.5, 17 or 9 KiB of static shared memory.
@@ -28,7 +30,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
                T* __restrict__ y, OPTIONAL float* __restrict__ partial, LinearDims d) {
   const AlongK<T, Tile::CHUNK> a(x, d.n, d.inputs);         // A = x  [n][inputs]
   const AlongK<T, Tile::CHUNK> wt(w, d.outputs, d.inputs);  // B = Wᵀ: its columns are the rows of W
-  product<Tile>(a, wt, {d.n, d.outputs, d.inputs, d.split_steps, partial}, Epilogue<T>{y, b, d.accumulate});
+  product<Tile>(a, wt, {d.n, d.outputs, d.inputs, d.split_steps, partial}, Epilogue<T>{y, b, d.accumulate, d.relu});
 }
 
 // gx = gy·W.
@@ -38,7 +40,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
                  OPTIONAL float* __restrict__ partial, LinearDims d) {
   const AlongK<T, Tile::CHUNK> a(gy, d.n, d.outputs);       // A = gy  [n][outputs]
   const AcrossK<T, Tile::CHUNK> b(w, d.inputs, d.outputs);  // B = W   [outputs][inputs]
-  product<Tile>(a, b, {d.n, d.inputs, d.outputs, d.split_steps, partial}, Epilogue<T>{gx, nullptr, d.accumulate});
+  product<Tile>(a, b, {d.n, d.inputs, d.outputs, d.split_steps, partial}, Epilogue<T>{gx, nullptr, d.accumulate, 0});
 }
 
 // gW = gyᵀ·x.
@@ -48,7 +50,8 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
                  OPTIONAL float* __restrict__ partial, LinearDims d) {
   const AcrossK<T, Tile::CHUNK> a(gy, d.outputs, d.n);  // A = gyᵀ: its rows are the columns of gy [n][outputs]
   const AcrossK<T, Tile::CHUNK> b(x, d.inputs, d.n);    // B = x   [n][inputs]
-  product<Tile>(a, b, {d.outputs, d.inputs, d.n, d.split_steps, partial}, Epilogue<float>{gw, nullptr, d.accumulate});
+  product<Tile>(a, b, {d.outputs, d.inputs, d.n, d.split_steps, partial},
+                Epilogue<float>{gw, nullptr, d.accumulate, 0});
 }
 
 // The 256 threads of a block as rows of `width`, a power of two: the sum over the rows, in a tree, in the threads of the
@@ -71,6 +74,7 @@ struct SplitSumDims {
   int groups;      // threads that share the splits of an element: a power of two, 32 at most
   int share;       // splits of a thread: ceil(splits / groups)
   int accumulate;  // 1: y += the sum; 0: y = the sum
+  int relu;        // 1: y = max(y, 0) after that
 };
 
 // y = sum over z of partial[z] (+ b), or y += that: the second half of a product with split-K, and its epilogue.
@@ -88,7 +92,7 @@ __global__ void __launch_bounds__(256)
     linear_split_sum(const float* __restrict__ partial, OPTIONAL const float* __restrict__ b, T* __restrict__ y,
                      SplitSumDims d) {
   SHARED(float, sums, [256]);
-  const Epilogue<T> epilogue = {y, b, d.accumulate};
+  const Epilogue<T> epilogue = {y, b, d.accumulate, d.relu};
   const int t = threadIdx.x, width = 256 / d.groups;
   const int i = blockIdx.x * width + t % width;
   const int first = t / width * d.share, last = min(first + d.share, d.splits);
@@ -111,6 +115,33 @@ struct ColumnSumsDims {
   int accumulate;     // 1: gb += the sums; 0: gb = the sums
 };
 
+// Of column `column` the sum over the rows of a strip, in the threads of the first row of `width`: of(place) gives an
+// element, and is called for several rows before `keep(place, element)`, so that loads do not wait for stores.
+template <class Of, class Keep>
+__device__ __forceinline__ void column_sums(Of of, Keep keep, float* gb, float* partial, const ColumnSumsDims& d) {
+  SHARED(float, sums, [256]);
+  constexpr int AHEAD = 4;
+  const int t = threadIdx.x, step = 256 / d.width;
+  const int column = blockIdx.x * d.width + t % d.width;
+  const int last = column < d.columns ? min(d.rows, (int)(blockIdx.y + 1) * d.strip) : 0;
+  const auto place = [&](int row) { return (size_t)row * d.columns + column; };
+  float sum = 0.0f;
+  for (int row = blockIdx.y * d.strip + t / d.width; row < last; row += AHEAD * step) {
+    float v[AHEAD];
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k) v[k] = row + k * step < last ? of(place(row + k * step)) : 0.0f;
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k) {
+      sum += v[k];
+      if (row + k * step < last) keep(place(row + k * step), v[k]);
+    }
+  }
+  sum = sum_of_rows(sums, sum, d.width);
+  if (t >= d.width || column >= d.columns) return;
+  if (partial) partial[(size_t)blockIdx.y * d.columns + column] = sum;
+  else gb[column] = d.accumulate ? gb[column] + sum : sum;
+}
+
 // gb[j] = sum over the rows of gy[i][j]: the gradient of a bias, for linear and for convolution.
 // Threads: 256 as 256/width rows x width columns; neighbours lie along the columns, then the rows.
 // Traffic: reads 4 bytes per element of gy, each once; nothing else to speak of.
@@ -125,18 +156,16 @@ struct ColumnSumsDims {
 template <class T>
 __global__ void __launch_bounds__(256) linear_column_sums(const T* __restrict__ gy, float* __restrict__ gb,
                                                           OPTIONAL float* __restrict__ partial, ColumnSumsDims d) {
-  SHARED(float, sums, [256]);
-  const int t = threadIdx.x;
-  const int column = blockIdx.x * d.width + t % d.width;
-  const int first = blockIdx.y * d.strip, last = min(d.rows, first + d.strip);
-  float sum = 0.0f;
-  if (column < d.columns) {
-#pragma unroll 4
-    for (int row = first + t / d.width; row < last; row += 256 / d.width)
-      sum += to_float(gy[(size_t)row * d.columns + column]);
-  }
-  sum = sum_of_rows(sums, sum, d.width);
-  if (t >= d.width || column >= d.columns) return;
-  if (partial) partial[(size_t)blockIdx.y * d.columns + column] = sum;
-  else gb[column] = d.accumulate ? gb[column] + sum : sum;
+  column_sums([&](size_t i) { return to_float(gy[i]); }, [](size_t, float) {}, gb, partial, d);
+}
+
+// g[i][j] = y[i][j] > 0 ? g[i][j] : 0, in place, and gb as above of that: the gradients of what ReLU made y of, and of the
+// bias in it.
+// Traffic: reads y and g and writes g, each element once.
+template <class T>
+__global__ void __launch_bounds__(256)
+    linear_relu_sums(const T* __restrict__ y, T* __restrict__ g, float* __restrict__ gb,
+                     OPTIONAL float* __restrict__ partial, ColumnSumsDims d) {
+  column_sums([&](size_t i) { return Relu::gradient(to_float(y[i]), to_float(g[i])); },
+              [&](size_t i, float v) { g[i] = from_float<T>(v); }, gb, partial, d);
 }

@@ -163,7 +163,7 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
   }
 
   float* partial = cut.partial ? cut.partial + (size_t)blockIdx.z * cut.m * cut.n : nullptr;
-  const Epilogue<float> none = {partial, nullptr, 0};
+  const Epilogue<float> none = {partial, nullptr, 0, 0};
 #pragma unroll
   for (int j = 0; j < NT; ++j) {
     const int c = n0 + wn + 8 * j + lane % 4 * 2;

@@ -12,7 +12,7 @@
 // AlongK and AcrossK below are plain matrices: a transpose is a choice of source. Convolution brings sources that find
 // a matrix in the image (conv2d.cuh).
 #pragma once
-#include "four.cuh"
+#include "activation.cuh"
 
 // The place of an element that is outside of the matrix: zero. (Operands have fewer than 2^31 elements: an int is a
 // place.)
@@ -74,10 +74,15 @@ struct Epilogue {
   E* y;               // [m][n]
   const float* bias;  // [n] or null, added to every row
   int accumulate;     // add to y instead of overwriting it
+  int relu;           // store max(y, 0)
   __device__ __forceinline__ float bias_at(int column, int n) const { return bias && column < n ? bias[column] : 0.0f; }
-  // Stores one sum, which has its bias already.
+  // What is stored of a sum, which has its bias already, where y is `old`.
+  __device__ __forceinline__ float result(float v, float old) const {
+    if (accumulate) v += old;
+    return relu ? Relu::of(v) : v;
+  }
   __device__ __forceinline__ void store(size_t at, float v) const {
-    y[at] = from_float<E>(accumulate ? to_float(y[at]) + v : v);
+    y[at] = from_float<E>(result(v, accumulate ? to_float(y[at]) : 0.0f));
   }
   // N neighbours of a row, as many of them as there are columns.
   template <int N>
@@ -87,7 +92,7 @@ struct Epilogue {
       const Pack<float, N> old = accumulate ? load<N>(y + at) : Pack<float, N>{};
       Pack<float, N> out;
 #pragma unroll
-      for (int i = 0; i < N; ++i) out.v[i] = accumulate ? old.v[i] + v.v[i] : v.v[i];
+      for (int i = 0; i < N; ++i) out.v[i] = result(v.v[i], old.v[i]);
       return ::store(y + at, out);
     }
 #pragma unroll

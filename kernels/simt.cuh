@@ -120,7 +120,7 @@ __device__ __forceinline__ void product_simt(A a, B b, const Cut& cut, const Epi
   if (!busy) return;
   // A partial result is stored as it is: the epilogue comes when all are added up.
   float* partial = cut.partial ? cut.partial + (size_t)blockIdx.z * cut.m * cut.n : nullptr;
-  const Epilogue<float> none = {partial, nullptr, 0};
+  const Epilogue<float> none = {partial, nullptr, 0, 0};
 #pragma unroll
   for (int j = 0; j < TN; j += 4) {
     const int c = n0 + column + j * 8;

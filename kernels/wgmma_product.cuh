@@ -180,7 +180,7 @@ __device__ __forceinline__ void product_wgmma(const A& a, const B& b, const Cut&
   for (int i = 0; i < MT; ++i) wgmma_keep(acc[i]);
 
   float* partial = cut.partial ? cut.partial + (size_t)blockIdx.z * cut.m * cut.n : nullptr;
-  const Epilogue<float> none = {partial, nullptr, 0};
+  const Epilogue<float> none = {partial, nullptr, 0, 0};
   const int row = m0 + group * MT * 64 + t / 32 * 16 + lane / 4;
 #pragma unroll
   for (int j = 0; j < N / 8; j += 4) {

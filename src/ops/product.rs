@@ -3,12 +3,14 @@
 //! How a product is cut (which tile, how many splits along K) follows from its sizes alone, never from
 //! the GPU, so that every GPU gives the same bits. `kernels/product.cuh` has the other side.
 
+use super::activation::Activation;
+use super::relu;
 use crate::autograd::{Ctx, Grads, Var, VarId};
 use crate::device::Device;
 use crate::device::cuda::{Cuda, Family, In, KernelType, Launch, Out, Tile, with_kernel_type};
 use crate::dtype::{DType, with_real};
 use crate::error::Result;
-use crate::kernels::linear::{ColumnSumsDims, SplitSumDims, linear_column_sums, linear_split_sum};
+use crate::kernels::linear::{ColumnSumsDims, SplitSumDims, linear_column_sums, linear_relu_sums, linear_split_sum};
 use crate::params::Slot;
 use crate::tensor::Tensor;
 
@@ -90,6 +92,8 @@ pub(super) struct Product<'a> {
     pub(super) bias: Option<In<'a, f32>>,
     /// Add to what is there instead of overwriting it.
     pub(super) accumulate: bool,
+    /// ReLU of the result.
+    pub(super) relu: bool,
 }
 
 impl Product<'_> {
@@ -137,6 +141,7 @@ impl Product<'_> {
             groups: groups as i32,
             share: splits.div_ceil(groups) as i32,
             accumulate: self.accumulate.into(),
+            relu: self.relu.into(),
         };
         let launch = Launch::new((size * groups).div_ceil(256), 256).flops(partial.len());
         linear_split_sum::<Y>(cuda, launch, partial.input()?, self.bias, y, &d)
@@ -149,41 +154,66 @@ pub(super) struct Operands {
     ids: [Option<VarId>; 3],
     pub(super) x: Tensor,
     pub(super) w: Tensor,
+    /// The result, if the product has applied ReLU to it: no gradient passes where it is 0.
+    y: Option<Tensor>,
+}
+
+/// Whether the products of a device apply this activation as they store their result: ReLU, for whose gradient the result
+/// is enough.
+pub(super) fn is_applied(then: Option<Activation>, device: &Device) -> bool {
+    then == Some(Activation::Relu) && matches!(device, Device::Cuda(_))
 }
 
 impl Operands {
-    /// Records `y` with the node that `node` makes of the operands.
+    /// Records `y` with the node that `node` makes of the operands, and applies the activation unless the product
+    /// [has](is_applied).
+    ///
+    /// # Errors
+    /// Those of the activation.
     pub(super) fn record<B: crate::autograd::Backward + 'static>(
         y: Tensor,
+        then: Option<Activation>,
         [x, w]: [&Var; 2],
         b: Option<&Var>,
         cx: &mut Ctx<'_>,
         node: impl FnOnce(Operands) -> B,
-    ) -> Var {
+    ) -> Result<Var> {
         let ids = [x.id(), w.id(), b.and_then(Var::id)];
         let inputs: Vec<&Var> = [Some(x), Some(w), b].into_iter().flatten().collect();
-        cx.record(y, &inputs, || node(Operands { ids, x: x.value().clone(), w: w.value().clone() }))
+        let applied = is_applied(then, y.device());
+        let masks = applied.then(|| y.clone());
+        let operands = || Operands { ids, x: x.value().clone(), w: w.value().clone(), y: masks };
+        let y = cx.record(y, &inputs, || node(operands()));
+        then.filter(|_| !applied).map_or(Ok(y.clone()), |then| then.of(&y, cx))
     }
 
     /// The gradients that are wanted, in this order: of the bias, the sums of gy's columns; of the weights,
-    /// which `weights` writes; of the input, which `input` writes.
+    /// which `weights` writes; of the input, which `input` writes. Both are called with the gradient of the product.
     pub(super) fn backward(
         &self,
-        gy: &Tensor,
+        gy: Tensor,
         grads: &mut Grads<'_>,
-        weights: impl FnOnce(&mut Slot<'_>) -> Result<()>,
-        input: impl FnOnce(&mut Tensor) -> Result<()>,
+        weights: impl FnOnce(&Tensor, &mut Slot<'_>) -> Result<()>,
+        input: impl FnOnce(&Tensor, &mut Tensor) -> Result<()>,
     ) -> Result<()> {
         let sums = gy.dtype().sums();
-        if let Some(mut gb) = grads.slot(self.ids[2], sums, [gy.shape().last()].into())? {
-            column_sums(gy, &mut gb)?;
-        }
+        let gb = grads.slot(self.ids[2], sums, [gy.shape().last()].into())?;
+        let gy = match (&self.y, gb) {
+            (None, None) => gy,
+            (None, Some(mut gb)) => {
+                column_sums(&gy, &mut gb)?;
+                gy
+            }
+            (Some(y), None) => relu::backward(y, gy)?,
+            (Some(y), Some(mut gb)) => relu_sums(y, gy, &mut gb)?,
+        };
+        let gy = &gy;
         if let Some(mut gw) = grads.slot(self.ids[1], sums, self.w.shape())? {
-            weights(&mut gw)?;
+            weights(gy, &mut gw)?;
         }
         if self.ids[0].is_some() {
             let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.x.shape())?;
-            input(&mut gx)?;
+            input(gy, &mut gx)?;
             grads.add(self.ids[0], gx)?;
         }
         Ok(())
@@ -210,15 +240,47 @@ fn column_sums(gy: &Tensor, gb: &mut Slot<'_>) -> Result<()> {
     }
 }
 
+/// What ReLU passes on of gy, and `gb (+)= sum over its rows`, in one pass on a CUDA device; nowhere else do products apply
+/// ReLU.
+fn relu_sums(y: &Tensor, gy: Tensor, gb: &mut Slot<'_>) -> Result<Tensor> {
+    const OP: &str = "bias";
+    let Device::Cuda(cuda) = gy.device().clone() else {
+        let gy = relu::backward(y, gy)?;
+        column_sums(&gy, gb)?;
+        return Ok(gy);
+    };
+    let mut g = gy.into_unique()?;
+    with_kernel_type!(OP, g.dtype(), T => {
+        let [rows, columns] = [g.len() / g.shape().last(), g.shape().last()];
+        device_sums(&cuda, [rows, columns], gb, |launch, gb, partial, d| {
+            linear_relu_sums::<T>(&cuda, launch, y.input()?, g.output()?, gb, partial, d)
+        })
+    })?;
+    Ok(g)
+}
+
 fn device_column_sums<T: KernelType>(cuda: &Cuda, gy: &Tensor, gb: &mut Slot<'_>) -> Result<()> {
     let columns = gy.shape().last();
-    let rows = gy.len() / columns;
+    device_sums(cuda, [gy.len() / columns, columns], gb, |launch, gb, partial, d| {
+        linear_column_sums::<T>(cuda, launch, gy.input()?, gb, partial, d)
+    })
+}
+
+/// Cuts the rows of a matrix into strips; `launch` adds up the columns of each, into the memory for the partial results if
+/// there are several strips, which are then added up.
+fn device_sums(
+    cuda: &Cuda,
+    [rows, columns]: [usize; 2],
+    gb: &mut Slot<'_>,
+    launch: impl FnOnce(Launch, Out<'_, f32>, Option<Out<'_, f32>>, &ColumnSumsDims) -> Result<()>,
+) -> Result<()> {
     let width = columns.next_power_of_two().min(32);
     let blocks = columns.div_ceil(width);
     let strips = (rows * width).div_ceil(4096).min((528 / blocks).max(1)).max(1);
     let strip = rows.div_ceil(strips).max(1);
     let strips = rows.div_ceil(strip).max(1);
-    let sum = Product { sizes: [1, columns, rows], rows: [columns; 2], bias: None, accumulate: gb.accumulate };
+    let sum =
+        Product { sizes: [1, columns, rows], rows: [columns; 2], bias: None, accumulate: gb.accumulate, relu: false };
     let d = ColumnSumsDims {
         rows: rows as i32,
         columns: columns as i32,
@@ -226,13 +288,13 @@ fn device_column_sums<T: KernelType>(cuda: &Cuda, gy: &Tensor, gb: &mut Slot<'_>
         strip: strip as i32,
         accumulate: (gb.accumulate && strips == 1).into(),
     };
-    let launch = Launch::new(0, 256).grid(blocks, strips, 1).flops(gy.len());
+    let blocks = Launch::new(0, 256).grid(blocks, strips, 1).flops(rows * columns);
     let mut gb = gb.output()?;
     if strips == 1 {
-        return linear_column_sums::<T>(cuda, launch, gy.input()?, gb, None, &d);
+        return launch(blocks, gb, None, &d);
     }
-    let mut partial = Tensor::empty(gy.device(), DType::F32, [strips, columns])?;
-    linear_column_sums::<T>(cuda, launch, gy.input()?, gb.again(), Some(partial.output()?), &d)?;
+    let mut partial = Tensor::empty(&Device::Cuda(cuda.clone()), DType::F32, [strips, columns])?;
+    launch(blocks, gb.again(), Some(partial.output()?), &d)?;
     sum.add_up(cuda, &partial, gb)
 }
 

@@ -36,12 +36,17 @@ struct Relu {
 
 impl Backward for Relu {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        let mut g = gy.into_unique()?;
-        on_device!(OP, g, T,
-            cpu => cpu::backward_in_place(self.y.host::<T>()?, g.host_mut::<T>()?),
-            cuda => cuda::backward_in_place::<T>(&cuda, &self.y, &mut g));
-        grads.add(self.x, g)
+        grads.add(self.x, backward(&self.y, gy)?)
     }
+}
+
+/// The gradient of what ReLU made `y` of.
+pub(super) fn backward(y: &Tensor, gy: Tensor) -> Result<Tensor> {
+    let mut g = gy.into_unique()?;
+    on_device!(OP, g, T,
+        cpu => cpu::backward_in_place(y.host::<T>()?, g.host_mut::<T>()?),
+        cuda => cuda::backward_in_place::<T>(&cuda, y, &mut g));
+    Ok(g)
 }
 
 mod cpu {

@@ -52,6 +52,7 @@ fn sizes(d: &Dims, accumulate: bool, split_steps: usize) -> Conv2dDims {
         by_wo: magic(wo),
         by_sh: magic(sh),
         by_sw: magic(sw),
+        ..Conv2dDims::default()
     }
 }
 
@@ -73,16 +74,17 @@ pub(super) fn forward<T: KernelType>(
     x: &Tensor,
     w: &Tensor,
     b: Option<&Tensor>,
+    relu: bool,
     y: &mut Tensor,
     d: &Dims,
 ) -> Result<()> {
     if cuda.options().explicit_conv {
-        return linear::forward::<T>(cuda, &im2col::<T>(cuda, x, d)?, w, b, y, as_linear(d));
+        return linear::forward::<T>(cuda, &im2col::<T>(cuda, x, d)?, w, b, relu, y, as_linear(d));
     }
     let bias = b.map(Tensor::input).transpose()?;
-    let product = Product { sizes: [d.n * d.pixels(), d.o, d.patch()], rows: [d.c; 2], bias, accumulate: false };
+    let product = Product { sizes: [d.n * d.pixels(), d.o, d.patch()], rows: [d.c; 2], bias, accumulate: false, relu };
     product.run::<T, T>(cuda, &CONV2D_FWD, y.output()?, |plan, y, partial| {
-        let d = sizes(d, false, plan.split_steps);
+        let d = Conv2dDims { relu: relu.into(), ..sizes(d, false, plan.split_steps) };
         conv2d_fwd::<T>(cuda, plan.tile, plan.launch, x.input()?, w.input()?, bias, y, partial, &d)
     })
 }
@@ -96,7 +98,7 @@ pub(super) fn backward_x<T: KernelType>(cuda: &Cuda, gy: &Tensor, w: &Tensor, gx
     }
     let [kh, kw] = d.window.kernel;
     let sizes_of = [gx.len() / d.c, d.c, kh * kw * d.o];
-    let product = Product { sizes: sizes_of, rows: [d.o, d.c], bias: None, accumulate: false };
+    let product = Product { sizes: sizes_of, rows: [d.o, d.c], bias: None, accumulate: false, relu: false };
     product.run::<T, T>(cuda, &CONV2D_BWD_X, gx.output()?, |plan, gx, partial| {
         let d = sizes(d, false, plan.split_steps);
         conv2d_bwd_x::<T>(cuda, plan.tile, plan.launch, gy.input()?, w.input()?, gx, partial, &d)
@@ -114,7 +116,8 @@ pub(super) fn backward_w<T: KernelType>(
         return linear::backward_w::<T>(cuda, gy, &im2col::<T>(cuda, x, d)?, gw, as_linear(d));
     }
     let accumulate = gw.accumulate;
-    let product = Product { sizes: [d.o, d.patch(), d.n * d.pixels()], rows: [d.o, d.c], bias: None, accumulate };
+    let product =
+        Product { sizes: [d.o, d.patch(), d.n * d.pixels()], rows: [d.o, d.c], bias: None, accumulate, relu: false };
     product.run::<T, f32>(cuda, &CONV2D_BWD_W, gw.output()?, |plan, gw, partial| {
         let d = sizes(d, accumulate, plan.split_steps);
         conv2d_bwd_w::<T>(cuda, plan.tile, plan.launch, gy.input()?, x.input()?, gw, partial, &d)

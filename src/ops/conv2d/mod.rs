@@ -17,8 +17,9 @@ mod im2col;
 mod lanes;
 mod pixelwise;
 
+use super::activation::Activation;
 use super::case::{Case, Draw, Fill};
-use super::product::Operands;
+use super::product::{Operands, is_applied};
 use super::window::Window;
 use crate::autograd::{Backward, Ctx, Grads, Var};
 use crate::device::Device;
@@ -100,13 +101,30 @@ impl Var {
         pad: [usize; 2],
         cx: &mut Ctx<'_>,
     ) -> Result<Var> {
+        self.conv2d_then(None, w, b, stride, pad, cx)
+    }
+
+    /// [`Var::conv2d`], and an activation of the result, as in [`Var::linear_then`].
+    ///
+    /// # Errors
+    /// As [`Var::conv2d`].
+    pub fn conv2d_then(
+        &self,
+        then: Option<Activation>,
+        w: &Var,
+        b: Option<&Var>,
+        stride: [usize; 2],
+        pad: [usize; 2],
+        cx: &mut Ctx<'_>,
+    ) -> Result<Var> {
         let d = Dims::new(self.shape(), w.shape(), b.map(Var::shape), stride, pad)?;
-        let y = forward(self.value(), w.value(), b.map(Var::value), &d)?;
-        Ok(Operands::record(y, [self, w], b, cx, |operands| Conv2d { operands, d }))
+        let y = forward(self.value(), w.value(), b.map(Var::value), then, &d)?;
+        Operands::record(y, then, [self, w], b, cx, |operands| Conv2d { operands, d })
     }
 }
 
-fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, d: &Dims) -> Result<Tensor> {
+/// `then` is applied where products [do so](is_applied).
+fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, then: Option<Activation>, d: &Dims) -> Result<Tensor> {
     let mut y = Tensor::empty(x.device(), x.dtype(), [d.n, d.y[0], d.y[1], d.o])?;
     match x.device() {
         Device::Cpu(cpu) => with_real!(OP, x.dtype(), T => {
@@ -114,7 +132,10 @@ fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, d: &Dims) -> Result<Tenso
             cpu::forward(x.host::<T>()?, w.host::<T>()?, b, y.host_mut::<T>()?, d, cpu);
             Ok(())
         })?,
-        Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, w, b, &mut y, d))?,
+        Device::Cuda(cuda) => {
+            let relu = is_applied(then, x.device());
+            with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, w, b, relu, &mut y, d))?
+        }
     }
     Ok(y)
 }
@@ -127,31 +148,36 @@ struct Conv2d {
 impl Backward for Conv2d {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let (Operands { x, w, .. }, d) = (&self.operands, &self.d);
-        let (device, dtype) = (gy.device(), gy.dtype());
-        let weights = |gw: &mut Slot<'_>| match device {
+        let (device, dtype) = (gy.device().clone(), gy.dtype());
+        let weights = |gy: &Tensor, gw: &mut Slot<'_>| match &device {
             Device::Cpu(cpu) => with_real!(OP, dtype, T => {
                 let accumulate = gw.accumulate;
                 cpu::backward_w(gy.host::<T>()?, x.host::<T>()?, gw.host_mut::<T>()?, accumulate, d, cpu);
                 Ok(())
             }),
-            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => cuda::backward_w::<T>(cuda, &gy, x, gw, d)),
+            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => cuda::backward_w::<T>(cuda, gy, x, gw, d)),
         };
-        let input = |gx: &mut Tensor| match device {
+        let input = |gy: &Tensor, gx: &mut Tensor| match &device {
             Device::Cpu(cpu) => with_real!(OP, dtype, T => {
                 cpu::backward_x(gy.host::<T>()?, w.host::<T>()?, gx.host_mut::<T>()?, d, cpu);
                 Ok(())
             }),
-            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => cuda::backward_x::<T>(cuda, &gy, w, gx, d)),
+            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => cuda::backward_x::<T>(cuda, gy, w, gx, d)),
         };
-        self.operands.backward(&gy, grads, weights, input)
+        self.operands.backward(gy, grads, weights, input)
     }
 }
 
 fn case(x: [usize; 4], o: usize, win: Window, bias: bool) -> Case {
+    then(None, x, o, win, bias)
+}
+
+fn then(activation: Option<Activation>, x: [usize; 4], o: usize, win: Window, bias: bool) -> Case {
     let [kh, kw] = win.kernel;
     let pixels = win.output(OP, [x[1], x[2]]).map_or(0, |s| s[0] * s[1]);
-    let name = format!("{x:?} to {o} {win}{}", if bias { "" } else { " no bias" });
-    let case = Case::new(name, move |v, cx| v[0].conv2d(&v[1], v.get(2), win.stride, win.pad, cx))
+    let name = activation.map_or(String::new(), |a| format!(" {a:?}"));
+    let name = format!("{x:?} to {o} {win}{}{name}", if bias { "" } else { " no bias" });
+    let case = Case::new(name, move |v, cx| v[0].conv2d_then(activation, &v[1], v.get(2), win.stride, win.pad, cx))
         .input("x", x, Fill::Uniform)
         .input("w", [o, kh, kw, x[3]], Fill::Uniform)
         .flops(2 * x[0] * pixels * o * kh * kw * x[3]);
@@ -174,6 +200,8 @@ pub fn cases() -> Vec<Case> {
         case([3, 5, 20, 3], 7, Window { kernel: [3, 4], stride: [2, 1], pad: [1, 1] }, true),
         case([17, 5, 5, 9], 10, Window::square(3, 2, 1), true),
         case([32, 2, 1, 32], 33, Window::square(3, 1, 1), true),
+        then(Some(Activation::Relu), [5, 4, 4, 9], 17, plain(1), true),
+        then(Some(Activation::Relu), [17, 5, 5, 9], 10, Window::square(3, 2, 1), false),
         case([4, 32, 32, 3], 6, plain(5), true).timed(),
         case([4, 14, 14, 6], 16, plain(5), true).timed(),
         case([16, 30, 30, 16], 32, plain(3), true).timed(),

@@ -5,8 +5,9 @@
 pub(super) mod cpu;
 mod narrow;
 
+use super::activation::Activation;
 use super::case::{Case, Draw, Fill};
-use super::product::Operands;
+use super::product::{Operands, is_applied};
 use crate::autograd::{Backward, Ctx, Grads, Var};
 use crate::device::Device;
 use crate::device::cuda::{Launch, with_kernel_type};
@@ -24,12 +25,22 @@ impl Var {
     /// # Errors
     /// [`Error::Shape`] if the sizes do not match.
     pub fn linear(&self, w: &Var, b: Option<&Var>, cx: &mut Ctx<'_>) -> Result<Var> {
-        let y = forward(self.value(), w.value(), b.map(Var::value))?;
-        Ok(Operands::record(y, [self, w], b, cx, Linear))
+        self.linear_then(None, w, b, cx)
+    }
+
+    /// [`Var::linear`], and an activation of the result. On a CUDA device ReLU takes no pass of its own, nor does its
+    /// gradient where `b` has one; the numbers are those of the two apart.
+    ///
+    /// # Errors
+    /// As [`Var::linear`].
+    pub fn linear_then(&self, then: Option<Activation>, w: &Var, b: Option<&Var>, cx: &mut Ctx<'_>) -> Result<Var> {
+        let y = forward(self.value(), w.value(), b.map(Var::value), then)?;
+        Operands::record(y, then, [self, w], b, cx, Linear)
     }
 }
 
-fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+/// `then` is applied where products [do so](super::product::is_applied).
+fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, then: Option<Activation>) -> Result<Tensor> {
     let (xs, ws) = (x.shape().rank2(), w.shape().rank2());
     let bias_fits = b.is_none_or(|b| Some(b.len()) == ws.map(|s| s[0]));
     let (Some([n, inputs]), Some([outputs, w_inputs]), true) = (xs, ws, bias_fits) else {
@@ -52,7 +63,8 @@ fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
             Ok(())
         })?,
         Device::Cuda(cuda) => {
-            with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, w, b, &mut y, [n, inputs, outputs]))?
+            let relu = is_applied(then, x.device());
+            with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, w, b, relu, &mut y, [n, inputs, outputs]))?
         }
     }
     Ok(y)
@@ -72,7 +84,7 @@ pub(crate) enum Factors {
 /// The product of two matrices of one type, on their device: the products of a layer, for whoever needs them apart.
 pub(crate) fn matrix_product(factors: Factors, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if factors == Factors::SecondTransposed {
-        return forward(a, b, None);
+        return forward(a, b, None, None);
     }
     let (first, m) = (factors == Factors::FirstTransposed, b.shape().last());
     let [rows, columns] = a.shape().rank2().unwrap_or_default();
@@ -110,23 +122,23 @@ impl Backward for Linear {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let Operands { x, w, .. } = &self.0;
         let dims = [gy.shape().dims()[0], x.shape().last(), gy.shape().last()];
-        let (device, dtype) = (gy.device(), gy.dtype());
-        let weights = |gw: &mut Slot<'_>| match device {
+        let (device, dtype) = (gy.device().clone(), gy.dtype());
+        let weights = |gy: &Tensor, gw: &mut Slot<'_>| match &device {
             Device::Cpu(_) => with_real!(OP, dtype, T => {
                 let accumulate = gw.accumulate;
                 cpu::backward_w(gy.host::<T>()?, x.host::<T>()?, gw.host_mut::<T>()?, accumulate, dims);
                 Ok(())
             }),
-            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => cuda::backward_w::<T>(cuda, &gy, x, gw, dims)),
+            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => cuda::backward_w::<T>(cuda, gy, x, gw, dims)),
         };
-        let input = |gx: &mut Tensor| match device {
+        let input = |gy: &Tensor, gx: &mut Tensor| match &device {
             Device::Cpu(_) => with_real!(OP, dtype, T => {
                 cpu::backward_x(gy.host::<T>()?, w.host::<T>()?, gx.host_mut::<T>()?, dims);
                 Ok(())
             }),
-            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => cuda::backward_x::<T>(cuda, &gy, w, gx, dims)),
+            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => cuda::backward_x::<T>(cuda, gy, w, gx, dims)),
         };
-        self.0.backward(&gy, grads, weights, input)
+        self.0.backward(gy, grads, weights, input)
     }
 }
 
@@ -145,6 +157,7 @@ pub(super) mod cuda {
             outputs: outputs as i32,
             accumulate: accumulate.into(),
             split_steps: plan.split_steps as i32,
+            ..LinearDims::default()
         }
     }
 
@@ -153,14 +166,15 @@ pub(super) mod cuda {
         x: &Tensor,
         w: &Tensor,
         b: Option<&Tensor>,
+        relu: bool,
         y: &mut Tensor,
         dims: [usize; 3],
     ) -> Result<()> {
         let [n, inputs, outputs] = dims;
         let bias = b.map(Tensor::input).transpose()?;
-        let product = Product { sizes: [n, outputs, inputs], rows: [inputs; 2], bias, accumulate: false };
+        let product = Product { sizes: [n, outputs, inputs], rows: [inputs; 2], bias, accumulate: false, relu };
         product.run::<T, T>(cuda, &LINEAR_FWD, y.output()?, |plan, y, partial| {
-            let d = sizes(dims, false, plan);
+            let d = LinearDims { relu: relu.into(), ..sizes(dims, false, plan) };
             linear_fwd::<T>(cuda, plan.tile, plan.launch, x.input()?, w.input()?, bias, y, partial, &d)
         })
     }
@@ -173,7 +187,13 @@ pub(super) mod cuda {
         dims: [usize; 3],
     ) -> Result<()> {
         let [n, inputs, outputs] = dims;
-        let product = Product { sizes: [n, inputs, outputs], rows: [outputs, inputs], bias: None, accumulate: false };
+        let product = Product {
+            sizes: [n, inputs, outputs],
+            rows: [outputs, inputs],
+            bias: None,
+            accumulate: false,
+            relu: false,
+        };
         product.run::<T, T>(cuda, &LINEAR_BWD_X, gx.output()?, |plan, gx, partial| {
             let d = sizes(dims, false, plan);
             linear_bwd_x::<T>(cuda, plan.tile, plan.launch, gy.input()?, w.input()?, gx, partial, &d)
@@ -188,7 +208,8 @@ pub(super) mod cuda {
         dims: [usize; 3],
     ) -> Result<()> {
         let ([n, inputs, outputs], accumulate) = (dims, gw.accumulate);
-        let product = Product { sizes: [outputs, inputs, n], rows: [outputs, inputs], bias: None, accumulate };
+        let product =
+            Product { sizes: [outputs, inputs, n], rows: [outputs, inputs], bias: None, accumulate, relu: false };
         product.run::<T, f32>(cuda, &LINEAR_BWD_W, gw.output()?, |plan, gw, partial| {
             let d = sizes(dims, accumulate, plan);
             linear_bwd_w::<T>(cuda, plan.tile, plan.launch, gy.input()?, x.input()?, gw, partial, &d)
@@ -197,12 +218,16 @@ pub(super) mod cuda {
 }
 
 fn case(n: usize, inputs: usize, outputs: usize, bias: bool) -> Case {
-    let case = Case::new(format!("[{n}, {inputs}] to {outputs}{}", if bias { "" } else { " no bias" }), |v, cx| {
-        v[0].linear(&v[1], v.get(2), cx)
-    })
-    .input("x", [n, inputs], Fill::Uniform)
-    .input("w", [outputs, inputs], Fill::Uniform)
-    .flops(2 * n * inputs * outputs);
+    then(None, n, inputs, outputs, bias)
+}
+
+fn then(activation: Option<Activation>, n: usize, inputs: usize, outputs: usize, bias: bool) -> Case {
+    let name = activation.map_or(String::new(), |a| format!(" {a:?}"));
+    let name = format!("[{n}, {inputs}] to {outputs}{}{name}", if bias { "" } else { " no bias" });
+    let case = Case::new(name, move |v, cx| v[0].linear_then(activation, &v[1], v.get(2), cx))
+        .input("x", [n, inputs], Fill::Uniform)
+        .input("w", [outputs, inputs], Fill::Uniform)
+        .flops(2 * n * inputs * outputs);
     if bias { case.param("b", [outputs], Fill::Uniform) } else { case }
 }
 
@@ -217,6 +242,8 @@ pub fn cases() -> Vec<Case> {
         case(36, 8, 20, true),
         case(70, 550, 3, true),
         case(66, 260, 20, true),
+        then(Some(Activation::Relu), 9, 33, 70, false),
+        then(Some(Activation::Relu), 5, 24, 36, true),
         case(4, 400, 120, true).timed(),
         case(16, 18_432, 1024, true).timed(),
     ]
@@ -238,7 +265,7 @@ mod tests {
         let zeros =
             |shape: &[usize]| Tensor::zeros(&device, DType::F32, crate::Shape::from_slice(shape).unwrap()).unwrap();
         for (x, w, b) in [(vec![2, 3], [4, 5], 4), (vec![2, 1, 1, 5], [4, 5], 4), (vec![2, 5], [4, 5], 5)] {
-            let e = forward(&zeros(&x), &zeros(&w), Some(&zeros(&[b]))).unwrap_err().to_string();
+            let e = forward(&zeros(&x), &zeros(&w), Some(&zeros(&[b])), None).unwrap_err().to_string();
             assert!(e.contains("linear"), "{e}");
         }
     }
