@@ -2,15 +2,15 @@
 //
 // A block computes a tile of M x N of C. It walks along K in steps: a step of A and one of B go through shared memory to
 // the registers of its threads. simt.cuh has the product of floats, mma.cuh that of two-byte elements on tensor cores,
-// operand.cuh the sources that say where the elements lie, and the epilogue.
+// wgmma_product.cuh that on Hopper's, operand.cuh the sources that say where the elements lie, and the epilogue.
 //
 // Split-K. A product with few tiles and a long K would leave most of the GPU idle. The grid's z cuts the
 // steps along K into ranges of `split_steps`; each writes its own partial result [z][M][N], and split_sum
 // adds them in a fixed order. No atomics: the bits don't depend on which block ends first. What is done with a sum
 // before it is stored is said once, in Epilogue, for the tile and for split_sum.
 //
-// Which tile and how many splits: the host decides from M, N, K alone, never from the GPU, so that all GPUs
-// give the same bits (Rust: `Plan` in src/ops/product.rs). It tries each tile with one split and with 132·i/blocks of
+// Which tile and how many splits: the host decides from M, N, K alone, never from the GPU, so that all GPUs with the same
+// tiles give the same bits (Rust: `Plan` in src/ops/product.rs). It tries each tile with one split and with 132·i/blocks of
 // them, i = 1 to 16, each of a step at least; estimates their times on an H100, which has 132 multiprocessors; and takes the fastest, the larger tile
 // where they are equal. For a tile S and a number of splits:
 //     blocks = ceil(M/S.M)·ceil(N/S.N)·splits,  steps = ceil(ceil(K/S.K)/splits) + 2: the first load, the last store
@@ -20,7 +20,8 @@
 // 2000 ns and 8·splits·M·N bytes at 4000 bytes a ns; they take 64 MiB at most. The numbers of the tiles were found by
 // trying, with whole training steps of eight networks (H100, 2026-11-26): Simt128 has 58 % of the arithmetic with
 // one block on a multiprocessor, and 72 % with two. Those of Mma tiles are guesses from what other products of mma.sync
-// reached there, 0.6 to 0.8 of cuDNN.
+// reached there, 0.6 to 0.8 of cuDNN; those of Wgmma tiles from a prototype, 620 TFLOP/s with 128x256. These are left out where
+// operands have no chunks of 8: see `Product::rows`.
 #pragma once
 #include "mma.cuh"
 #include "simt.cuh"
@@ -90,7 +91,8 @@ struct Mma32 {
   };
 };
 
-// Wgmma: on sm_90a alone, with STAGES steps in SHARED bytes of dynamic shared memory.
+// Wgmma: on sm_90a alone, with STAGES steps in SHARED bytes of dynamic shared memory. 384 threads: 128 of them copy; 256: all
+// copy and multiply (wgmma_product.cuh).
 struct Wgmma256 {
   enum {
     M = 128,
@@ -119,6 +121,20 @@ struct Wgmma128 {
     SPEED = 950
   };
 };
+struct Wgmma2x128 {
+  enum {
+    M = 128,
+    N = 128,
+    K = 64,
+    CHUNK = 8,
+    STAGES = 3,
+    SHARED = 98304,
+    THREADS = 256,
+    BLOCKS = 2,
+    LATENCY = 700,
+    SPEED = 950
+  };
+};
 struct Wgmma64 {
   enum {
     M = 128,
@@ -138,6 +154,7 @@ struct Wgmma64 {
 // (they share A in the L2 cache); z = splits.
 template <class Tile, class A, class B, class Y>
 __device__ __forceinline__ void product(const A& a, const B& b, const Cut& cut, const Epilogue<Y>& epilogue) {
+  // Rows of 128 bytes are what wgmma reads.
   if constexpr (Tile::K == 64) product_wgmma<Tile>(a, b, cut, epilogue);
   else if constexpr (Tile::CHUNK == 8) product_mma<Tile>(a, b, cut, epilogue);
   else product_simt<Tile>(a, b, cut, epilogue);

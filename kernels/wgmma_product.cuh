@@ -2,32 +2,39 @@
 //
 //   global memory --(cp.async, 16 bytes)--> shared memory --> wgmma
 //
-// A block computes M x N of C in steps of 64 along K. Its last 128 threads copy: they fill a ring of STAGES slots, each with a
-// step of A and of B. The 256 others, two warpgroups, multiply: each has half of the rows, 64 times MT of them. A slot has two
-// mbarriers. `full`: the copies of all 128 threads have come. `empty`: all eight warps have done with it; they say so a step
-// later, when the products of that slot have ended and those of the next are under way.
+// A block computes M x N of C in steps of 64 along K. STAGES slots of shared memory hold a step of A and of B each: while one is
+// multiplied, the others are filled. Two warpgroups multiply, each half of the rows: MT times 64. Who copies:
+//   in roles   a third warpgroup. A slot has two mbarriers. `full`: the copies of its 128 threads have come. `empty`: the eight
+//              warps that multiply have done with it, which they say a step later, when its products have ended and those of
+//              the next are under way. One block on a multiprocessor keeps its tensor cores busy.
+//   together   the same 256 threads, while their products are under way. One wait and one barrier a step, as in mma.cuh;
+//              meanwhile another block of the multiprocessor multiplies.
 //
 // An operand lies in shared memory as in global memory, in rows of 128 bytes: [lines][64 of K] if it comes along K; if not,
 // [64 of K][64 lines], block after block. wgmma reads either, so nothing is ever turned. Chunk c of row r lies at c ^ r % 8, as
-// the swizzle of wgmma's descriptors has it. A copying thread has one chunk of every 16th row: along K all its chunks of a step
+// the swizzle of wgmma's descriptors has it. A thread has one chunk of every 16th or 32nd row: along K all its chunks of a step
 // have the same k, so that what k says of the place is found once.
 //
-// What cp.async wrote is ordinary memory to wgmma: the fence is with those who multiply, behind the wait. A source whose chunks
-// do not lie together is read element by element, into the same places; it is slow, and the host prefers other tiles then.
+// What cp.async and ordinary stores wrote is seen by wgmma behind a fence: in roles, of those who multiply, behind their wait;
+// together, of those who copied, before the barrier. A source whose chunks do not lie together is read element by element,
+// which is slow; the host prefers other tiles then.
 //
-// The accumulators of four lanes are 2 of 8 columns each of a row; they exchange them, so that a lane has 8 side by side.
+// Of a row, four neighbouring lanes have 2 of each 8 columns; they exchange them, so that each has 8 side by side to store.
+//
+// The bits are the same in every run. They need not be those of mma.sync, which rounds the sums of a step otherwise.
 #pragma once
 #include "hopper.cuh"
 #include "operand.cuh"
 #include "tensor_core.cuh"
 
-// This thread's part of the copies of an operand's LINES lines: one chunk of every 16th of its rows of 128 bytes.
-template <class Source, int LINES>
+// The part that one of THREADS threads has in the copies of an operand's LINES lines: one chunk of every STRIDE-th of its rows
+// of 128 bytes.
+template <class Source, int LINES, int THREADS>
 struct Gather {
   using E = typename Source::Element;
   static constexpr bool ALONG = Source::along_k;
   // Chunks of a thread: COUNT sources with lines of their own, each at FINDS places along K.
-  static constexpr int FINDS = ALONG ? 1 : 4, COUNT = LINES / 16 / FINDS;
+  static constexpr int STRIDE = THREADS / 8, FINDS = ALONG ? 1 : 64 / STRIDE, COUNT = LINES / STRIDE / FINDS;
   const Source& whole;
   Source sources[COUNT];
   int line, row, chunk;
@@ -46,29 +53,29 @@ struct Gather {
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) sources[i].start(line_of(i));
   }
-  // Lines from `line` on, by thread t of 128.
+  // Lines from `line` on, by thread t.
   __device__ __forceinline__ Gather(const Source& s, int line, int t)
       : Gather(s, line, t, typename Upto<COUNT>::Type{}) {}
-  __device__ __forceinline__ int line_of(int i) const { return line + (ALONG ? row + 16 * i : 64 * i + 8 * chunk); }
-  __device__ __forceinline__ int k_of(int f) const { return ALONG ? 8 * chunk : row + 16 * f; }
+  __device__ __forceinline__ int line_of(int i) const { return line + (ALONG ? row + STRIDE * i : 64 * i + 8 * chunk); }
+  __device__ __forceinline__ int k_of(int f) const { return ALONG ? 8 * chunk : row + STRIDE * f; }
   __device__ __forceinline__ Chunk<E>* place(Chunk<E>* tile) const { return tile + 8 * row + (chunk ^ row % 8); }
 
-  // Starts to copy the step that begins at k.
+  // Copies the step that begins at k: starts to, or if chunks do not lie together, with ordinary stores.
   __device__ __forceinline__ void copy(Chunk<E>* tile, int k) const {
     Chunk<E>* to = place(tile);
+    if (!whole.wide) return copy_each(to, k);
 #pragma unroll
     for (int f = 0; f < FINDS; ++f) {
       const auto found = whole.find(k + k_of(f));
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) {
         const int at = sources[i].at(found);
-        copy_async(to + 128 * (FINDS * i + f), whole.data + max(at, 0), at != NOWHERE);
+        copy_async(to + THREADS * (FINDS * i + f), whole.data + max(at, 0), at != NOWHERE);
       }
     }
   }
-  // The same element by element, with ordinary stores; a loop, as it is long.
-  __device__ __forceinline__ void copy_each(Chunk<E>* tile, int k) const {
-    Chunk<E>* to = place(tile);
+  // Element by element; a loop, as it is long.
+  __device__ __forceinline__ void copy_each(Chunk<E>* to, int k) const {
 #pragma unroll 1
     for (int p = 0; p < COUNT * FINDS; ++p) {
       Source source = whole;
@@ -78,7 +85,7 @@ struct Gather {
       Chunk<E> v;
 #pragma unroll
       for (int i = 0; i < 8; ++i) v.v[i] = at[i] == NOWHERE ? E{} : whole.data[at[i]];
-      to[128 * p] = v;
+      to[THREADS * p] = v;
     }
   }
 };
@@ -98,93 +105,51 @@ __device__ __forceinline__ void exchange(float (&v)[8], int lane) {
   }
 }
 
-// One block's tile of C. Grid as in `product`.
-template <class Tile, class A, class B, class Y>
-__device__ __forceinline__ void product_wgmma(const A& a, const B& b, const Cut& cut, const Epilogue<Y>& epilogue) {
-  constexpr int M = Tile::M, N = Tile::N, K = Tile::K, STAGES = Tile::STAGES, MT = M / 128;
-  // In bytes: 64 lines of an operand, or 64 of K for each of 64 lines; a slot.
-  constexpr int BLOCK = 64 * 128, SLOT = (M + N) * 128;
-  static_assert(K == 64 && M % 128 == 0 && N % 64 == 0 && Tile::THREADS == 384, "two warpgroups fill the tile");
-  static_assert(Tile::SHARED == STAGES * (SLOT + 16), "as the host must know it");
-  using E = typename A::Element;
-  DYN_TILES(Chunk<E>, tiles);
-  const unsigned slots = smem_address(tiles), bars = slots + STAGES * SLOT;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; ++i) {
-      mbarrier_init(bars + 16 * i, 128);
-      mbarrier_init(bars + 16 * i + 8, 8);
-    }
-    mbarrier_init_fence();
+// One block's share of a product: which tile of C, and which steps along K.
+template <class Tile>
+struct Share {
+  int m, n, first, steps;
+  __device__ __forceinline__ explicit Share(const Cut& cut) {
+    const int tiles_n = (cut.n + Tile::N - 1) / Tile::N;
+    m = (int)blockIdx.x / tiles_n * Tile::M, n = (int)blockIdx.x % tiles_n * Tile::N;
+    first = blockIdx.z * cut.split_steps;
+    steps = min((cut.k + Tile::K - 1) / Tile::K - first, cut.split_steps);
   }
-  __syncthreads();
-  const int tiles_n = (cut.n + N - 1) / N;
-  const int m0 = (int)blockIdx.x / tiles_n * M, n0 = (int)blockIdx.x % tiles_n * N;
-  const int first = blockIdx.z * cut.split_steps;
-  const int steps = min((cut.k + K - 1) / K - first, cut.split_steps);
-  const int group = threadIdx.x / 128, t = threadIdx.x % 128;
-  int slot = 0, phase = 0;
+};
 
-  if (group == 2) {
-    const Gather<A, M> of_a(a, m0, t);
-    const Gather<B, N> of_b(b, n0, t);
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      const unsigned full = bars + 16 * slot;
-      Chunk<E>*to_a = tiles + slot * (SLOT / 16), *to_b = to_a + M * 8;
-      const int k = (first + step) * K;
-      mbarrier_wait(full + 8, phase ^ 1);
-      if (a.wide) of_a.copy(to_a, k);
-      else of_a.copy_each(to_a, k);
-      if (b.wide) of_b.copy(to_b, k);
-      else of_b.copy_each(to_b, k);
-      if (a.wide && b.wide) {
-        mbarrier_arrive_copies(full);
-      } else {
-        copy_commit();
-        copy_wait<0>();
-        fence_async();
-        mbarrier_arrive(full);
-      }
-      if (++slot == STAGES) slot = 0, phase ^= 1;
-    }
-    return;
+// Rows of 128 bytes of a slot: A's, then B's. A block of an operand, 64 lines, is 64 rows.
+template <class Tile>
+constexpr int SLOT = (Tile::M + Tile::N) * 128;
+constexpr int BLOCK = 64 * 128;
+
+// Starts the products of a warpgroup for one step; `fresh`: the first.
+template <class Tile, class A, class B, int MT>
+__device__ __forceinline__ void multiply_step(float (&acc)[MT][Tile::N / 2], unsigned slot, int group, bool fresh) {
+  const unsigned at = slot + group * MT * BLOCK, bt = slot + Tile::M * 128;
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const unsigned along_a = k * (A::along_k ? 32 : 16 * 128), along_b = k * (B::along_k ? 32 : 16 * 128);
+#pragma unroll
+    for (int i = 0; i < MT; ++i)
+      wgmma<typename A::Element, Tile::N, !A::along_k, !B::along_k>(
+          acc[i], descriptor<128>(at + i * BLOCK + along_a, 1024, BLOCK), descriptor<128>(bt + along_b, 1024, BLOCK),
+          !fresh || k > 0);
   }
+  wgmma_commit();
+}
 
-  float acc[MT][N / 2];
-#pragma unroll
-  for (int i = 0; i < MT; ++i) wgmma_keep(acc[i]);
-  const int lane = t % 32;
-#pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    const unsigned full = bars + 16 * slot;
-    const unsigned at = slots + slot * SLOT + group * MT * BLOCK, bt = slots + slot * SLOT + M * 128;
-    mbarrier_wait(full, phase);
-    fence_async();
-    wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const unsigned along_a = k * (A::along_k ? 32 : 16 * 128), along_b = k * (B::along_k ? 32 : 16 * 128);
-#pragma unroll
-      for (int i = 0; i < MT; ++i)
-        wgmma<E, N, !A::along_k, !B::along_k>(acc[i], descriptor<128>(at + i * BLOCK + along_a, 1024, BLOCK),
-                                              descriptor<128>(bt + along_b, 1024, BLOCK), (step | k) != 0);
-    }
-    wgmma_commit();
-    wgmma_wait<1>();
-    const unsigned before = slot == 0 ? STAGES - 1 : slot - 1;
-    if (step > 0 && lane == 0) mbarrier_arrive(bars + 16 * before + 8);
-    if (++slot == STAGES) slot = 0, phase ^= 1;
-  }
-  wgmma_wait<0>();
-#pragma unroll
-  for (int i = 0; i < MT; ++i) wgmma_keep(acc[i]);
-
+// Stores a warpgroup's sums.
+template <class Tile, int MT, class Y>
+__device__ __forceinline__ void store_sums(float (&acc)[MT][Tile::N / 2], const Share<Tile>& share, int group,
+                                           const Cut& cut, const Epilogue<Y>& epilogue) {
   float* partial = cut.partial ? cut.partial + (size_t)blockIdx.z * cut.m * cut.n : nullptr;
   const Epilogue<float> none = {partial, nullptr, 0, 0};
-  const int row = m0 + group * MT * 64 + t / 32 * 16 + lane / 4;
+  const int lane = threadIdx.x % 32;
+  const int row = share.m + group * MT * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4;
 #pragma unroll
-  for (int j = 0; j < N / 8; j += 4) {
-    const int c = n0 + 8 * (j + lane % 4);
+  for (int j = 0; j < Tile::N / 8; j += 4) {
+    const int c = share.n + 8 * (j + lane % 4);
     float bias[8];
 #pragma unroll
     for (int q = 0; q < 8; ++q) bias[q] = partial ? 0.0f : epilogue.bias_at(c + q, cut.n);
@@ -203,4 +168,117 @@ __device__ __forceinline__ void product_wgmma(const A& a, const B& b, const Cut&
       else epilogue.store(r, c, cut.n, v);
     }
   }
+}
+
+// One block's tile of C, of whose 384 threads the last 128 copy. Grid as in `product`.
+template <class Tile, class A, class B, class Y>
+__device__ __forceinline__ void product_in_roles(const A& a, const B& b, const Cut& cut, const Epilogue<Y>& epilogue) {
+  constexpr int M = Tile::M, N = Tile::N, STAGES = Tile::STAGES, MT = M / 128;
+  static_assert(Tile::THREADS == 384 && Tile::SHARED == STAGES * (SLOT<Tile> + 16), "as the host must know it");
+  using E = typename A::Element;
+  DYN_TILES(Chunk<E>, tiles);
+  const unsigned slots = smem_address(tiles), bars = slots + STAGES * SLOT<Tile>;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < STAGES; ++i) {
+      mbarrier_init(bars + 16 * i, 128);
+      mbarrier_init(bars + 16 * i + 8, 8);
+    }
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+  const Share<Tile> share(cut);
+  const int group = threadIdx.x / 128;
+  int slot = 0, phase = 0;
+
+  if (group == 2) {
+    const Gather<A, M, 128> of_a(a, share.m, threadIdx.x % 128);
+    const Gather<B, N, 128> of_b(b, share.n, threadIdx.x % 128);
+#pragma unroll 1
+    for (int step = 0; step < share.steps; ++step) {
+      const unsigned full = bars + 16 * slot;
+      Chunk<E>* to = tiles + slot * (SLOT<Tile> / 16);
+      const int k = (share.first + step) * Tile::K;
+      mbarrier_wait(full + 8, phase ^ 1);
+      of_a.copy(to, k);
+      of_b.copy(to + 8 * M, k);
+      if (a.wide && b.wide) {
+        mbarrier_arrive_copies(full);
+      } else {
+        copy_commit();
+        copy_wait<0>();
+        fence_async();
+        mbarrier_arrive(full);
+      }
+      if (++slot == STAGES) slot = 0, phase ^= 1;
+    }
+    return;
+  }
+
+  float acc[MT][N / 2];
+#pragma unroll
+  for (int i = 0; i < MT; ++i) wgmma_keep(acc[i]);
+#pragma unroll 1
+  for (int step = 0; step < share.steps; ++step) {
+    mbarrier_wait(bars + 16 * slot, phase);
+    fence_async();
+    multiply_step<Tile, A, B>(acc, slots + slot * SLOT<Tile>, group, step == 0);
+    wgmma_wait<1>();
+    const int before = slot == 0 ? STAGES - 1 : slot - 1;
+    if (step > 0 && threadIdx.x % 32 == 0) mbarrier_arrive(bars + 16 * before + 8);
+    if (++slot == STAGES) slot = 0, phase ^= 1;
+  }
+  wgmma_wait<0>();
+#pragma unroll
+  for (int i = 0; i < MT; ++i) wgmma_keep(acc[i]);
+  store_sums(acc, share, group, cut, epilogue);
+}
+
+// One block's tile of C, all of whose 256 threads copy and multiply. Grid as in `product`.
+template <class Tile, class A, class B, class Y>
+__device__ __forceinline__ void product_together(const A& a, const B& b, const Cut& cut, const Epilogue<Y>& epilogue) {
+  constexpr int M = Tile::M, N = Tile::N, STAGES = Tile::STAGES, MT = M / 128;
+  static_assert(Tile::THREADS == 256 && Tile::SHARED == STAGES * SLOT<Tile>, "as the host must know it");
+  using E = typename A::Element;
+  DYN_TILES(Chunk<E>, tiles);
+  const unsigned slots = smem_address(tiles);
+  const Share<Tile> share(cut);
+  const int group = threadIdx.x / 128;
+  const Gather<A, M, 256> of_a(a, share.m, threadIdx.x);
+  const Gather<B, N, 256> of_b(b, share.n, threadIdx.x);
+  float acc[MT][N / 2];
+#pragma unroll
+  for (int i = 0; i < MT; ++i) wgmma_keep(acc[i]);
+  int slot = 0, next = 0;  // of this step, of the one to copy
+  // Before step 0 the copies of the first steps are only started.
+#pragma unroll 1
+  for (int step = 1 - STAGES; step < share.steps; ++step) {
+    if (step >= 0) {
+      copy_wait<STAGES - 2>();
+      fence_async();
+      wgmma_wait<0>();
+      __syncthreads();
+      multiply_step<Tile, A, B>(acc, slots + slot * SLOT<Tile>, group, step == 0);
+      if (++slot == STAGES) slot = 0;
+    }
+    const int ahead = step + STAGES - 1;
+    if (ahead < share.steps) {
+      Chunk<E>* to = tiles + next * (SLOT<Tile> / 16);
+      of_a.copy(to, (share.first + ahead) * Tile::K);
+      of_b.copy(to + 8 * M, (share.first + ahead) * Tile::K);
+      if (++next == STAGES) next = 0;
+    }
+    copy_commit();  // an empty group too, so that a wait counts steps
+  }
+  wgmma_wait<0>();
+#pragma unroll
+  for (int i = 0; i < MT; ++i) wgmma_keep(acc[i]);
+  store_sums(acc, share, group, cut, epilogue);
+}
+
+// One block's tile of C. Grid as in `product`.
+template <class Tile, class A, class B, class Y>
+__device__ __forceinline__ void product_wgmma(const A& a, const B& b, const Cut& cut, const Epilogue<Y>& epilogue) {
+  static_assert(Tile::K == 64 && Tile::M % 128 == 0 && Tile::N % 64 == 0, "two warpgroups fill the tile");
+  if constexpr (Tile::THREADS == 384) product_in_roles<Tile>(a, b, cut, epilogue);
+  else product_together<Tile>(a, b, cut, epilogue);
 }
