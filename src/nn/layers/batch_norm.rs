@@ -59,7 +59,7 @@ impl Layer for BatchNorm {
         self.apply(None, x, cx)
     }
 
-    fn takes_activation(&self) -> bool {
+    fn takes_activation(&self, _: Activation) -> bool {
         true
     }
 

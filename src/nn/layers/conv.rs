@@ -50,6 +50,13 @@ pub(super) fn read(p: &mut Phrase<'_>) -> Result<Box<dyn Layer>> {
     Ok(Box::new(Conv { window, from, channels, start, w: ParamId::default(), b }))
 }
 
+impl Conv {
+    fn apply(&self, then: Option<Activation>, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        let (w, b) = (cx.weight(self.w)?, self.b.map(|b| cx.param(b)).transpose()?);
+        x.conv2d_then(then, &w, b.as_ref(), self.window.stride, self.window.pad, cx)
+    }
+}
+
 impl Layer for Conv {
     fn infer(&mut self, x: Shape, b: &mut Builder<'_>) -> Result<Shape> {
         let [h, w, c] = image(x)?;
@@ -84,8 +91,15 @@ impl Layer for Conv {
     }
 
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
-        let (w, b) = (cx.weight(self.w)?, self.b.map(|b| cx.param(b)).transpose()?);
-        x.conv2d(&w, b.as_ref(), self.window.stride, self.window.pad, cx)
+        self.apply(None, x, cx)
+    }
+
+    fn takes_activation(&self, then: Activation) -> bool {
+        then == Activation::Relu
+    }
+
+    fn forward_then(&self, then: Activation, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        self.apply(Some(then), x, cx)
     }
 
     fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {

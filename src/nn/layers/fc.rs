@@ -20,6 +20,13 @@ pub(super) fn read(p: &mut Phrase<'_>) -> Result<Box<dyn Layer>> {
     Ok(Box::new(Fc { from, features, unit, w: ParamId::default(), b }))
 }
 
+impl Fc {
+    fn apply(&self, then: Option<Activation>, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        let (w, b) = (cx.weight(self.w)?, self.b.map(|b| cx.param(b)).transpose()?);
+        x.linear_then(then, &w, b.as_ref(), cx)
+    }
+}
+
 impl Layer for Fc {
     fn infer(&mut self, x: Shape, b: &mut Builder<'_>) -> Result<Shape> {
         let [inputs] = *x.dims() else {
@@ -36,8 +43,15 @@ impl Layer for Fc {
     }
 
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
-        let (w, b) = (cx.weight(self.w)?, self.b.map(|b| cx.param(b)).transpose()?);
-        x.linear(&w, b.as_ref(), cx)
+        self.apply(None, x, cx)
+    }
+
+    fn takes_activation(&self, then: Activation) -> bool {
+        then == Activation::Relu
+    }
+
+    fn forward_then(&self, then: Activation, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        self.apply(Some(then), x, cx)
     }
 
     fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {

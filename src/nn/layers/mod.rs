@@ -60,8 +60,9 @@ pub trait Layer: std::fmt::Debug + Send + Sync {
         None
     }
 
-    /// Whether [`Layer::forward_then`] saves something on a CUDA device.
-    fn takes_activation(&self) -> bool {
+    /// Whether [`Layer::forward_then`] saves something on a CUDA device, with this activation.
+    fn takes_activation(&self, then: Activation) -> bool {
+        let _ = then;
         false
     }
 

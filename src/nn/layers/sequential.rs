@@ -49,7 +49,7 @@ impl Layer for Sequential {
         }
         for i in 1..self.children.len() {
             let (before, child) = (&self.children[i - 1], &self.children[i]);
-            if before.layer.takes_activation() && child.layer.activation().is_some() {
+            if child.layer.activation().is_some_and(|then| before.layer.takes_activation(then)) {
                 b.note_joined(&before.key, &child.key);
                 self.children[i].joined = true;
             }
