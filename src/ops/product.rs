@@ -350,7 +350,7 @@ mod tests {
                 let (x, w) = (tensor([n, inputs], &x), tensor([outputs, inputs], &w));
                 let mut y = Tensor::empty(&device, DType::F16, [n, outputs]).unwrap();
                 let [dn, di, dout] = [n, inputs, outputs].map(|size| size as i32);
-                let d = LinearDims { n: dn, inputs: di, outputs: dout, accumulate: 0, split_steps: 14 };
+                let d = LinearDims { n: dn, inputs: di, outputs: dout, accumulate: 0, split_steps: 14, relu: 0 };
                 let launch = Launch::new(1, tile.threads).shared(tile.shared as usize);
                 let (input, weights, output) = (x.input().unwrap(), w.input().unwrap(), y.output().unwrap());
                 linear_fwd::<f16>(cuda, tile, launch, input, weights, None, output, None, &d).unwrap();
