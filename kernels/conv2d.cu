@@ -14,7 +14,7 @@
 // Launch: as linear_fwd.
 // Numerics: f32 FMA along K in order, then the splits as linear_split_sum adds them, then the bias.
 // Limits: any geometry; `partial` [splits][n·ho·wo][o] instead of the output if splits > 1, and then linear_split_sum.
-// Registers: at most 128 (Simt128), 255 (Mma128), 128 (Mma64), 168 (Wgmma256), 168 (Wgmma128), 128 (Wgmma2x128), 80 (Wgmma64), 112.
+// Registers: at most 128 (Simt128), 128 (Mma128), 128 (Mma64), 168 (Wgmma256), 168 (Wgmma128), 128 (Wgmma2x128), 80 (Wgmma64), 112.
 // Measured: H100, 2026-11-26, Simt128, e1-resnet9-onecycle at batch 64: 64 to 128 channels at 32x32 321 µs, two blocks on a
 //     multiprocessor (SM 72 %, of each instruction 4 in 5 are multiply-adds); 128 to 128 at 16x16 186 µs, one (61 %).
 template <class T, class Tile>

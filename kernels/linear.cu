@@ -23,7 +23,7 @@ struct LinearDims {
 //     Tiles of mma.cuh and wgmma_product.cuh: threads, shared memory and order of the sums as there, 2 bytes an element
 //     instead of 4.
 // Limits: sizes from 1; `partial` [splits][m][n] instead of the output if splits > 1, and then linear_split_sum.
-// Registers: at most 128 (Simt128), 255 (Mma128), 128 (Mma64), 168 (Wgmma256), 168 (Wgmma128), 128 (Wgmma2x128), 80 (Wgmma64), 112.
+// Registers: at most 128 (Simt128), 128 (Mma128), 128 (Mma64), 168 (Wgmma256), 168 (Wgmma128), 128 (Wgmma2x128), 80 (Wgmma64), 112.
 // Measured: H100, 2026-11-26, b1-bn-cnn at batch 16: its three layers, 75 MB of weights, 54 µs (52 % of the memory's ceiling).
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)

@@ -3,9 +3,9 @@
 //   global memory --(cp.async, 16 bytes)--> shared memory --(ldmatrix)--> registers --> mma.sync
 //
 // A block computes M x N of C in steps of K, each of its warps WM x WN. The tiles of a step of A and B lie in one of STAGES
-// buffers in shared memory: while a step is multiplied, the copies of the next STAGES-1 are on their way, and while 16 of K are
-// multiplied, the next 16 are fetched into registers. One wait and one barrier a step: behind it all threads have the next
-// step's tiles, and have fetched all of this one's, whose buffers the next copies may have.
+// buffers in shared memory: while a step is multiplied, the copies of the next STAGES-1 are on their way. One wait and one
+// barrier a step: behind it all threads have the step's tiles, and have done with those of the step before, whose buffers
+// the next copies may have.
 //
 // An operand lies in shared memory as in global memory, [lines][K] if it comes along K and [K][lines] if not. ldmatrix reads
 // either, the second transposed, so nothing is ever turned by hand. Rows consist of chunks of 8 elements; chunk c of row
@@ -49,7 +49,6 @@ struct Copies {
   __device__ __forceinline__ Copies(const Source& source) : Copies(source, Count<PER>{}) {}
   __device__ __forceinline__ Copies(const Source& s, Count<1>) : sources{s} {}
   __device__ __forceinline__ Copies(const Source& s, Count<2>) : sources{s, s} {}
-  __device__ __forceinline__ Copies(const Source& s, Count<4>) : sources{s, s, s, s} {}
   __device__ __forceinline__ static int row(int p) { return (threadIdx.x + p * Tile::THREADS) / Where::CHUNKS; }
   __device__ __forceinline__ static int chunk(int p) { return (threadIdx.x + p * Tile::THREADS) % Where::CHUNKS; }
   __device__ __forceinline__ void start(int line) {
@@ -91,7 +90,7 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
   constexpr int M = Tile::M, N = Tile::N, K = Tile::K, STAGES = Tile::STAGES;
   using E = typename A::Element;
   constexpr int MT = Tile::WM / 16, NT = Tile::WN / 8, WARPS_N = N / Tile::WN;
-  static_assert(M / Tile::WM * WARPS_N * 32 == Tile::THREADS && Tile::WN % 16 == 0 && K % 32 == 0,
+  static_assert(M / Tile::WM * WARPS_N * 32 == Tile::THREADS && Tile::WN % 16 == 0 && K % 16 == 0,
                 "warps fill the tile");
   using CopyA = Copies<Tile, A, E, M>;
   using CopyB = Copies<Tile, B, E, N>;
@@ -118,47 +117,31 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
     }
     copy_commit();  // an empty group too, so that a wait counts steps
   };
-  // What a warp multiplies at once: 16 of K.
-  struct Fragments {
-    unsigned a[MT][4], b[NT / 2][4];
-  };
-  const auto fetch = [&](Fragments& f, int step, int k) {
-    if (step >= steps || !busy) return;
-    const Chunk<E>*at = as[step % STAGES], *bt = bs[step % STAGES];
-#pragma unroll
-    for (int i = 0; i < MT; ++i)
-      load_matrices<!A::along_k>(f.a[i], WhereA::template row_of<true>(at, wm + 16 * i, k, lane));
-#pragma unroll
-    for (int j = 0; j < NT / 2; ++j)
-      load_matrices<!B::along_k>(f.b[j], WhereB::template row_of<false>(bt, wn + 16 * j, k, lane));
-  };
   float acc[MT][NT][4] = {};
-  Fragments fragments[2];
-  for (int step = 0; step < STAGES - 1; ++step) bring(step);
-  const auto wait = [] {
-    copy_wait<STAGES - 2>();
-    __syncthreads();
-  };
-  wait();
-  fetch(fragments[0], 0, 0);
+  // Before step 0 the copies of the first steps are only started.
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    bring(step + STAGES - 1);  // where the step before lay: all have fetched it, since they passed the barrier below
+  for (int step = 1 - STAGES; step < steps; ++step) {
+    if (step >= 0) {
+      copy_wait<STAGES - 2>();
+      __syncthreads();
+    }
+    bring(step + STAGES - 1);
+    if (step < 0 || !busy) continue;
+    const Chunk<E>*at = as[step % STAGES], *bt = bs[step % STAGES];
+#pragma unroll DEPTH
+    for (int k = 0; k < K; k += 16) {
+      unsigned av[MT][4], bv[NT / 2][4];
 #pragma unroll
-    for (int part = 0; part < K / 16; ++part) {
-      if (part < K / 16 - 1) {
-        fetch(fragments[(part + 1) % 2], step, 16 * (part + 1));
-      } else {
-        wait();
-        fetch(fragments[0], step + 1, 0);
-      }
-      if (!busy) continue;
-      const Fragments& f = fragments[part % 2];
+      for (int i = 0; i < MT; ++i)
+        load_matrices<!A::along_k>(av[i], WhereA::template row_of<true>(at, wm + 16 * i, k, lane));
+#pragma unroll
+      for (int j = 0; j < NT / 2; ++j)
+        load_matrices<!B::along_k>(bv[j], WhereB::template row_of<false>(bt, wn + 16 * j, k, lane));
 #pragma unroll
       for (int i = 0; i < MT; ++i)
 #pragma unroll
         for (int j = 0; j < NT; ++j)
-          multiply(Operand<E>{}, acc[i][j], f.a[i], f.b[j / 2][j % 2 * 2], f.b[j / 2][j % 2 * 2 + 1]);
+          multiply(Operand<E>{}, acc[i][j], av[i], bv[j / 2][j % 2 * 2], bv[j / 2][j % 2 * 2 + 1]);
     }
   }
 

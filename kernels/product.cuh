@@ -52,9 +52,9 @@ struct Mma128 {
     K = 32,
     CHUNK = 8,
     WM = 64,
-    WN = 64,
+    WN = 32,
     STAGES = 3,
-    THREADS = 128,
+    THREADS = 256,
     BLOCKS = 2,
     LATENCY = 450,
     SPEED = 900

@@ -9,6 +9,13 @@
 template <class E>
 using Chunk = Pack<E, 8>;
 
+// How many products along K of a step are laid out one after the other: where a product is two, registers are scarce.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+constexpr int DEPTH = 2;
+#else
+constexpr int DEPTH = 1;
+#endif
+
 // Numbers of the type as a product takes them, two in a register. A float is none: such a product is not on tensor cores.
 template <class E>
 struct Operand;

@@ -48,6 +48,8 @@ fn sizes(d: &Dims, accumulate: bool, split_steps: usize) -> Conv2dDims {
         by_c: magic(d.c),
         by_o: magic(d.o),
         by_kw: magic(kw),
+        by_h: magic(h),
+        by_w: magic(w),
         by_ho: magic(ho),
         by_wo: magic(wo),
         by_sh: magic(sh),

@@ -200,6 +200,8 @@ pub fn cases() -> Vec<Case> {
         case([3, 5, 20, 3], 7, Window { kernel: [3, 4], stride: [2, 1], pad: [1, 1] }, true),
         case([17, 5, 5, 9], 10, Window::square(3, 2, 1), true),
         case([32, 2, 1, 32], 33, Window::square(3, 1, 1), true),
+        case([1, 3, 21, 8], 8, Window { kernel: [1, 18], stride: [1, 2], pad: [0, 3] }, true),
+        case([3, 9, 7, 8], 16, Window { kernel: [4, 3], stride: [3, 2], pad: [2, 1] }, true),
         then(Some(Activation::Relu), [5, 4, 4, 9], 17, plain(1), true),
         then(Some(Activation::Relu), [17, 5, 5, 9], 10, Window::square(3, 2, 1), false),
         case([4, 32, 32, 3], 6, plain(5), true).timed(),
