@@ -28,44 +28,50 @@ __device__ __forceinline__ int patch_size(const Conv2dDims& d) { return d.kh * d
 __device__ __forceinline__ int pixels_in(const Conv2dDims& d) { return d.n * d.h * d.w; }
 __device__ __forceinline__ int pixels_out(const Conv2dDims& d) { return d.n * d.ho * d.wo; }
 
-// A place in the window: row r, column s, channel. Element i of the window, with the channels fastest.
+// So far outside that nothing there is inside.
+constexpr int FAR_OUTSIDE = -(1 << 30);
+
+// A place in the window: row r, column s, channel. Element i of the window, with the channels fastest; behind the last, r is
+// FAR_OUTSIDE.
 struct Tap {
   int r, s, channel;
 };
 __device__ __forceinline__ Tap tap_of(int i, int channels, const unsigned (&by)[2], const Conv2dDims& d) {
   const int rs = divide(i, by);
   const int r = divide(rs, d.by_kw);
-  return {r, rs - r * d.kw, i - rs * channels};
+  return {r < d.kh ? r : FAR_OUTSIDE, rs - r * d.kw, i - rs * channels};
 }
 
 // The next element of the window.
 __device__ __forceinline__ Tap after(Tap tap, int channels, const Conv2dDims& d) {
   if (++tap.channel == channels) {
     tap.channel = 0;
-    if (++tap.s == d.kw) tap.s = 0, ++tap.r;
+    if (++tap.s == d.kw) {
+      tap.s = 0;
+      if (++tap.r == d.kh) tap.r = FAR_OUTSIDE;
+    }
   }
   return tap;
 }
 
-// Where the window lies for an output pixel: its upper left corner, which may be outside the image.
+// Where the window lies for an output pixel: its upper left corner, which may be outside the image, and the place of its
+// first element in x.
 struct Corner {
-  int image, h, w;
+  int place, h, w;
 };
-// So far outside that no tap of the window is inside.
-constexpr int FAR_OUTSIDE = -(1 << 30);
 __device__ __forceinline__ Corner corner_of(int pixel, const Conv2dDims& d) {
-  if (pixel >= pixels_out(d)) return {0, FAR_OUTSIDE, FAR_OUTSIDE};
+  if (pixel >= pixels_out(d)) return {0, FAR_OUTSIDE, 0};
   const int np = divide(pixel, d.by_wo);
   const int image = divide(np, d.by_ho);
-  return {image, (np - image * d.ho) * d.sh - d.ph, (pixel - np * d.wo) * d.sw - d.pw};
+  const int h = (np - image * d.ho) * d.sh - d.ph, w = (pixel - np * d.wo) * d.sw - d.pw;
+  return {((image * d.h + h) * d.w + w) * d.c, h, w};
 }
 
 // The index in x of a place in the window that lies at `corner`.
 __device__ __forceinline__ int index_in_x(const Corner& corner, const Tap& tap, const Conv2dDims& d) {
-  if (tap.r >= d.kh) return NOWHERE;
   const int h = corner.h + tap.r, w = corner.w + tap.s;
   if ((unsigned)h >= (unsigned)d.h || (unsigned)w >= (unsigned)d.w) return NOWHERE;
-  return ((corner.image * d.h + h) * d.w + w) * d.c + tap.channel;
+  return corner.place + (tap.r * d.w + tap.s) * d.c + tap.channel;
 }
 
 // The same for N from there on, without a division for each.
@@ -125,13 +131,12 @@ struct TapsAlongK : InImage<E, N> {
     image = nh / d.h, w = pixel - nh * d.w + d.pw;
     h = pixel < pixels_in(d) ? nh - image * d.h + d.ph : FAR_OUTSIDE;
   }
-  // The place of the first channel of the output pixel that saw it through a tap.
+  // The place of the first channel of the output pixel that saw it through a tap. Without a branch.
   __device__ __forceinline__ int pixel_of(const Tap& tap) const {
     const int ph = h - tap.r, pw = w - tap.s;
-    if (tap.r >= d.kh || ph < 0 || pw < 0) return NOWHERE;
-    const int p = divide(ph, d.by_sh), q = divide(pw, d.by_sw);
-    if (p * d.sh != ph || q * d.sw != pw || p >= d.ho || q >= d.wo) return NOWHERE;
-    return ((image * d.ho + p) * d.wo + q) * d.o;
+    const int p = divide(max(ph, 0), d.by_sh), q = divide(max(pw, 0), d.by_sw);
+    const bool there = (tap.r >= 0) & (p * d.sh == ph) & (q * d.sw == pw) & (p < d.ho) & (q < d.wo);
+    return there ? ((image * d.ho + p) * d.wo + q) * d.o : NOWHERE;
   }
   __device__ __forceinline__ Tap find(int k) const { return tap_of(k, d.o, d.by_o, d); }
   __device__ __forceinline__ int at(const Tap& tap) const {
