@@ -163,7 +163,7 @@ fn generate(files: &[File], tiles: &[Tile], emulated: bool) -> Result<String, Pr
 fn generate_tile(out: &mut String, tile: &Tile) -> Result<(), Problem> {
     let upper = tile.name.to_uppercase();
     let _ = write!(out, "\n/// `{0}`.\npub static {upper}: Tile = Tile {{ name: {0:?}", tile.name);
-    for name in ["M", "N", "K", "THREADS", "LATENCY", "SPEED"] {
+    for name in ["M", "N", "K", "THREADS", "BLOCKS", "LATENCY", "SPEED"] {
         let number = tile.number(name).ok_or_else(|| format!("struct {} lacks `{name} = …`", tile.name))?;
         let _ = write!(out, ", {}: {number}", name.to_lowercase());
     }

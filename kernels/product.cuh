@@ -14,7 +14,8 @@
 // them, i = 1 to 16, each of a step at least; estimates their times on an H100, which has 132 multiprocessors; and takes the fastest, the larger tile
 // where they are equal. For a tile S and a number of splits:
 //     blocks = ceil(M/S.M)·ceil(N/S.N)·splits,  steps = ceil(ceil(K/S.K)/splits) + 2: the first load, the last store
-//     each = ceil(blocks/132) blocks for a multiprocessor, which holds 576 threads at once; waves = ceil(each/(576/S.THREADS))
+//     each = ceil(blocks/132) blocks for a multiprocessor, which holds R = S.BLOCKS at once, or if that is 0, 576/S.THREADS;
+//     waves = ceil(each/R)
 //     time = max(waves·steps·S.LATENCY, each·steps·S.M·S.N·S.K/(225·S.SPEED/100)) ns
 // A few blocks wait for their loads, many share the arithmetic. With more splits than one, partial results are added up:
 // 2000 ns and 8·splits·M·N bytes at 4000 bytes a ns; they take 64 MiB at most. The numbers of the tiles were found by

@@ -74,7 +74,8 @@ impl Plan {
 /// one that is full is limited by its arithmetic.
 fn nanoseconds(tile: &Tile, blocks: usize, steps: usize) -> f64 {
     let each = blocks.div_ceil(MULTIPROCESSORS);
-    let waves = each.div_ceil(RESIDENT / tile.threads as usize);
+    let resident = if tile.blocks > 0 { tile.blocks as usize } else { RESIDENT / tile.threads as usize };
+    let waves = each.div_ceil(resident);
     // A block begins with a load and ends with a store: about two steps.
     let steps = (steps + 2) as f64;
     let waiting = waves as f64 * steps * f64::from(tile.latency);

@@ -105,6 +105,8 @@ pub struct Tile {
     pub k: usize,
     /// Threads of a block.
     pub threads: u32,
+    /// Blocks that a multiprocessor shall hold; 0: as many as fit.
+    pub blocks: u32,
     /// Nanoseconds that a step takes at least, on an H100.
     pub latency: u32,
     /// Percent of a full multiprocessor's arithmetic that does something, there.
