@@ -38,6 +38,33 @@ struct Share {
   }
 };
 
+// use(place, v) with what N arrays have there, for each of the thread's rows in order. Several rows are loaded before the
+// first is used: with one at a time the memory would wait for the threads.
+template <int V, int N, class T, class Use>
+__device__ __forceinline__ void for_rows(const Share<V>& my, const BatchNorm2dDims& d, const T* const (&from)[N],
+                                         Use use) {
+  constexpr int AHEAD = N * sizeof(T) < 8 ? 4 : 2;
+  for (int row = my.first; row < my.last; row += AHEAD * my.step) {
+    Pack<T, V> ahead[AHEAD][N];
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k)
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const int r = row + k * my.step;
+        if (r < my.last) ahead[k][i] = *reinterpret_cast<const Pack<T, V>*>(from[i] + r * d.c + my.c);
+      }
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k) {
+      const int r = row + k * my.step;
+      if (r >= my.last) break;
+      Pack<float, V> v[N];
+#pragma unroll
+      for (int i = 0; i < N; ++i) v[i] = to_floats(ahead[k][i]);
+      use(r * d.c + my.c, v);
+    }
+  }
+}
+
 // Count, mean and sum of squared deviations of some values.
 struct Moments {
   float n, mean, m2;
@@ -120,17 +147,15 @@ __device__ __forceinline__ void moments(const T* x, float* part, const BatchNorm
     for (int k = 0; k < V; ++k) shift[k] = v.v[k];
   }
   float n = 0.0f;
-#pragma unroll 4
-  for (int row = my.first; row < my.last; row += my.step) {
-    Pack<float, V> v = load<V>(x + row * d.c + my.c);
+  for_rows(my, d, {x}, [&](int, const Pack<float, V>(&v)[1]) {
     n += 1.0f;
 #pragma unroll
     for (int k = 0; k < V; ++k) {
-      float delta = v.v[k] - shift[k];
+      float delta = v[0].v[k] - shift[k];
       sum[k] += delta;
       squares[k] += delta * delta;
     }
-  }
+  });
   Moments mine[V] = {};
   if (n > 0.0f) {
 #pragma unroll
@@ -222,14 +247,12 @@ __device__ __forceinline__ void normalise(const T* x, const float* mean, const f
   Share<V> my(d);
   if (my.first >= my.last) return;
   const Normal<V> normal(mean, inv_std, gamma, beta, my.c);
-#pragma unroll 4
-  for (int row = my.first; row < my.last; row += my.step) {
-    int at = row * d.c + my.c;
-    Pack<float, V> v = load<V>(x + at);
+  for_rows(my, d, {x}, [&](int at, const Pack<float, V>(&v)[1]) {
+    Pack<float, V> out;
 #pragma unroll
-    for (int k = 0; k < V; ++k) v.v[k] = A::of(normal.of(v.v[k], k));
-    store(y + at, v);
-  }
+    for (int k = 0; k < V; ++k) out.v[k] = A::of(normal.of(v[0].v[k], k));
+    store(y + at, out);
+  });
 }
 
 // y = f((x - mean) * (gamma * inv_std) + beta) with the activation f.
@@ -260,16 +283,13 @@ __device__ __forceinline__ void sums(const T* x, const T* gy, const float* mean,
   Sums mine[V] = {};
   // Threads without rows may have no channels.
   const Normal<V> normal(mean, inv_std, gamma, beta, my.first < my.last ? my.c : 0);
-#pragma unroll 4
-  for (int row = my.first; row < my.last; row += my.step) {
-    int at = row * d.c + my.c;
-    Pack<float, V> v = load<V>(x + at), g = load<V>(gy + at);
+  for_rows(my, d, {x, gy}, [&](int, const Pack<float, V>(&v)[2]) {
 #pragma unroll
     for (int k = 0; k < V; ++k) {
-      const float gradient = A::gradient(normal.of(v.v[k], k), g.v[k]);
-      mine[k].add({gradient, gradient * (v.v[k] - normal.centre[k])});
+      const float gradient = A::gradient(normal.of(v[0].v[k], k), v[1].v[k]);
+      mine[k].add({gradient, gradient * (v[0].v[k] - normal.centre[k])});
     }
-  }
+  });
   merge_groups<V>(mine, my, reinterpret_cast<Sums*>(part), d);
 }
 
@@ -312,8 +332,8 @@ __global__ void __launch_bounds__(128)
 
 template <int V, class A, class T>
 __device__ __forceinline__ void input_gradient(const T* x, const float* mean, const float* inv_std, const float* gamma,
-                                               const float* beta, const float* ggamma, const float* gbeta, T* g,
-                                               const BatchNorm2dDims& d) {
+                                               const float* beta, const float* ggamma, const float* gbeta, const T* gy,
+                                               T* gx, const BatchNorm2dDims& d) {
   Share<V> my(d);
   if (my.first >= my.last) return;
   // gx = scale * gy + b * (x - mean) + e, per channel.
@@ -325,38 +345,36 @@ __device__ __forceinline__ void input_gradient(const T* x, const float* mean, co
     b[k] = -normal.scale[k] * inv_std[c] * ggamma[c] * d.inv_rows;
     e[k] = -normal.scale[k] * gbeta[c] * d.inv_rows;
   }
-#pragma unroll 4
-  for (int row = my.first; row < my.last; row += my.step) {
-    int at = row * d.c + my.c;
-    Pack<float, V> v = load<V>(x + at), gy = load<V>(g + at);
+  for_rows(my, d, {x, gy}, [&](int at, const Pack<float, V>(&v)[2]) {
+    Pack<float, V> out;
 #pragma unroll
     for (int k = 0; k < V; ++k) {
-      const float gradient = A::gradient(normal.of(v.v[k], k), gy.v[k]);
-      v.v[k] = normal.scale[k] * gradient + b[k] * (v.v[k] - normal.centre[k]) + e[k];
+      const float gradient = A::gradient(normal.of(v[0].v[k], k), v[1].v[k]);
+      out.v[k] = normal.scale[k] * gradient + b[k] * (v[0].v[k] - normal.centre[k]) + e[k];
     }
-    store(g + at, v);
-  }
+    store(gx + at, out);
+  });
 }
 
-// gx = gamma * inv_std * (gy - gbeta / rows - (x - mean) * inv_std * ggamma / rows), in place: g holds
-// gy and receives gx; gy as the activation passes it on. In evaluation inv_rows is 0 and the last two terms with it.
+// gx = gamma * inv_std * (gy - gbeta / rows - (x - mean) * inv_std * ggamma / rows), gy as the activation passes it on. In
+// evaluation inv_rows is 0 and the last two terms with it.
 // Threads: as in batch_norm2d_fwd_part; a thread keeps its channels' constants in registers.
 // Traffic: one read of x and of gy and one write of gx.
 // Launch: grid (ranges, ceil(c / tile)) of 256; no shared memory.
 // Numerics: the mean is subtracted first, so that a large one costs no digits.
 // Limits: rows * c < 2^31.
-// Registers: at most 64.
+// Registers: at most 72.
 template <class T>
 __global__ void __launch_bounds__(256)
     batch_norm2d_bwd_input(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
                            const float* __restrict__ gamma, const float* __restrict__ beta,
-                           const float* __restrict__ ggamma, const float* __restrict__ gbeta, T* __restrict__ g,
-                           BatchNorm2dDims d) {
+                           const float* __restrict__ ggamma, const float* __restrict__ gbeta, const T* __restrict__ gy,
+                           T* __restrict__ gx, BatchNorm2dDims d) {
   with_activation(d.activation, [&](auto f) {
-    if (d.c % 4 == 0 && is_aligned(x) && is_aligned(g)) {
-      input_gradient<4, decltype(f)>(x, mean, inv_std, gamma, beta, ggamma, gbeta, g, d);
+    if (d.c % 4 == 0 && is_aligned(x) && is_aligned(gy) && is_aligned(gx)) {
+      input_gradient<4, decltype(f)>(x, mean, inv_std, gamma, beta, ggamma, gbeta, gy, gx, d);
     } else {
-      input_gradient<1, decltype(f)>(x, mean, inv_std, gamma, beta, ggamma, gbeta, g, d);
+      input_gradient<1, decltype(f)>(x, mean, inv_std, gamma, beta, ggamma, gbeta, gy, gx, d);
     }
   });
 }

@@ -23,14 +23,19 @@ __device__ __forceinline__ bool rows_of(const E* p, int length) {
   return length % N == 0 && is_aligned<N>(p);
 }
 
-// N elements as floats, with one access.
-template <int N, class E>
-__device__ __forceinline__ Pack<float, N> load(const E* p) {
-  const Pack<E, N> in = *reinterpret_cast<const Pack<E, N>*>(p);
+template <class E, int N>
+__device__ __forceinline__ Pack<float, N> to_floats(const Pack<E, N>& in) {
   Pack<float, N> out;
 #pragma unroll
   for (int k = 0; k < N; ++k) out.v[k] = to_float(in.v[k]);
   return out;
+}
+
+// N elements as floats, with one access.
+template <int N, class E>
+__device__ __forceinline__ Pack<float, N> load(const E* p) {
+  const Pack<E, N> in = *reinterpret_cast<const Pack<E, N>*>(p);
+  return to_floats(in);
 }
 template <class E, int N>
 __device__ __forceinline__ void store(E* p, const Pack<float, N>& v) {

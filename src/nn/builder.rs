@@ -112,10 +112,15 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// The key of the layer at hand.
+    pub(super) fn key(&self) -> String {
+        self.key.clone()
+    }
+
     /// Notes that the layer of a key computes another one too.
-    pub(super) fn note_joined(&mut self, key: &str, other: &str) {
+    pub(super) fn note_joined(&mut self, key: String, other: &str) {
         if let Some(layer) = self.layers.iter_mut().find(|l| l.key == other) {
-            layer.joined = Some(key.into());
+            layer.joined = Some(key);
         }
     }
 

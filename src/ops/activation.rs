@@ -1,6 +1,7 @@
 //! The activations by name, for what computes one together with something else.
 
 use crate::autograd::{Ctx, Var};
+use crate::device::Device;
 use crate::error::Result;
 
 /// An activation: a function of each element.
@@ -25,6 +26,12 @@ impl Activation {
             Activation::Silu => x.silu(cx),
             Activation::Gelu => x.gelu(cx),
         }
+    }
+
+    /// Whether products and sums on a device apply it as they store their result: ReLU, for whose gradient the result is
+    /// enough.
+    pub(super) fn is_stored(this: Option<Self>, device: &Device) -> bool {
+        this == Some(Activation::Relu) && matches!(device, Device::Cuda(_))
     }
 
     /// What kernels know it by: `with_activation` in `kernels/activation.cuh`; 0 is none.

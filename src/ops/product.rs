@@ -159,15 +159,9 @@ pub(super) struct Operands {
     y: Option<Tensor>,
 }
 
-/// Whether the products of a device apply this activation as they store their result: ReLU, for whose gradient the result
-/// is enough.
-pub(super) fn is_applied(then: Option<Activation>, device: &Device) -> bool {
-    then == Some(Activation::Relu) && matches!(device, Device::Cuda(_))
-}
-
 impl Operands {
     /// Records `y` with the node that `node` makes of the operands, and applies the activation unless the product
-    /// [has](is_applied).
+    /// [has](Activation::is_stored).
     ///
     /// # Errors
     /// Those of the activation.
@@ -181,7 +175,7 @@ impl Operands {
     ) -> Result<Var> {
         let ids = [x.id(), w.id(), b.and_then(Var::id)];
         let inputs: Vec<&Var> = [Some(x), Some(w), b].into_iter().flatten().collect();
-        let applied = is_applied(then, y.device());
+        let applied = Activation::is_stored(then, y.device());
         let masks = applied.then(|| y.clone());
         let operands = || Operands { ids, x: x.value().clone(), w: w.value().clone(), y: masks };
         let y = cx.record(y, &inputs, || node(operands()));

@@ -36,7 +36,7 @@ fn accesses_are_wide() {
         ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_fwd_part", &["x"], 2),
         ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_fwd", &["x", "y"], 2),
         ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_bwd_part", &["x", "gy"], 2),
-        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_bwd_input", &["x", "g"], 2),
+        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_bwd_input", &["x", "gy", "gx"], 2),
     ];
     for ((room, start, kernel, places, half), dtype) in
         all.into_iter().flat_map(|a| [DType::F32, DType::F16, DType::BF16].map(|d| (a, d)))

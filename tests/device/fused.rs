@@ -15,9 +15,9 @@ fn run(case: &Case, device: &Device, dtype: DType) -> Vec<(String, Vec<f64>)> {
     results.into_iter().map(|(name, t)| (name, t.to_f64().unwrap())).collect()
 }
 
-/// A product that applies ReLU as it stores has the same numbers in every type, and the same gradients.
+/// A product, or a sum, that applies ReLU as it stores has the same numbers in every type, and the same gradients.
 #[test]
-fn relu_in_a_product() {
+fn relu_as_it_is_stored() {
     let Some(under) = Under::new() else { return };
     let linear = |n: usize, bias: bool, fused: bool| {
         let then = fused.then_some(Activation::Relu);
@@ -40,7 +40,14 @@ fn relu_in_a_product() {
     // One strip of rows and several, one split and several.
     let twins = [(9, true), (700, true), (70, false)].map(|(n, bias)| [linear(n, bias, true), linear(n, bias, false)]);
     let more = [(3, true), (40, true), (3, false)].map(|(n, bias)| [conv(n, bias, true), conv(n, bias, false)]);
-    for [fused, apart] in twins.iter().chain(&more) {
+    let add = [true, false].map(|fused| {
+        let case = Case::new("add", move |v, cx| match fused {
+            true => v[0].add_then(Some(Activation::Relu), &v[1], cx),
+            false => v[0].add(&v[1], cx)?.relu(cx),
+        });
+        case.input("a", [7, 33], Fill::Uniform).input("b", [7, 33], Fill::Uniform)
+    });
+    for [fused, apart] in twins.iter().chain(&more).chain([&add]) {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let device = &under.devices[0].1;
             assert_eq!(run(fused, device, dtype), run(apart, device, dtype), "{} {dtype}", fused.name);

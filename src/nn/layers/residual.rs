@@ -19,7 +19,11 @@ impl Layer for Residual {
     fn infer(&mut self, x: Shape, b: &mut Builder<'_>) -> Result<Shape> {
         let (main, shortcut) = (self.main.infer(x, b)?, self.shortcut.infer(x, b)?);
         if main == shortcut {
-            return self.after.infer(main, b);
+            let y = self.after.infer(main, b)?;
+            if let Some((Activation::Relu, key)) = self.after.first_activation() {
+                b.note_joined(b.key(), key);
+            }
+            return Ok(y);
         }
         Err(if self.shortcut.is_empty() {
             misfit(
@@ -37,7 +41,13 @@ impl Layer for Residual {
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
         let main = self.main.forward(x, cx)?;
         let shortcut = self.shortcut.forward(x, cx)?;
-        self.after.forward(&shortcut.add(&main, cx)?, cx)
+        match self.after.first_activation().filter(|_| cx.joins()) {
+            Some((Activation::Relu, _)) => {
+                let sum = shortcut.add_then(Some(Activation::Relu), &main, cx)?;
+                self.after.forward_from(1, &sum, cx)
+            }
+            _ => self.after.forward(&shortcut.add(&main, cx)?, cx),
+        }
     }
 
     fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {

@@ -29,6 +29,27 @@ impl Sequential {
         self.children.is_empty()
     }
 
+    /// Layers from the one of this number on.
+    pub(super) fn forward_from(&self, first: usize, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        let mut x = x.clone();
+        let mut children = self.children.iter().skip(first).peekable();
+        while let Some(child) = children.next() {
+            let next = children.next_if(|next| next.joined && cx.joins());
+            x = match next.and_then(|next| next.layer.activation()) {
+                Some(then) => child.layer.forward_then(then, &x, cx)?,
+                None => child.layer.forward(&x, cx)?,
+            };
+            cx.passed(&child.key, &x)?;
+        }
+        Ok(x)
+    }
+
+    /// The activation that comes first, if one does, and its key.
+    pub(super) fn first_activation(&self) -> Option<(Activation, &str)> {
+        let first = self.children.first()?;
+        Some((first.layer.activation()?, &first.key))
+    }
+
     /// `a | b`.
     pub(super) fn list(&self) -> String {
         self.children.iter().map(|c| c.layer.phrase()).collect::<Vec<_>>().join(" | ")
@@ -50,7 +71,7 @@ impl Layer for Sequential {
         for i in 1..self.children.len() {
             let (before, child) = (&self.children[i - 1], &self.children[i]);
             if child.layer.activation().is_some_and(|then| before.layer.takes_activation(then)) {
-                b.note_joined(&before.key, &child.key);
+                b.note_joined(before.key.clone(), &child.key);
                 self.children[i].joined = true;
             }
         }
@@ -58,17 +79,7 @@ impl Layer for Sequential {
     }
 
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
-        let mut x = x.clone();
-        let mut children = self.children.iter().peekable();
-        while let Some(child) = children.next() {
-            let next = children.next_if(|next| next.joined && cx.joins());
-            x = match next.and_then(|next| next.layer.activation()) {
-                Some(then) => child.layer.forward_then(then, &x, cx)?,
-                None => child.layer.forward(&x, cx)?,
-            };
-            cx.passed(&child.key, &x)?;
-        }
-        Ok(x)
+        self.forward_from(0, x, cx)
     }
 
     fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {

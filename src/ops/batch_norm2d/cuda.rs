@@ -90,20 +90,23 @@ pub(super) fn reduce<T: KernelType>(
     batch_norm2d_bwd_merge(cuda, channels(&d), part.input()?, inv_std, ggamma.output()?, gbeta.output()?, &d)
 }
 
-/// Turns `g` from gy into gx.
+/// `gx`.
 pub(super) fn backward<T: KernelType>(
     cuda: &Cuda,
     node: &BatchNorm2d,
     ggamma: &Tensor,
     gbeta: &Tensor,
-    g: &mut Tensor,
-) -> Result<()> {
-    let (mut d, blocks) = passes(g);
+    gy: &Tensor,
+) -> Result<Tensor> {
+    let mut gx = Tensor::empty(gy.device(), gy.dtype(), gy.shape())?;
+    let (mut d, blocks) = passes(gy);
     d.activation = Activation::number(node.then);
     if !node.train {
         d.inv_rows = 0.0;
     }
     let (x, mean, inv_std, gamma) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?, node.gamma.input()?);
     let (beta, gg, gb) = (node.beta.input()?, ggamma.input()?, gbeta.input()?);
-    batch_norm2d_bwd_input::<T>(cuda, blocks, x, mean, inv_std, gamma, beta, gg, gb, g.output()?, &d)
+    let gy = gy.input()?;
+    batch_norm2d_bwd_input::<T>(cuda, blocks, x, mean, inv_std, gamma, beta, gg, gb, gy, gx.output()?, &d)?;
+    Ok(gx)
 }

@@ -151,29 +151,33 @@ struct BatchNorm2d {
 
 impl Backward for BatchNorm2d {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        let mut g = gy.into_unique()?;
-        let mut ggamma = Tensor::empty(g.device(), g.dtype().sums(), self.mean.shape())?;
-        let mut gbeta = Tensor::empty(g.device(), g.dtype().sums(), self.mean.shape())?;
-        on_device!(OP, g, T,
+        let mut ggamma = Tensor::empty(gy.device(), gy.dtype().sums(), self.mean.shape())?;
+        let mut gbeta = Tensor::empty(gy.device(), gy.dtype().sums(), self.mean.shape())?;
+        let mut gx = None;
+        on_device!(OP, gy, T,
         cpu => {
+            let mut g = gy.into_unique()?;
             let (x, mean, inv_std) = (self.x.host::<T>()?, self.mean.host::<T>()?, self.inv_std.host::<T>()?);
             let (gg, gb) = (ggamma.host_mut::<T>()?, gbeta.host_mut::<T>()?);
             cpu::reduce(x, g.host::<T>()?, mean, inv_std, gg, gb);
-            let (gamma, g) = (self.gamma.host::<T>()?, g.host_mut::<T>()?);
+            let (gamma, of) = (self.gamma.host::<T>()?, g.host_mut::<T>()?);
             match (&self.ids[0], self.train) {
                 (None, _) => {}
-                (_, true) => cpu::backward(x, g, mean, inv_std, gamma, gg, gb),
-                (_, false) => cpu::backward_eval(g, inv_std, gamma),
+                (_, true) => cpu::backward(x, of, mean, inv_std, gamma, gg, gb),
+                (_, false) => cpu::backward_eval(of, inv_std, gamma),
             }
+            gx = Some(g);
         },
         cuda => {
-            cuda::reduce::<T>(&cuda, &self, &g, &mut ggamma, &mut gbeta)?;
-            match &self.ids[0] {
-                None => Ok(()),
-                Some(_) => cuda::backward::<T>(&cuda, &self, &ggamma, &gbeta, &mut g),
+            cuda::reduce::<T>(&cuda, &self, &gy, &mut ggamma, &mut gbeta)?;
+            if self.ids[0].is_some() {
+                gx = Some(cuda::backward::<T>(&cuda, &self, &ggamma, &gbeta, &gy)?);
             }
+            Ok(())
         });
-        grads.add(self.ids[0], g)?;
+        if let Some(gx) = gx {
+            grads.add(self.ids[0], gx)?;
+        }
         grads.add(self.ids[1], ggamma)?;
         grads.add(self.ids[2], gbeta)
     }

@@ -19,7 +19,7 @@ mod pixelwise;
 
 use super::activation::Activation;
 use super::case::{Case, Draw, Fill};
-use super::product::{Operands, is_applied};
+use super::product::Operands;
 use super::window::Window;
 use crate::autograd::{Backward, Ctx, Grads, Var};
 use crate::device::Device;
@@ -123,7 +123,7 @@ impl Var {
     }
 }
 
-/// `then` is applied where products [do so](is_applied).
+/// `then` is applied where products [do so](Activation::is_stored).
 fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, then: Option<Activation>, d: &Dims) -> Result<Tensor> {
     let mut y = Tensor::empty(x.device(), x.dtype(), [d.n, d.y[0], d.y[1], d.o])?;
     match x.device() {
@@ -133,7 +133,7 @@ fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, then: Option<Activation>,
             Ok(())
         })?,
         Device::Cuda(cuda) => {
-            let relu = is_applied(then, x.device());
+            let relu = Activation::is_stored(then, x.device());
             with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, w, b, relu, &mut y, d))?
         }
     }

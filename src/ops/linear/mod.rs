@@ -7,7 +7,7 @@ mod narrow;
 
 use super::activation::Activation;
 use super::case::{Case, Draw, Fill};
-use super::product::{Operands, is_applied};
+use super::product::Operands;
 use crate::autograd::{Backward, Ctx, Grads, Var};
 use crate::device::Device;
 use crate::device::cuda::{Launch, with_kernel_type};
@@ -39,7 +39,7 @@ impl Var {
     }
 }
 
-/// `then` is applied where products [do so](super::product::is_applied).
+/// `then` is applied where products [do so](Activation::is_stored).
 fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, then: Option<Activation>) -> Result<Tensor> {
     let (xs, ws) = (x.shape().rank2(), w.shape().rank2());
     let bias_fits = b.is_none_or(|b| Some(b.len()) == ws.map(|s| s[0]));
@@ -63,7 +63,7 @@ fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, then: Option<Activation>)
             Ok(())
         })?,
         Device::Cuda(cuda) => {
-            let relu = is_applied(then, x.device());
+            let relu = Activation::is_stored(then, x.device());
             with_kernel_type!(OP, x.dtype(), T => cuda::forward::<T>(cuda, x, w, b, relu, &mut y, [n, inputs, outputs]))?
         }
     }
