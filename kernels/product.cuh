@@ -57,8 +57,8 @@ struct Mma128 {
     STAGES = 3,
     THREADS = 256,
     BLOCKS = 2,
-    LATENCY = 450,
-    SPEED = 900
+    LATENCY = 650,
+    SPEED = 430
   };
 };
 struct Mma64 {
@@ -72,8 +72,8 @@ struct Mma64 {
     STAGES = 4,
     THREADS = 128,
     BLOCKS = 4,
-    LATENCY = 350,
-    SPEED = 600
+    LATENCY = 420,
+    SPEED = 280
   };
 };
 struct Mma32 {
@@ -87,8 +87,8 @@ struct Mma32 {
     STAGES = 4,
     THREADS = 128,
     BLOCKS = 0,
-    LATENCY = 300,
-    SPEED = 300
+    LATENCY = 280,
+    SPEED = 170
   };
 };
 
@@ -132,8 +132,8 @@ struct Wgmma2x128 {
     SHARED = 98304,
     THREADS = 256,
     BLOCKS = 2,
-    LATENCY = 700,
-    SPEED = 950
+    LATENCY = 600,
+    SPEED = 550
   };
 };
 struct Wgmma64 {

@@ -22,6 +22,8 @@ pub struct GpuOptions {
     pub ordinal: usize,
     /// Wait after every launch, so that an error names its kernel. Slow.
     pub sync_each_launch: bool,
+    /// Launch a kernel only when the one before it has ended, also where it could begin before.
+    pub no_overlap: bool,
 }
 
 /// A GPU, its compiler and the kernels that it has loaded.
@@ -102,7 +104,7 @@ impl Gpu {
             target,
             functions: (0..kernels).map(|_| OnceLock::new()).collect(),
             // Graphs of such launches came with CUDA 12.3.
-            overlaps: gpu.arch >= 90 && driver.version >= (12, 3) && !options.sync_each_launch,
+            overlaps: gpu.arch >= 90 && driver.version >= (12, 3) && !options.sync_each_launch && !options.no_overlap,
             capturing: AtomicBool::new(false),
             captured: AtomicUsize::new(0),
             context: Arc::new(context),
