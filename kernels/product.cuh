@@ -20,9 +20,9 @@
 // A few blocks wait for their loads, many share the arithmetic. With more splits than one, partial results are added up:
 // 2000 ns and 8·splits·M·N bytes at 4000 bytes a ns; they take 64 MiB at most. The numbers of the tiles were found by
 // trying, with whole training steps of eight networks (H100, 2026-11-26): Simt128 has 58 % of the arithmetic with
-// one block on a multiprocessor, and 72 % with two. Those of Mma tiles are guesses from what other products of mma.sync
-// reached there, 0.6 to 0.8 of cuDNN; those of Wgmma tiles from a prototype, 620 TFLOP/s with 128x256. These are left out where
-// operands have no chunks of 8: see `Product::rows`.
+// one block on a multiprocessor, and 72 % with two. Those of Mma and Wgmma tiles are what whole products reached
+// there, each tile by itself (`tilework bench --tile`). Wgmma tiles are left out where operands have no chunks of 8: see
+// `Product::rows`.
 #pragma once
 #include "mma.cuh"
 #include "simt.cuh"
@@ -92,37 +92,8 @@ struct Mma32 {
   };
 };
 
-// Wgmma: on sm_90a alone, with STAGES steps in SHARED bytes of dynamic shared memory. 384 threads: 128 of them copy; 256: all
-// copy and multiply (wgmma_product.cuh).
-struct Wgmma256 {
-  enum {
-    M = 128,
-    N = 256,
-    K = 64,
-    CHUNK = 8,
-    STAGES = 4,
-    SHARED = 196672,
-    THREADS = 384,
-    BLOCKS = 1,
-    LATENCY = 900,
-    SPEED = 1040
-  };
-};
+// Wgmma: on sm_90a alone, with STAGES steps in SHARED bytes of dynamic shared memory.
 struct Wgmma128 {
-  enum {
-    M = 128,
-    N = 128,
-    K = 64,
-    CHUNK = 8,
-    STAGES = 6,
-    SHARED = 196704,
-    THREADS = 384,
-    BLOCKS = 1,
-    LATENCY = 700,
-    SPEED = 950
-  };
-};
-struct Wgmma2x128 {
   enum {
     M = 128,
     N = 128,
@@ -142,12 +113,12 @@ struct Wgmma64 {
     N = 64,
     K = 64,
     CHUNK = 8,
-    STAGES = 4,
-    SHARED = 98368,
-    THREADS = 384,
-    BLOCKS = 2,
+    STAGES = 3,
+    SHARED = 73728,
+    THREADS = 256,
+    BLOCKS = 3,
     LATENCY = 600,
-    SPEED = 650
+    SPEED = 400
   };
 };
 

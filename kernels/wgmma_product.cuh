@@ -2,21 +2,17 @@
 //
 //   global memory --(cp.async, 16 bytes)--> shared memory --> wgmma
 //
-// A block computes M x N of C in steps of 64 along K. STAGES slots of shared memory hold a step of A and of B each: while one is
-// multiplied, the others are filled. Two warpgroups multiply, each half of the rows: MT times 64. Who copies:
-//   in roles   a third warpgroup. A slot has two mbarriers. `full`: the copies of its 128 threads have come. `empty`: the eight
-//              warps that multiply have done with it, which they say a step later, when its products have ended and those of
-//              the next are under way. One block on a multiprocessor keeps its tensor cores busy.
-//   together   the same 256 threads, while their products are under way. One wait and one barrier a step, as in mma.cuh;
-//              meanwhile another block of the multiprocessor multiplies.
+// A block computes M x N of C in steps of 64 along K. STAGES slots of shared memory hold a step of A and of B each. Two
+// warpgroups multiply, each half of the rows: MT times 64; while their products are under way, the same threads copy the steps
+// to come. One wait and one barrier a step, as in mma.cuh. Meanwhile another block of the multiprocessor multiplies. (A third
+// warpgroup that does nothing but copy took 40 % longer on an H100: 128 threads are too few for the places of the elements.)
 //
 // An operand lies in shared memory as in global memory, in rows of 128 bytes: [lines][64 of K] if it comes along K; if not,
 // [64 of K][64 lines], block after block. wgmma reads either, so nothing is ever turned. Chunk c of row r lies at c ^ r % 8, as
-// the swizzle of wgmma's descriptors has it. A thread has one chunk of every 16th or 32nd row: along K all its chunks of a step
+// the swizzle of wgmma's descriptors has it. A thread has one chunk of every 32nd row: along K all its chunks of a step
 // have the same k, so that what k says of the place is found once.
 //
-// What cp.async and ordinary stores wrote is seen by wgmma behind a fence: in roles, of those who multiply, behind their wait;
-// together, of those who copied, before the barrier. A source whose chunks do not lie together is read element by element,
+// What cp.async and ordinary stores wrote is seen by wgmma behind a fence of those who copied, before the barrier. A source whose chunks do not lie together is read element by element,
 // which is slow; the host prefers other tiles then.
 //
 // Of a row, four neighbouring lanes have 2 of each 8 columns; they exchange them, so that each has 8 side by side to store.
@@ -170,74 +166,12 @@ __device__ __forceinline__ void store_sums(float (&acc)[MT][Tile::N / 2], const 
   }
 }
 
-// One block's tile of C, of whose 384 threads the last 128 copy. Grid as in `product`.
+// One block's tile of C. Grid as in `product`.
 template <class Tile, class A, class B, class Y>
-__device__ __forceinline__ void product_in_roles(const A& a, const B& b, const Cut& cut, const Epilogue<Y>& epilogue) {
+__device__ __forceinline__ void product_wgmma(const A& a, const B& b, const Cut& cut, const Epilogue<Y>& epilogue) {
   constexpr int M = Tile::M, N = Tile::N, STAGES = Tile::STAGES, MT = M / 128;
-  static_assert(Tile::THREADS == 384 && Tile::SHARED == STAGES * (SLOT<Tile> + 16), "as the host must know it");
-  using E = typename A::Element;
-  DYN_TILES(Chunk<E>, tiles);
-  const unsigned slots = smem_address(tiles), bars = slots + STAGES * SLOT<Tile>;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; ++i) {
-      mbarrier_init(bars + 16 * i, 128);
-      mbarrier_init(bars + 16 * i + 8, 8);
-    }
-    mbarrier_init_fence();
-  }
-  __syncthreads();
-  const Share<Tile> share(cut);
-  const int group = threadIdx.x / 128;
-  int slot = 0, phase = 0;
-
-  if (group == 2) {
-    const Gather<A, M, 128> of_a(a, share.m, threadIdx.x % 128);
-    const Gather<B, N, 128> of_b(b, share.n, threadIdx.x % 128);
-#pragma unroll 1
-    for (int step = 0; step < share.steps; ++step) {
-      const unsigned full = bars + 16 * slot;
-      Chunk<E>* to = tiles + slot * (SLOT<Tile> / 16);
-      const int k = (share.first + step) * Tile::K;
-      mbarrier_wait(full + 8, phase ^ 1);
-      of_a.copy(to, k);
-      of_b.copy(to + 8 * M, k);
-      if (a.wide && b.wide) {
-        mbarrier_arrive_copies(full);
-      } else {
-        copy_commit();
-        copy_wait<0>();
-        fence_async();
-        mbarrier_arrive(full);
-      }
-      if (++slot == STAGES) slot = 0, phase ^= 1;
-    }
-    return;
-  }
-
-  float acc[MT][N / 2];
-#pragma unroll
-  for (int i = 0; i < MT; ++i) wgmma_keep(acc[i]);
-#pragma unroll 1
-  for (int step = 0; step < share.steps; ++step) {
-    mbarrier_wait(bars + 16 * slot, phase);
-    fence_async();
-    multiply_step<Tile, A, B>(acc, slots + slot * SLOT<Tile>, group, step == 0);
-    wgmma_wait<1>();
-    const int before = slot == 0 ? STAGES - 1 : slot - 1;
-    if (step > 0 && threadIdx.x % 32 == 0) mbarrier_arrive(bars + 16 * before + 8);
-    if (++slot == STAGES) slot = 0, phase ^= 1;
-  }
-  wgmma_wait<0>();
-#pragma unroll
-  for (int i = 0; i < MT; ++i) wgmma_keep(acc[i]);
-  store_sums(acc, share, group, cut, epilogue);
-}
-
-// One block's tile of C, all of whose 256 threads copy and multiply. Grid as in `product`.
-template <class Tile, class A, class B, class Y>
-__device__ __forceinline__ void product_together(const A& a, const B& b, const Cut& cut, const Epilogue<Y>& epilogue) {
-  constexpr int M = Tile::M, N = Tile::N, STAGES = Tile::STAGES, MT = M / 128;
-  static_assert(Tile::THREADS == 256 && Tile::SHARED == STAGES * SLOT<Tile>, "as the host must know it");
+  static_assert(Tile::THREADS == 256 && Tile::K == 64 && M % 128 == 0 && N % 64 == 0, "two warpgroups fill the tile");
+  static_assert(Tile::SHARED == STAGES * SLOT<Tile>, "as the host must know it");
   using E = typename A::Element;
   DYN_TILES(Chunk<E>, tiles);
   const unsigned slots = smem_address(tiles);
@@ -273,12 +207,4 @@ __device__ __forceinline__ void product_together(const A& a, const B& b, const C
 #pragma unroll
   for (int i = 0; i < MT; ++i) wgmma_keep(acc[i]);
   store_sums(acc, share, group, cut, epilogue);
-}
-
-// One block's tile of C. Grid as in `product`.
-template <class Tile, class A, class B, class Y>
-__device__ __forceinline__ void product_wgmma(const A& a, const B& b, const Cut& cut, const Epilogue<Y>& epilogue) {
-  static_assert(Tile::K == 64 && Tile::M % 128 == 0 && Tile::N % 64 == 0, "two warpgroups fill the tile");
-  if constexpr (Tile::THREADS == 384) product_in_roles<Tile>(a, b, cut, epilogue);
-  else product_together<Tile>(a, b, cut, epilogue);
 }

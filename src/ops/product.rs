@@ -313,7 +313,7 @@ mod tests {
         assert_eq!((plan(4096, 4096, 4096).tile.name, plan(4096, 4096, 4096).splits), ("Simt128", 1));
         assert_eq!(plan(3136, 6, 75).tile.name, "Simt32");
         assert!(plan(16, 1024, 18_432).splits > 1);
-        assert_eq!((half(4096, 4096, 4096, 90), half(16384, 64, 576, 90)), ("Wgmma256", "Wgmma64"));
+        assert_eq!((half(4096, 4096, 4096, 90), half(16384, 64, 576, 90)), ("Wgmma128", "Wgmma64"));
         assert_eq!((half(4096, 4096, 4096, 80), half(3136, 6, 75, 90)), ("Mma128", "Mma32"));
         assert_eq!(Plan::new([1, 1, 1], std::iter::empty()), None);
     }
