@@ -65,7 +65,7 @@ enum Command {
     Predict(predict::PredictArgs),
     Activations(activations::ActivationsArgs),
     Export(export::ExportArgs),
-    Summary(SummaryArgs),
+    Summary(summary::SummaryArgs),
     /// List the built-in recipes, or print one as a start for your own
     #[command(after_help = recipes::layers())]
     Recipes {
@@ -175,21 +175,6 @@ struct LrFindArgs {
     out: PathBuf,
     #[command(flatten)]
     machine: Machine,
-    #[command(flatten)]
-    set: Set,
-}
-
-/// Show a recipe's network: sizes, parameters, multiply-adds, memory
-#[derive(Debug, Args)]
-struct SummaryArgs {
-    /// A built-in recipe (see `tilework recipes`) or the path of a recipe file ending in .toml
-    recipe: String,
-    /// Images per step [default: the recipe's]
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
-    batch_size: Option<u32>,
-    /// Also which layers a CUDA device computes together: a column with the key of the one that has the kernels
-    #[arg(long)]
-    fused: bool,
     #[command(flatten)]
     set: Set,
 }

@@ -1,7 +1,7 @@
 //! `tilework summary`: a network layer by layer.
 
 use super::output::{Out, table};
-use super::{SummaryArgs, count};
+use super::{Set, count};
 use crate::data::Source;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -9,6 +9,23 @@ use crate::nn::LayerInfo;
 use crate::nn::Model;
 use crate::params::Param;
 use crate::recipes::{DataSpec, Recipe};
+use clap::Args;
+use clap::builder::RangedU64ValueParser;
+
+/// Show a recipe's network: sizes, parameters, multiply-adds, memory
+#[derive(Debug, Args)]
+pub(super) struct SummaryArgs {
+    /// A built-in recipe (see `tilework recipes`) or the path of a recipe file ending in .toml
+    recipe: String,
+    /// Images per step [default: the recipe's]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
+    batch_size: Option<u32>,
+    /// Also which layers a CUDA device computes together: a column with the key of the one that has the kernels
+    #[arg(long)]
+    fused: bool,
+    #[command(flatten)]
+    set: Set,
+}
 
 /// Bytes of an activation.
 const F32: usize = 4;
