@@ -5,7 +5,7 @@
 // linear_bwd_w; linear_bwd_x, then conv2d_col2im. The bias gradient is linear_column_sums of gy, or linear_relu_sums, and partial results are
 // added up by linear_split_sum. Source of the matrix form: Chellapilla, Puri, Simard, "High Performance Convolutional
 // Neural Networks for Document Processing", 2006.
-// Instances: T = float; Tile = Simt128, Simt64, Simt32 | T = half, bf16; Tile = Mma128, Mma64, Mma32 | sm_90a: T = half, bf16; Tile = Wgmma256, Wgmma128, Wgmma64
+// Instances: T = float; Tile = Simt128, Simt64, Simt32 | T = half, bf16; Tile = Mma128, Mma64, Mma32 | sm_90a: T = half, bf16; Tile = Wgmma128, Wgmma64
 #include "conv2d.cuh"
 
 // y = conv(x, w) + b, and its ReLU: patches·wᵀ, m = n·ho·wo, n = o, k = kh·kw·c.
@@ -14,7 +14,7 @@
 // Launch: as linear_fwd.
 // Numerics: f32 FMA along K in order, then the splits as linear_split_sum adds them, then the bias.
 // Limits: any geometry; `partial` [splits][n·ho·wo][o] instead of the output if splits > 1, and then linear_split_sum.
-// Registers: at most 128 (Simt128), 128 (Mma128), 128 (Mma64), 224 (Wgmma256), 128 (Wgmma128), 80 (Wgmma64), 112.
+// Registers: at most 128 (Simt128), 128 (Mma128), 128 (Mma64), 128 (Wgmma128), 80 (Wgmma64), 112.
 // Measured: H100, 2026-11-26, Simt128, e1-resnet9-onecycle at batch 64: 64 to 128 channels at 32x32 321 µs, two blocks on a
 //     multiprocessor (SM 72 %, of each instruction 4 in 5 are multiply-adds); 128 to 128 at 16x16 186 µs, one (61 %).
 template <class T, class Tile>

@@ -3,7 +3,7 @@
 //
 // Three products, each one of the skeleton in product.cuh: read that first. Explicit convolution (conv2d.cu) uses them
 // too, with patches for x.
-// Instances: T = float; Tile = Simt128, Simt64, Simt32 | T = half, bf16; Tile = Mma128, Mma64, Mma32 | sm_90a: T = half, bf16; Tile = Wgmma256, Wgmma128, Wgmma64
+// Instances: T = float; Tile = Simt128, Simt64, Simt32 | T = half, bf16; Tile = Mma128, Mma64, Mma32 | sm_90a: T = half, bf16; Tile = Wgmma128, Wgmma64
 #include "product.cuh"
 
 struct LinearDims {
@@ -23,7 +23,7 @@ struct LinearDims {
 //     Tiles of mma.cuh and wgmma_product.cuh: threads, shared memory and order of the sums as there, 2 bytes an element
 //     instead of 4.
 // Limits: sizes from 1; `partial` [splits][m][n] instead of the output if splits > 1, and then linear_split_sum.
-// Registers: at most 128 (Simt128), 128 (Mma128), 128 (Mma64), 224 (Wgmma256), 128 (Wgmma128), 80 (Wgmma64), 112.
+// Registers: at most 128 (Simt128), 128 (Mma128), 128 (Mma64), 128 (Wgmma128), 80 (Wgmma64), 112.
 // Measured: H100, 2026-11-26, b1-bn-cnn at batch 16: its three layers, 75 MB of weights, 54 µs (52 % of the memory's ceiling).
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)

@@ -93,20 +93,6 @@ struct Mma32 {
 };
 
 // Wgmma: on sm_90a alone, with STAGES steps in SHARED bytes of dynamic shared memory.
-struct Wgmma256 {
-  enum {
-    M = 128,
-    N = 256,
-    K = 64,
-    CHUNK = 8,
-    STAGES = 4,
-    SHARED = 196608,
-    THREADS = 256,
-    BLOCKS = 1,
-    LATENCY = 900,
-    SPEED = 500
-  };
-};
 struct Wgmma128 {
   enum {
     M = 128,

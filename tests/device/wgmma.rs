@@ -9,7 +9,7 @@ use tilework::ops::parity::{self, Expected};
 use tilework::ops::{Case, ROOMS};
 use tilework::{DType, Device};
 
-const TILES: [&str; 3] = ["Wgmma256", "Wgmma128", "Wgmma64"];
+const TILES: [&str; 2] = ["Wgmma128", "Wgmma64"];
 
 fn under(tile: &'static str) -> Option<Under> {
     let under = Under::of(CudaOptions { tile: Some(tile), ..CudaOptions::default() }, 90)?;
