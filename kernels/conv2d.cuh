@@ -21,51 +21,57 @@ struct Conv2dDims {
   int relu;         // 1: of y its ReLU, forward alone
   int split_steps;  // steps along K of one split (product.cuh)
   // Divisors, as `divide` (common.cuh) takes them.
-  unsigned by_c[2], by_o[2], by_kw[2], by_h[2], by_w[2], by_ho[2], by_wo[2], by_sh[2], by_sw[2];
+  unsigned by_c[2], by_o[2], by_kw[2], by_ho[2], by_wo[2], by_sh[2], by_sw[2];
 };
 
 __device__ __forceinline__ int patch_size(const Conv2dDims& d) { return d.kh * d.kw * d.c; }
 __device__ __forceinline__ int pixels_in(const Conv2dDims& d) { return d.n * d.h * d.w; }
 __device__ __forceinline__ int pixels_out(const Conv2dDims& d) { return d.n * d.ho * d.wo; }
 
-// A place in the window: row r, column s, channel. Element i of the window, with the channels fastest.
+// So far outside that nothing there is inside.
+constexpr int FAR_OUTSIDE = -(1 << 30);
+
+// A place in the window: row r, column s, channel. Element i of the window, with the channels fastest; behind the last, r is
+// FAR_OUTSIDE.
 struct Tap {
   int r, s, channel;
 };
 __device__ __forceinline__ Tap tap_of(int i, int channels, const unsigned (&by)[2], const Conv2dDims& d) {
   const int rs = divide(i, by);
   const int r = divide(rs, d.by_kw);
-  return {r, rs - r * d.kw, i - rs * channels};
+  return {r < d.kh ? r : FAR_OUTSIDE, rs - r * d.kw, i - rs * channels};
 }
 
 // The next element of the window.
 __device__ __forceinline__ Tap after(Tap tap, int channels, const Conv2dDims& d) {
   if (++tap.channel == channels) {
     tap.channel = 0;
-    if (++tap.s == d.kw) tap.s = 0, ++tap.r;
+    if (++tap.s == d.kw) {
+      tap.s = 0;
+      if (++tap.r == d.kh) tap.r = FAR_OUTSIDE;
+    }
   }
   return tap;
 }
 
-// Where the window lies for an output pixel: its upper left corner, which may be outside the image.
+// Where the window lies for an output pixel: its upper left corner, which may be outside the image, and the place of its
+// first element in x.
 struct Corner {
-  int image, h, w;
+  int place, h, w;
 };
-// So far outside that no tap of the window is inside.
-constexpr int FAR_OUTSIDE = -(1 << 30);
 __device__ __forceinline__ Corner corner_of(int pixel, const Conv2dDims& d) {
-  if (pixel >= pixels_out(d)) return {0, FAR_OUTSIDE, FAR_OUTSIDE};
+  if (pixel >= pixels_out(d)) return {0, FAR_OUTSIDE, 0};
   const int np = divide(pixel, d.by_wo);
   const int image = divide(np, d.by_ho);
-  return {image, (np - image * d.ho) * d.sh - d.ph, (pixel - np * d.wo) * d.sw - d.pw};
+  const int h = (np - image * d.ho) * d.sh - d.ph, w = (pixel - np * d.wo) * d.sw - d.pw;
+  return {((image * d.h + h) * d.w + w) * d.c, h, w};
 }
 
 // The index in x of a place in the window that lies at `corner`.
 __device__ __forceinline__ int index_in_x(const Corner& corner, const Tap& tap, const Conv2dDims& d) {
-  if (tap.r >= d.kh) return NOWHERE;
   const int h = corner.h + tap.r, w = corner.w + tap.s;
   if ((unsigned)h >= (unsigned)d.h || (unsigned)w >= (unsigned)d.w) return NOWHERE;
-  return ((corner.image * d.h + h) * d.w + w) * d.c + tap.channel;
+  return corner.place + (tap.r * d.w + tap.s) * d.c + tap.channel;
 }
 
 // The same for N from there on, without a division for each.
@@ -73,22 +79,6 @@ template <int N>
 __device__ __forceinline__ void each_in_x(const Corner& corner, Tap tap, const Conv2dDims& d, int (&at)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i, tap = after(tap, d.c, d)) at[i] = index_in_x(corner, tap, d);
-}
-
-// Sides of windows whose places a mask has a bit for: 16 bits for the rows, 16 for the columns, the last of each never set.
-constexpr int MOST_TAPS = 15;
-
-// A tap as a mask takes it, and how far from the place of the line's own pixel it leads.
-struct Move {
-  int r, s, by;
-};
-__device__ __forceinline__ int place_by(unsigned mask, int base, const Move& move) {
-  return mask >> move.r & mask >> (16 + move.s) & 1 ? base + move.by : NOWHERE;
-}
-// The bits of i from 0 on for which first + i lies in 0..size.
-__device__ __forceinline__ unsigned inside(int first, int taps, int size) {
-  const int low = min(max(-first, 0), 16), high = min(max(size - first, 0), taps);
-  return (1u << high) - 1 & ~((1u << low) - 1);
 }
 
 // A matrix that is found in an image. One tap serves all N when the channels are a multiple of N.
@@ -99,10 +89,7 @@ struct InImage {
   const Conv2dDims& d;
   bool wide, pairs;
   __device__ InImage(const E* data, const Conv2dDims& d, int channels)
-      : data(data),
-        d(d),
-        wide(rows_of<N>(data, channels) && d.kh <= MOST_TAPS && d.kw <= MOST_TAPS),
-        pairs(rows_of<2>(data, channels)) {}
+      : data(data), d(d), wide(rows_of<N>(data, channels)), pairs(rows_of<2>(data, channels)) {}
 };
 
 // `patches`, for N k of one pixel: forward.
@@ -110,24 +97,12 @@ template <class E, int N>
 struct PatchesAlongK : InImage<E, N> {
   using InImage<E, N>::d;
   static constexpr bool along_k = true;
-  int pixel, base;  // the place of the window's corner, which may be outside
-  unsigned mask;    // the rows and the columns of the window that are inside
+  Corner corner;
   __device__ PatchesAlongK(const E* x, const Conv2dDims& d) : InImage<E, N>(x, d, d.c) {}
-  __device__ __forceinline__ void start(int line) {
-    pixel = line;
-    const Corner corner = corner_of(pixel, d);
-    const bool exists = pixel < pixels_out(d);
-    base = exists ? ((corner.image * d.h + corner.h) * d.w + corner.w) * d.c : 0;
-    mask = exists ? inside(corner.h, d.kh, d.h) | inside(corner.w, d.kw, d.w) << 16 : 0;
-  }
-  __device__ __forceinline__ Move find(int k) const {
-    const Tap tap = tap_of(k, d.c, d.by_c, d);
-    return {min(tap.r, d.kh), tap.s, (tap.r * d.w + tap.s) * d.c + tap.channel};
-  }
-  __device__ __forceinline__ int at(const Move& move) const { return place_by(mask, base, move); }
-  __device__ __forceinline__ void each(int k, int (&at)[N]) const {
-    each_in_x(corner_of(pixel, d), tap_of(k, d.c, d.by_c, d), d, at);
-  }
+  __device__ __forceinline__ void start(int pixel) { corner = corner_of(pixel, d); }
+  __device__ __forceinline__ Tap find(int k) const { return tap_of(k, d.c, d.by_c, d); }
+  __device__ __forceinline__ int at(const Tap& tap) const { return index_in_x(corner, tap, d); }
+  __device__ __forceinline__ void each(int k, int (&at)[N]) const { each_in_x(corner, find(k), d, at); }
 };
 
 // `patches`, for N elements of the patch at one pixel; K counts the pixels: weight gradient.
@@ -135,47 +110,30 @@ template <class E, int N>
 struct PatchesAcrossK : InImage<E, N> {
   using InImage<E, N>::d;
   static constexpr bool along_k = false;
-  struct Found {
-    int h, w, base;  // the corner, and its place
-  };
   Tap tap;  // the first of the N
-  int move;
   __device__ PatchesAcrossK(const E* x, const Conv2dDims& d) : InImage<E, N>(x, d, d.c) {}
-  __device__ __forceinline__ void start(int element) {
-    tap = tap_of(element, d.c, d.by_c, d);
-    move = (tap.r * d.w + tap.s) * d.c + tap.channel;
-    if (tap.r >= d.kh) tap.r = -FAR_OUTSIDE / 2;
-  }
-  __device__ __forceinline__ Found find(int pixel) const {
-    const Corner corner = corner_of(pixel, d);
-    // One that is far outside has no place, and none is asked for.
-    const int row = corner.image * d.h + (corner.h == FAR_OUTSIDE ? 0 : corner.h);
-    return {corner.h, corner.w, (row * d.w + (corner.h == FAR_OUTSIDE ? 0 : corner.w)) * d.c};
-  }
-  __device__ __forceinline__ int at(const Found& f) const {
-    return (unsigned)(f.h + tap.r) < (unsigned)d.h && (unsigned)(f.w + tap.s) < (unsigned)d.w ? f.base + move : NOWHERE;
-  }
-  __device__ __forceinline__ void each(int pixel, int (&at)[N]) const { each_in_x(corner_of(pixel, d), tap, d, at); }
+  __device__ __forceinline__ void start(int element) { tap = tap_of(element, d.c, d.by_c, d); }
+  __device__ __forceinline__ Corner find(int pixel) const { return corner_of(pixel, d); }
+  __device__ __forceinline__ int at(const Corner& corner) const { return index_in_x(corner, tap, d); }
+  __device__ __forceinline__ void each(int pixel, int (&at)[N]) const { each_in_x(find(pixel), tap, d, at); }
 };
 
 // `taps`: for an input pixel and a place in the window, the output pixel that saw it there, if there is one:
 // p·sh - ph + r = h. K counts (r, s, o), o the fastest. Input gradient.
+//
+// Which taps those are is the same for all of K: a line has a bit for each row and each column of the window. That has 15 of
+// each at most; the host has another way for larger ones.
 template <class E, int N>
 struct TapsAlongK : InImage<E, N> {
   using InImage<E, N>::d;
   static constexpr bool along_k = true;
-  int pixel, base;  // the place of the output pixel at h / sh, w / sw
-  unsigned mask;    // the rows and the columns of the window that it was seen through
-  __device__ TapsAlongK(const E* gy, const Conv2dDims& d) : InImage<E, N>(gy, d, d.o) {}
-  // An input pixel, moved by the padding.
-  struct Place {
-    int image, h, w;
+  // A tap, 15 if it is behind the last, and how far it leads from `base`.
+  struct Move {
+    int r, s, by;
   };
-  __device__ __forceinline__ Place place() const {
-    if (pixel >= pixels_in(d)) return {0, FAR_OUTSIDE, FAR_OUTSIDE};
-    const int nh = divide(pixel, d.by_w), image = divide(nh, d.by_h);
-    return {image, nh - image * d.h + d.ph, pixel - nh * d.w + d.pw};
-  }
+  int base;       // the place of the output pixel at h / sh, w / sw
+  unsigned mask;  // the rows that the pixel was seen through, and from bit 16 on the columns
+  __device__ TapsAlongK(const E* gy, const Conv2dDims& d) : InImage<E, N>(gy, d, d.o) {}
   // The bits of those taps i for which h - i is a multiple of the stride, and that below `outs`.
   static __device__ __forceinline__ unsigned seen(int h, int taps, int stride, const unsigned (&by)[2], int outs) {
     unsigned bits = 0;
@@ -185,38 +143,35 @@ struct TapsAlongK : InImage<E, N> {
     }
     return bits;
   }
-  __device__ __forceinline__ void start(int line) {
-    pixel = line;
+  __device__ __forceinline__ void start(int pixel) {
     base = mask = 0;
-    if (pixel >= pixels_in(d) || !this->wide) return;
-    const Place at = place();
-    base = ((at.image * d.ho + divide(at.h, d.by_sh)) * d.wo + divide(at.w, d.by_sw)) * d.o;
-    mask = seen(at.h, d.kh, d.sh, d.by_sh, d.ho) | seen(at.w, d.kw, d.sw, d.by_sw, d.wo) << 16;
+    if (pixel >= pixels_in(d)) return;
+    const int nh = pixel / d.w, image = nh / d.h;
+    // Moved by the padding.
+    const int h = nh - image * d.h + d.ph, w = pixel - nh * d.w + d.pw;
+    base = ((image * d.ho + divide(h, d.by_sh)) * d.wo + divide(w, d.by_sw)) * d.o;
+    mask = seen(h, d.kh, d.sh, d.by_sh, d.ho) | seen(w, d.kw, d.sw, d.by_sw, d.wo) << 16;
   }
-  __device__ __forceinline__ Move find(int k) const {
-    const Tap tap = tap_of(k, d.o, d.by_o, d);
+  __device__ __forceinline__ Move move_of(const Tap& tap) const {
     // h - r = p·sh, so the remainders of h and r are the same and p = h / sh - r / sh.
-    return {min(tap.r, d.kh), tap.s, tap.channel - (divide(tap.r, d.by_sh) * d.wo + divide(tap.s, d.by_sw)) * d.o};
+    if (tap.r < 0) return {15, 0, 0};
+    return {tap.r, tap.s, tap.channel - (divide(tap.r, d.by_sh) * d.wo + divide(tap.s, d.by_sw)) * d.o};
   }
-  __device__ __forceinline__ int at(const Move& move) const { return place_by(mask, base, move); }
+  __device__ __forceinline__ Move find(int k) const { return move_of(tap_of(k, d.o, d.by_o, d)); }
+  __device__ __forceinline__ int at(const Move& move) const {
+    return mask >> move.r & mask >> (16 + move.s) & 1 ? base + move.by : NOWHERE;
+  }
   // The place of the first channel of the output pixel that saw it through a tap.
-  __device__ __forceinline__ int pixel_of(const Place& at, const Tap& tap) const {
-    const int ph = at.h - tap.r, pw = at.w - tap.s;
-    if (tap.r >= d.kh || ph < 0 || pw < 0) return NOWHERE;
-    const int p = divide(ph, d.by_sh), q = divide(pw, d.by_sw);
-    if (p * d.sh != ph || q * d.sw != pw || p >= d.ho || q >= d.wo) return NOWHERE;
-    return ((at.image * d.ho + p) * d.wo + q) * d.o;
-  }
+  __device__ __forceinline__ int pixel_of(const Tap& tap) const { return this->at(move_of({tap.r, tap.s, 0})); }
   __device__ __forceinline__ void each(int k, int (&at)[N]) const {
-    const Place here = place();
     Tap tap = tap_of(k, d.o, d.by_o, d);
-    int pixel = pixel_of(here, tap);
+    int pixel = pixel_of(tap);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       at[i] = pixel == NOWHERE ? NOWHERE : pixel + tap.channel;
       tap = after(tap, d.o, d);
       // Another tap, another pixel.
-      if (i < N - 1 && tap.channel == 0) pixel = pixel_of(here, tap);
+      if (i < N - 1 && tap.channel == 0) pixel = pixel_of(tap);
     }
   }
 };

@@ -25,6 +25,9 @@ pub(in crate::ops) fn magic(divisor: usize) -> [u32; 2] {
     [magic as u32, shift]
 }
 
+/// Sides of a window whose taps the input gradient's kernel has bits for: `TapsAlongK` in `kernels/conv2d.cuh`.
+const MOST_TAPS: usize = 15;
+
 /// The kernels' sizes.
 fn sizes(d: &Dims, accumulate: bool, split_steps: usize) -> Conv2dDims {
     let ([kh, kw], [sh, sw], [ph, pw]) = (d.window.kernel, d.window.stride, d.window.pad);
@@ -48,8 +51,6 @@ fn sizes(d: &Dims, accumulate: bool, split_steps: usize) -> Conv2dDims {
         by_c: magic(d.c),
         by_o: magic(d.o),
         by_kw: magic(kw),
-        by_h: magic(h),
-        by_w: magic(w),
         by_ho: magic(ho),
         by_wo: magic(wo),
         by_sh: magic(sh),
@@ -92,7 +93,7 @@ pub(super) fn forward<T: KernelType>(
 }
 
 pub(super) fn backward_x<T: KernelType>(cuda: &Cuda, gy: &Tensor, w: &Tensor, gx: &mut Tensor, d: &Dims) -> Result<()> {
-    if cuda.options().explicit_conv {
+    if cuda.options().explicit_conv || d.window.kernel.iter().any(|&size| size > MOST_TAPS) {
         let mut cols = Tensor::empty(gy.device(), gy.dtype(), [d.n * d.pixels(), d.patch()])?;
         linear::backward_x::<T>(cuda, gy, w, &mut cols, as_linear(d))?;
         let launch = Launch::new(gx.len().div_ceil(256), 256).flops(cols.len());
