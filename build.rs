@@ -60,8 +60,6 @@ fn build() -> Result<(), Problem> {
 /// A kernel file or header.
 struct File {
     path: PathBuf,
-    /// As it is compiled for a GPU: every kernel says first what `begin_kernel` in `kernels/common.cuh` does.
-    text: String,
     name: String,
     stem: String,
     structs: Vec<Struct>,
@@ -144,8 +142,8 @@ fn generate(files: &[File], tiles: &[Tile], emulated: bool) -> Result<String, Pr
         let families: String = f.families.iter().map(|f| format!("&{}, ", f.name.to_uppercase())).collect();
         let _ = writeln!(
             out,
-            "    pub(super) static SOURCE: Source = Source {{ stem: {:?}, text: {:?}, families: &[{families}] }};",
-            f.stem, f.text
+            "    pub(super) static SOURCE: Source = Source {{ stem: {:?}, text: include_str!({:?}), families: &[{families}] }};",
+            f.stem, f.path
         );
         for family in &f.families {
             generate_family(&mut out, family, &mut index, emulated);

@@ -20,17 +20,6 @@
 
 #endif
 
-// Every kernel begins with this; build.rs writes it there. From sm_90 on a kernel is launched while the one before it still
-// runs (programmatic dependent launch): its blocks take their places on the GPU and wait here until that one has ended and
-// what it wrote can be read. That saves most of the gap between two kernels. The kernel behind this one may do so from now on.
-// Since each waits for the one before it, all that came before that one has ended too.
-__device__ __forceinline__ void begin_kernel() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 // Marks a pointer parameter that may be null. For the reader and for the launcher; nothing to the compiler.
 #define OPTIONAL
 

@@ -70,8 +70,7 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] saying what is missing and what to do about it.
     pub fn cuda(options: CudaOptions) -> Result<Self> {
-        let (sync_each_launch, no_overlap) = (options.sync_launches, options.no_overlap);
-        let how = gpu::GpuOptions { sync_each_launch, no_overlap, ..Default::default() };
+        let how = gpu::GpuOptions { sync_each_launch: options.sync_launches, ..Default::default() };
         Ok(Device::Cuda(Cuda::new(Box::new(gpu::Gpu::new(how, all().count(), HEADERS)?), false, options)?))
     }
 }

@@ -25,9 +25,6 @@ pub(super) struct Machine {
     /// On a CUDA device: each layer by kernels of its own, none fused with the activation behind it; slower
     #[arg(long)]
     no_fuse: bool,
-    /// On a CUDA device: launch a kernel only when the one before it has ended; from sm_90 on they overlap otherwise
-    #[arg(long)]
-    no_overlap: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -48,12 +45,8 @@ impl Machine {
         let device = self.device.to_possible_value().filter(|_| !matches!(self.device, DeviceChoice::Auto));
         let mut text = device.map_or_else(String::new, |d| format!(" --device {}", d.get_name()));
         text += &self.threads.map_or_else(String::new, |n| format!(" --threads {n}"));
-        let on = [
-            (self.sync_launches, "sync-launches"),
-            (self.explicit_conv, "explicit-conv"),
-            (self.no_fuse, "no-fuse"),
-            (self.no_overlap, "no-overlap"),
-        ];
+        let on =
+            [(self.sync_launches, "sync-launches"), (self.explicit_conv, "explicit-conv"), (self.no_fuse, "no-fuse")];
         for (on, option) in on {
             text += &if on { format!(" --{option}") } else { String::new() };
         }
@@ -82,7 +75,6 @@ impl Machine {
         let options = CudaOptions {
             explicit_conv: self.explicit_conv,
             no_fuse: self.no_fuse,
-            no_overlap: self.no_overlap,
             sync_launches: self.sync_launches,
             tile,
             ..CudaOptions::default()

@@ -32,14 +32,8 @@ fn close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
 }
 
 /// Grids of two blocks where a kernel strides over its elements.
-const STRIDING: CudaOptions = CudaOptions {
-    explicit_conv: false,
-    no_fuse: false,
-    no_overlap: false,
-    tile: None,
-    sync_launches: false,
-    max_blocks: Some(2),
-};
+const STRIDING: CudaOptions =
+    CudaOptions { explicit_conv: false, no_fuse: false, tile: None, sync_launches: false, max_blocks: Some(2) };
 
 /// Every tile of the matrix product, and convolution with its patches in memory.
 #[test]

@@ -268,16 +268,11 @@ API Result cuLaunchKernelEx(const Config *c, Function *f, void **args, void **ex
     if (c->stream != &stream || extra || !(c->grid[0] * c->grid[1] * c->grid[2]) || !threads || threads > 1024) return INVALID;
     int most = f->dynamic ? f->dynamic : 49152 - fixed(f);
     if ((int)c->shared > most) return INVALID;
-    // Clusters (4) of at most 8 blocks, each side a divisor of the grid's, and launches that overlap (6): from sm_90 on.
-    if (c->count && number("FAKE_CUDA_ARCH", 90) < 90) return INVALID;
-    last_cluster = 0;
-    for (Attribute *a = c->attributes; a < c->attributes + c->count; a++) {
-        if (a->id != 4 && (a->id != 6 || a->value[0] != 1)) return INVALID;
-        if (a->id == 6) continue;
-        for (int i = 0; i < 3; i++)
-            if (!a->value[i] || c->grid[i] % a->value[i]) return INVALID;
-        last_cluster = a->value[0] * a->value[1] * a->value[2];
-    }
+    // Clusters: from sm_90 on, of at most 8 blocks, each side a divisor of the grid's.
+    if (c->count > 1 || (c->count && (c->attributes->id != 4 || number("FAKE_CUDA_ARCH", 90) < 90))) return INVALID;
+    for (int i = 0; c->count && i < 3; i++)
+        if (!c->attributes->value[i] || c->grid[i] % c->attributes->value[i]) return INVALID;
+    last_cluster = c->count ? c->attributes->value[0] * c->attributes->value[1] * c->attributes->value[2] : 0;
     if (last_cluster > 8) return INVALID;
     if (!strncmp(f->name, "map_fwd", 7)) { last_map = ((uint64_t *)args[0])[15]; map_aligned = (uint64_t)args[0] % 64 == 0; }
     if (!strcmp(f->name, "heavy_fwd")) return RESOURCES;

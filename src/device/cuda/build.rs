@@ -69,7 +69,6 @@ pub(super) fn parse(path: PathBuf, text: &str, tiles: &[Tile]) -> Result<File, P
         stem: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         name: name.clone(),
         path,
-        text: text.into(),
         structs: Vec::new(),
         families: Vec::new(),
     };
@@ -77,7 +76,6 @@ pub(super) fn parse(path: PathBuf, text: &str, tiles: &[Tile]) -> Result<File, P
         let fields = fields(&code[open..close]).map_err(|e| format!("{}: struct {name}: {e}", at(start)))?;
         file.structs.push(Struct { name: name.into(), fields });
     }
-    let mut bodies = Vec::new();
     for head in heads(&code) {
         let head = head.map_err(|(start, what)| format!("{}: {what}", at(start)))?;
         let (start, name) = (head.start, head.name);
@@ -107,10 +105,7 @@ pub(super) fn parse(path: PathBuf, text: &str, tiles: &[Tile]) -> Result<File, P
         let kernels = kernels.into_iter().map(kernel).collect::<Result<_, Problem>>()?;
         let template = head.template.iter().map(|t| t.to_string()).collect();
         file.families.push(Family { name: name.to_string(), template, params, kernels });
-        bodies.push(head.body);
     }
-    // From the last on, so that the places stay true.
-    bodies.iter().rev().for_each(|&body| file.text.insert_str(body, " begin_kernel();"));
     Ok(file)
 }
 
@@ -123,8 +118,6 @@ pub(super) struct Head<'a> {
     /// What stands in `__launch_bounds__(...)` first.
     bounds: &'a str,
     params: &'a str,
-    /// Where its body begins: behind the brace.
-    body: usize,
 }
 
 /// The kernels of a file, or what is wrong with one, and where.
@@ -151,8 +144,7 @@ pub(super) fn heads(code: &str) -> impl Iterator<Item = Result<Head<'_>, (usize,
         let params = &rest[open + 1..];
         let params = &params[..params.find(')').ok_or_else(signature)?];
         let name = rest[..open].split_whitespace().next_back().ok_or_else(signature)?;
-        let body = code.len() - rest.len() + rest.find('{').ok_or_else(signature)? + 1;
-        Ok(Head { start, name, template, bounds: first, params, body })
+        Ok(Head { start, name, template, bounds: first, params })
     })
 }
 

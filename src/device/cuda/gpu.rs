@@ -1,7 +1,6 @@
 //! The real GPU: [`Driver`] over NVIDIA's driver, through cudarc.
 
 use super::arch::Arch;
-use super::attributes::attributes;
 use super::chain;
 use super::context::{Context, Module, in_words, lock};
 use super::driver::{Driver, Graph, Info};
@@ -22,8 +21,6 @@ pub struct GpuOptions {
     pub ordinal: usize,
     /// Wait after every launch, so that an error names its kernel. Slow.
     pub sync_each_launch: bool,
-    /// Launch a kernel only when the one before it has ended, also where it could begin before.
-    pub no_overlap: bool,
 }
 
 /// A GPU, its compiler and the kernels that it has loaded.
@@ -36,8 +33,6 @@ pub struct Gpu {
     target: Arch,
     /// By `Kernel::index`.
     functions: Vec<OnceLock<Function>>,
-    /// Whether a kernel is launched while the one before it still runs: `begin_kernel` in `kernels/common.cuh`.
-    overlaps: bool,
     capturing: AtomicBool,
     captured: AtomicUsize,
     context: Arc<Context>,
@@ -103,8 +98,6 @@ impl Gpu {
             compiler,
             target,
             functions: (0..kernels).map(|_| OnceLock::new()).collect(),
-            // Graphs of such launches came with CUDA 12.3.
-            overlaps: gpu.arch >= 90 && driver.version >= (12, 3) && !options.sync_each_launch && !options.no_overlap,
             capturing: AtomicBool::new(false),
             captured: AtomicUsize::new(0),
             context: Arc::new(context),
@@ -284,7 +277,14 @@ impl Driver for Gpu {
                 Arg::Value(bytes) => bytes.as_ptr().cast_mut().cast(),
             };
         }
-        let mut attributes = attributes(launch, self.overlaps);
+        let [x, y, z] = launch.cluster;
+        let mut cluster = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z },
+            },
+        };
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
         let config = sys::CUlaunchConfig {
             gridDimX: gx,
@@ -295,8 +295,9 @@ impl Driver for Gpu {
             blockDimZ: bz,
             sharedMemBytes: launch.shared,
             hStream: self.context.stream,
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: attributes.len() as u32,
+            attrs: &raw mut cluster,
+            // GPUs before sm_90 know no clusters, not even of one block.
+            numAttrs: u32::from(launch.cluster != [1; 3]),
         };
         // SAFETY: function and stream are alive; there are as many pointers as the kernel has parameters,
         // of its types, which the generated launchers see to; the caller vouches for the memory.

@@ -5,7 +5,6 @@
 //! the emulated device is who runs the kernels.
 
 mod arch;
-mod attributes;
 pub mod cache;
 pub mod chain;
 mod context;
@@ -51,8 +50,6 @@ pub struct CudaOptions {
     pub explicit_conv: bool,
     /// Each layer by kernels of its own, also where those of one could compute the next too.
     pub no_fuse: bool,
-    /// Each kernel begins when the one before it has ended: from sm_90 on they overlap otherwise.
-    pub no_overlap: bool,
     /// The tile of all matrix products by name, instead of the one that suits their sizes: for tests.
     pub tile: Option<&'static str>,
     /// Wait after each launch, so that the kernel that fails is known.
