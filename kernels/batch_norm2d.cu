@@ -115,22 +115,21 @@ __device__ __forceinline__ void merge_groups(R (&mine)[V], const Share<V>& my, R
   }
 }
 
-// Threads of a block that merges the partial results of a channel.
-constexpr int MERGERS = 128;
 // The merged partial results of the block's channel, in thread 0; all threads call it.
 template <class R>
 __device__ __forceinline__ R merge_ranges(const R* part, int ranges) {
-  SHARED(R, of_warps, [MERGERS / 32]);
+  SHARED(R, of_warps, [4]);
   R all = {};
 #pragma unroll 4
-  for (int i = threadIdx.x; i < ranges; i += MERGERS) all.add(part[i]);
+  for (int i = threadIdx.x; i < ranges; i += blockDim.x) all.add(part[i]);
 #pragma unroll
   for (int lanes = 16; lanes > 0; lanes /= 2) all.add(all.down(lanes));
   if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = all;
   __syncthreads();
   if (threadIdx.x == 0) {
 #pragma unroll
-    for (int w = 1; w < MERGERS / 32; ++w) all.add(of_warps[w]);
+    for (int w = 1; w < 4; ++w)
+      if (32 * w < blockDim.x) all.add(of_warps[w]);
   }
   return all;
 }
@@ -191,7 +190,7 @@ __global__ void __launch_bounds__(256, 4)
 // running statistics: running = keep * running + take * batch, with the unbiased variance.
 // Threads: a block for a channel, its threads stride over the ranges.
 // Traffic: one read of the partial moments.
-// Launch: grid c of 128; 48 bytes of shared memory.
+// Launch: grid c of 128, or of 32 where that is enough for the ranges; 48 bytes of shared memory.
 // Numerics: Chan's formula in a fixed order.
 // Limits: ranges * c < 2^31.
 // Registers: at most 40.
@@ -315,7 +314,7 @@ __global__ void __launch_bounds__(256, 4)
 // ggamma = sum of gy * (x - mean) * inv_std and gbeta = sum of gy, from the partial sums.
 // Threads: a block for a channel, its threads stride over the ranges.
 // Traffic: one read of the partial sums.
-// Launch: grid c of 128; 32 bytes of shared memory.
+// Launch: grid c of 128, or of 32 where that is enough for the ranges; 32 bytes of shared memory.
 // Numerics: in a fixed order.
 // Limits: ranges * c < 2^31.
 // Registers: at most 48.

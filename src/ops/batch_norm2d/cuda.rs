@@ -37,9 +37,9 @@ fn passes(x: &Tensor) -> (BatchNorm2dDims, Launch) {
     cut(x, 2, 4096)
 }
 
-/// A block for each channel.
+/// A block for each channel, with as many threads as there is use for.
 fn channels(d: &BatchNorm2dDims) -> Launch {
-    Launch::new(d.c as usize, 128)
+    Launch::new(d.c as usize, if d.ranges > 32 { 128 } else { 32 })
 }
 
 /// `stats` become the mean and 1/std that x was normalised with, `constants` are momentum and eps.
