@@ -5,7 +5,7 @@
 // A block computes M x N of C in steps of 64 along K. STAGES slots of shared memory hold a step of A and of B each. Two
 // warpgroups multiply, each half of the rows: MT times 64; while their products are under way, the same threads copy the steps
 // to come. One wait and one barrier a step, as in mma.cuh. Meanwhile another block of the multiprocessor multiplies. (A third
-// warpgroup that does nothing but copy took 40 % longer on an H100: 128 threads are too few for the places of the elements.)
+// warpgroup that does nothing but copy took longer on an H100: 128 threads are too few for the places of the elements.)
 //
 // An operand lies in shared memory as in global memory, in rows of 128 bytes: [lines][64 of K] if it comes along K; if not,
 // [64 of K][64 lines], block after block. wgmma reads either, so nothing is ever turned. Chunk c of row r lies at c ^ r % 8, as

@@ -20,11 +20,11 @@ const ARCHS: [u32; 7] = [75, 80, 86, 89, 90, 100, 120];
 /// something else; bf16, which differs from f16 in the names of instructions, for one. The others take a minute more.
 fn is_distinct(unit: &Unit) -> bool {
     let archs: &[u32] = match unit.dtype {
-        Some(DType::F16) => &[75, 80, 90],
+        Some(DType::F16) => &[75, 80],
         Some(DType::BF16) => &[80],
         _ => &[75, 90],
     };
-    archs.contains(&unit.arch.number)
+    archs.contains(&unit.arch.number) || (unit.arch.specific && unit.dtype == Some(DType::F16))
 }
 
 /// Static shared memory that a block may have, in bytes.

@@ -1,7 +1,8 @@
 //! What layers with weights share: the matrix product on a CUDA device, and their backward pass.
 //!
 //! How a product is cut (which tile, how many splits along K) follows from its sizes alone, never from
-//! the GPU, so that every GPU gives the same bits. `kernels/product.cuh` has the other side.
+//! the GPU, so that every GPU gives the same bits; that of two-byte elements, of which some tiles are of one architecture, from
+//! that too. `kernels/product.cuh` has the other side.
 
 use super::activation::Activation;
 use super::relu;

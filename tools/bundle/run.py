@@ -243,7 +243,7 @@ def bench(report, args):
 
 def criterion(report, args):
     """The criterion benches; each prints a line with its numbers."""
-    quick = [] if args.short else ["--warm-up-time", "0.3", "--measurement-time", "1", "--sample-size", "20"]
+    quick = [] if args.short else ["--warm-up-time", "0.1", "--measurement-time", "0.3", "--sample-size", "10"]
     jobs = [("train_step", {}), ("ops", {})] if args.short else [("train_step", {}), ("train_step", {"TILEWORK_BATCH_SIZE": "256"}), ("ops", {})]
     for name, env in jobs:
         what = name + "".join(f" at batch {v}" for v in env.values())
