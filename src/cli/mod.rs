@@ -286,9 +286,12 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 fn tile(text: &str) -> Result<&'static str, String> {
-    let mut names: Vec<_> =
-        crate::kernels::linear::LINEAR_FWD.kernels.iter().filter_map(|k| Some(k.tile?.name)).collect();
-    names.dedup();
+    let mut names = Vec::new();
+    for name in crate::kernels::linear::LINEAR_FWD.kernels.iter().filter_map(|k| Some(k.tile?.name)) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
     let found = names.iter().find(|name| **name == text);
     found.copied().ok_or_else(|| format!("the tiles are {}", names.join(", ")))
 }
