@@ -22,7 +22,7 @@ fn is_distinct(unit: &Unit) -> bool {
     let archs: &[u32] = match unit.dtype {
         Some(DType::F16) => &[75, 80],
         Some(DType::BF16) => &[80],
-        _ => &[75, 90],
+        _ => &[90],
     };
     archs.contains(&unit.arch.number) || (unit.arch.specific && unit.dtype == Some(DType::F16))
 }
