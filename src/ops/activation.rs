@@ -38,4 +38,20 @@ impl Activation {
     pub(super) fn number(this: Option<Self>) -> i32 {
         this.map_or(0, |a| a as i32 + 1)
     }
+
+    /// `y`, and the activation of it unless it [is stored](Activation::is_stored) so.
+    ///
+    /// # Errors
+    /// As the op.
+    pub(super) fn unless_stored(then: Option<Self>, y: Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        match then {
+            Some(then) if !Activation::is_stored(Some(then), y.value().device()) => then.of(&y, cx),
+            _ => Ok(y),
+        }
+    }
+
+    /// What the name of a case ends with.
+    pub(super) fn in_a_name(then: Option<Self>) -> String {
+        then.map_or(String::new(), |a| format!(" {a:?}"))
+    }
 }

@@ -29,7 +29,7 @@ impl Var {
         let y = forward(self.value(), other.value(), relu)?;
         let masks = relu.then(|| y.clone());
         let y = cx.record(y, &[self, other], || Add { a: self.id(), b: other.id(), y: masks });
-        then.filter(|_| !relu).map_or(Ok(y.clone()), |then| then.of(&y, cx))
+        Activation::unless_stored(then, y, cx)
     }
 }
 
@@ -95,7 +95,7 @@ fn case(shape: Shape) -> Case {
 }
 
 fn then(activation: Option<Activation>, shape: Shape) -> Case {
-    let name = activation.map_or(String::new(), |a| format!(" {a:?}"));
+    let name = Activation::in_a_name(activation);
     Case::new(format!("{shape}{name}"), move |v, cx| v[0].add_then(activation, &v[1], cx))
         .input("a", shape, Fill::Uniform)
         .input("b", shape, Fill::Uniform)

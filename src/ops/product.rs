@@ -180,7 +180,7 @@ impl Operands {
         let masks = applied.then(|| y.clone());
         let operands = || Operands { ids, x: x.value().clone(), w: w.value().clone(), y: masks };
         let y = cx.record(y, &inputs, || node(operands()));
-        then.filter(|_| !applied).map_or(Ok(y.clone()), |then| then.of(&y, cx))
+        Activation::unless_stored(then, y, cx)
     }
 
     /// The gradients that are wanted, in this order: of the bias, the sums of gy's columns; of the weights,

@@ -190,7 +190,7 @@ fn case(x: [usize; 4], train: bool) -> Case {
 fn then(activation: Option<Activation>, x: [usize; 4], train: bool) -> Case {
     let c = x[3];
     let mode = if train { Mode::Train } else { Mode::Eval };
-    let name = activation.map_or(String::new(), |a| format!(" {a:?}"));
+    let name = Activation::in_a_name(activation);
     Case::new(format!("{x:?} {mode:?}{name}"), move |v, cx| {
         let [mut mean, mut var] = running(cx.device(), v[0].value().dtype().sums(), c)?;
         cx.with_mode_during(mode, |cx| {

@@ -175,7 +175,7 @@ fn case(x: [usize; 4], o: usize, win: Window, bias: bool) -> Case {
 fn then(activation: Option<Activation>, x: [usize; 4], o: usize, win: Window, bias: bool) -> Case {
     let [kh, kw] = win.kernel;
     let pixels = win.output(OP, [x[1], x[2]]).map_or(0, |s| s[0] * s[1]);
-    let name = activation.map_or(String::new(), |a| format!(" {a:?}"));
+    let name = Activation::in_a_name(activation);
     let name = format!("{x:?} to {o} {win}{}{name}", if bias { "" } else { " no bias" });
     let case = Case::new(name, move |v, cx| v[0].conv2d_then(activation, &v[1], v.get(2), win.stride, win.pad, cx))
         .input("x", x, Fill::Uniform)

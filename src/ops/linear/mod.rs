@@ -98,14 +98,13 @@ pub(crate) fn matrix_product(factors: Factors, a: &Tensor, b: &Tensor) -> Result
     match (a.device(), first) {
         (Device::Cpu(_), true) => cpu::backward_w(a.host::<f32>()?, b.host()?, y.host_mut()?, false, dims),
         (Device::Cpu(_), false) => cpu::backward_x(a.host::<f32>()?, b.host()?, y.host_mut()?, dims),
+        (Device::Cuda(cuda), true) if a.dtype() == DType::F32 => {
+            cuda::backward_w::<f32>(cuda, a, b, &mut Slot::of_tensor(&mut y, false)?, dims)?
+        }
         (Device::Cuda(cuda), true) => with_kernel_type!(OP, a.dtype(), T => {
             // The gradient of weights is in f32, whatever they are stored in.
             let mut sums = Tensor::empty(a.device(), DType::F32, y.shape())?;
             cuda::backward_w::<T>(cuda, a, b, &mut Slot::of_tensor(&mut sums, false)?, dims)?;
-            if a.dtype() == DType::F32 {
-                y = sums;
-                return Ok(y);
-            }
             let (launch, d) = (Launch::each(y.len().div_ceil(8)), RoundDims { n: y.len() as i32 });
             params_round::<T>(cuda, launch, sums.input()?, y.output()?, &d)
         })?,
@@ -222,7 +221,7 @@ fn case(n: usize, inputs: usize, outputs: usize, bias: bool) -> Case {
 }
 
 fn then(activation: Option<Activation>, n: usize, inputs: usize, outputs: usize, bias: bool) -> Case {
-    let name = activation.map_or(String::new(), |a| format!(" {a:?}"));
+    let name = Activation::in_a_name(activation);
     let name = format!("[{n}, {inputs}] to {outputs}{}{name}", if bias { "" } else { " no bias" });
     let case = Case::new(name, move |v, cx| v[0].linear_then(activation, &v[1], v.get(2), cx))
         .input("x", [n, inputs], Fill::Uniform)
