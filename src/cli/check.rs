@@ -5,7 +5,8 @@ use super::{CheckArgs, note};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{Case, ROOMS, Room, parity};
+use crate::ops::parity::{self, Terms};
+use crate::ops::{Case, ROOMS, Room};
 
 /// The worst of an op's cases.
 struct Row {
@@ -30,26 +31,29 @@ pub(super) fn run(args: &CheckArgs, out: &mut Out) -> Result<()> {
     note(&format!("comparing with the CPU: {name}"));
     let mut rows = Vec::new();
     let mut bad = Vec::new();
-    let types = |room| TYPES.map(|dtype| (room, dtype));
-    for (room, dtype) in rooms.into_iter().flat_map(types).filter(|(_, dtype)| device.computes_in(*dtype)) {
-        // How far it came, should it be ended: under compute-sanitizer it may take long.
-        note(&format!("checking {} {dtype}", room.name));
-        let row = check(room, dtype, &device, args.large)?;
-        let ok = row.worst.error <= 1.0;
-        if !ok {
-            let d = &row.worst;
-            let place = format!("{} {dtype} {}: {}[{}]", room.name, row.case, d.what, d.at);
-            bad.push(format!("{place} is {}, the CPU has {}", d.got, d.want));
+    for room in rooms {
+        let cases: Vec<Case> = (room.cases)().into_iter().filter(|c| args.large || !c.bench).collect();
+        let terms: Vec<Terms<'_>> = cases.iter().map(|c| Terms::of(room, c, 1)).collect::<Result<_>>()?;
+        for dtype in TYPES.into_iter().filter(|dtype| device.computes_in(*dtype)) {
+            // How far it came, should it be ended: under compute-sanitizer it may take long.
+            note(&format!("checking {} {dtype}", room.name));
+            let row = check(&terms, dtype, &device)?;
+            let ok = row.worst.error <= 1.0;
+            if !ok {
+                let d = &row.worst;
+                let place = format!("{} {dtype} {}: {}[{}]", room.name, row.case, d.what, d.at);
+                bad.push(format!("{place} is {}, the CPU has {}", d.got, d.want));
+            }
+            rows.push(vec![
+                room.name.to_string(),
+                dtype.to_string(),
+                row.cases.to_string(),
+                format!("{:.1}", row.worst.roundings),
+                parity::tolerance(room.name, dtype).to_string(),
+                if ok { "ok" } else { "DIFFERS" }.to_string(),
+                row.case,
+            ]);
         }
-        rows.push(vec![
-            room.name.to_string(),
-            dtype.to_string(),
-            row.cases.to_string(),
-            format!("{:.1}", row.worst.roundings),
-            parity::tolerance(room.name, dtype).to_string(),
-            if ok { "ok" } else { "DIFFERS" }.to_string(),
-            row.case,
-        ]);
     }
     out.print(
         table(&["op", "type", "cases", "largest difference", "allowed", "", "in case"], "<<>>><<", rows)
@@ -78,16 +82,15 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Room>> {
     names.iter().map(find).collect()
 }
 
-fn check(room: &Room, dtype: DType, device: &Device, large: bool) -> Result<Row> {
-    let fits = |c: &Case| (large || !c.bench) && (c.half || dtype == DType::F32);
-    let cases: Vec<Case> = (room.cases)().into_iter().filter(fits).collect();
-    let mut row = Row { cases: cases.len(), worst: parity::Difference::default(), case: String::new() };
-    for case in &cases {
-        let worst = parity::Expected::of(room, case, dtype, 1)?.compare(&parity::run(case, device, dtype, 1)?)?;
+fn check(terms: &[Terms<'_>], dtype: DType, device: &Device) -> Result<Row> {
+    let mut row = Row { cases: 0, worst: parity::Difference::default(), case: String::new() };
+    for terms in terms.iter().filter(|t| t.case.half || dtype == DType::F32) {
+        let worst = terms.check(device, dtype)?;
         if worst.error > row.worst.error || row.case.is_empty() {
             row.worst = worst;
-            row.case = case.name.clone();
+            row.case = terms.case.name.clone();
         }
+        row.cases += 1;
     }
     Ok(row)
 }

@@ -16,7 +16,7 @@ use crate::autograd::Var;
 use crate::device::Device;
 use crate::dtype::{DType, Float};
 use crate::error::Result;
-use crate::rng::Stream;
+use crate::rng::{Stream, to_unit};
 use crate::tensor::Tensor;
 
 /// What an op on a device may differ by from the CPU, with results of a type, in roundings of the
@@ -75,16 +75,25 @@ pub fn run_with(
     seed: u64,
     change: &dyn Fn(usize, Tensor) -> Result<Tensor>,
 ) -> Result<Results> {
-    let inputs = case.tensors(device, dtype, seed)?;
+    let inputs = case.tensors(device, dtype, seed)?.into_iter().enumerate().map(|(i, t)| change(i, t));
+    run_on(case, device, inputs.collect::<Result<_>>()?, &|gy| change(case.inputs.len(), gy))
+}
+
+/// The output and the gradients for these inputs, and for what `change` makes of the output's gradient.
+fn run_on(
+    case: &Case,
+    device: &Device,
+    inputs: Vec<Tensor>,
+    change: &dyn Fn(Tensor) -> Result<Tensor>,
+) -> Result<Results> {
     let mut cx = Case::ctx(device);
-    let vars: Result<Vec<Var>> = inputs.into_iter().enumerate().map(|(i, t)| Ok(cx.leaf(change(i, t)?))).collect();
-    let vars = vars?;
+    let vars: Vec<Var> = inputs.into_iter().map(|t| cx.leaf(t)).collect();
     let y = (case.apply)(&vars, &mut cx)?;
     let mut all = vec![("y".to_string(), y.value().clone())];
     // No two neighbouring gradients alike, so that a swapped index shows; all are numbers of every type.
     let gy: Vec<f32> = (0..y.value().len()).map(|i| (i * 158 % 254) as f32 / 128.0 - 127.0 / 128.0).collect();
     let gy = Tensor::from_slice(device, y.shape(), &gy)?.to_dtype(y.value().dtype())?;
-    let grads = cx.backward(&y, change(vars.len(), gy)?, None)?;
+    let grads = cx.backward(&y, change(gy)?, None)?;
     for (var, input) in vars.iter().zip(&case.inputs) {
         if let Some(g) = grads.of(var) {
             all.push((format!("g{}", input.name), g.clone()));
@@ -93,7 +102,17 @@ pub fn run_with(
     Ok(all)
 }
 
-/// What the CPU computes for a case.
+/// The size of the terms that the results of a case are sums of. It is the same for all types.
+pub struct Terms<'c> {
+    room: &'static str,
+    /// The case.
+    pub case: &'c Case,
+    seed: u64,
+    /// For each result and element, the root mean square of what f32 differed by from f64, in roundings of 1.
+    errors: Vec<Vec<f32>>,
+}
+
+/// What the CPU computes for a case, for activations of one type.
 pub struct Expected {
     room: &'static str,
     /// In f32, from inputs that were rounded.
@@ -102,35 +121,75 @@ pub struct Expected {
     sizes: Vec<Vec<f64>>,
 }
 
-impl Expected {
+/// Names and numbers in f64.
+fn numbers(results: Results) -> Result<Vec<(String, Vec<f64>)>> {
+    results.into_iter().map(|(name, tensor)| Ok((name, tensor.to_f64()?))).collect()
+}
+
+impl<'c> Terms<'c> {
     /// How often rounding errors are drawn.
     const DRAWS: u32 = 16;
 
-    /// The CPU's results for activations of type `dtype`.
+    /// Computes the case again and again on the CPU.
+    ///
+    /// # Errors
+    /// Whatever the op reports.
+    pub fn of(room: &Room, case: &'c Case, seed: u64) -> Result<Self> {
+        let cpu = Device::cpu();
+        let inputs = case.tensors(&cpu, DType::F32, seed)?;
+        let mut squares: Vec<Vec<f64>> = Vec::new();
+        for draw in 0..Self::DRAWS {
+            let moved = inputs.iter().enumerate().map(|(i, tensor)| elsewhere(case, i, tensor, draw));
+            let moved: Vec<Tensor> = moved.collect::<Result<_>>()?;
+            let run = |dtype| {
+                let inputs = moved.iter().map(|t| t.to_dtype(dtype)).collect::<Result<_>>()?;
+                numbers(run_on(case, &cpu, inputs, &|gy| elsewhere(case, moved.len(), &gy, draw)?.to_dtype(dtype))?)
+            };
+            let (ones, others) = (run(DType::F32)?, run(DType::F64)?);
+            if squares.is_empty() {
+                squares = ones.iter().map(|(_, v)| vec![0.0; v.len()]).collect();
+            }
+            for ((squares, (_, one)), (_, other)) in squares.iter_mut().zip(ones).zip(others) {
+                squares.iter_mut().zip(one).zip(other).for_each(|((sum, a), b)| *sum += (a - b).powi(2));
+            }
+        }
+        let error = |sum: f64| ((sum / f64::from(Self::DRAWS)).sqrt() / DType::F32.rounding(1.0)) as f32;
+        let errors = squares.into_iter().map(|all| all.into_iter().map(error).collect());
+        Ok(Terms { room: room.name, case, seed, errors: errors.collect() })
+    }
+
+    /// Where a device's results for activations of a type differ most from the CPU's.
+    ///
+    /// # Errors
+    /// Whatever the op reports, and [`crate::Error::Device`] if the device fails.
+    pub fn check(&self, device: &Device, dtype: DType) -> Result<Difference> {
+        self.expected(dtype)?.compare(&run(self.case, device, dtype, self.seed)?)
+    }
+
+    /// The CPU's results for activations of a type.
+    ///
+    /// # Errors
+    /// Whatever the op reports.
+    pub fn expected(&self, dtype: DType) -> Result<Expected> {
+        let case = self.case;
+        let values = numbers(run_with(case, &Device::cpu(), DType::F32, self.seed, &|i, tensor| {
+            let rounded = case.inputs.get(i).is_some_and(|input| !input.param);
+            if rounded { tensor.to_dtype(dtype)?.to_dtype(DType::F32) } else { Ok(tensor) }
+        })?)?;
+        // The result itself is rounded too.
+        let size = |(e, v): (&f32, &f64)| f64::from(*e) + v.abs();
+        let sizes = self.errors.iter().zip(&values).map(|(e, (_, v))| e.iter().zip(v).map(size).collect());
+        Ok(Expected { room: self.room, sizes: sizes.collect(), values })
+    }
+}
+
+impl Expected {
+    /// The CPU's results for one type alone.
     ///
     /// # Errors
     /// Whatever the op reports.
     pub fn of(room: &Room, case: &Case, dtype: DType, seed: u64) -> Result<Self> {
-        let cpu = Device::cpu();
-        let numbers = |results: Results| -> Result<Vec<(String, Vec<f64>)>> {
-            results.into_iter().map(|(name, tensor)| Ok((name, tensor.to_f64()?))).collect()
-        };
-        let values = numbers(run_with(case, &cpu, DType::F32, seed, &|i, tensor| {
-            let rounded = case.inputs.get(i).is_some_and(|input| !input.param);
-            if rounded { tensor.to_dtype(dtype)?.to_dtype(DType::F32) } else { Ok(tensor) }
-        })?)?;
-        let mut squares: Vec<Vec<f64>> = values.iter().map(|(_, v)| vec![0.0; v.len()]).collect();
-        for draw in 0..Self::DRAWS {
-            let run =
-                |dtype| numbers(run_with(case, &cpu, dtype, seed, &|i, tensor| elsewhere(case, i, &tensor, draw))?);
-            for ((squares, (_, one)), (_, other)) in squares.iter_mut().zip(run(DType::F32)?).zip(run(DType::F64)?) {
-                squares.iter_mut().zip(one).zip(other).for_each(|((sum, a), b)| *sum += (a - b).powi(2));
-            }
-        }
-        // The result itself is rounded too.
-        let size = |(sum, v): (f64, &f64)| (sum / f64::from(Self::DRAWS)).sqrt() / DType::F32.rounding(1.0) + v.abs();
-        let sizes = squares.into_iter().zip(&values).map(|(s, (_, v))| s.into_iter().zip(v).map(size).collect());
-        Ok(Expected { room: room.name, sizes: sizes.collect(), values })
+        Terms::of(room, case, seed)?.expected(dtype)
     }
 
     /// Where a device's numbers differ most.
@@ -173,13 +232,16 @@ fn round(v: f64, dtype: DType) -> f64 {
     }
 }
 
-/// Input `i`, or the output's gradient, with each number moved by up to 2^-14 of itself.
+/// Input `i`, or the output's gradient, in f32 with each number moved by up to 2^-14 of itself.
 fn elsewhere(case: &Case, i: usize, tensor: &Tensor, draw: u32) -> Result<Tensor> {
     // Not where the smallest move decides who is the largest.
     let ties = case.inputs.get(i).is_some_and(|input| input.fill == Fill::Ties);
-    let stream = Stream { seed: 0, epoch: draw, step: 0, id: i as u32 };
-    let by = |i| 1.0 + if ties { 0.0 } else { (2.0 * stream.uniform(i) - 1.0) / 16384.0 };
-    // Equal numbers in f32 and f64.
-    let moved: Vec<f32> = tensor.to_f64()?.iter().enumerate().map(|(i, &v)| v as f32 * by(i)).collect();
-    Tensor::from_slice(tensor.device(), tensor.shape(), &moved)?.to_dtype(tensor.dtype())
+    let mut values = tensor.to_dtype(DType::F32)?.to_vec::<f32>()?;
+    if !ties {
+        let mut words = vec![0; values.len()];
+        Stream { seed: 0, epoch: draw, step: 0, id: i as u32 }.fill(0, &mut words);
+        let by = |word| 1.0 + (2.0 * to_unit(word) - 1.0) / 16384.0;
+        values.iter_mut().zip(words).for_each(|(v, word)| *v *= by(word));
+    }
+    Tensor::from_slice(tensor.device(), tensor.shape(), &values)
 }

@@ -9,7 +9,7 @@ use tilework::device::cuda::CudaOptions;
 use tilework::nn::{Model, layer};
 use tilework::ops::batch_norm2d::running;
 use tilework::ops::case::Fill;
-use tilework::ops::parity::{self, Expected};
+use tilework::ops::parity::{self, Expected, Terms};
 use tilework::ops::{Case, Draw, ROOMS, Room};
 use tilework::optim::{Adam, Muon, MuonSpec, Optimizer, Sgd};
 use tilework::params::Param;
@@ -38,24 +38,24 @@ const STRIDING: CudaOptions =
 /// Every tile of the matrix product, and convolution with its patches in memory.
 #[test]
 fn products_in_every_form() {
-    const HALVES: &[DType] = &[DType::F16, DType::BF16];
     let tile = |name| CudaOptions { tile: Some(name), ..CudaOptions::default() };
     let explicit = CudaOptions { explicit_conv: true, ..CudaOptions::default() };
-    let floats =
-        [tile("Simt128"), tile("Simt64"), tile("Simt32"), explicit].map(|options| (options, &[DType::F32][..]));
-    let halves = [tile("Mma128"), tile("Mma64"), tile("Mma32"), explicit].map(|options| (options, HALVES));
-    for (options, dtype) in floats.into_iter().chain(halves).flat_map(|(o, all)| all.iter().map(move |d| (o, *d))) {
-        let Some(under) = Under::with(options) else { return };
-        for room in ROOMS.iter().filter(|r| PRODUCTS.contains(&r.name)) {
-            let random = (0..4).map(|seed| (room.random_case)(&mut Draw::new(seed)));
-            for case in (room.cases)().into_iter().filter(|c| !c.bench).chain(random) {
-                let want = Expected::of(room, &case, dtype, 2).unwrap();
+    let floats = [tile("Simt128"), tile("Simt64"), tile("Simt32"), explicit].map(|o| (o, &[DType::F32][..]));
+    let halves = [tile("Mma128"), tile("Mma64"), tile("Mma32"), explicit].map(|o| (o, &[DType::F16, DType::BF16][..]));
+    let forms: Option<Vec<_>> =
+        floats.into_iter().chain(halves).map(|(o, types)| Some((o, Under::with(o)?, types))).collect();
+    let Some(forms) = forms else { return };
+    for room in ROOMS.iter().filter(|r| PRODUCTS.contains(&r.name)) {
+        let random = (0..4).map(|seed| (room.random_case)(&mut Draw::new(seed)));
+        for case in (room.cases)().into_iter().filter(|c| !c.bench).chain(random) {
+            let terms = Terms::of(room, &case, 2).unwrap();
+            let all = forms.iter().flat_map(|(o, under, types)| types.iter().map(move |d| (o, under, *d)));
+            for (options, under, dtype) in all {
                 // In bf16 the same threads do the same as in f16, but for the instruction.
                 let others = if dtype == DType::BF16 { "threads forward" } else { "checked" };
                 let chosen = |name: &str| dtype == DType::F32 || ["threads forward", "cuda", others].contains(&name);
                 for (name, device) in under.devices.iter().filter(|d| chosen(d.0)) {
-                    let got = parity::run(&case, device, dtype, 2).unwrap();
-                    let d = want.compare(&got).unwrap();
+                    let d = terms.check(device, dtype).unwrap();
                     let ok = d.error <= 1.0;
                     assert!(ok, "{} {} {dtype} ({name}, {options:?}): {d:?}", room.name, case.name);
                 }
@@ -83,9 +83,7 @@ fn gradients_accumulate() {
             .input("b", [size], Fill::Uniform)
     };
     let cases = [twice("small", 7, 5), twice("splits", 40, 5), twice("fours", 7, 4), fc(70, 33), fc(10, 36)];
-    for tile in [None, Some("Simt128"), Some("Simt64"), Some("Simt32")] {
-        check_accumulated(&cases, tile, DType::F32);
-    }
+    check_accumulated(&cases, &[None, Some("Simt128"), Some("Simt64"), Some("Simt32")], DType::F32);
     // Of two bytes, without a number between that is rounded.
     let side_by_side = |n: usize, inputs: usize, outputs: usize| {
         Case::new("side by side", |v, cx| v[0].linear(&v[2], None, cx)?.add(&v[1].linear(&v[2], None, cx)?, cx))
@@ -94,32 +92,34 @@ fn gradients_accumulate() {
             .input("w", [outputs, inputs], Fill::Uniform)
     };
     let cases = [side_by_side(70, 33, 9), side_by_side(10, 36, 8), side_by_side(3000, 16, 16)];
-    for tile in [None, Some("Mma128"), Some("Mma64"), Some("Mma32")] {
-        check_accumulated(&cases, tile, DType::F16);
-    }
+    check_accumulated(&cases, &[None, Some("Mma128"), Some("Mma64"), Some("Mma32")], DType::F16);
 }
 
-fn check_accumulated(cases: &[Case], tile: Option<&'static str>, dtype: DType) {
-    let Some(under) = Under::with(CudaOptions { tile, ..CudaOptions::default() }) else { return };
+fn check_accumulated(cases: &[Case], tiles: &[Option<&'static str>], dtype: DType) {
+    let all: Option<Vec<_>> =
+        tiles.iter().map(|&tile| Under::with(CudaOptions { tile, ..CudaOptions::default() })).collect();
+    let Some(all) = all else { return };
     for case in cases {
         let want = Expected::of(&ROOMS[3], case, dtype, 4).unwrap();
-        for (name, device) in &under.devices {
-            let d = want.compare(&parity::run(case, device, dtype, 4).unwrap()).unwrap();
-            assert!(d.error <= 1.0, "{} {dtype} {tile:?} ({name}): {d:?}", case.name);
+        for (tile, under) in tiles.iter().zip(&all) {
+            for (name, device) in &under.devices {
+                let d = want.compare(&parity::run(case, device, dtype, 4).unwrap()).unwrap();
+                assert!(d.error <= 1.0, "{} {dtype} {tile:?} ({name}): {d:?}", case.name);
+            }
         }
     }
 }
 
-/// Ops, and types of each size: places and sizes are the same in bf16 as in f16.
-fn rooms_and_sizes() -> impl Iterator<Item = (&'static Room, DType)> {
-    ROOMS.iter().flat_map(|r| [DType::F32, DType::F16].map(|d| (r, d)))
-}
-
 const PRODUCTS: [&str; 2] = ["conv2d", "linear"];
 
-/// The cases that are not timed, and fit a type.
-fn small_cases(room: &Room, dtype: DType) -> impl Iterator<Item = Case> {
-    (room.cases)().into_iter().filter(move |c| !c.bench && (dtype == DType::F32 || c.half))
+/// The cases of an op that are not timed, each with a type of each size that it fits: places and sizes are the same in
+/// bf16 as in f16.
+fn small_cases(room: &Room) -> impl Iterator<Item = (Case, &'static [DType])> {
+    let types = |c: &Case| if c.half { &[DType::F32, DType::F16][..] } else { &[DType::F32] };
+    (room.cases)().into_iter().filter(|c| !c.bench).map(move |c| {
+        let types = types(&c);
+        (c, types)
+    })
 }
 
 /// Tensors that start within another's memory, where loads of several elements are not possible: each
@@ -127,11 +127,11 @@ fn small_cases(room: &Room, dtype: DType) -> impl Iterator<Item = Case> {
 #[test]
 fn views_that_are_not_aligned() {
     let Some(under) = Under::new() else { return };
-    for (room, dtype) in rooms_and_sizes() {
-        for case in small_cases(room, dtype) {
-            let want = Expected::of(room, &case, dtype, 3).unwrap();
-            let (name, device) = under.devices.last().unwrap();
-            for which in 0..=case.inputs.len() {
+    let (name, device) = under.devices.last().unwrap();
+    for room in ROOMS {
+        for (case, types) in small_cases(room) {
+            let terms = Terms::of(room, &case, 3).unwrap();
+            for (which, &dtype) in (0..=case.inputs.len()).flat_map(|i| types.iter().map(move |d| (i, d))) {
                 let got = parity::run_with(&case, device, dtype, 3, &|i, tensor| {
                     if i != which {
                         return Ok(tensor);
@@ -144,6 +144,7 @@ fn views_that_are_not_aligned() {
                         .reshape(tensor.shape())
                 });
                 let what = format!("{} {} {dtype} ({name}, {which})", room.name, case.name);
+                let want = terms.expected(dtype).unwrap();
                 let d = want.compare(&got.unwrap_or_else(|e| panic!("{what}: {e}"))).unwrap();
                 assert!(d.error <= 1.0, "{what}: {d:?}");
             }
@@ -155,13 +156,12 @@ fn views_that_are_not_aligned() {
 #[test]
 fn grids_stride() {
     let Some(under) = Under::with(STRIDING) else { return };
-    for (room, dtype) in rooms_and_sizes().filter(|(r, _)| !PRODUCTS.contains(&r.name)) {
-        for case in small_cases(room, dtype) {
-            let want = Expected::of(room, &case, dtype, 6).unwrap();
-            for (name, device) in &under.devices {
+    for room in ROOMS.iter().filter(|r| !PRODUCTS.contains(&r.name)) {
+        for (case, types) in small_cases(room) {
+            let terms = Terms::of(room, &case, 6).unwrap();
+            for (dtype, (name, device)) in types.iter().flat_map(|d| under.devices.iter().map(move |u| (*d, u))) {
                 let what = format!("{} {} {dtype} ({name})", room.name, case.name);
-                let got = parity::run(&case, device, dtype, 6).unwrap_or_else(|e| panic!("{what}: {e}"));
-                let d = want.compare(&got).unwrap();
+                let d = terms.check(device, dtype).unwrap_or_else(|e| panic!("{what}: {e}"));
                 assert!(d.error <= 1.0, "{what}: {d:?}");
             }
         }

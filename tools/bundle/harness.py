@@ -38,34 +38,28 @@ class Done:
         return f"exit status {self.code}: {self.last_line()[:160]} (see {self.log.name})"
 
 
-class Report:
-    """Runs commands, keeps their results and writes them."""
+class Stage:
+    """What belongs together: runs commands within a time limit, and keeps their results."""
 
-    def __init__(self, out, about, total):
-        self.out, self.about, self.total = out, about, total
-        self.start = time.monotonic()
-        self.rows, self.more, self.stages = [], {}, {}
-        self.stage, self.began, self.until = "", 0.0, None
-        # Commands that run now; a stage may run some side by side.
-        self.running = set()
-        (out / "logs").mkdir(parents=True, exist_ok=True)
+    def __init__(self, report, name, limit, prefix):
+        self.report, self.name, self.prefix = report, name, prefix
+        self.rows, self.seconds = [], None
+        self.began = report.seconds()
+        self.until = self.began + limit
+        print(f"{'' if prefix else chr(10)}== [{clock(self.began)}] {name} (at most {limit:.0f} s)", flush=True)
 
-    def seconds(self):
-        return time.monotonic() - self.start
+    @property
+    def out(self):
+        return self.report.out
 
-    def begin(self, stage, limit):
-        """A stage, all of whose commands together may take so many seconds."""
-        self.stage, self.began, self.until = stage, self.seconds(), self.seconds() + limit
-        print(f"\n== [{clock(self.seconds())}] {stage} (at most {limit:.0f} s)", flush=True)
-
-    def end(self):
-        """The stage is over: its time is noted, and everything is written."""
-        self.stages[self.stage] = round(self.seconds() - self.began, 1)
-        self.write()
+    @property
+    def more(self):
+        """What is measured beside the rows, by stage or by what it is."""
+        return self.report.more
 
     def left(self):
         """Seconds that the stage, and the whole, have left."""
-        return min(self.until, self.total) - self.seconds()
+        return min(self.until, self.report.total) - self.report.seconds()
 
     def command(self, what, argv, limit=None, env=None, cwd=None):
         """Runs a command with its output in a log; `None` if there is no time left for it."""
@@ -73,9 +67,9 @@ class Report:
         if limit < 1:
             self.row(what, "skipped", result="the time is used up")
             return None
-        name = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{self.stage}-{what}")
+        name = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{self.name}-{what}")
         log = self.out / "logs" / f"{name}.log"
-        print(f"   [{clock(self.seconds())}] {what} > {log.name}", flush=True)
+        print(f"   [{clock(self.report.seconds())}] {self.prefix}{what} > {log.name}", flush=True)
         start, cut = time.monotonic(), False
         with log.open("w") as file:
             print("$", *argv, file=file, flush=True)
@@ -86,7 +80,7 @@ class Report:
                 print(f"error: {e}", file=file)
                 code = 127
             else:
-                self.running.add(child)
+                self.report.running.add(child)
                 try:
                     code = child.wait(timeout=limit)
                 except subprocess.TimeoutExpired:
@@ -95,17 +89,53 @@ class Report:
                     end(child)
                     raise
                 finally:
-                    self.running.discard(child)
+                    self.report.running.discard(child)
         return Done(code, time.monotonic() - start, log, cut)
+
+    def end_running(self):
+        self.report.end_running()
+
+    def row(self, what, status, seconds=None, result="", **numbers):
+        self.rows.append({"stage": self.name, "what": what, "status": status, "seconds": seconds, "result": result, **numbers})
+        print(f"   {status}: {self.prefix}{what}{f': {result}' if result else ''}", flush=True)
+
+
+class Report:
+    """The stages and their results, and the files they are written to."""
+
+    def __init__(self, out, about, total):
+        self.out, self.about, self.total = out, about, total
+        self.start = time.monotonic()
+        self.stages, self.more = [], {}
+        # Commands that run now; some run side by side.
+        self.running = set()
+        (out / "logs").mkdir(parents=True, exist_ok=True)
+
+    def seconds(self):
+        return time.monotonic() - self.start
+
+    def run(self, name, limit, work, side_by_side=False):
+        """A stage, all of whose commands together may take so many seconds; `work` gets it."""
+        stage = Stage(self, name, limit, f"{name}: " if side_by_side else "")
+        self.stages.append(stage)
+        try:
+            work(stage)
+        except KeyboardInterrupt:
+            stage.row("interrupted", "CUT", result="by Ctrl-C: the stages after it did not run")
+            raise
+        except Exception as e:  # A fault of a stage, whatever it is, must not cost the others' results.
+            stage.row("the stage itself", "FAILED", result=f"{type(e).__name__}: {e}")
+        finally:
+            stage.seconds = round(self.seconds() - stage.began, 1)
+
+    @property
+    def rows(self):
+        return [row for stage in self.stages for row in stage.rows]
 
     def end_running(self):
         """Ends what runs side by side, of which Ctrl-C reaches none."""
         for child in list(self.running):
             end(child)
-
-    def row(self, what, status, seconds=None, result="", **numbers):
-        self.rows.append({"stage": self.stage, "what": what, "status": status, "seconds": seconds, "result": result, **numbers})
-        print(f"   {status}: {what}{f': {result}' if result else ''}", flush=True)
 
     def failures(self):
         return sum(row["status"] in BAD for row in self.rows)
@@ -117,18 +147,18 @@ class Report:
     def summary(self):
         """A row for each stage: how many results are what, and the first that is bad, or else the first."""
         rows = []
-        for stage, seconds in self.stages.items():
-            mine = [r for r in self.rows if r["stage"] == stage]
+        for stage in self.stages:
+            mine = stage.rows
             count = lambda status: sum(r["status"] == status for r in mine)
             counts = [f"{count(status)} {status}" for status in ("ok", "FAILED", "CUT", "skipped") if count(status)]
             told = next((r for r in mine if r["status"] in BAD), mine[0] if mine else {"what": "", "result": "nothing was done"})
-            rows.append([stage, ", ".join(counts), f"{seconds:.1f}", f"{told['what']}: {told['result']}"[:110]])
+            rows.append([stage.name, ", ".join(counts), f"{stage.seconds:.1f}", f"{told['what']}: {told['result']}"[:110]])
         return aligned(["stage", "results", "seconds", "the first that is bad, or the first"], rows, 2)
 
     def write(self):
         """results.json and results.md, and with all logs results.tar.gz: one file to take away. After each
         stage, so that what ends early leaves what it has."""
-        whole = {**self.about, "run_seconds": round(self.seconds(), 1), "failures": self.failures(), "stages": self.stages, "rows": self.rows, **self.more}
+        whole = {**self.about, "run_seconds": round(self.seconds(), 1), "failures": self.failures(), "stages": {stage.name: stage.seconds for stage in self.stages}, "rows": self.rows, **self.more}
         (self.out / "results.json").write_text(json.dumps(whole, indent=1) + "\n")
         about = "\n".join(f"- {key}: {value}" for key, value in self.about.items())
         text = f"# Tilework on this machine\n\n{about}\n\n{self.summary()}\n\n{self.table()}\n\n{self.verdict()}\n"

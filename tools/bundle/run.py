@@ -22,6 +22,7 @@ import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 
 sys.dont_write_bytecode = True
@@ -39,30 +40,30 @@ FOUND = 99
 MARKS = {"quickstart": 0.90, "a1-lenet": 0.48}
 
 
-def doctor(report, args):
-    done = report.command("doctor", [TILEWORK, "doctor"])
+def doctor(stage, args):
+    done = stage.command("doctor", [TILEWORK, "doctor"])
     if done:
         missing = [" ".join(line.split()[1:3]).rstrip(":,") for line in done.text.splitlines() if line.startswith("missing")]
-        report.row("doctor", done.status, done.seconds, ("missing: " + "; ".join(missing) if missing else "all there") if done.code == 0 else done.short())
+        stage.row("doctor", done.status, done.seconds, ("missing: " + "; ".join(missing) if missing else "all there") if done.code == 0 else done.short())
     smi = which("nvidia-smi")
     if smi:
         fields = "name,driver_version,compute_cap,memory.total,clocks.max.sm,power.limit"
-        done = report.command("nvidia-smi", [smi, f"--query-gpu={fields}", "--format=csv,noheader"])
+        done = stage.command("nvidia-smi", [smi, f"--query-gpu={fields}", "--format=csv,noheader"])
         if done:
-            report.row("nvidia-smi", done.status, done.seconds, done.last_line())
+            stage.row("nvidia-smi", done.status, done.seconds, done.last_line())
 
 
-def check(report, args):
+def check(stage, args):
     forms = [("ops", [])] if args.short else [("ops", ["--large"]), ("explicit convolution", ["conv2d", "--large", "--explicit-conv"])]
     for what, options in forms:
-        done = report.command(what, [TILEWORK, "check", "--device", args.device, *options])
+        done = stage.command(what, [TILEWORK, "check", "--device", args.device, *options])
         if not done:
             continue
         found = re.findall(r"^(\w+) +(b?f\d+) +(\d+) +([\d.e+-]+|inf) +([\d.e+-]+) +(ok|DIFFERS)", done.text, re.M)
         ops = [{"op": f"{op} {dtype}", "cases": int(n), "difference": float(d), "allowed": float(a), "ok": ok == "ok"} for op, dtype, n, d, a, ok in found]
         bad = [op["op"] for op in ops if not op["ok"]]
         text = f"{len(ops)} ops, {sum(op['cases'] for op in ops)} cases, largest difference {max((op['difference'] for op in ops), default=0):g}"
-        report.row(what, done.status, done.seconds, f"{', '.join(bad)} differ: see {done.log.name}" if bad else text if done.code == 0 else done.short(), ops=ops)
+        stage.row(what, done.status, done.seconds, f"{', '.join(bad)} differ: see {done.log.name}" if bad else text if done.code == 0 else done.short(), ops=ops)
 
 
 def test_result(done):
@@ -73,7 +74,7 @@ def test_result(done):
     return (text if done.status == "ok" or failed else f"{text}; {done.short()}"), failed
 
 
-def tests(report, args):
+def tests(stage, args):
     # In a rehearsal the quick ones: all of them are what `cargo test` is for.
     short = {"kernels_beyond": ["the_norm", "batch_norm"], "precision": ["the_cpu"], "training": ["captured", "steps", "waiting"]}
     for name in ("goldens", "half", "kernels", "kernels_beyond", "precision", "training"):
@@ -81,23 +82,23 @@ def tests(report, args):
         env = {"TILEWORK_DEVICE": args.device}
         if args.device == "emulated":
             env = {"TILEWORK_REQUIRE": "emulator"}
-        done = report.command(name, [BIN / "test-device", *(f"{name}::{part}" for part in chosen)], env=env)
+        done = stage.command(name, [BIN / "test-device", *(f"{name}::{part}" for part in chosen)], env=env)
         if done:
             text, failed = test_result(done)
             # A test that was renamed and is not found by its old name is no success.
             status = "FAILED" if done.status == "ok" and text.startswith("0 ") else done.status
-            report.row(name, status, done.seconds, text, failed=failed)
+            stage.row(name, status, done.seconds, text, failed=failed)
 
 
 def sanitize(kind):
     """A stage that runs every op under one of compute-sanitizer's tools. Whether results are right is what
     `check` and `tests` are for: here a difference to the CPU is told and is no failure."""
 
-    def stage(report, args):
+    def run(stage, args):
         tool = args.sanitizer or which("compute-sanitizer", "/usr/local/cuda*/bin/compute-sanitizer", "/opt/cuda*/bin/compute-sanitizer")
         if not tool or (args.device != "cuda" and not args.sanitizer):
-            return report.row(kind, "skipped", result="needs a GPU" if tool else "there is no compute-sanitizer: it comes with the CUDA toolkit")
-        done = report.command(kind, [tool, "--tool", kind, "--error-exitcode", str(FOUND), TILEWORK, "check", "--device", args.device])
+            return stage.row(kind, "skipped", result="needs a GPU" if tool else "there is no compute-sanitizer: it comes with the CUDA toolkit")
+        done = stage.command(kind, [tool, "--tool", kind, "--error-exitcode", str(FOUND), TILEWORK, "check", "--device", args.device])
         if not done:
             return None
         begun = re.findall(r"^checking (\w+ \w+)$", done.text, re.M)
@@ -113,9 +114,9 @@ def sanitize(kind):
         text = "; ".join(summaries) or (finding.group(0).strip("= ") if finding else "no finding" if whole else "no finding so far" if done.cut else done.short())
         text += f"; {len(ops)} ops" if whole else f"; {len(begun)} ops begun, the last {begun[-1] if begun else 'none'}"
         text += f"; {', '.join(differ)} differ from the CPU" if differ else ""
-        return report.row(kind, status, done.seconds, text, ops=begun, differ=differ)
+        return stage.row(kind, status, done.seconds, text, ops=begun, differ=differ)
 
-    return stage
+    return run
 
 
 def read_csv(path):
@@ -123,10 +124,10 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
-def train(report, args):
+def train(stage, args):
     """Trains with and without the recorded step, whose losses must be equal."""
     data = ["--data", args.data] if args.data else []
-    have = args.data or report_data(report)
+    have = args.data or cifar10_is_there(stage)
     short = ["--max-steps", "4", "--batch-size", "8"] if args.short else []
     jobs = [("quickstart", short, True, True)]
     # In two bytes the emulated device takes its time, and its tests cover it.
@@ -135,14 +136,14 @@ def train(report, args):
         jobs += [("a1-lenet", [*data, *short], True, True), ("b1-bn-cnn", [*data, "--epochs", str(args.epochs)], False, False)]
     for recipe, options, both, marked in jobs:
         if args.short and recipe == "b1-bn-cnn":
-            report.row(recipe, "skipped", result="takes the emulated device too long")
+            stage.row(recipe, "skipped", result="takes the emulated device too long")
             continue
         losses = []
         for graph in ([True, False] if both else [True]):
             what = " ".join([recipe, *(options[:2] if "--precision" in options else []), *([] if graph else ["--no-graph"])])
-            out = report.out / "runs" / what.replace(" --", "-").replace(" ", "-")
+            out = stage.out / "runs" / what.replace(" --", "-").replace(" ", "-")
             command = [TILEWORK, "train", recipe, "--device", args.device, "--out", out, *options, *([] if graph else ["--no-graph"])]
-            done = report.command(what, command)
+            done = stage.command(what, command)
             if not done:
                 continue
             try:
@@ -150,37 +151,37 @@ def train(report, args):
                 metrics = read_csv(run / "metrics.csv")[-1]
                 losses.append([row["loss"] for row in read_csv(run / "steps.csv")])
             except (OSError, StopIteration, IndexError):
-                report.row(what, "FAILED" if done.code == 0 else done.status, done.seconds, done.short())
+                stage.row(what, "FAILED" if done.code == 0 else done.status, done.seconds, done.short())
                 continue
             accuracy, rate = float(metrics["test_accuracy"]), float(metrics["images_per_second"])
             wrong = marked and not args.short and accuracy < MARKS[recipe]
             text = f"{len(losses[-1])} steps, test accuracy {100 * accuracy:.2f} %, {rate:.0f} images/s"
             text += f"; must reach {100 * MARKS[recipe]:.0f} %" if wrong else ""
-            report.row(what, "FAILED" if wrong else done.status, done.seconds, text if done.code == 0 else done.short(), accuracy=accuracy, images_per_second=rate)
+            stage.row(what, "FAILED" if wrong else done.status, done.seconds, text if done.code == 0 else done.short(), accuracy=accuracy, images_per_second=rate)
         if len(losses) == 2:
             same = losses[0] == losses[1]
-            report.row(f"{what.removesuffix(' --no-graph')}, both ways", "ok" if same else "FAILED", result="equal losses" if same else f"losses differ from step {1 + next((i for i, (a, b) in enumerate(zip(*losses)) if a != b), min(map(len, losses)))} on")
+            stage.row(f"{what.removesuffix(' --no-graph')}, both ways", "ok" if same else "FAILED", result="equal losses" if same else f"losses differ from step {1 + next((i for i, (a, b) in enumerate(zip(*losses)) if a != b), min(map(len, losses)))} on")
     if not have:
-        report.row("a1-lenet, b1-bn-cnn", "skipped", result="CIFAR-10 is not there: give its folder or .tar.gz with --data")
+        stage.row("a1-lenet, b1-bn-cnn", "skipped", result="CIFAR-10 is not there: give its folder or .tar.gz with --data")
 
 
-def report_data(report):
+def cifar10_is_there(stage):
     """Whether CIFAR-10 is where Tilework looks for it."""
-    done = report.command("data info", [TILEWORK, "data", "info", "cifar10"])
+    done = stage.command("data info", [TILEWORK, "data", "info", "cifar10"])
     return done is not None and done.code == 0
 
 
-def recipes(report, args):
+def recipes(stage, args):
     """Trains recipes of the real data in full, with several seeds, one after the other or --at-once."""
     names = [name for name in args.recipes.split(",") if name] or (["c1-fully-connected"] if args.short else [])
     if not names or not args.data:
-        return report.row("recipes", "skipped", result="name them with --recipes, and the data with --data")
+        return stage.row("recipes", "skipped", result="name them with --recipes, and the data with --data")
     short = ["--max-steps", "2", "--batch-size", "8"] if args.short else []
 
     def one(job):
         recipe, seed = job
-        out = report.out / "runs" / f"{recipe}-seed-{seed}"
-        return recipe, seed, out, report.command(f"{recipe} seed {seed}", [TILEWORK, "train", recipe, "--device", args.device, "--data", args.data, "--seed", seed, "--out", out, *short])
+        out = stage.out / "runs" / f"{recipe}-seed-{seed}"
+        return recipe, seed, out, stage.command(f"{recipe} seed {seed}", [TILEWORK, "train", recipe, "--device", args.device, "--data", args.data, "--seed", seed, "--out", out, *short])
 
     accuracies = {}
     jobs = [(name, str(seed)) for name in names for seed in range(args.seeds)]
@@ -191,7 +192,7 @@ def recipes(report, args):
                 recipe, seed, out, done = run.result()
             except KeyboardInterrupt:
                 pool.shutdown(wait=False, cancel_futures=True)
-                report.end_running()
+                stage.end_running()
                 raise
             what = f"{recipe} seed {seed}"
             if not done:
@@ -201,17 +202,17 @@ def recipes(report, args):
                 # What it had reached by then.
                 rows = [row for path in out.glob("*/metrics.csv") for row in read_csv(path) if None not in row.values()]
                 reached = "".join(f"; epoch {row['epoch']}: {100 * float(row.get('val_accuracy') or row['test_accuracy']):.2f} %" for row in rows[-1:])
-                report.row(what, "FAILED" if done.code == 0 else done.status, done.seconds, done.short() + reached)
+                stage.row(what, "FAILED" if done.code == 0 else done.status, done.seconds, done.short() + reached)
                 continue
             accuracies.setdefault(recipe, []).append(float(found[1]))
             told = [m[0] for m in (re.search(pattern, done.text, re.M) for pattern in (r"reported .*", r"best [\d.]+ %", r"[\d.]+ s training.*")) if m]
-            report.row(what, done.status, done.seconds, "; ".join([f"test accuracy {found[1]} %", *told]), accuracy=float(found[1]))
+            stage.row(what, done.status, done.seconds, "; ".join([f"test accuracy {found[1]} %", *told]), accuracy=float(found[1]))
     for recipe, values in accuracies.items():
-        report.row(f"{recipe}, mean", "ok", result=f"{sum(values) / len(values):.2f} % of {len(values)} seeds: {', '.join(f'{v:.2f}' for v in values)}")
+        stage.row(f"{recipe}, mean", "ok", result=f"{sum(values) / len(values):.2f} % of {len(values)} seeds: {', '.join(f'{v:.2f}' for v in values)}")
     return None
 
 
-def bench(report, args):
+def bench(stage, args):
     """`tilework bench`: the kernels of a step, and the ceilings."""
     names = ("quickstart", "a1-lenet", "a8-third-conv", "b1-bn-cnn", "c4-conv-bn", "d1-resnet18", "d5-tiny", "e1-resnet9-onecycle")
     jobs = [*((name, []) for name in names), ("b1-bn-cnn", ["--batch-size", "256"])]
@@ -220,7 +221,7 @@ def bench(report, args):
         jobs = [(recipe, ["--batch-size", "2", "--steps", "2"]) for recipe in ("quickstart", "a1-lenet")]
     for recipe, options in jobs:
         what = " ".join([recipe, *options[:2]])
-        done = report.command(what, [TILEWORK, "bench", "--recipe", recipe, "--device", args.device, *options])
+        done = stage.command(what, [TILEWORK, "bench", "--recipe", recipe, "--device", args.device, *options])
         if not done:
             continue
         row = re.compile(r"^(\w+(?:<[^>]*>)?) +(\d+) +([\d.]+) +([\d.]+) +([\d.]+) +(?:([\d.]+) +)?(\d+) %", re.M)
@@ -229,95 +230,98 @@ def bench(report, args):
         times = re.search(r"all kernels ([\d.]+) µs.*a recorded step ([\d.]+) µs, a launched step ([\d.]+) µs", done.text)
         ceilings = re.search(r"ceilings, measured now: ([\d.]+) GB/s.*?([\d.]+) GFLOP/s", done.text)
         if done.code or not (times and ceilings and kernels):
-            report.row(what, "FAILED" if done.code == 0 else done.status, done.seconds, done.short())
+            stage.row(what, "FAILED" if done.code == 0 else done.status, done.seconds, done.short())
             continue
         slow = max(kernels, key=lambda k: k["us"])
-        report.more.setdefault("ceilings", {"gb_per_s": float(ceilings[1]), "gflop_per_s": float(ceilings[2])})
-        report.more.setdefault("kernels", {})[what] = kernels
+        stage.more.setdefault("ceilings", {"gb_per_s": float(ceilings[1]), "gflop_per_s": float(ceilings[2])})
+        stage.more.setdefault("kernels", {})[what] = kernels
         text = f"kernels {float(times[1]):.0f} µs, recorded step {float(times[2]):.0f} µs, launched {float(times[3]):.0f} µs; slowest {slow['kernel']} {slow['us']:.0f} µs, {slow['percent_of_ceiling']:.0f} % of the ceiling"
-        report.row(what, "ok", done.seconds, text, kernels_us=float(times[1]), recorded_us=float(times[2]), launched_us=float(times[3]))
-    if "ceilings" in report.more:
-        c = report.more["ceilings"]
-        report.row("ceilings", "ok", result=f"{c['gb_per_s']:.1f} GB/s copied, {c['gflop_per_s']:.1f} GFLOP/s of f32 multiply-adds")
+        stage.row(what, "ok", done.seconds, text, kernels_us=float(times[1]), recorded_us=float(times[2]), launched_us=float(times[3]))
+    if "ceilings" in stage.more:
+        c = stage.more["ceilings"]
+        stage.row("ceilings", "ok", result=f"{c['gb_per_s']:.1f} GB/s copied, {c['gflop_per_s']:.1f} GFLOP/s of f32 multiply-adds")
 
 
-def criterion(report, args):
+def criterion(stage, args):
     """The criterion benches; each prints a line with its numbers."""
     quick = [] if args.short else ["--warm-up-time", "0.1", "--measurement-time", "0.3", "--sample-size", "10"]
     jobs = [("train_step", {}), ("ops", {})] if args.short else [("train_step", {}), ("train_step", {"TILEWORK_BATCH_SIZE": "256"}), ("ops", {})]
     for name, env in jobs:
         what = name + "".join(f" at batch {v}" for v in env.values())
-        env |= {"TILEWORK_DEVICE": args.device, "CRITERION_HOME": str(report.out / "criterion")}
-        done = report.command(what, [BIN / f"bench-{name}", "--bench", "--noplot", *quick], env=env)
+        env |= {"TILEWORK_DEVICE": args.device, "CRITERION_HOME": str(stage.out / "criterion")}
+        done = stage.command(what, [BIN / f"bench-{name}", "--bench", "--noplot", *quick], env=env)
         if not done:
             continue
         lines = re.findall(r"^    = (.+?): ([\d.]+) µs, (.*)$", done.text, re.M)
-        report.row(what, done.status if lines else "FAILED", done.seconds, f"{len(lines)} benches" if done.code == 0 else done.short())
+        stage.row(what, done.status if lines else "FAILED", done.seconds, f"{len(lines)} benches" if done.code == 0 else done.short())
         for id, us, numbers in lines:
-            report.row(id, "ok", result=f"{us} µs, {numbers}", us=float(us))
+            stage.row(id, "ok", result=f"{us} µs, {numbers}", us=float(us))
 
 
-def pytorch(report, args):
-    done = report.command("torch", [args.python, "-c", "import torch; print(torch.__version__, torch.cuda.is_available())"])
+def pytorch(stage, args):
+    done = stage.command("torch", [args.python, "-c", "import torch; print(torch.__version__, torch.cuda.is_available())"])
     if not done:
         return
     if done.code != 0:
-        report.row("PyTorch", "skipped", result=f"there is no torch for {args.python}: give a Python that has it with --python")
+        stage.row("PyTorch", "skipped", result=f"there is no torch for {args.python}: give a Python that has it with --python")
         return
     if args.device == "cuda" and not done.last_line().endswith("True"):
-        report.row("PyTorch", "skipped", result=f"torch {done.last_line().split()[0]} finds no GPU")
+        stage.row("PyTorch", "skipped", result=f"torch {done.last_line().split()[0]} finds no GPU")
         return
     # PyTorch gets what our side and its own start leave of the stage.
-    budget = max(10.0, report.left() - (60 if args.short else 40))
+    budget = max(10.0, stage.left() - (60 if args.short else 40))
     options = ["--networks", "a1-lenet@2", "--box", "15"] if args.short else ["--networks", args.networks]
-    file = report.out / "pytorch.json"
+    file = stage.out / "pytorch.json"
     command = [args.python, HERE / "tools/compare_pytorch.py", "--device", args.device, "--bench", BIN / "bench-train_step", "--json", file, "--budget", f"{budget:.0f}", *options]
-    done = report.command("side by side", command)
+    done = stage.command("side by side", command)
     if not done:
         return
     if done.code != 0 or not file.exists():
-        report.row("side by side", "FAILED" if done.code == 0 else done.status, done.seconds, done.short())
+        stage.row("side by side", "FAILED" if done.code == 0 else done.status, done.seconds, done.short())
         # Each number was printed as it was measured.
         measured = re.findall(r"^(\S.*), ([\w ]+): ([\d.]+) ms$", done.text, re.M)
         for what in dict.fromkeys(what for what, _, _ in measured):
-            report.row(what, "ok", result="ms: " + ", ".join(f"{side} {ms}" for w, side, ms in measured if w == what))
+            stage.row(what, "ok", result="ms: " + ", ".join(f"{side} {ms}" for w, side, ms in measured if w == what))
         return
     result = json.loads(file.read_text())
-    report.more["pytorch"] = result
+    stage.more["pytorch"] = result
     for what, entry in result["networks"].items():
         ms = ", ".join(f"{side} {seconds * 1e3:.3f}" for side, seconds in entry["seconds"].items())
         ratio = f"PyTorch's fastest in f32 / ours: {entry['ratio']:.2f}" if entry["ratio"] else "no ratio"
         missing = "".join(f"; {side}: {why}" for side, why in entry["failed"].items() if not why.startswith("needs"))
-        report.row(what, "ok", done.seconds, f"{ratio}; ms: {ms}{missing}")
+        stage.row(what, "ok", done.seconds, f"{ratio}; ms: {ms}{missing}")
     if result["ended"]:
-        report.row("PyTorch's process", "CUT", result=result["ended"])
+        stage.row("PyTorch's process", "CUT", result=result["ended"])
 
 
-def profile(report, args):
+def profile(stage, args):
     """Nsight Compute's counters of the slowest kernels of a step."""
     tool = which("ncu", "/usr/local/cuda*/bin/ncu", "/opt/nvidia/nsight-compute/*/ncu")
     if args.device != "cuda" or not tool:
-        return report.row("ncu", "skipped", result="there is no ncu: it comes with the CUDA toolkit" if args.device == "cuda" else "needs a GPU")
-    kernels = report.more.get("kernels", {}).get("b1-bn-cnn", [])
+        return stage.row("ncu", "skipped", result="there is no ncu: it comes with the CUDA toolkit" if args.device == "cuda" else "needs a GPU")
+    kernels = stage.more.get("kernels", {}).get("b1-bn-cnn", [])
     # ncu knows them without their template's arguments.
     slow = list(dict.fromkeys(k["kernel"].split("<")[0] for k in sorted(kernels, key=lambda k: -k["us"])[:6]))
     if not slow:
-        return report.row("ncu", "skipped", result="stage bench has measured no kernels of b1-bn-cnn")
+        return stage.row("ncu", "skipped", result="stage bench has measured no kernels of b1-bn-cnn")
     sections = [word for name in ("SpeedOfLight", "LaunchStats", "Occupancy", "MemoryWorkloadAnalysis", "WarpStateStats") for word in ("--section", name)]
     # Not the first step, in which the GPU warms up; the counters of a few launches are enough.
     command = [tool, *sections, "--kernel-name", f"regex:^({'|'.join(slow)})$", "--launch-skip", "40", "--launch-count", "24", TILEWORK, "bench", "--recipe", "b1-bn-cnn", "--device", "cuda", "--steps", "5"]
-    done = report.command("ncu", command)
+    done = stage.command("ncu", command)
     if done:
         # ncu ends well even where the driver forbids counters to ordinary users.
         denied = "ERR_NVGPUCTRPERM" in done.text
         status = "skipped" if denied else "FAILED" if "No kernels were profiled" in done.text else done.status
-        report.row("ncu", status, done.seconds, "the driver gives counters to root alone (ERR_NVGPUCTRPERM)" if denied else f"{', '.join(slow)}: see {done.log.name}" if done.code == 0 else done.short())
+        stage.row("ncu", status, done.seconds, "the driver gives counters to root alone (ERR_NVGPUCTRPERM)" if denied else f"{', '.join(slow)}: see {done.log.name}" if done.code == 0 else done.short())
     return None
 
 
-STAGES = {f.__name__: f for f in (doctor, check, tests, train, recipes, bench, pytorch)}
-STAGES |= {kind: sanitize(kind) for kind in ("memcheck", "racecheck", "initcheck", "synccheck")}
-STAGES |= {f.__name__: f for f in (criterion, profile)}
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+STAGES = {f.__name__: f for f in (doctor, check, tests)}
+STAGES |= {kind: sanitize(kind) for kind in SANITIZERS}
+STAGES |= {f.__name__: f for f in (train, recipes, bench, pytorch, criterion, profile)}
+# Of these it is asked whether they pass, not how long they take: neighbours run side by side.
+UNTIMED = ("check", "tests", *SANITIZERS)
 
 
 def starts(about):
@@ -378,23 +382,27 @@ def main():
     out = args.out.resolve()
     if out.exists() and any(out.iterdir()):
         stop(f"{out} is not empty: give another folder with --out")
-    # The goldens are found through the first, as under cargo; compiled kernels stay with the results.
-    os.environ |= {"CARGO_MANIFEST_DIR": str(HERE), "TILEWORK_CACHE": str(out / "kernels"), "NO_COLOR": "1"}
+    # The goldens are found through the first, as under cargo; compiled kernels stay with the results, or where they are
+    # kept already.
+    os.environ |= {"CARGO_MANIFEST_DIR": str(HERE), "NO_COLOR": "1"}
+    os.environ.setdefault("TILEWORK_CACHE", str(out / "kernels"))
     about |= {"device": args.device, "on": platform.node(), "system": platform.platform(), "glibc here": platform.libc_ver()[1], "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
     report = Report(out, about, args.total)
     interrupted = False
-    for name in args.stages:
-        report.begin(name, args.limit[name])
-        try:
-            STAGES[name](report, args)
-        except KeyboardInterrupt:
-            report.row("interrupted", "CUT", result="by Ctrl-C: the stages after it did not run")
-            interrupted = True
-        except Exception as e:  # A fault of a stage, whatever it is, must not cost the others' results.
-            report.row("the stage itself", "FAILED", result=f"{type(e).__name__}: {e}")
-        report.end()
-        if interrupted:
-            break
+    # A command for every two processors.
+    at_once = max(1, min(len(UNTIMED), (os.cpu_count() or 1) // 2))
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        for untimed, names in groupby(args.stages, lambda name: name in UNTIMED and at_once > 1):
+            run = lambda name: report.run(name, args.limit[name], lambda stage: STAGES[name](stage, args), untimed)
+            list((pool.map if untimed else map)(run, names))
+            report.write()
+    except KeyboardInterrupt:
+        interrupted = True
+        pool.shutdown(wait=False, cancel_futures=True)
+        report.end_running()
+    pool.shutdown()
+    report.write()
     print(f"\n{report.summary()}\n\n{report.verdict()}\nin {out}: results.tar.gz, with results.md, results.json and logs/")
     sys.exit(130 if interrupted else 1 if report.failures() else 0)
 
