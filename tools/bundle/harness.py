@@ -46,7 +46,7 @@ class Stage:
         self.rows, self.seconds = [], None
         self.began = report.seconds()
         self.until = self.began + limit
-        print(f"{'' if prefix else chr(10)}== [{clock(self.began)}] {name} (at most {limit:.0f} s)", flush=True)
+        say(f"{'' if prefix else chr(10)}== [{clock(self.began)}] {name} (at most {limit:.0f} s)")
 
     @property
     def out(self):
@@ -69,7 +69,7 @@ class Stage:
             return None
         name = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{self.name}-{what}")
         log = self.out / "logs" / f"{name}.log"
-        print(f"   [{clock(self.report.seconds())}] {self.prefix}{what} > {log.name}", flush=True)
+        say(f"   [{clock(self.report.seconds())}] {self.prefix}{what} > {log.name}")
         start, cut = time.monotonic(), False
         with log.open("w") as file:
             print("$", *argv, file=file, flush=True)
@@ -97,7 +97,7 @@ class Stage:
 
     def row(self, what, status, seconds=None, result="", **numbers):
         self.rows.append({"stage": self.name, "what": what, "status": status, "seconds": seconds, "result": result, **numbers})
-        print(f"   {status}: {self.prefix}{what}{f': {result}' if result else ''}", flush=True)
+        say(f"   {status}: {self.prefix}{what}{f': {result}' if result else ''}")
 
 
 class Report:
@@ -198,6 +198,12 @@ def end(child):
         except subprocess.TimeoutExpired:
             continue
     return child.wait()
+
+
+def say(line):
+    """Prints a line at once, so that those of commands side by side do not mix."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def clock(seconds):
