@@ -76,9 +76,11 @@ def test_result(done):
 
 def tests(stage, args):
     # In a rehearsal the quick ones: all of them are what `cargo test` is for.
-    short = {"kernels_beyond": ["the_norm", "batch_norm"], "precision": ["the_cpu"], "training": ["captured", "steps", "waiting"]}
-    for name in ("goldens", "half", "kernels", "kernels_beyond", "precision", "training"):
+    short = {"fused": ["relu"], "kernels_beyond": ["the_norm", "batch_norm"], "precision": ["the_cpu"], "training": ["captured", "steps", "waiting"], "wgmma": []}
+    for name in ("fused", "goldens", "half", "kernels", "kernels_beyond", "precision", "training", "wgmma"):
         chosen = short.get(name, [""]) if args.short else [""]
+        if not chosen:
+            continue
         env = {"TILEWORK_DEVICE": args.device}
         if args.device == "emulated":
             env = {"TILEWORK_REQUIRE": "emulator"}
