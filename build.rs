@@ -165,8 +165,9 @@ fn generate_tile(out: &mut String, tile: &Tile) -> Result<(), Problem> {
         let number = tile.number(name).ok_or_else(|| format!("struct {} lacks `{name} = …`", tile.name))?;
         let _ = write!(out, ", {}: {number}", name.to_lowercase());
     }
-    // Most tiles have static shared memory alone.
-    let _ = writeln!(out, ", shared: {} }};", tile.number("SHARED").unwrap_or(0));
+    // Most tiles have static shared memory alone, and most are for operands at addresses.
+    let (shared, maps) = (tile.number("SHARED").unwrap_or(0), tile.number("MAPS").is_some());
+    let _ = writeln!(out, ", shared: {shared}, maps: {maps} }};");
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 // Neural Networks for Document Processing", 2006.
 // Instances: T = float; Tile = Simt128, Simt64, Simt32 | T = half, bf16; Tile = Mma128, Mma64, Mma32 | sm_90a: T = half, bf16; Tile = Wgmma128, Wgmma64
 #include "conv2d.cuh"
+#include "conv2d_tma.cuh"
 
 // y = conv(x, w) + b, and its ReLU: patches·wᵀ, m = n·ho·wo, n = o, k = kh·kw·c.
 // Threads: as linear_fwd (linear.cu).
@@ -95,4 +96,48 @@ __global__ void __launch_bounds__(256) conv2d_col2im(const T* __restrict__ gcols
     }
   }
   gx[i] = from_float<T>(d.accumulate ? to_float(gx[i]) + sum : sum);
+}
+
+// conv2d_fwd on Hopper, with operands that TMA brings: `x` is a map of its patches, Tile::M pixels of 64 channels a box, `w` one
+// of the weights [o][kh·kw][c], Tile::N rows of 64 channels a box (Rust: src/ops/conv2d/maps.rs).
+// Threads: two warpgroups multiply; the first thread also asks for the boxes (tma_product.cuh).
+// Launch: grid [blocks that walk over the tiles, 1, splits], block Tile::THREADS, Tile::SHARED bytes of dynamic shared memory.
+// Limits: c a multiple of 64, so that a step is of one tap; what maps allow.
+// Registers: at most 224 (Tma256), 128.
+// Instances: sm_90a: T = half, bf16; Tile = Tma256, Tma128, Tma64
+template <class T, class Tile>
+__global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
+    conv2d_fwd_tma(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
+                   OPTIONAL const float* __restrict__ b, T* __restrict__ y, OPTIONAL float* __restrict__ partial,
+                   Conv2dDims d) {
+  PatchBoxesAlongK<T> a(&x, d);
+  WeightBoxesAlongK<T> wt(&w, d);
+  product_tma<Tile>(a, wt, {pixels_out(d), d.o, patch_size(d), d.split_steps, partial},
+                    Epilogue<T>{y, b, d.accumulate, d.relu});
+}
+
+// conv2d_bwd_x likewise, for strides of 1: `gy` is a map of taps, that is of the patches that a window turned round sees, and
+// `w` one of the weights, 64 rows of 64 channels a box.
+// Limits: o a multiple of 64; what maps allow.
+template <class T, class Tile>
+__global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
+    conv2d_bwd_x_tma(const __grid_constant__ CUtensorMap gy, const __grid_constant__ CUtensorMap w, T* __restrict__ gx,
+                     OPTIONAL float* __restrict__ partial, Conv2dDims d) {
+  TapBoxesAlongK<T> a(&gy, d);
+  WeightBoxesByTap<T, Tile::N> b(&w, d);
+  product_tma<Tile>(a, b, {pixels_in(d), d.c, d.kh * d.kw * d.o, d.split_steps, partial},
+                    Epilogue<T>{gx, nullptr, d.accumulate, 0});
+}
+
+// conv2d_bwd_w likewise: `gy` is a map of the matrix [n·ho·wo][o], 64 rows of 64 a box, `x` one of patches, 64 pixels of 64
+// channels a box.
+// Limits: c a multiple of 64; what maps allow.
+template <class T, class Tile>
+__global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
+    conv2d_bwd_w_tma(const __grid_constant__ CUtensorMap gy, const __grid_constant__ CUtensorMap x,
+                     float* __restrict__ gw, OPTIONAL float* __restrict__ partial, Conv2dDims d) {
+  RowBoxesAcrossK<T, Tile::M> a(&gy);
+  PatchBoxesAcrossK<T, Tile::N> b(&x, d);
+  product_tma<Tile>(a, b, {d.o, patch_size(d), pixels_out(d), d.split_steps, partial},
+                    Epilogue<float>{gw, nullptr, d.accumulate, 0});
 }

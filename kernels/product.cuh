@@ -26,7 +26,7 @@
 #pragma once
 #include "mma.cuh"
 #include "simt.cuh"
-#include "wgmma_product.cuh"
+#include "tma_product.cuh"
 
 // A block's work: M x N of C in steps of K by THREADS threads, of which a multiprocessor shall hold BLOCKS blocks (0: as
 // many as fit); a thread loads CHUNK neighbours at once. The host reads these numbers too.
@@ -119,6 +119,51 @@ struct Wgmma64 {
     BLOCKS = 3,
     LATENCY = 600,
     SPEED = 400
+  };
+};
+
+// Tma: the same, with operands that TMA brings by tensor maps (MAPS), for those convolutions that they can describe. Blocks walk
+// over tiles; there are as many as run at once.
+struct Tma256 {
+  enum {
+    M = 256,
+    N = 128,
+    K = 64,
+    STAGES = 4,
+    SHARED = 196672,
+    THREADS = 256,
+    MAPS = 1,
+    BLOCKS = 1,
+    LATENCY = 600,
+    SPEED = 1100
+  };
+};
+struct Tma128 {
+  enum {
+    M = 128,
+    N = 128,
+    K = 64,
+    STAGES = 3,
+    SHARED = 98352,
+    THREADS = 256,
+    MAPS = 1,
+    BLOCKS = 2,
+    LATENCY = 400,
+    SPEED = 950
+  };
+};
+struct Tma64 {
+  enum {
+    M = 128,
+    N = 64,
+    K = 64,
+    STAGES = 4,
+    SHARED = 98368,
+    THREADS = 256,
+    MAPS = 1,
+    BLOCKS = 2,
+    LATENCY = 350,
+    SPEED = 600
   };
 };
 

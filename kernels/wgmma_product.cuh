@@ -105,9 +105,9 @@ __device__ __forceinline__ void exchange(float (&v)[8], int lane) {
 template <class Tile>
 struct Share {
   int m, n, first, steps;
-  __device__ __forceinline__ explicit Share(const Cut& cut) {
+  __device__ __forceinline__ Share(const Cut& cut, int tile) {
     const int tiles_n = (cut.n + Tile::N - 1) / Tile::N;
-    m = (int)blockIdx.x / tiles_n * Tile::M, n = (int)blockIdx.x % tiles_n * Tile::N;
+    m = tile / tiles_n * Tile::M, n = tile % tiles_n * Tile::N;
     first = blockIdx.z * cut.split_steps;
     steps = min((cut.k + Tile::K - 1) / Tile::K - first, cut.split_steps);
   }
@@ -175,7 +175,7 @@ __device__ __forceinline__ void product_wgmma(const A& a, const B& b, const Cut&
   using E = typename A::Element;
   DYN_TILES(Chunk<E>, tiles);
   const unsigned slots = smem_address(tiles);
-  const Share<Tile> share(cut);
+  const Share<Tile> share(cut, blockIdx.x);
   const int group = threadIdx.x / 128;
   const Gather<A, M, 256> of_a(a, share.m, threadIdx.x);
   const Gather<B, N, 256> of_b(b, share.n, threadIdx.x);

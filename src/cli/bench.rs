@@ -149,7 +149,7 @@ fn report(kernels: &BTreeMap<&str, Kernel>, op: &Option<String>, ceiling: Ceilin
 
 /// Whether a kernel's arithmetic is that of tensor cores: by its tile.
 fn on_tensor_cores(kernel: &str) -> bool {
-    kernel.contains("Mma") || kernel.contains("Wgmma")
+    ["Mma", "Wgmma", "Tma"].iter().any(|tile| kernel.contains(tile))
 }
 
 #[cfg(test)]

@@ -287,7 +287,7 @@ fn rate(text: &str) -> Result<f64, String> {
 
 fn tile(text: &str) -> Result<&'static str, String> {
     let mut names = Vec::new();
-    for name in crate::kernels::linear::LINEAR_FWD.kernels.iter().filter_map(|k| Some(k.tile?.name)) {
+    for name in crate::kernels::all().filter_map(|k| Some(k.tile?.name)) {
         if !names.contains(&name) {
             names.push(name);
         }

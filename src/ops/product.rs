@@ -11,6 +11,7 @@ use crate::device::Device;
 use crate::device::cuda::{Cuda, Family, In, KernelType, Launch, Out, Tile, with_kernel_type};
 use crate::dtype::{DType, with_real};
 use crate::error::Result;
+use crate::kernels;
 use crate::kernels::linear::{ColumnSumsDims, SplitSumDims, linear_column_sums, linear_relu_sums, linear_split_sum};
 use crate::params::Slot;
 use crate::tensor::Tensor;
@@ -62,7 +63,10 @@ impl Plan {
                     + if splits == 1 { 0.0 } else { ADD_UP.0 + (8 * splits * m * n) as f64 / ADD_UP.1 };
                 if best.as_ref().is_none_or(|(t, _)| time < *t) {
                     let launch = Launch::new(0, tile.threads).shared(tile.shared as usize);
-                    let launch = launch.grid(blocks, 1, splits).flops(2 * m * n * k);
+                    // Blocks that walk over tiles begin all at once.
+                    let at_once = (MULTIPROCESSORS * resident(tile)).div_ceil(splits);
+                    let across = if tile.maps { blocks.min(at_once) } else { blocks };
+                    let launch = launch.grid(across, 1, splits).flops(2 * m * n * k);
                     best = Some((time, Plan { tile, splits, split_steps, launch }));
                 }
             }
@@ -75,13 +79,17 @@ impl Plan {
 /// one that is full is limited by its arithmetic.
 fn nanoseconds(tile: &Tile, blocks: usize, steps: usize) -> f64 {
     let each = blocks.div_ceil(MULTIPROCESSORS);
-    let resident = if tile.blocks > 0 { tile.blocks as usize } else { RESIDENT / tile.threads as usize };
-    let waves = each.div_ceil(resident);
+    let waves = each.div_ceil(resident(tile));
     // A block begins with a load and ends with a store: about two steps.
     let steps = (steps + 2) as f64;
     let waiting = waves as f64 * steps * f64::from(tile.latency);
     let computing = each as f64 * steps * (tile.m * tile.n * tile.k) as f64 / (RATE * f64::from(tile.speed) / 100.0);
     waiting.max(computing)
+}
+
+/// Blocks that a multiprocessor holds at once.
+fn resident(tile: &Tile) -> usize {
+    if tile.blocks > 0 { tile.blocks as usize } else { RESIDENT / tile.threads as usize }
 }
 
 /// A matrix product `[m, k] · [k, n]` on a CUDA device, and what becomes of its sums.
@@ -99,27 +107,31 @@ pub(super) struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// Runs a family of kernels for activations of type `T`: `launch` gets the cut, the result, and the
+    /// Runs one of some families of kernels for activations of type `T`: `launch` gets the cut, the result, and the
     /// memory for the partial results if there are several, which are then added up.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] if the family has no tile for the type, or the one that the device's
+    /// [`crate::Error::Device`] if the families have no tile for the type, or the one that the device's
     /// options ask for; whatever `launch` reports.
-    pub(super) fn run<T: KernelType, Y: KernelType>(
+    pub(super) fn run<'f, T: KernelType, Y: KernelType>(
         &self,
         cuda: &Cuda,
-        family: &Family,
+        families: impl IntoIterator<Item = &'f Family>,
         mut y: Out<'_, Y>,
         launch: impl FnOnce(&Plan, Out<'_, Y>, Option<Out<'_, f32>>) -> Result<()>,
     ) -> Result<()> {
         let [m, n, _] = self.sizes;
-        let asked = cuda.options().tile;
+        let families: Vec<&Family> = families.into_iter().collect();
+        let tiles = || families.iter().flat_map(|family| family.tiles(T::DTYPE, cuda.info().arch));
+        // Where a tile with maps is asked for and cannot be had, it does not matter which.
+        let is_for_some = |name: &str| kernels::all().any(|k| k.tile.is_some_and(|t| t.maps && t.name == name));
+        let asked = cuda.options().tile.filter(|name| tiles().any(|t| t.name == *name) || !is_for_some(name));
         // The largest steps are not for operands that are read element by element.
         let wide = self.rows.iter().all(|row| row % CHUNK == 0);
         let fits = |t: &&Tile| asked.map_or(wide || t.shared == 0, |name| t.name == name);
-        let tiles = family.tiles(T::DTYPE, cuda.info().arch).filter(fits);
-        let plan = Plan::new(self.sizes, tiles);
-        let plan = plan.ok_or_else(|| family.lacks(&format!("{}, {}", T::DTYPE, asked.unwrap_or("any tile"))))?;
+        let plan = Plan::new(self.sizes, tiles().filter(fits));
+        let lacks = || families[0].lacks(&format!("{}, {}", T::DTYPE, asked.unwrap_or("any tile")));
+        let plan = plan.ok_or_else(lacks)?;
         if plan.splits == 1 {
             return launch(&plan, y, None);
         }

@@ -4,12 +4,15 @@
 
 use crate::under::{Under, skip};
 use tilework::device::cuda::CudaOptions;
+use tilework::ops::activation::Activation;
 use tilework::ops::case::Fill;
 use tilework::ops::parity::{self, Expected};
 use tilework::ops::{Case, ROOMS};
 use tilework::{DType, Device};
 
 const TILES: [&str; 2] = ["Wgmma128", "Wgmma64"];
+/// Tiles whose operands TMA brings.
+const MAPPED: [&str; 3] = ["Tma256", "Tma128", "Tma64"];
 
 fn under(tile: &'static str) -> Option<Under> {
     let under = Under::of(CudaOptions { tile: Some(tile), ..CudaOptions::default() }, 90)?;
@@ -34,6 +37,19 @@ fn conv2d(x: [usize; 4], o: usize, kernel: usize, stride: usize, pad: usize) -> 
         .input("w", [o, kernel, kernel, x[3]], Fill::Uniform)
 }
 
+/// A convolution whose sizes tensor maps allow, with biases and ReLU; its weights are used twice.
+fn mapped([n, h, w, c]: [usize; 4], o: usize, win: [[usize; 2]; 3]) -> Case {
+    let [kernel, stride, pad] = win;
+    let name = format!("[{n}, {h}, {w}, {c}] to {o}, {kernel:?}, stride {stride:?}, pad {pad:?}");
+    Case::new(name, move |v, cx| {
+        let y = v[0].conv2d_then(Some(Activation::Relu), &v[1], Some(&v[2]), stride, pad, cx)?;
+        y.add(&v[0].conv2d(&v[1], None, stride, pad, cx)?, cx)
+    })
+    .input("x", [n, h, w, c], Fill::Uniform)
+    .input("w", [o, kernel[0], kernel[1], c], Fill::Uniform)
+    .param("b", [o], Fill::Uniform)
+}
+
 /// Weights used twice, so that the second gradient is added to the first.
 fn twice(n: usize, inputs: usize, outputs: usize) -> Case {
     Case::new("twice", |v, cx| v[0].linear(&v[2], None, cx)?.add(&v[1].linear(&v[2], None, cx)?, cx))
@@ -55,11 +71,22 @@ fn cases() -> [(&'static str, Case); 7] {
     ]
 }
 
+/// Tails of pixels, of channels and of outputs, windows over row and image ends, padding of all kinds.
+fn mapped_cases() -> Vec<(&'static str, Case)> {
+    vec![
+        ("conv2d", mapped([3, 5, 7, 64], 64, [[3, 3], [1, 1], [1, 1]])),
+        ("conv2d", mapped([1, 3, 9, 64], 136, [[2, 3], [1, 2], [2, 0]])),
+        ("conv2d", mapped([2, 4, 4, 72], 128, [[1, 2], [1, 1], [0, 1]])),
+        ("conv2d", mapped([2, 9, 5, 128], 7, [[3, 1], [2, 1], [0, 1]])),
+    ]
+}
+
 #[test]
 fn every_tile_in_every_pass() {
-    for tile in TILES {
+    for tile in TILES.into_iter().chain(MAPPED) {
         let Some(under) = under(tile) else { return };
-        for (room, case) in cases() {
+        let cases = if MAPPED.contains(&tile) { mapped_cases() } else { cases().into() };
+        for (room, case) in cases {
             let room = ROOMS.iter().find(|r| r.name == room).unwrap();
             for dtype in [DType::F16, DType::BF16] {
                 let want = Expected::of(room, &case, dtype, 6).unwrap();

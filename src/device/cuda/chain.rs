@@ -83,6 +83,8 @@ mod tests {
             include_str!("libnvrtc.rs"),
             include_str!("context.rs"),
             include_str!("gpu.rs"),
+            include_str!("graph.rs"),
+            include_str!("tensor_map.rs"),
         ];
         let marks = ["sys::", "(b\"", "get(\""];
         let sorted = |list: &'static str| {

@@ -88,11 +88,8 @@ pub trait Driver: Send + Sync {
     /// What TMA needs to know of a tensor, as this device's driver writes it.
     ///
     /// # Errors
-    /// [`crate::Error::Internal`] if a rule of the driver's is broken, [`crate::Error::Device`] if it has no tensor maps.
-    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {
-        spec.check()?;
-        Err(crate::error::Error::Internal("no tensor maps on this device".into()))
-    }
+    /// [`crate::Error::Internal`] if a rule of the driver's is broken, [`crate::Error::Device`] if it fails.
+    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap>;
 
     /// Waits until all work is done.
     ///

@@ -4,10 +4,12 @@ use super::arch::Arch;
 use super::chain;
 use super::context::{Context, Module, in_words, lock};
 use super::driver::{Driver, Graph, Info};
-use super::launch::{Address, Arg, Kernel, Launch};
+use super::graph::CapturedGraph;
+use super::launch::{Address, Arg, Kernel, Launch, TensorMap};
 use super::nvrtc::{Compiler, Unit};
+use super::tensor_map::{self, TensorMapSpec};
 use crate::error::{Error, Result};
-use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction, CUgraphExec, CUresult};
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction, CUresult};
 use rayon::prelude::*;
 use std::ffi::{CString, c_void};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
@@ -318,6 +320,13 @@ impl Driver for Gpu {
         Ok(())
     }
 
+    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {
+        spec.check()?;
+        self.context.enter()?;
+        let (result, map) = tensor_map::encode(spec);
+        self.context.check("making a tensor map", result).map(|()| map)
+    }
+
     fn sync(&self) -> Result<()> {
         self.not_capturing("a wait")?;
         self.context.sync()
@@ -398,40 +407,5 @@ impl Driver for Gpu {
         self.context.record(&stop)?;
         self.context.wait(&stop)?;
         self.context.elapsed(&start, &stop)
-    }
-}
-
-/// A recorded run of launches.
-struct CapturedGraph {
-    context: Arc<Context>,
-    exec: CUgraphExec,
-    launches: usize,
-}
-
-// SAFETY: handles of the driver belong to the process, not to a thread.
-unsafe impl Send for CapturedGraph {}
-
-impl Graph for CapturedGraph {
-    fn replay(&self) -> Result<()> {
-        self.context.enter()?;
-        // SAFETY: graph and stream are alive.
-        let result = unsafe { sys::cuGraphLaunch(self.exec, self.context.stream) };
-        self.context.check("replaying a graph", result)?;
-        self.context.launched_graph(self.launches);
-        if self.context.sync_each_launch.load(Relaxed) { self.context.sync() } else { Ok(()) }
-    }
-
-    fn launches(&self) -> usize {
-        self.launches
-    }
-}
-
-impl Drop for CapturedGraph {
-    fn drop(&mut self) {
-        if !self.exec.is_null() && self.context.enter().is_ok() {
-            // SAFETY: made by cuGraphInstantiateWithFlags and destroyed once; the driver waits for a
-            // replay that is under way.
-            unsafe { sys::cuGraphExecDestroy(self.exec) };
-        }
     }
 }

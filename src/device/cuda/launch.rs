@@ -113,6 +113,8 @@ pub struct Tile {
     pub speed: u32,
     /// Bytes of dynamic shared memory.
     pub shared: u32,
+    /// Whether operands come by tensor maps, which some sizes allow; blocks of such a tile walk over the tiles.
+    pub maps: bool,
 }
 
 /// A kernel compiled for the host; `args[i]` points to its argument `i`.

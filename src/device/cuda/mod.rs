@@ -10,6 +10,7 @@ pub mod chain;
 mod context;
 mod driver;
 pub mod gpu;
+mod graph;
 mod launch;
 mod libcuda;
 mod libnvrtc;
@@ -50,7 +51,8 @@ pub struct CudaOptions {
     pub explicit_conv: bool,
     /// Each layer by kernels of its own, also where those of one could compute the next too.
     pub no_fuse: bool,
-    /// The tile of all matrix products by name, instead of the one that suits their sizes: for tests.
+    /// The tile of all matrix products by name, instead of the one that suits their sizes: for tests. One with tensor maps is
+    /// for those whose sizes allow it.
     pub tile: Option<&'static str>,
     /// Wait after each launch, so that the kernel that fails is known.
     pub sync_launches: bool,

@@ -1,7 +1,10 @@
-//! What a tensor map says, and the driver's rules for it (`cuTensorMapEncodeTiled`, `cuTensorMapEncodeIm2col`).
+//! What a tensor map says, the driver's rules for it (`cuTensorMapEncodeTiled`, `cuTensorMapEncodeIm2col`), and its map.
 
 use super::driver::Address;
+use super::launch::TensorMap;
 use crate::error::{Error, Result};
+use cudarc::driver::sys::{self, CUresult};
+use std::ffi::c_void;
 
 /// How the 16-byte chunks of a box's rows are stirred in shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +147,57 @@ impl TensorMapSpec {
         let row = self.swizzle.row();
         rule(row == 0 || inner == row, "a box's row has as many bytes as the swizzle's")
     }
+}
+
+/// The driver's map for a spec that has been [checked](TensorMapSpec::check).
+pub(super) fn encode(spec: &TensorMapSpec) -> (CUresult, TensorMap) {
+    // What is copied are bytes. The type matters for sums and for places outside that are NaN, and there are neither.
+    let element = match spec.element {
+        1 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        2 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        4 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+        _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT64,
+    };
+    let swizzle = match spec.swizzle {
+        Swizzle::None => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+        Swizzle::B32 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_32B,
+        Swizzle::B64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+        Swizzle::B128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+    };
+    let interleave = sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE;
+    let promotion = sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
+    let fill = sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
+    let (rank, address) = (spec.dims.len() as u32, spec.address as *mut c_void);
+    let dims: Vec<u64> = spec.dims.iter().map(|d| u64::from(*d)).collect();
+    let (dims, strides) = (dims.as_ptr(), spec.strides.as_ptr());
+    // The driver's own type: it may be aligned to more than ours, which is what kernels are given.
+    let mut map = sys::CUtensorMap { opaque: [0; 16] };
+    let to = &raw mut map;
+    let result = match &spec.part {
+        TensorMapBox::Tiled { sizes, steps } => {
+            let (sizes, steps) = (sizes.as_ptr(), steps.as_ptr());
+            // SAFETY: every list has as many numbers as the rank asks for, as `check` has seen, and lives until the call is
+            // over. The tensor itself is not touched.
+            unsafe {
+                sys::cuTensorMapEncodeTiled(
+                    to, element, rank, address, dims, strides, sizes, steps, interleave, swizzle, promotion, fill,
+                )
+            }
+        }
+        TensorMapBox::Im2col { lower, upper, channels, pixels, steps } => {
+            // The driver wants them for channels and images too.
+            let steps: Vec<u32> = [1].iter().chain(steps).chain(&[1]).copied().collect();
+            let (lower, upper, steps) = (lower.as_ptr(), upper.as_ptr(), steps.as_ptr());
+            // SAFETY: as above.
+            unsafe {
+                sys::cuTensorMapEncodeIm2col(
+                    to, element, rank, address, dims, strides, lower, upper, *channels, *pixels, steps, interleave,
+                    swizzle, promotion, fill,
+                )
+            }
+        }
+    };
+    (result, TensorMap(map.opaque))
 }
 
 fn dense(element: u32, dims: &[u32]) -> Vec<u64> {

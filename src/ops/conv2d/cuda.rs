@@ -5,9 +5,10 @@
 //! of linear layers; it is slower and takes `kh·kw` times the memory of the input, and it is the one
 //! to study first. [`CudaOptions::explicit_conv`](crate::device::cuda::CudaOptions) chooses it.
 
-use super::Dims;
-use crate::device::cuda::{Cuda, KernelType, Launch};
+use super::{Dims, maps};
+use crate::device::cuda::{Cuda, Family, KernelType, Launch, Tile};
 use crate::error::Result;
+use crate::kernels::TMA128;
 use crate::kernels::conv2d::*;
 use crate::ops::linear::cuda as linear;
 use crate::ops::product::Product;
@@ -72,6 +73,11 @@ fn im2col<T: KernelType>(cuda: &Cuda, x: &Tensor, d: &Dims) -> Result<Tensor> {
     Ok(cols)
 }
 
+/// The kernels of a pass, with those whose operands come by tensor maps where these are possible.
+fn families<'a>(plain: &'a Family, tma: &'a Family, mapped: bool) -> impl Iterator<Item = &'a Family> {
+    [plain].into_iter().chain(mapped.then_some(tma))
+}
+
 pub(super) fn forward<T: KernelType>(
     cuda: &Cuda,
     x: &Tensor,
@@ -86,8 +92,15 @@ pub(super) fn forward<T: KernelType>(
     }
     let bias = b.map(Tensor::input).transpose()?;
     let product = Product { sizes: [d.n * d.pixels(), d.o, d.patch()], rows: [d.c; 2], bias, accumulate: false, relu };
-    product.run::<T, T>(cuda, &CONV2D_FWD, y.output()?, |plan, y, partial| {
+    let operands = |tile: &Tile| maps::forward::<T>(x, w, d, tile);
+    let mapped = maps::possible(&operands(&TMA128)?, d.c, d);
+    let families = families(&CONV2D_FWD, &CONV2D_FWD_TMA, mapped);
+    product.run::<T, T>(cuda, families, y.output()?, |plan, y, partial| {
         let d = Conv2dDims { relu: relu.into(), ..sizes(d, false, plan.split_steps) };
+        if plan.tile.maps {
+            let [x, w] = maps::make(cuda, &operands(plan.tile)?)?;
+            return conv2d_fwd_tma::<T>(cuda, plan.tile, plan.launch, &x, &w, bias, y, partial, &d);
+        }
         conv2d_fwd::<T>(cuda, plan.tile, plan.launch, x.input()?, w.input()?, bias, y, partial, &d)
     })
 }
@@ -102,8 +115,15 @@ pub(super) fn backward_x<T: KernelType>(cuda: &Cuda, gy: &Tensor, w: &Tensor, gx
     let [kh, kw] = d.window.kernel;
     let sizes_of = [gx.len() / d.c, d.c, kh * kw * d.o];
     let product = Product { sizes: sizes_of, rows: [d.o, d.c], bias: None, accumulate: false, relu: false };
-    product.run::<T, T>(cuda, &CONV2D_BWD_X, gx.output()?, |plan, gx, partial| {
+    let operands = |tile: &Tile| maps::backward_x::<T>(gy, w, d, tile);
+    let mapped = d.window.stride == [1; 2] && maps::possible(&operands(&TMA128)?, d.o, d);
+    let families = families(&CONV2D_BWD_X, &CONV2D_BWD_X_TMA, mapped);
+    product.run::<T, T>(cuda, families, gx.output()?, |plan, gx, partial| {
         let d = sizes(d, false, plan.split_steps);
+        if plan.tile.maps {
+            let [gy, w] = maps::make(cuda, &operands(plan.tile)?)?;
+            return conv2d_bwd_x_tma::<T>(cuda, plan.tile, plan.launch, &gy, &w, gx, partial, &d);
+        }
         conv2d_bwd_x::<T>(cuda, plan.tile, plan.launch, gy.input()?, w.input()?, gx, partial, &d)
     })
 }
@@ -121,8 +141,14 @@ pub(super) fn backward_w<T: KernelType>(
     let accumulate = gw.accumulate;
     let product =
         Product { sizes: [d.o, d.patch(), d.n * d.pixels()], rows: [d.o, d.c], bias: None, accumulate, relu: false };
-    product.run::<T, f32>(cuda, &CONV2D_BWD_W, gw.output()?, |plan, gw, partial| {
+    let operands = maps::backward_w::<T>(gy, x, d)?;
+    let families = families(&CONV2D_BWD_W, &CONV2D_BWD_W_TMA, maps::possible(&operands, d.c, d));
+    product.run::<T, f32>(cuda, families, gw.output()?, |plan, gw, partial| {
         let d = sizes(d, accumulate, plan.split_steps);
+        if plan.tile.maps {
+            let [gy, x] = maps::make(cuda, &operands)?;
+            return conv2d_bwd_w_tma::<T>(cuda, plan.tile, plan.launch, &gy, &x, gw, partial, &d);
+        }
         conv2d_bwd_w::<T>(cuda, plan.tile, plan.launch, gy.input()?, x.input()?, gw, partial, &d)
     })
 }

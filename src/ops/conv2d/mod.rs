@@ -15,6 +15,7 @@ mod direct;
 mod im2col;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
+mod maps;
 mod pixelwise;
 
 use super::activation::Activation;

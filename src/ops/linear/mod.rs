@@ -172,7 +172,7 @@ pub(super) mod cuda {
         let [n, inputs, outputs] = dims;
         let bias = b.map(Tensor::input).transpose()?;
         let product = Product { sizes: [n, outputs, inputs], rows: [inputs; 2], bias, accumulate: false, relu };
-        product.run::<T, T>(cuda, &LINEAR_FWD, y.output()?, |plan, y, partial| {
+        product.run::<T, T>(cuda, [&LINEAR_FWD], y.output()?, |plan, y, partial| {
             let d = LinearDims { relu: relu.into(), ..sizes(dims, false, plan) };
             linear_fwd::<T>(cuda, plan.tile, plan.launch, x.input()?, w.input()?, bias, y, partial, &d)
         })
@@ -193,7 +193,7 @@ pub(super) mod cuda {
             accumulate: false,
             relu: false,
         };
-        product.run::<T, T>(cuda, &LINEAR_BWD_X, gx.output()?, |plan, gx, partial| {
+        product.run::<T, T>(cuda, [&LINEAR_BWD_X], gx.output()?, |plan, gx, partial| {
             let d = sizes(dims, false, plan);
             linear_bwd_x::<T>(cuda, plan.tile, plan.launch, gy.input()?, w.input()?, gx, partial, &d)
         })
@@ -209,7 +209,7 @@ pub(super) mod cuda {
         let ([n, inputs, outputs], accumulate) = (dims, gw.accumulate);
         let product =
             Product { sizes: [outputs, inputs, n], rows: [outputs, inputs], bias: None, accumulate, relu: false };
-        product.run::<T, f32>(cuda, &LINEAR_BWD_W, gw.output()?, |plan, gw, partial| {
+        product.run::<T, f32>(cuda, [&LINEAR_BWD_W], gw.output()?, |plan, gw, partial| {
             let d = sizes(dims, accumulate, plan);
             linear_bwd_w::<T>(cuda, plan.tile, plan.launch, gy.input()?, x.input()?, gw, partial, &d)
         })
