@@ -170,4 +170,59 @@ mod tests {
             }
         }
     }
+
+    /// Blocks that take several tiles of several steps each, in ranges of K, with operands by tensor maps in every pass.
+    #[cfg(tilework_emulator)]
+    #[test]
+    fn blocks_walk_over_tiles() {
+        use super::super::definition::Example;
+        use crate::Device;
+        use crate::device::cuda::CudaOptions;
+        use crate::device::emulator::{EmulatorOptions, Order};
+        use crate::dtype::DType;
+        use crate::ops::window::Window;
+        use half::f16;
+        let window = Window { kernel: [2, 1], stride: [1; 2], pad: [1, 0] };
+        let e = Example::new(Dims { n: 2, x: [13, 15], c: 64, y: [14, 15], o: 192, window });
+        let d = &e.d;
+        // Partial results have no biases yet.
+        let y: Vec<f64> = e.y.iter().zip(e.b.iter().cycle()).map(|(y, b)| y - b).collect();
+        for tile in CONV2D_FWD_TMA.tiles(DType::F16, 90) {
+            for (order, checked) in [(Order::Forward, false), (Order::Reverse, false), (Order::Random(3), true)] {
+                let options = EmulatorOptions { order, checked, arch: 90, ..EmulatorOptions::default() };
+                let device = Device::emulated_with(CudaOptions::default(), options).unwrap();
+                let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
+                let tensor = |shape: [usize; 4], of: &[f64]| {
+                    let of: Vec<f16> = of.iter().map(|v| f16::from_f64(*v)).collect();
+                    Tensor::from_slice(&device, shape, &of).unwrap()
+                };
+                let x = tensor([d.n, d.x[0], d.x[1], d.c], &e.x);
+                let w = tensor([d.o, 2, 1, d.c], &e.w);
+                let gy = tensor([d.n, d.y[0], d.y[1], d.o], &e.gy);
+                let make = |operands: Result<maps::Operands>| maps::make(cuda, &operands.unwrap()).unwrap();
+                let launch = Launch::new(0, tile.threads).grid(2, 1, 2).shared(tile.shared as usize);
+                let partial = |len: usize| Tensor::empty(&device, DType::F32, [2, len]).unwrap();
+                let check = |pass: &str, partial: &Tensor, want: &[f64]| {
+                    let partial = partial.to_f64().unwrap();
+                    let (first, second) = partial.split_at(want.len());
+                    let sum: Vec<f64> = first.iter().zip(second).map(|(a, b)| a + b).collect();
+                    assert!(sum == want, "{pass}, {}, {order:?}", tile.name);
+                };
+                // What would be written without splits.
+                let (mut none, mut no_sums) = (tensor([1; 4], &[0.0]), partial(1));
+                let (mut p, [a, b]) = (partial(y.len()), make(maps::forward::<f16>(&x, &w, d, tile)));
+                let (to, out) = (none.output().unwrap(), Some(p.output().unwrap()));
+                conv2d_fwd_tma::<f16>(cuda, tile, launch, &a, &b, None, to, out, &sizes(d, false, 1)).unwrap();
+                check("forward", &p, &y);
+                let (mut p, [a, b]) = (partial(e.gx.len()), make(maps::backward_x::<f16>(&gy, &w, d, tile)));
+                let (to, out) = (none.output().unwrap(), Some(p.output().unwrap()));
+                conv2d_bwd_x_tma::<f16>(cuda, tile, launch, &a, &b, to, out, &sizes(d, false, 4)).unwrap();
+                check("input gradient", &p, &e.gx);
+                let (mut p, [a, b]) = (partial(e.gw.len()), make(maps::backward_w::<f16>(&gy, &x, d)));
+                let (to, out) = (no_sums.output().unwrap(), Some(p.output().unwrap()));
+                conv2d_bwd_w_tma::<f16>(cuda, tile, launch, &a, &b, to, out, &sizes(d, false, 4)).unwrap();
+                check("weight gradient", &p, &e.gw);
+            }
+        }
+    }
 }

@@ -26,7 +26,7 @@ impl Example {
         Example::new(Dims { n, x, c, y, o, window })
     }
 
-    fn new(d: Dims) -> Self {
+    pub(super) fn new(d: Dims) -> Self {
         let numbers = |len: usize, from: usize| -> Vec<f64> {
             (from..from + len).map(|i| ((i * 7919 + d.patch()) % 23) as f64 - 11.0).collect()
         };
