@@ -14,7 +14,9 @@ use std::process::Command;
 use std::time::Duration;
 use tilework::device::cuda::cache::{Cache, CompiledCode};
 use tilework::device::cuda::gpu::{Gpu, GpuOptions};
-use tilework::device::cuda::{Arg, Driver, Family, Kernel, Launch, Source, TensorMap, Timing};
+use tilework::device::cuda::{
+    Arg, Driver, Family, Kernel, Launch, Source, Swizzle, TensorMap, TensorMapBox, TensorMapSpec, Timing,
+};
 
 static TOY: Source = Source {
     stem: "toy",
@@ -267,6 +269,20 @@ fn kernels_are_compiled_once_and_launched() {
     let e = launch(&gpu, ABSENT, 0, &[]).unwrap_err();
     assert!(e.contains("absent_fwd") && e.contains("CUDA_ERROR_NOT_FOUND"), "{e}");
     assert!(launch(&gpu, &FOREIGN, 0, &[]).unwrap_err().contains("not in the table"));
+
+    // The driver makes tensor maps: of images [2, 5, 7, 64] that a window walks with a step of 2 in a row, and of a matrix.
+    let (lower, upper) = (vec![-1, -2], vec![0, -3]);
+    let part = TensorMapBox::Im2col { lower, upper, channels: 64, pixels: 96, steps: vec![2, 1] };
+    let images = TensorMapSpec::im2col(2, 4096, [2, 5, 7, 64], part, Swizzle::B128);
+    let matrix = TensorMapSpec::tiled(2, 4096, &[128, 9], &[64, 3], Swizzle::B128);
+    let told = |spec: &TensorMapSpec| gpu.tensor_map(spec).map(|map| map.0.map(|word| format!("{word:x}")).join(" "));
+    let (of_images, of_matrix) = (told(&images).unwrap(), told(&matrix).unwrap());
+    assert_eq!(
+        of_images,
+        "303040602 1000 40 8000000007 38000000005 118000000002 0 100000000 20000ffff 1fffdfffe 100000000 0 6000000040 0 0 0"
+    );
+    assert_eq!(of_matrix, "303020601 1000 80 10000000009 0 0 0 100000040 100000003 0 0 0 0 0 0 0");
+    assert!(told(&TensorMapSpec { address: 8, ..matrix }).unwrap_err().to_string().contains("multiple of 16"));
 
     // A tensor map goes by value, aligned; clusters are the launch's, and must divide its grid.
     let mut map = TensorMap([0; 16]);

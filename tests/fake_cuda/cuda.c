@@ -288,6 +288,33 @@ API Result cuLaunchKernelEx(const Config *c, Function *f, void **args, void **ex
     return push(op);
 }
 
+// A map that says what it was made of: mode, type, rank and how it is copied; address; dimensions and strides; the box.
+static Result describe(uint64_t *map, uint64_t mode, uint64_t type, unsigned rank, uint64_t at, const uint64_t *dims,
+                       const uint64_t *strides, const unsigned *steps, int plain, int swizzle, int l2, int fill) {
+    if ((uint64_t)map % 64 || at % 16 || rank > 5 || plain || fill) return INVALID;
+    memset(map, 0, 128);
+    map[0] = mode | type << 8 | (uint64_t)rank << 16 | (uint64_t)swizzle << 24 | (uint64_t)l2 << 32;
+    map[1] = at;
+    for (unsigned i = 0; i < rank; i++) map[2 + i] = dims[i] | (i ? strides[i - 1] : 0) << 32;
+    for (unsigned i = 0; i < rank; i++) map[7 + i] = (uint64_t)steps[i] << 32;
+    return check();
+}
+API Result cuTensorMapEncodeTiled(uint64_t *map, int type, unsigned rank, uint64_t at, const uint64_t *dims,
+                                  const uint64_t *strides, const unsigned *box, const unsigned *steps, int plain,
+                                  int swizzle, int l2, int fill) {
+    Result r = describe(map, 1, type, rank, at, dims, strides, steps, plain, swizzle, l2, fill);
+    for (unsigned i = 0; !r && i < rank; i++) map[7 + i] |= box[i];
+    return r;
+}
+API Result cuTensorMapEncodeIm2col(uint64_t *map, int type, unsigned rank, uint64_t at, const uint64_t *dims,
+                                   const uint64_t *strides, const int *lower, const int *upper, unsigned channels,
+                                   unsigned pixels, const unsigned *steps, int plain, int swizzle, int l2, int fill) {
+    Result r = describe(map, 2, type, rank, at, dims, strides, steps, plain, swizzle, l2, fill);
+    for (unsigned i = 0; !r && i + 2 < rank; i++) map[8 + i] |= (uint16_t)lower[i] | (unsigned)(uint16_t)upper[i] << 16;
+    map[12] = channels | (uint64_t)pixels << 32;
+    return r;
+}
+
 API Result cuStreamBeginCapture_v2(void *s, int m) {
     if (s != &stream || capturing) return INVALID;
     capturing = 1; mode = m; broken = 0; recording.count = 0;
