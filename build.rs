@@ -238,7 +238,7 @@ fn generate_launcher(out: &mut String, family: &Family) {
                 }
             }
             Kind::Dims(of) => (format!("&{of}"), format!("Arg::Value(bytemuck::bytes_of({name}))")),
-            Kind::TensorMap => ("&TensorMap".into(), format!("Arg::Value(bytemuck::bytes_of({name}))")),
+            Kind::TensorMap => ("&MappedTensor".into(), format!("Arg::Map({name})")),
         };
         let _ = write!(signature, ", {name}: {of}");
         let _ = write!(args, "{arg}, ");

@@ -7,7 +7,7 @@
 
 use crate::device::Device;
 use crate::device::cuda::{
-    Arch, Arg, Cuda, CudaOptions, Family, In, Kernel, KernelType, Launch, Out, Source, TensorMap, Tile, gpu, null,
+    Arch, Arg, Cuda, CudaOptions, Family, In, Kernel, KernelType, Launch, MappedTensor, Out, Source, Tile, gpu, null,
 };
 #[cfg(tilework_emulator)]
 use crate::device::emulator;

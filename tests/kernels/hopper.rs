@@ -34,7 +34,7 @@ fn tensor<T: Float>(device: &Device, shape: &[usize], values: &[f64]) -> Tensor 
     Tensor::from_slice(device, Shape::from_slice(shape).unwrap(), &values).unwrap()
 }
 
-fn matrix<T: KernelType>(device: &Device, x: &Tensor, rows: usize, columns: usize, sizes: [u32; 2]) -> TensorMap {
+fn matrix<T: KernelType>(device: &Device, x: &Tensor, rows: usize, columns: usize, sizes: [u32; 2]) -> MappedTensor {
     let address = x.input::<T>().unwrap().address();
     let spec = TensorMapSpec::tiled(2, address, &[columns as u32, rows as u32], &sizes, Swizzle::B128);
     cuda(device).tensor_map(&spec).unwrap()
@@ -44,9 +44,10 @@ fn matrix<T: KernelType>(device: &Device, x: &Tensor, rows: usize, columns: usiz
 fn a_tensor_map_is_an_argument_and_other_devices_are_refused() {
     let device = Device::emulated(Default::default()).unwrap();
     let mut y = device.alloc(DType::F32, 128).unwrap();
-    let (map, d) = (TensorMap([1; 16]), hopper::HopperDims { bytes: 512 });
-    assert_eq!((size_of::<TensorMap>(), align_of::<TensorMap>()), (128, 64));
     let y = y.output::<f32>(0..128).unwrap();
+    let spec = TensorMapSpec::tiled(4, y.address(), &[128], &[128], Swizzle::None);
+    let (map, d) = (cuda(&device).tensor_map(&spec).unwrap(), hopper::HopperDims { bytes: 512 });
+    assert_eq!((size_of_val(&map.map), align_of_val(&map.map)), (128, 64));
     let launch = Launch::new(2, 128).cluster(2, 1, 1).shared(64 << 10);
     let e = hopper::hopper_copy(cuda(&device), launch, &map, y, &d).unwrap_err().to_string();
     assert!(
@@ -73,7 +74,7 @@ fn a_copy_in_a_cluster() {
 }
 
 /// What a product of the tests is launched with.
-type Launcher = fn(&Cuda, Launch, &TensorMap, &TensorMap, Out<'_, f32>, &hopper::ProductDims) -> Result<()>;
+type Launcher = fn(&Cuda, Launch, &MappedTensor, &MappedTensor, Out<'_, f32>, &hopper::ProductDims) -> Result<()>;
 
 /// a b' with rows of a and b along k, or a' b with rows along m and n; sizes that are no multiples of a tile.
 fn product<T: KernelType + Float>(kernel: Launcher, launch: Launch, turned: bool, box_rows: u32) {

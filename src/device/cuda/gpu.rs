@@ -276,6 +276,7 @@ impl Driver for Gpu {
         for (pointer, arg) in pointers.iter_mut().zip(args) {
             *pointer = match arg {
                 Arg::Memory { address, .. } => std::ptr::from_ref(address).cast_mut().cast(),
+                Arg::Map(tensor) => std::ptr::from_ref(&tensor.map).cast_mut().cast(),
                 Arg::Value(bytes) => bytes.as_ptr().cast_mut().cast(),
             };
         }

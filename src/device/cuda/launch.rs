@@ -5,6 +5,7 @@
 
 use super::arch::Arch;
 pub(super) use super::driver::Address;
+use super::tensor_map::TensorMapSpec;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use std::marker::PhantomData;
@@ -224,6 +225,8 @@ pub enum Arg<'a> {
         /// Whether the kernel may write it.
         writable: bool,
     },
+    /// Memory, by its map.
+    Map(&'a MappedTensor),
     /// A value, as its bytes.
     Value(&'a [u8]),
 }
@@ -286,6 +289,15 @@ impl<T: bytemuck::Pod> Out<'_, T> {
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 pub struct TensorMap(pub [u64; 16]);
+
+/// A tensor that a kernel gets by its map.
+#[derive(Clone, Debug)]
+pub struct MappedTensor {
+    /// What the map says.
+    pub spec: TensorMapSpec,
+    /// The map.
+    pub map: TensorMap,
+}
 
 /// A null pointer where the kernel allows one.
 pub(crate) const fn null(name: &'static str) -> Arg<'static> {

@@ -24,7 +24,9 @@ mod timing;
 
 pub use arch::Arch;
 pub use driver::{Address, Driver, Graph, Info};
-pub use launch::{Arg, BLOCK, Family, In, Kernel, KernelType, Launch, Order, Out, Source, TensorMap, Thunk, Tile};
+pub use launch::{
+    Arg, BLOCK, Family, In, Kernel, KernelType, Launch, MappedTensor, Order, Out, Source, TensorMap, Thunk, Tile,
+};
 pub(crate) use launch::{null, with_kernel_type};
 pub use tensor_map::{Swizzle, TensorMapBox, TensorMapSpec};
 pub use timing::Timing;
@@ -139,12 +141,12 @@ impl Cuda {
         Ok(self.inner.driver.memory()?.0)
     }
 
-    /// What TMA needs to know of a tensor. Its memory must be there as long as launches use the map.
+    /// A tensor with what TMA needs to know of it. Its memory must be there as long as launches use the map.
     ///
     /// # Errors
     /// As for [`Driver::tensor_map`].
-    pub fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {
-        self.driver().tensor_map(spec)
+    pub fn tensor_map(&self, spec: &TensorMapSpec) -> Result<MappedTensor> {
+        self.driver().tensor_map(spec).map(|map| MappedTensor { spec: spec.clone(), map })
     }
 
     pub(super) fn alloc(&self, bytes: usize) -> Result<DeviceMemory> {

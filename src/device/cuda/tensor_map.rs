@@ -105,6 +105,11 @@ impl TensorMapSpec {
             }
     }
 
+    /// Bytes of a tensor without gaps.
+    pub(super) fn extent(&self) -> usize {
+        self.dims.iter().map(|d| *d as usize).product::<usize>() * self.element as usize
+    }
+
     /// # Errors
     /// [`Error::Internal`] naming the rule that is broken.
     pub fn check(&self) -> Result<()> {

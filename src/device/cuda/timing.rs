@@ -5,7 +5,8 @@
 //! L2 cache, so that each finds its inputs where a long step leaves them: in the GPU's memory.
 
 use super::driver::{Address, Driver, Graph};
-use super::launch::{Arg, Kernel, Launch};
+use super::launch::{Arg, Kernel, Launch, MappedTensor};
+use super::tensor_map::TensorMapSpec;
 use crate::error::{Error, Result};
 use std::time::Duration;
 
@@ -73,6 +74,7 @@ fn copies(l2_bytes: usize, bytes: usize) -> usize {
 fn memory(arg: &Arg<'_>) -> (Address, usize) {
     match *arg {
         Arg::Memory { address, bytes, .. } => (address, bytes),
+        Arg::Map(tensor) => (tensor.spec.address, tensor.spec.extent()),
         Arg::Value(_) => (0, 0),
     }
 }
@@ -85,6 +87,8 @@ struct Copies<'d> {
     places: Vec<usize>,
     stride: usize,
     count: usize,
+    /// In each copy, each argument that is given by its map.
+    maps: Vec<Vec<Option<MappedTensor>>>,
 }
 
 impl<'d> Copies<'d> {
@@ -111,8 +115,18 @@ impl<'d> Copies<'d> {
                 }
             }
         };
-        let copies = Copies { driver, block, places, stride, count };
+        let mut copies = Copies { driver, block, places, stride, count, maps: Vec::new() };
         for i in 0..count {
+            let map = |(arg, place): (&Arg<'_>, &usize)| match *arg {
+                Arg::Map(tensor) => {
+                    let spec = TensorMapSpec { address: copies.at(i, *place), ..tensor.spec.clone() };
+                    let map = driver.tensor_map(&spec)?;
+                    Ok(Some(MappedTensor { spec, map }))
+                }
+                _ => Ok(None),
+            };
+            let maps = args.iter().zip(&copies.places).map(map).collect::<Result<_>>()?;
+            copies.maps.push(maps);
             for (from, to) in args.iter().map(memory).zip(copies.args(args, i).iter().map(memory)) {
                 if from.0 != 0 {
                     // SAFETY: the launch's memory is as large as it says, and so is its copy.
@@ -123,14 +137,19 @@ impl<'d> Copies<'d> {
         Ok(copies)
     }
 
+    /// A place in the copy of this number.
+    fn at(&self, number: usize, place: usize) -> Address {
+        self.block + (number * self.stride + place) as Address
+    }
+
     /// The arguments with their memory in the copy of this number.
-    fn args<'a>(&self, args: &[Arg<'a>], number: usize) -> Vec<Arg<'a>> {
+    fn args<'a>(&'a self, args: &[Arg<'a>], number: usize) -> Vec<Arg<'a>> {
         let mut args = args.to_vec();
-        for (arg, place) in args.iter_mut().zip(&self.places) {
-            if let Arg::Memory { address, .. } = arg
-                && *address != 0
-            {
-                *address = self.block + (number * self.stride + place) as Address;
+        for (i, arg) in args.iter_mut().enumerate() {
+            match arg {
+                Arg::Memory { address, .. } if *address != 0 => *address = self.at(number, self.places[i]),
+                Arg::Map(tensor) => *tensor = self.maps[number][i].as_ref().unwrap_or(tensor),
+                _ => {}
             }
         }
         args

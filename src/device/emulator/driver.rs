@@ -104,14 +104,14 @@ enum Owned {
 
 impl Owned {
     fn of(arg: &Arg<'_>) -> Self {
-        match *arg {
-            Arg::Memory { name, address, bytes, writable } => Owned::Memory { name, address, bytes, writable },
-            Arg::Value(bytes) => {
-                let mut value = vec![Unit([0; 8]); bytes.len().div_ceil(64)];
-                bytemuck::cast_slice_mut::<Unit, u8>(&mut value)[..bytes.len()].copy_from_slice(bytes);
-                Owned::Value(value)
-            }
-        }
+        let bytes = match *arg {
+            Arg::Memory { name, address, bytes, writable } => return Owned::Memory { name, address, bytes, writable },
+            Arg::Map(tensor) => bytemuck::bytes_of(&tensor.map),
+            Arg::Value(bytes) => bytes,
+        };
+        let mut value = vec![Unit([0; 8]); bytes.len().div_ceil(64)];
+        bytemuck::cast_slice_mut::<Unit, u8>(&mut value)[..bytes.len()].copy_from_slice(bytes);
+        Owned::Value(value)
     }
 }
 

@@ -225,4 +225,31 @@ mod tests {
             }
         }
     }
+
+    /// A tile with maps that is asked for serves where the sizes allow it; its inputs count as memory of the kernel.
+    #[cfg(tilework_emulator)]
+    #[test]
+    fn maps_are_for_some_sizes() {
+        use crate::Device;
+        use crate::device::cuda::CudaOptions;
+        use crate::device::emulator::EmulatorOptions;
+        use crate::dtype::DType;
+        use crate::ops::window::Window;
+        let options = CudaOptions { tile: Some("Tma64"), ..CudaOptions::default() };
+        let device = Device::emulated_with(options, EmulatorOptions { arch: 90, ..Default::default() }).unwrap();
+        let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
+        let timed = |dtype: DType, c: usize| {
+            let d = Dims { n: 1, x: [2, 2], c, y: [2, 2], o: 8, window: Window::square(1, 1, 0) };
+            let zeros = |shape: [usize; 4]| Tensor::zeros(&device, dtype, shape).unwrap();
+            let (x, w, mut y) = (zeros([1, 2, 2, c]), zeros([8, 1, 1, c]), zeros([1, 2, 2, 8]));
+            let timings = cuda.profile(|| match dtype {
+                DType::F32 => forward::<f32>(cuda, &x, &w, None, false, &mut y, &d),
+                _ => forward::<half::f16>(cuda, &x, &w, None, false, &mut y, &d),
+            });
+            timings.unwrap().iter().map(|t| (t.kernel, t.bytes)).next().unwrap()
+        };
+        assert_eq!(timed(DType::F16, 64), ("conv2d_fwd_tma<half, Tma64>", 2 * (4 * 64 + 8 * 64 + 4 * 8)));
+        assert_eq!(timed(DType::F16, 72).0, "conv2d_fwd<half, Mma32>");
+        assert_eq!(timed(DType::F32, 64).0, "conv2d_fwd<float, Simt32>");
+    }
 }

@@ -4,7 +4,7 @@
 //! many pixels a box has.
 
 use super::Dims;
-use crate::device::cuda::{Cuda, KernelType, Swizzle, TensorMap, TensorMapBox, TensorMapSpec, Tile};
+use crate::device::cuda::{Cuda, KernelType, MappedTensor, Swizzle, TensorMapBox, TensorMapSpec, Tile};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -43,8 +43,8 @@ pub(super) fn possible(operands: &Operands, channels: usize, d: &Dims) -> bool {
     channels.is_multiple_of(WIDE) && small && operands.iter().all(|spec| spec.check().is_ok())
 }
 
-/// The maps.
-pub(super) fn make(cuda: &Cuda, operands: &Operands) -> Result<[TensorMap; 2]> {
+/// The operands by their maps.
+pub(super) fn make(cuda: &Cuda, operands: &Operands) -> Result<[MappedTensor; 2]> {
     Ok([cuda.tensor_map(&operands[0])?, cuda.tensor_map(&operands[1])?])
 }
 
