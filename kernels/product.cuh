@@ -2,7 +2,8 @@
 //
 // A block computes a tile of M x N of C. It walks along K in steps: a step of A and one of B go through shared memory to
 // the registers of its threads. simt.cuh has the product of floats, mma.cuh that of two-byte elements on tensor cores,
-// wgmma_product.cuh that on Hopper's, operand.cuh the sources that say where the elements lie, and the epilogue.
+// wgmma_product.cuh that on Hopper's, tma_product.cuh that with operands that TMA brings; operand.cuh has the sources that
+// say where the elements lie, and the epilogue.
 //
 // Split-K. A product with few tiles and a long K would leave most of the GPU idle. The grid's z cuts the
 // steps along K into ranges of `split_steps`; each writes its own partial result [z][M][N], and split_sum
@@ -22,7 +23,8 @@
 // trying, with whole training steps of eight networks (H100, 2026-11-26): Simt128 has 58 % of the arithmetic with
 // one block on a multiprocessor, and 72 % with two. Those of Mma and Wgmma tiles are what whole products reached
 // there, each tile by itself (`tilework bench --tile`). Wgmma tiles are left out where operands have no chunks of 8: see
-// `Product::rows`.
+// `Product::rows`; Tma tiles where maps cannot describe the operands (src/ops/conv2d/maps.rs), or one of them is a view that
+// is not aligned to 16 bytes. Those of Tma tiles are an estimate, by what a study of such products reached on an H100.
 #pragma once
 #include "mma.cuh"
 #include "simt.cuh"

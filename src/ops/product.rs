@@ -2,7 +2,7 @@
 //!
 //! How a product is cut (which tile, how many splits along K) follows from its sizes alone, never from
 //! the GPU, so that every GPU gives the same bits; that of two-byte elements, of which some tiles are of one architecture, from
-//! that too. `kernels/product.cuh` has the other side.
+//! that too, and from whether operands are aligned for tensor maps. `kernels/product.cuh` has the other side.
 
 use super::activation::Activation;
 use super::relu;
