@@ -9,8 +9,8 @@
 //
 // A slot of the ring has two mbarriers, which lie behind the slots. `full`: the bytes of both operands have come. `empty`: both
 // warpgroups have read them; each says so of a step when its products of the next are under way. The thread that loads waits
-// for both, so it lets the other warpgroup come up to it; meanwhile its own products go on. (A warp of its own for the loads
-// leaves each thread of two blocks 96 registers, which are too few to store 64 sums from.)
+// for both when it has started the products of one step more, so that neither warpgroup runs dry. (A warp of its own for the
+// loads leaves each thread of two blocks 96 registers, which are too few to store 64 sums from.)
 //
 // A source here names boxes, not elements:
 //     static constexpr bool along_k                   which way its rows of 128 bytes lie, as for wgmma
@@ -77,6 +77,8 @@ __device__ __forceinline__ void product_tma(A& a, B& b, const Cut& cut, const Ep
   constexpr int M = Tile::M, N = Tile::N, STAGES = Tile::STAGES, MT = M / 128;
   static_assert(Tile::THREADS == 256 && Tile::K == 64 && M % 128 == 0 && N % 64 == 0, "two warpgroups fill the tile");
   static_assert(Tile::SHARED == Ring<Tile>::BYTES, "as the host must know it");
+  static_assert(STAGES >= 3,
+                "a step is asked for one step after its slot was given back, and before the next is multiplied");
   DYN_TILES(unsigned char, slots);
   Ring<Tile> ring(smem_address(slots));
   const int group = threadIdx.x / 128, tiles = (cut.m + M - 1) / M * ((cut.n + N - 1) / N);
@@ -105,13 +107,13 @@ __device__ __forceinline__ void product_tma(A& a, B& b, const Cut& cut, const Ep
     for (int step = 0; step < share.steps; ++step) {
       mbarrier_wait(ring.full(ring.slot), ring.phase);
       multiply_step<Tile, A, B>(acc, ring.at(), group, step == 0);
+      // The slot of the step before the last one: the thread has the time while two steps are under way.
+      if (loads && step > 1) loader.next();
       wgmma_wait<1>();
-      if (step > 0) {
-        if (speaks) mbarrier_arrive(ring.empty(ring.before()));
-        if (loads) loader.next();
-      }
+      if (speaks && step > 0) mbarrier_arrive(ring.empty(ring.before()));
       ring.next();
     }
+    if (loads && share.steps > 1) loader.next();
     wgmma_wait<0>();
     if (speaks) mbarrier_arrive(ring.empty(ring.before()));
     if (loads) loader.next();
