@@ -37,14 +37,17 @@ fn conv2d(x: [usize; 4], o: usize, kernel: usize, stride: usize, pad: usize) -> 
         .input("w", [o, kernel, kernel, x[3]], Fill::Uniform)
 }
 
-/// A convolution whose sizes tensor maps allow, with biases and ReLU.
-fn mapped([n, h, w, c]: [usize; 4], o: usize, win: [[usize; 2]; 3]) -> Case {
-    let [kernel, stride, pad] = win;
-    let name = format!("[{n}, {h}, {w}, {c}] to {o}, {kernel:?}, stride {stride:?}, pad {pad:?}");
-    Case::new(name, move |v, cx| v[0].conv2d_then(Some(Activation::Relu), &v[1], Some(&v[2]), stride, pad, cx))
-        .input("x", [n, h, w, c], Fill::Uniform)
-        .input("w", [o, kernel[0], kernel[1], c], Fill::Uniform)
-        .param("b", [o], Fill::Uniform)
+/// A convolution whose sizes tensor maps allow, with biases and ReLU; its weights may be used twice, so that the second
+/// gradient is added to the first.
+fn mapped(x: [usize; 4], o: usize, [kernel, stride, pad]: [[usize; 2]; 3], twice: bool) -> Case {
+    let name = format!("{x:?} to {o}, {kernel:?}, stride {stride:?}, pad {pad:?}");
+    Case::new(name, move |v, cx| {
+        let y = v[0].conv2d_then(Some(Activation::Relu), &v[1], Some(&v[2]), stride, pad, cx)?;
+        if twice { y.add(&v[0].conv2d(&v[1], None, stride, pad, cx)?, cx) } else { Ok(y) }
+    })
+    .input("x", x, Fill::Uniform)
+    .input("w", [o, kernel[0], kernel[1], x[3]], Fill::Uniform)
+    .param("b", [o], Fill::Uniform)
 }
 
 /// Weights used twice, so that the second gradient is added to the first.
@@ -71,10 +74,10 @@ fn cases() -> [(&'static str, Case); 7] {
 /// Tails of pixels, of channels and of outputs, windows over row and image ends, padding of all kinds.
 fn mapped_cases() -> Vec<(&'static str, Case)> {
     vec![
-        ("conv2d", mapped([2, 7, 11, 64], 64, [[2, 3], [1, 1], [1, 1]])),
-        ("conv2d", mapped([1, 3, 9, 64], 136, [[1, 2], [1, 2], [2, 0]])),
-        ("conv2d", mapped([2, 4, 4, 72], 64, [[2, 1], [1, 1], [0, 1]])),
-        ("conv2d", mapped([1, 9, 5, 128], 7, [[3, 1], [2, 1], [0, 1]])),
+        ("conv2d", mapped([2, 6, 8, 64], 64, [[2, 2], [1, 1], [1, 1]], false)),
+        ("conv2d", mapped([1, 3, 9, 64], 72, [[1, 2], [1, 2], [2, 0]], true)),
+        ("conv2d", mapped([2, 4, 4, 72], 64, [[2, 1], [1, 1], [0, 1]], false)),
+        ("conv2d", mapped([1, 9, 5, 128], 7, [[3, 1], [2, 1], [0, 1]], false)),
     ]
 }
 
