@@ -15,7 +15,7 @@ use std::time::Duration;
 use tilework::device::cuda::cache::{Cache, CompiledCode};
 use tilework::device::cuda::gpu::{Gpu, GpuOptions};
 use tilework::device::cuda::{
-    Arg, Driver, Family, Kernel, Launch, Source, Swizzle, TensorMap, TensorMapBox, TensorMapSpec, Timing,
+    Arg, Driver, Family, Kernel, Launch, MappedTensor, Source, Swizzle, TensorMap, TensorMapBox, TensorMapSpec, Timing,
 };
 
 static TOY: Source = Source {
@@ -285,12 +285,12 @@ fn kernels_are_compiled_once_and_launched() {
     assert!(told(&TensorMapSpec { address: 8, ..matrix }).unwrap_err().to_string().contains("multiple of 16"));
 
     // A tensor map goes by value, aligned; clusters are the launch's, and must divide its grid.
-    let mut map = TensorMap([0; 16]);
-    map.0[15] = 77;
+    let mut tensor = MappedTensor { map: TensorMap([0; 16]), spec: images };
+    tensor.map.0[15] = 77;
     let cluster = |x| {
         let shape = Launch::new(4, 128).cluster(x, 1, 1).shared(100 << 10);
         // SAFETY: the fake's kernel reads the map alone.
-        unsafe { gpu.launch(MAP, &shape, &[Arg::Value(bytemuck::bytes_of(&map))]) }.map_err(|e| e.to_string())
+        unsafe { gpu.launch(MAP, &shape, &[Arg::Map(&tensor)]) }.map_err(|e| e.to_string())
     };
     assert_eq!((cluster(1), count("cluster"), count("map")), (Ok(()), 0, 77));
     assert_eq!((cluster(4), count("cluster")), (Ok(()), 4));
