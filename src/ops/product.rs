@@ -309,6 +309,7 @@ fn device_sums(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::conv2d::CONV2D_FWD_TMA;
     use crate::kernels::linear::LINEAR_FWD;
 
     #[test]
@@ -328,6 +329,10 @@ mod tests {
         assert!(plan(16, 1024, 18_432).splits > 1);
         assert_eq!((half(4096, 4096, 4096, 90), half(16384, 64, 576, 90)), ("Wgmma128", "Wgmma64"));
         assert_eq!((half(4096, 4096, 4096, 80), half(3136, 6, 75, 90)), ("Mma128", "Mma32"));
+        // Blocks that walk over tiles are as many as a large GPU holds at once.
+        let tma = |m, n, k| Plan::new([m, n, k], CONV2D_FWD_TMA.tiles(DType::F16, 90)).unwrap();
+        assert_eq!((tma(32_768, 512, 2304).tile.name, tma(32_768, 512, 2304).launch.grid), ("Tma256", [132, 1, 1]));
+        assert_eq!((tma(8192, 64, 576).tile.name, tma(8192, 64, 576).launch.grid), ("Tma64", [64, 1, 1]));
         assert_eq!(Plan::new([1, 1, 1], std::iter::empty()), None);
     }
 
