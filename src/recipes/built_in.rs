@@ -28,6 +28,7 @@ pub const BUILT_IN: &[(&str, &str)] = &[
     ("d4-freeze10", include_str!("d4-freeze10.toml")),
     ("d5-tiny", include_str!("d5-tiny.toml")),
     ("e1-resnet9-onecycle", include_str!("e1-resnet9-onecycle.toml")),
+    ("fast-resnet9", include_str!("fast-resnet9.toml")),
     ("airbench94", include_str!("airbench94.toml")),
 ];
 
@@ -67,5 +68,6 @@ pub const MINUTES: &[(&str, f64)] = &[
     ("d4-freeze10", 7.0),
     ("d5-tiny", 800.0),
     ("e1-resnet9-onecycle", 88.0),
+    ("fast-resnet9", 185.0),
     ("airbench94", 52.0),
 ];
