@@ -1,10 +1,11 @@
 //! Files that a user names. One is read only if it is a file: a pipe, a device or a folder is an error, and is not waited
-//! for. One is written as a whole or not at all.
+//! for. One is written as a whole or not at all, and not where a folder is.
 
 use crate::error::{Error, Result};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
+use tempfile::TempPath;
 
 /// Opens a file; `doing` is for errors: "read the recipe".
 ///
@@ -15,13 +16,38 @@ pub(crate) fn open(path: &Path, doing: &'static str) -> Result<File> {
     let kind = fs::metadata(path).map_err(Error::io(doing, path))?;
     match (kind.is_file(), kind.is_dir()) {
         (true, _) => File::open(path).map_err(Error::io(doing, path)),
-        (_, true) => Err(Error::file(path, "it is a folder, and should be a file", "give the path of a file")),
+        (_, true) => Err(folder(path)),
         _ => Err(Error::file(
             path,
             "it is a pipe, a socket or a device, and should be a file",
             "write what comes out of it to a file, and give that",
         )),
     }
+}
+
+/// The error for a path that is a folder and should be a file.
+fn folder(path: &Path) -> Error {
+    Error::file(path, "it is a folder, and should be a file", "give the path of a file")
+}
+
+/// Checks that a file can come to be at a path: before there is much work to lose.
+///
+/// # Errors
+/// [`Error::File`] if a folder is there.
+pub(crate) fn check_file(path: &Path) -> Result<()> {
+    if path.is_dir() { Err(folder(path)) } else { Ok(()) }
+}
+
+/// Checks that files can be written into the folder at a path, which may still have to be made.
+///
+/// # Errors
+/// [`Error::File`] if it is no folder.
+pub(crate) fn check_folder(path: &Path) -> Result<()> {
+    if path.is_dir() || !path.exists() {
+        return Ok(());
+    }
+    let remedy = "give the path of a folder; it is made if it is not there";
+    Err(Error::file(path, "it is a file, and should be a folder", remedy))
 }
 
 /// All bytes of a file.
@@ -68,8 +94,9 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
 /// no file, such as a terminal or a pipe, is written to.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Error::Io`]; [`Error::File`] if a folder is there.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    check_file(path)?;
     if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
         return fs::write(path, bytes).map_err(Error::io("write", path));
     }
@@ -85,6 +112,20 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_dir(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
 }
 
+/// An empty file `NAME.XXXXXX.tmp` in the folder of `path`, of a name that no other process has. It is removed when it is
+/// dropped, and has the permissions of any new file.
+fn beside(path: &Path) -> std::io::Result<TempPath> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut prefix = path.file_name().unwrap_or_default().to_owned();
+    prefix.push(".");
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix).suffix(".tmp");
+    // By itself it would be the user's alone; the umask takes away what new files must not have.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    Ok(builder.tempfile_in(folder)?.into_temp_path())
+}
+
 /// Has a new file written beside `path`, and renames it into its place.
 fn replace(path: &Path, write: impl Fn(&Path) -> Result<()>) -> Result<()> {
     // The file that a link points to, so that the link stays.
@@ -94,18 +135,11 @@ fn replace(path: &Path, write: impl Fn(&Path) -> Result<()>) -> Result<()> {
     if old.as_ref().is_some_and(fs::Permissions::readonly) {
         return Err(Error::file(path, "it is write-protected", "allow writing to it, or give another file"));
     }
-    // Always of the same name, so that what a killed process leaves is written over by the next.
-    let mut new = target.clone().into_os_string();
-    new.push(".tmp");
-    let new = Path::new(&new);
-    let written = write(new).and_then(|()| {
-        old.as_ref().map_or(Ok(()), |p| fs::set_permissions(new, p.clone())).map_err(Error::io("write", path))?;
-        fs::rename(new, &target).map_err(Error::io("replace", path))
+    let written = beside(&target).map_err(Error::io("create", path)).and_then(|new| {
+        write(&new)?;
+        old.as_ref().map_or(Ok(()), |p| fs::set_permissions(&new, p.clone())).map_err(Error::io("write", path))?;
+        new.persist(&target).map_err(|e| Error::io("replace", path)(e.error))
     });
-    if written.is_err() {
-        // Best effort: the error that matters is the one above.
-        let _ = fs::remove_file(new);
-    }
     match written {
         // A folder in which no file may be made, with a file that may be written.
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied && old.is_some() => {
@@ -133,6 +167,56 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_is_no_file_and_a_file_no_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        for e in [write(dir.path(), b"x"), check_file(dir.path())] {
+            let e = e.unwrap_err().to_string();
+            assert!(e.contains("it is a folder, and should be a file") && e.contains("remedy"), "{e}");
+        }
+        let path = dir.path().join("x");
+        assert!(check_file(&path).is_ok() && check_folder(&path).is_ok() && check_folder(dir.path()).is_ok());
+        write(&path, b"x").unwrap();
+        let e = check_folder(&path).unwrap_err().to_string();
+        assert!(e.contains("it is a file, and should be a folder") && e.contains("remedy"), "{e}");
+    }
+
+    /// Each while another is half written.
+    #[test]
+    fn writers_of_one_file_do_not_mix() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, both) = (dir.path().join("x"), std::sync::Barrier::new(2));
+        let writer = |letter: u8| {
+            let half = |new: &Path| {
+                fs::write(new, vec![letter; 100]).unwrap();
+                both.wait();
+                assert_eq!(fs::read(new).unwrap(), vec![letter; 100]);
+                both.wait();
+                Ok(())
+            };
+            replace(&path, half).unwrap();
+        };
+        std::thread::scope(|s| [b'a', b'b'].map(|letter| s.spawn(move || writer(letter))).map(|t| t.join().unwrap()));
+        let bytes = fs::read(&path).unwrap();
+        assert!(bytes == [b'a'; 100] || bytes == [b'b'; 100]);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn permissions_are_those_of_any_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let [ours, plain] = ["ours", "plain"].map(|name| dir.path().join(name));
+        write(&ours, b"").unwrap();
+        fs::write(&plain, b"").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&ours), mode(&plain));
+        fs::set_permissions(&ours, fs::Permissions::from_mode(0o640)).unwrap();
+        write(&ours, b"again").unwrap();
+        assert_eq!(mode(&ours) & 0o777, 0o640);
+    }
+
+    #[test]
     fn a_file_is_written_whole_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.svg");
@@ -140,10 +224,14 @@ mod tests {
         write(&path, b"new").unwrap();
         assert_eq!(read(&path, "read").unwrap(), b"new");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-        // It cannot be written beside the file, so the old one stays.
-        fs::create_dir(dir.path().join("x.svg.tmp")).unwrap();
-        assert!(write(&path, b"newer").is_err());
+        // It cannot be written to its end, so the old one stays, alone.
+        let full = |new: &Path| {
+            fs::write(new, b"new").unwrap();
+            Err(Error::Internal("planned".into()))
+        };
+        assert!(replace(&path, full).is_err());
         assert_eq!(read(&path, "read").unwrap(), b"new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         let locked = dir.path().join("locked");
         write(&locked, b"old").unwrap();
         let mut permissions = fs::metadata(&locked).unwrap().permissions();
