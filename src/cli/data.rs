@@ -5,6 +5,7 @@ use super::output::{Out, table};
 use super::{Data, note};
 use crate::data::{Source, default_dir, describe, detect, find};
 use crate::error::Result;
+use crate::formats::file;
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
@@ -43,6 +44,7 @@ pub(super) fn run(command: &DataCommand, out: &mut Out) -> Result<()> {
 fn fetch(name: &str, to: Option<&Path>, out: &mut Out) -> Result<()> {
     let source: Source = name.parse()?;
     let dest = to.map_or_else(default_dir, Path::to_path_buf);
+    file::check_folder(&dest)?;
     note(&format!("fetching {source} to {}", dest.display()));
     let path = match super::progress::is_terminal() {
         true => {
@@ -86,13 +88,18 @@ fn info(what: Option<&Path>, size: Option<usize>, out: &mut Out) -> Result<()> {
         return out.print(&table(&["data set", "where"], "<<", rows));
     };
     let named = what.to_str().and_then(|w| w.parse::<Source>().ok());
-    let (source, path) = match named {
-        Some(source) => (source, None),
+    let (sources, path) = match named {
+        Some(source) => (vec![source], None),
         None => (detect(what)?, Some(what)),
     };
+    let (source, others) = (sources[0], &sources[1..]);
     let data = Data::sized(source, size, path)?;
     let place = data.path.as_ref().map_or_else(|| "generated".to_string(), |p| p.display().to_string());
-    out.print(&format!("data     {source}\nwhere    {place}\n{}", describe(&data.splits)))
+    let mut also = String::new();
+    for other in others {
+        also += &format!("also     {other}, not read: tilework data info {}\n", find(*other, path)?.display());
+    }
+    out.print(&format!("data     {source}\nwhere    {place}\n{also}{}", describe(&data.splits)))
 }
 
 /// The name that `data fetch` takes.

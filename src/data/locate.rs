@@ -81,32 +81,23 @@ pub fn find(source: Source, path: Option<&Path>) -> Result<PathBuf> {
     locate(source, path).map(|found| found.path)
 }
 
-/// Tells which data set a folder or archive holds, from its contents.
+/// Tells which data sets a folder or archive holds, from its contents: at least one.
 ///
 /// CIFAR-100 is reported as [`Source::Cifar100`]: both kinds of labels are in the same files.
 ///
 /// # Errors
-/// [`Error::Config`] when it holds none or both, [`Error::Io`] when it cannot be read,
-/// [`Error::File`] for a damaged archive.
-pub fn detect(path: &Path) -> Result<Source> {
+/// [`Error::Config`] when it holds none, [`Error::Io`] when it cannot be read, [`Error::File`] for a damaged archive.
+pub fn detect(path: &Path) -> Result<Vec<Source>> {
     let mut found: Vec<Source> = Vec::new();
     if is_image_folder(path) {
-        return Ok(Source::ImageFolder);
+        return Ok(vec![Source::ImageFolder]);
     }
     for source in [Source::Cifar10, Source::Cifar100] {
         if search(path, source)?.is_some() {
             found.push(source);
         }
     }
-    match found[..] {
-        [source] => Ok(source),
-        [] => Err(nothing_at(path)),
-        _ => Err(Error::config(
-            path.display().to_string(),
-            "CIFAR-10 and CIFAR-100 are both here",
-            "give the path of one of them",
-        )),
-    }
+    if found.is_empty() { Err(nothing_at(path)) } else { Ok(found) }
 }
 
 pub(super) fn open_cifar(source: Source, path: Option<&Path>) -> Result<Splits> {
@@ -129,11 +120,14 @@ fn locate(source: Source, path: Option<&Path>) -> Result<Found> {
         }
         // Nothing of that name: say so when it is the other data set.
         return Err(match detect(path) {
-            Ok(other) => Error::config(
-                path.display().to_string(),
-                format!("this is {other}, but {source} was asked for"),
-                format!("name the data set {other}, or give the path of {source}"),
-            ),
+            Ok(others) => {
+                let other = others[0];
+                Error::config(
+                    path.display().to_string(),
+                    format!("this is {other}, but {source} was asked for"),
+                    format!("name the data set {other}, or give the path of {source}"),
+                )
+            }
             Err(e) => e,
         });
     }
@@ -261,7 +255,7 @@ mod tests {
         let renamed = root.join("renamed");
         fs::create_dir_all(&renamed).unwrap();
         fs::write(renamed.join("test"), "").unwrap();
-        assert_eq!(detect(&renamed).unwrap(), Source::Cifar100);
+        assert_eq!(detect(&renamed).unwrap(), [Source::Cifar100]);
         assert_eq!(find(Source::Cifar100Coarse, Some(&renamed)).unwrap(), renamed);
         let e = find(Source::Cifar10, Some(&renamed)).unwrap_err().to_string();
         assert!(e.contains("this is cifar100, but cifar10 was asked for"), "{e}");
@@ -271,9 +265,9 @@ mod tests {
         fs::create_dir(root.join("cifar-10-batches-py")).unwrap();
         fs::write(root.join("cifar-10-batches-py/test_batch"), "").unwrap();
         assert_eq!(find(Source::Cifar10, Some(root)).unwrap(), root.join("cifar-10-batches-py"));
-        assert_eq!(detect(root).unwrap(), Source::Cifar10);
+        assert_eq!(detect(root).unwrap(), [Source::Cifar10]);
         fs::write(root.join("cifar-100-binary.tar.gz"), "").unwrap();
-        assert!(detect(root).unwrap_err().to_string().contains("both"));
+        assert_eq!(detect(root).unwrap(), [Source::Cifar10, Source::Cifar100]);
         fs::write(root.join("text"), "hello").unwrap();
         assert!(detect(&root.join("text")).is_err());
         assert!(find(Source::Shapes, None).is_err());

@@ -112,6 +112,24 @@ fn samples_are_drawn_as_training_sees_them() {
 }
 
 #[test]
+fn of_two_data_sets_in_a_folder_one_is_shown_and_the_other_named() {
+    let p = Place::new();
+    for folder in ["cifar-10-batches-bin", "cifar-100-binary"] {
+        fs::create_dir_all(p.path("both").join(folder)).unwrap();
+    }
+    let file = |name: &str| fs::File::create(p.path("both").join(name)).unwrap();
+    for part in ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"] {
+        file(&format!("cifar-10-batches-bin/{part}.bin")).set_len(10_000 * 3073).unwrap();
+    }
+    file("cifar-100-binary/train.bin");
+    let text = p.ok(&["data", "info", "both"]).out;
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], "data     cifar10");
+    assert!(lines[1].starts_with("where ") && lines[1].ends_with("both/cifar-10-batches-bin"), "{text}");
+    assert_eq!(lines[2], "also     cifar100, not read: tilework data info both/cifar-100-binary");
+}
+
+#[test]
 fn layers_are_drawn_and_wrong_ones_named() {
     let p = Place::new();
     let flips = ["augment.vertical_flip=1", "augment.test=true"];
