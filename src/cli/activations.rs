@@ -43,6 +43,7 @@ pub(super) struct ActivationsArgs {
 }
 
 pub(super) fn run(args: &ActivationsArgs, out: &mut Out) -> Result<()> {
+    file::check_file(&args.out)?;
     let (device, _) = args.machine.device()?;
     let trained = Trained::open(&args.run, args.which, device)?;
     let layers = &trained.model.layers;

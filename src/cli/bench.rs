@@ -33,6 +33,7 @@ const WARM_UP: usize = 5;
 const ROUNDS: usize = 3;
 
 pub(super) fn run(args: &BenchArgs, out: &mut Out) -> Result<()> {
+    args.trace.as_deref().map_or(Ok(()), file::check_file)?;
     let (device, name) = args.machine.device_with(args.tile)?;
     let Device::Cuda(cuda) = &device else {
         return Err(Error::config(

@@ -35,11 +35,11 @@ pub(super) struct CompareArgs {
 const NONE: &str = "-";
 
 /// A run and what it left.
-struct Run {
-    name: String,
-    config: Config,
-    history: History,
-    summary: Option<Summary>,
+pub(super) struct Run {
+    pub(super) name: String,
+    pub(super) config: Config,
+    pub(super) history: History,
+    pub(super) summary: Option<Summary>,
 }
 
 /// A row of the table, as `--json` prints it.
@@ -81,6 +81,7 @@ const HEADS: [&str; 10] = [
 ];
 
 pub(super) fn run(args: &CompareArgs, out: &mut Out) -> Result<()> {
+    args.out.as_deref().map_or(Ok(()), file::check_file)?;
     let runs = args.runs.iter().map(|path| read(path)).collect::<Result<Vec<Run>>>()?;
     let rows: Vec<Row> = runs.iter().zip(differences(&runs)?).map(|(run, differs)| row(run, differs)).collect();
     let (heads, cells) = with_values(&rows);
@@ -103,37 +104,44 @@ pub(super) fn run(args: &CompareArgs, out: &mut Out) -> Result<()> {
     out.print(&format!("{}\n{see}\n", table(&heads, &align, cells)))
 }
 
-fn read(path: &Path) -> Result<Run> {
+pub(super) fn read(path: &Path) -> Result<Run> {
     let run = RunDir::open(path)?;
     let full = super::absolute(path)?;
     let name = full.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     Ok(Run { name, config: Config::read(&run)?, history: History::read(&run)?, summary: Summary::read(&run)? })
 }
 
-/// Keys that make no difference to training, and those that have a column of their own.
-const OTHER: [&str; 3] = ["about", "reported", "epochs"];
+/// Keys that make no difference to training.
+const WORDS: [&str; 2] = ["about", "reported"];
 /// Columns of keys, at most: with more the runs are of other networks, and their names tell them apart.
 const KEYS: usize = 6;
 
 /// For each run its values of the recipe's keys in which they differ.
 fn differences(runs: &[Run]) -> Result<Vec<BTreeMap<String, String>>> {
-    let values = |run: &Run| -> Result<BTreeMap<String, String>> {
-        let text = run.config.recipe.to_toml()?;
-        let table: toml::Table =
-            toml::from_str(&text).map_err(|e| Error::Internal(format!("a recipe as TOML: {e}")))?;
-        let mut found = BTreeMap::new();
-        leaves("", &toml::Value::Table(table), &mut found);
-        Ok(found)
-    };
     let mut all = runs.iter().map(values).collect::<Result<Vec<_>>>()?;
-    let keys: BTreeSet<String> = all.iter().flat_map(|v| v.keys().cloned()).collect();
-    let differs = |key: &String| all.iter().any(|v| v.get(key) != all[0].get(key));
-    let keys: Vec<String> = keys.into_iter().filter(|k| !OTHER.contains(&k.as_str()) && differs(k)).collect();
+    // The epochs have a column of their own.
+    let keys: Vec<String> = differing(&all).into_iter().filter(|key| key != "epochs").collect();
     for values in &mut all {
         let mine = |key: &String| (key.clone(), values.get(key).map_or_else(|| NONE.into(), |v| short(v)));
         *values = keys.iter().filter(|_| keys.len() <= KEYS).map(mine).collect();
     }
     Ok(all)
+}
+
+/// The values of a run's recipe by their keys.
+pub(super) fn values(run: &Run) -> Result<BTreeMap<String, String>> {
+    let text = run.config.recipe.to_toml()?;
+    let table: toml::Table = toml::from_str(&text).map_err(|e| Error::Internal(format!("a recipe as TOML: {e}")))?;
+    let mut found = BTreeMap::new();
+    leaves("", &toml::Value::Table(table), &mut found);
+    Ok(found)
+}
+
+/// The keys in which recipes differ, but for those that make no difference to training.
+pub(super) fn differing(all: &[BTreeMap<String, String>]) -> Vec<String> {
+    let keys: BTreeSet<&String> = all.iter().flat_map(BTreeMap::keys).collect();
+    let differs = |key: &str| all.iter().any(|v| v.get(key) != all[0].get(key));
+    keys.into_iter().filter(|k| !WORDS.contains(&k.as_str()) && differs(k)).cloned().collect()
 }
 
 /// A text for a column: a network's layers, say, are shown by their beginning.

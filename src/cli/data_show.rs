@@ -43,6 +43,7 @@ pub(super) struct ShowArgs {
 }
 
 pub(super) fn run(args: &ShowArgs, out: &mut Out) -> Result<()> {
+    file::check_file(&args.out)?;
     let mut set = args.set.values.clone();
     set.extend(args.seed.map(|n| format!("seed={n}")));
     let recipe = Recipe::load(&args.recipe, &set)?;

@@ -34,6 +34,7 @@ pub(super) struct ExportArgs {
 }
 
 pub(super) fn run(args: &ExportArgs, out: &mut Out) -> Result<()> {
+    [&args.onnx, &args.safetensors].into_iter().flatten().try_for_each(|path| file::check_file(path))?;
     let trained = Trained::open(&args.run, args.which, Device::cpu())?;
     let model = &trained.model;
     if let Some(path) = &args.onnx {

@@ -19,6 +19,7 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
     recipe.ema = None;
     let ramp = Ramp { start: args.start, end: args.end, steps: args.steps };
     ramp.check()?;
+    file::check_folder(&args.out)?;
     std::fs::create_dir_all(&args.out).map_err(Error::io("make the folder", &args.out))?;
     let data = Data::open(&recipe.data, args.data.as_deref())?;
     let (device, name) = args.machine.device()?;

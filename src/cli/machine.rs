@@ -1,6 +1,6 @@
 //! The options that say where to compute, and the device that they mean.
 
-use super::note;
+use super::{counted, note};
 use crate::device::Device;
 use crate::device::cuda::CudaOptions;
 use crate::dtype::DType;
@@ -79,14 +79,11 @@ impl Machine {
             tile,
             ..CudaOptions::default()
         };
-        let threads = self.threads();
-        let plural = if threads == 1 { "" } else { "s" };
-        let cpu = |why: &str| (Device::cpu(), format!("cpu{why}, {threads} thread{plural}"));
+        let threads = counted(self.threads(), "thread");
+        let cpu = |why: &str| (Device::cpu(), format!("cpu{why}, {threads}"));
         Ok(match self.device {
             DeviceChoice::Cpu => cpu(""),
-            DeviceChoice::Emulated => {
-                (Device::emulated(options)?, format!("emulated CUDA device, {threads} thread{plural}"))
-            }
+            DeviceChoice::Emulated => (Device::emulated(options)?, format!("emulated CUDA device, {threads}")),
             DeviceChoice::Cuda => named(gpu(options).map_err(or_without_gpu)?),
             DeviceChoice::Auto => match gpu(options) {
                 Ok(device) => named(device),

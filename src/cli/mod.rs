@@ -426,6 +426,11 @@ fn count(n: usize) -> String {
     crate::data::grouped(n as u64)
 }
 
+/// "1 thread", "2 threads".
+fn counted(n: usize, thing: &str) -> String {
+    format!("{} {thing}{}", count(n), if n == 1 { "" } else { "s" })
+}
+
 /// The accuracies of all classes, one a line.
 fn per_class(per_class: &[(String, f64)]) -> String {
     let rows = per_class.iter().map(|(name, a)| vec![name.clone(), format!("{:.2} %", a * 100.0)]);

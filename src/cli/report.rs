@@ -1,7 +1,7 @@
 //! `report.html`: what there is to see of a run, in one file.
 
 use super::eval::Restored;
-use super::{Machine, Out, Which, count};
+use super::{Machine, Out, Which, count, counted};
 use crate::data::{Dataset, Split};
 use crate::error::Result;
 use crate::figures::{Bars, Matrix, Page, picture, png, table};
@@ -37,6 +37,7 @@ pub(super) fn run(args: &ReportArgs, out: &mut Out) -> Result<()> {
     let run = RunDir::open(&args.run)?;
     let config = Config::read(&run)?;
     let path = args.out.clone().unwrap_or_else(|| place(&run));
+    file::check_file(&path)?;
     let none = !run.path().join("best").exists() && !run.path().join("last").exists();
     if none && args.which.is_none() {
         // Killed before anything was saved; the steps are still worth seeing.
@@ -119,7 +120,7 @@ fn facts(config: &Config, history: &History, seen: Option<&Seen<'_>>) -> Vec<Vec
         rows.push(("time", format!("{seconds:.1} s of training steps, {each:.1} s an epoch")));
     }
     let commit = run.git_commit.as_ref().map_or_else(String::new, |c| format!(", commit {c}"));
-    let threads = format!("{} thread{}", run.threads, if run.threads == 1 { "" } else { "s" });
+    let threads = counted(run.threads, "thread");
     rows.push(("environment", format!("{}, {threads}, tilework {}{commit}", run.device, run.tilework)));
     rows.extend(run.init.as_ref().map(|p| ("initial weights", p.display().to_string())));
     rows.into_iter().map(|(name, value)| vec![name.to_string(), value]).collect()

@@ -1,11 +1,13 @@
 //! `tilework sweep`: a recipe with each of several values, one run after the other.
 //!
 //! A run belongs to a combination of values if its recipe, with everything resolved, is that combination's: so a sweep
-//! that was stopped goes on where it was, and one with more values adds the runs that are missing.
+//! that was stopped goes on where it was, and one with more values adds the runs that are missing. `sweep.csv` has the rows of
+//! all finished runs in the folder, so that another sweep of the recipe takes none away.
 
+use super::compare::{self, Run};
 use super::output::{Out, table};
 use super::progress::clock;
-use super::{TrainArgs, compare, note, train};
+use super::{TrainArgs, counted, note, train};
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::figures::{Bars, Chart};
@@ -52,6 +54,7 @@ pub(super) fn run(args: &SweepArgs, mut out: Out) -> Result<ExitCode> {
     }
     let axes = axes(&args.train.set.values)?;
     let cells = cells(args, &axes)?;
+    file::check_folder(&args.train.out)?;
     let folder = args.train.out.join(format!("{}-sweep", Recipe::run_name(&args.train.recipe)));
     for (i, cell) in cells.iter().enumerate() {
         let what = format!("run {} of {}: {}", i + 1, cells.len(), cell.set.join(", "));
@@ -149,12 +152,17 @@ fn cells(args: &SweepArgs, axes: &[Axis]) -> Result<Vec<Cell>> {
     }
 }
 
+/// What is in a folder, in order.
+fn paths(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|e| e.path()).collect();
+    paths.sort();
+    paths
+}
+
 /// The run of a recipe in a folder of runs, if there is one.
 fn find(folder: &Path, recipe: &Recipe) -> Result<Option<(PathBuf, History)>> {
-    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(None) };
-    let mut paths: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
-    paths.sort();
-    for path in paths {
+    for path in paths(folder) {
         let Ok(run) = RunDir::open(&path) else { continue };
         if Config::read(&run)?.recipe == *recipe {
             return History::read(&run).map(|history| Some((path, history)));
@@ -195,21 +203,15 @@ fn results(axes: &[Axis], cells: &[Cell], folder: &Path, out: &mut Out) -> Resul
     let mut found: Vec<Found<'_>> = Vec::new();
     let keys: Vec<&str> = axes.iter().map(|a| a.key.as_str()).collect();
     let split = if cells.iter().any(|c| c.recipe.data.validation > 0) { Split::Validation } else { Split::Test };
-    let columns = if split == Split::Validation { "val_accuracy,test_accuracy" } else { "test_accuracy" };
-    let heads: String = keys.iter().map(|k| compare::quoted(k) + ",").collect();
-    let mut csv = format!("{heads}seed,run,{columns},seconds\n");
+    let mut runs = runs(folder);
+    let mut rows = Vec::new();
     for cell in cells {
-        let Some((path, history)) = find(folder, &cell.recipe)? else { continue };
-        let Some(last) = history.epochs.last() else { continue };
-        let (percent, seconds) = (last.accuracy * 100.0, history.epochs.iter().map(|e| e.seconds).sum::<f64>());
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        csv += &cell.values.iter().map(|v| compare::quoted(v) + ",").collect::<String>();
-        let tested = Summary::read(&RunDir::open(&path)?)?.and_then(|s| s.test).map(|t| t.accuracy);
-        let measured = match split {
-            Split::Validation => format!("{},{}", last.accuracy, tested.map_or_else(String::new, |a| a.to_string())),
-            _ => last.accuracy.to_string(),
-        };
-        csv += &format!("{},{},{measured},{seconds:.3}\n", cell.recipe.seed, compare::quoted(&name));
+        let Some(at) = runs.iter().position(|r| r.config.recipe == cell.recipe) else { continue };
+        let run = runs.remove(at);
+        let Some(last) = run.history.epochs.last() else { continue };
+        let (percent, seconds) = (last.accuracy * 100.0, seconds(&run));
+        let tested = run.summary.as_ref().and_then(|s| s.test.as_ref()).map(|t| t.accuracy);
+        rows.push((run, Some(cell)));
         if found.last().is_none_or(|f| f.values != &cell.values) {
             found.push(Found { values: &cell.values, percent: Vec::new(), tested: Vec::new(), seconds: 0.0 });
         }
@@ -223,7 +225,18 @@ fn results(axes: &[Axis], cells: &[Cell], folder: &Path, out: &mut Out) -> Resul
         let path = folder.join(name);
         file::write(&path, text.as_bytes()).map(|()| path)
     };
-    let (csv, svg) = (write("sweep.csv", &csv)?, write("sweep.svg", &figure(axes, &found, split))?);
+    let finished = |run: &Run| {
+        let recipe = &run.config.recipe;
+        let enough = if recipe.early_stopping.is_some() { 1 } else { recipe.epochs as usize };
+        run.history.epochs.len() >= enough
+    };
+    let others: Vec<Run> = runs.into_iter().filter(finished).collect();
+    let more = match others.len() {
+        0 => String::new(),
+        n => format!(", with {} of other sweeps", counted(n, "run")),
+    };
+    rows.extend(others.into_iter().map(|run| (run, None)));
+    let (csv, svg) = (write("sweep.csv", &csv(&keys, &rows)?)?, write("sweep.svg", &figure(axes, &found, split))?);
     let accuracy = |all: &[f64]| match (spread(all), all.len()) {
         (_, 0) => "-".to_string(),
         ((mean, _), 1) => format!("{mean:.2} %"),
@@ -241,7 +254,46 @@ fn results(axes: &[Axis], cells: &[Cell], folder: &Path, out: &mut Out) -> Resul
     };
     let heads: Vec<&str> = keys.into_iter().chain(["runs"]).chain(measured.iter().copied()).chain(["time"]).collect();
     let text = table(&heads, &(">".repeat(heads.len())), found.iter().map(row).collect());
-    out.print(&format!("\n{text}\nfigure    {}\ntable     {}\n", svg.display(), csv.display()))
+    out.print(&format!("\n{text}\nfigure    {}\ntable     {}{more}\n", svg.display(), csv.display()))
+}
+
+/// The runs in a folder that can be read.
+fn runs(folder: &Path) -> Vec<Run> {
+    paths(folder).iter().filter_map(|path| compare::read(path).ok()).collect()
+}
+
+fn seconds(run: &Run) -> f64 {
+    run.history.epochs.iter().map(|e| e.seconds).sum()
+}
+
+/// `sweep.csv`: a row a run, with the values as they were written where it is of this sweep. Columns are the sweep's keys and
+/// the others in which the runs differ.
+fn csv(keys: &[&str], rows: &[(Run, Option<&Cell>)]) -> Result<String> {
+    let values = rows.iter().map(|(run, _)| compare::values(run)).collect::<Result<Vec<_>>>()?;
+    let others = compare::differing(&values).into_iter().filter(|k| k != "seed" && !keys.contains(&k.as_str()));
+    let columns: Vec<String> = keys.iter().map(ToString::to_string).chain(others).collect();
+    let validated = rows.iter().any(|(run, _)| run.history.split == Split::Validation);
+    let measured = if validated { ["val_accuracy", "test_accuracy"].as_slice() } else { &["test_accuracy"] };
+    let mut table = vec![columns.clone()];
+    table[0].extend(["seed", "run"].iter().chain(measured).chain(&["seconds"]).map(ToString::to_string));
+    for ((run, cell), of) in rows.iter().zip(&values) {
+        let written = |i: usize| cell.and_then(|c| c.values.get(i)).cloned();
+        let value = |(i, key): (usize, &String)| written(i).or_else(|| of.get(key).cloned()).unwrap_or_default();
+        let mut row: Vec<String> = columns.iter().enumerate().map(value).collect();
+        row.extend([run.config.recipe.seed.to_string(), run.name.clone()]);
+        let accuracy = |a: Option<f64>| a.map_or_else(String::new, |a| a.to_string());
+        let last = run.history.epochs.last().map(|e| e.accuracy);
+        let best = run.summary.as_ref().and_then(|s| s.test.as_ref()).map(|t| t.accuracy);
+        match (validated, run.history.split == Split::Validation) {
+            (true, true) => row.extend([accuracy(last), accuracy(best)]),
+            (true, false) => row.extend([String::new(), accuracy(last)]),
+            (false, _) => row.push(accuracy(last)),
+        }
+        row.push(format!("{:.3}", seconds(run)));
+        table.push(row);
+    }
+    let line = |row: &Vec<String>| row.iter().map(|c| compare::quoted(c)).collect::<Vec<_>>().join(",") + "\n";
+    Ok(table.iter().map(line).collect())
 }
 
 /// Accuracy over the first key's values if these are numbers, a line for each combination of the others; else bars.

@@ -3,7 +3,7 @@
 use super::progress::Progress;
 use super::report::{self, Seen};
 use super::signals::{exit_code, stop_flag};
-use super::{Data, Out, TrainArgs, absolute, count, describe, note, per_class};
+use super::{Data, Out, TrainArgs, absolute, count, counted, describe, note, per_class};
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::recipes::Recipe;
@@ -210,13 +210,13 @@ impl Session {
             step => format!(", goes on after step {}", count(step as usize)),
         };
         let stored = if precision.is_f32() { String::new() } else { format!(", in {precision}") };
-        let plural = if *epochs == 1 { "" } else { "s" };
+        let epochs = counted(*epochs as usize, "epoch");
         format!(
             "recipe    {}{}{about}\n\
              data      {}\n\
              device    {}\n\
              network   {} parameters, {} multiply-adds an image\n\
-             training  {epochs} epoch{plural} of {} steps of {batch_size} images, learning rate {}, seed {seed}{stored}\n\
+             training  {epochs} of {} of {batch_size} images, learning rate {}, seed {seed}{stored}\n\
              run       {}{resumed}\n",
             self.config.run.name,
             if about.is_empty() { "" } else { ": " },
@@ -224,7 +224,7 @@ impl Session {
             self.device,
             count(self.trainer.engine.model.params.count()),
             count(macs),
-            count(self.trainer.batches()),
+            counted(self.trainer.batches(), "step"),
             optimizer.lr(),
             self.run.path().display(),
         )

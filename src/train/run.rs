@@ -91,8 +91,9 @@ impl RunDir {
     /// Makes the next free folder `<parent>/<name>-NNN`.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be made.
+    /// [`Error::Io`] if it cannot be made; [`Error::File`] if `parent` is a file.
     pub fn create(parent: &Path, name: &str) -> Result<Self> {
+        file::check_folder(parent)?;
         std::fs::create_dir_all(parent).map_err(Error::io("make the folder", parent))?;
         let taken = |entry: &std::fs::DirEntry| -> Option<u32> {
             entry.file_name().to_str()?.strip_prefix(name)?.strip_prefix('-')?.parse().ok()

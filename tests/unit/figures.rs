@@ -118,6 +118,18 @@ fn a_sweep_runs_what_is_missing() {
     let again = ok("optimizer.lr=0.001,0.01");
     assert_eq!(again.err.matches(": finished, runs/tiny-sweep/").count(), 2, "{}", again.err);
     assert!(p.path("runs/tiny-sweep/tiny-004").exists() && !p.path("runs/tiny-sweep/tiny-005").exists());
+    // Another sweep takes no row away.
+    let [once, before] = [ok("optimizer.lr=0.001").out, p.text("runs/tiny-sweep/sweep.csv")];
+    assert!(once.contains("with 2 runs of other sweeps") && before.lines().count() == 5, "{once}{before}");
+    p.ok(&["sweep", "tiny.toml", "--device", "cpu", "--epochs", "2", "--max-steps", "200", "--seeds", "0,1"]);
+    let after = p.text("runs/tiny-sweep/sweep.csv");
+    let lines: Vec<&str> = after.lines().collect();
+    assert_eq!(lines[0], "epochs,optimizer.lr,seed,run,test_accuracy,seconds");
+    assert!(
+        lines.len() == 7 && lines[1].starts_with("2,0.01,0,tiny-005,") && lines[3].starts_with("1,0.01,0,tiny-001,")
+    );
+    // With what was measured.
+    assert!(before.lines().skip(1).all(|l| after.contains(l.split_once(",tiny-").unwrap().1)), "{before}{after}");
     let bad = |set: &str, words: &[&str]| p.fails(&["sweep", "tiny.toml", "--out", "x", "--set", set], words);
     bad("optimizer.lrr=1,2", &["did you mean `lr`?"]);
     bad("optimizer.lr=1,1", &["twice"]);

@@ -19,6 +19,36 @@ fn pipes_and_devices_are_refused_and_not_waited_for() {
     p.fails(&["train", "--resume", "runs/tiny-001"], &["model.safetensors", "it is a pipe"]);
 }
 
+/// Before any work is done that would be lost.
+#[test]
+fn a_folder_in_place_of_a_file_is_named_and_the_reverse() {
+    let p = Place::new();
+    p.ok(&["train", "tiny.toml", "--max-steps", "2"]);
+    fs::create_dir(p.path("folder")).unwrap();
+    let run = "runs/tiny-001";
+    for command in [
+        &["report", run, "--out"][..],
+        &["compare", run, "--out"],
+        &["data", "show", "tiny.toml", "--out"],
+        &["activations", run, "a.png", "--layer", "0", "--out"],
+        &["export", run, "--onnx"],
+        &["export", run, "--safetensors"],
+        &["bench", "--device", "emulated", "--recipe", "tiny.toml", "--trace"],
+    ] {
+        let done =
+            p.fails(&[command, &["folder"]].concat(), &["folder: it is a folder, and should be a file", "remedy"]);
+        assert!(done.out.is_empty(), "{command:?}: {}", done.out);
+    }
+    for command in [
+        &["train", "tiny.toml", "--out"][..],
+        &["sweep", "tiny.toml", "--seeds", "0,1", "--out"],
+        &["lr-find", "tiny.toml", "--out"],
+        &["data", "fetch", "cifar10", "--to"],
+    ] {
+        p.fails(&[command, &["tiny.toml"]].concat(), &["tiny.toml: it is a file, and should be a folder", "remedy"]);
+    }
+}
+
 #[test]
 fn rows_that_were_cut_or_lost_are_noted() {
     let p = Place::new();
