@@ -1,6 +1,6 @@
 //! The linear layer on the CPU: matrix products, cut along the outputs, or along the batch and the inputs.
 
-use super::narrow;
+use super::narrow::Narrow;
 use crate::device::cpu::{Cpu, MACS, Mat, MatMut, for_pieces, gemm, vectorised};
 use crate::dtype::Real;
 
@@ -21,8 +21,8 @@ pub(super) fn forward<T: Real>(
     if n < TRANSPOSE {
         return few_rows(x, w, b, y, inputs, outputs);
     }
-    if narrow::suits([n, inputs, outputs]) {
-        return narrow::forward(x, w, b, y, [inputs, outputs], cpu, narrow::wide());
+    if let Some(narrow) = Narrow::of([n, inputs, outputs]) {
+        return narrow.forward(x, w, b, y, cpu);
     }
     if outputs < n {
         return few_outputs(x, w, b, y, inputs, outputs);
@@ -125,8 +125,8 @@ pub(super) fn backward_x<T: Real>(gy: &[T], w: &[T], gx: &mut [T], [n, inputs, o
 }
 
 pub(super) fn backward_w<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, [n, inputs, outputs]: [usize; 3]) {
-    if narrow::suits([n, inputs, outputs]) {
-        return narrow::backward_w(gy, x, gw, accumulate, [n, inputs, outputs], narrow::wide());
+    if let Some(narrow) = Narrow::of([n, inputs, outputs]) {
+        return narrow.backward_w(gy, x, gw, accumulate);
     }
     // Cut along the outputs, and where they are one block along the inputs.
     let width = if outputs > BLOCK { inputs } else { inputs.div_ceil(4).max(4 * BLOCK) };

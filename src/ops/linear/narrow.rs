@@ -24,90 +24,90 @@ const IMAGES: usize = 32;
 /// Inputs per piece of work for the gradient of the weights: a whole number of tiles.
 const WIDTH: usize = 4 * LANES[0];
 
-/// Whether a layer is one for this file.
-pub(super) fn suits([n, inputs, outputs]: [usize; 3]) -> bool {
-    has_fma() && OUTPUTS.contains(&outputs) && n >= LEAST[0] && inputs >= LEAST[1]
-}
-
-/// Whether this processor has the wider vectors.
-pub(super) fn wide() -> bool {
-    level() == Level::Avx512
-}
-
-pub(super) fn forward<T: Real>(
-    x: &[T],
-    w: &[T],
-    b: Option<&[T]>,
-    y: &mut [T],
-    [inputs, outputs]: [usize; 2],
-    cpu: &Cpu,
+/// A layer for this file.
+#[derive(Clone, Copy)]
+pub(super) struct Narrow {
+    inputs: usize,
+    outputs: usize,
+    /// Whether the vectors are the wider ones.
     wide: bool,
-) {
-    let lanes = LANES[usize::from(!wide)];
-    // [blocks of outputs][inputs][lanes], zeros beyond the outputs.
-    let mut transposed = cpu.scratch::<T>(outputs.div_ceil(lanes) * inputs * lanes);
-    const SOME: usize = 64;
-    for (block, wt) in transposed.chunks_mut(inputs * lanes).enumerate() {
-        let w = &w[block * lanes * inputs..];
-        for_pieces(wt.chunks_mut(SOME * lanes).collect(), SOME * lanes, |i, wt| {
-            for l in 0..lanes {
-                let to = wt[l..].iter_mut().step_by(lanes);
-                match (l < outputs - block * lanes).then(|| &w[l * inputs + i * SOME..]) {
-                    Some(w) => to.zip(w).for_each(|(to, &w)| *to = w),
-                    None => to.for_each(|to| *to = T::zero()),
+}
+
+impl Narrow {
+    /// A layer of these sizes, if it is one for this file.
+    pub(super) fn of([n, inputs, outputs]: [usize; 3]) -> Option<Self> {
+        let suits = has_fma() && OUTPUTS.contains(&outputs) && n >= LEAST[0] && inputs >= LEAST[1];
+        suits.then(|| Narrow { inputs, outputs, wide: level() == Level::Avx512 })
+    }
+
+    pub(super) fn forward<T: Real>(self, x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], cpu: &Cpu) {
+        let Narrow { inputs, outputs, wide } = self;
+        let lanes = LANES[usize::from(!wide)];
+        // [blocks of outputs][inputs][lanes], zeros beyond the outputs.
+        let mut transposed = cpu.scratch::<T>(outputs.div_ceil(lanes) * inputs * lanes);
+        const SOME: usize = 64;
+        for (block, wt) in transposed.chunks_mut(inputs * lanes).enumerate() {
+            let w = &w[block * lanes * inputs..];
+            for_pieces(wt.chunks_mut(SOME * lanes).collect(), SOME * lanes, |i, wt| {
+                for l in 0..lanes {
+                    let to = wt[l..].iter_mut().step_by(lanes);
+                    match (l < outputs - block * lanes).then(|| &w[l * inputs + i * SOME..]) {
+                        Some(w) => to.zip(w).for_each(|(to, &w)| *to = w),
+                        None => to.for_each(|to| *to = T::zero()),
+                    }
+                }
+            });
+        }
+        let pieces: Vec<_> = y.chunks_mut(IMAGES * outputs).zip(x.chunks(IMAGES * inputs)).collect();
+        for_pieces(pieces, IMAGES * inputs * outputs / MACS, |_, (y, x)| {
+            for (block, wt) in transposed.chunks(inputs * lanes).enumerate() {
+                outputs_of(self, block * lanes, x, wt, b, y);
+            }
+        });
+    }
+
+    pub(super) fn backward_w<T: Real>(self, gy: &[T], x: &[T], gw: &mut [T], accumulate: bool) {
+        let Narrow { inputs, outputs, .. } = self;
+        for_pieces(MatMut::new(gw, outputs, inputs).split_cols(WIDTH), gy.len() * WIDTH / MACS, |i, mut gw| {
+            for first in (0..outputs).step_by(MOST) {
+                let mut sums = [[T::zero(); WIDTH]; MOST];
+                strip(self, first, gw.width(), gy, &x[i * WIDTH..], &mut sums);
+                for (o, sums) in (first..outputs).zip(&sums) {
+                    let to = gw.row(o);
+                    if accumulate {
+                        to.iter_mut().zip(sums).for_each(|(to, &v)| *to += v);
+                    } else {
+                        to.copy_from_slice(&sums[..to.len()]);
+                    }
                 }
             }
         });
     }
-    let pieces: Vec<_> = y.chunks_mut(IMAGES * outputs).zip(x.chunks(IMAGES * inputs)).collect();
-    for_pieces(pieces, IMAGES * inputs * outputs / MACS, |_, (y, x)| {
-        for (block, wt) in transposed.chunks(inputs * lanes).enumerate() {
-            outputs_of(x, wt, b, y, inputs, outputs, block * lanes, wide);
-        }
-    });
 }
 
 vectorised! {
     /// A block of the outputs, from `first` on, of some images.
-    fn outputs_of<T>(
-        x: &[T], wt: &[T], b: Option<&[T]>, y: &mut [T], inputs: usize, outputs: usize, first: usize, wide: bool,
-    ) {
-        if wide {
-            block::<T, { LANES[0] }>(x, wt, b, y, inputs, outputs, first)
+    fn outputs_of<T>(layer: Narrow, first: usize, x: &[T], wt: &[T], b: Option<&[T]>, y: &mut [T]) {
+        if layer.wide {
+            block::<T, { LANES[0] }>(layer, first, x, wt, b, y)
         } else {
-            block::<T, { LANES[1] }>(x, wt, b, y, inputs, outputs, first)
+            block::<T, { LANES[1] }>(layer, first, x, wt, b, y)
         }
     }
 
     /// A strip of the weights' gradient: `width` inputs, of which `x` begins with the first, for the outputs from `first` on.
-    fn strip<T>(
-        gy: &[T],
-        x: &[T],
-        sums: &mut [[T; WIDTH]; MOST],
-        inputs: usize,
-        outputs: usize,
-        first: usize,
-        width: usize,
-        wide: bool,
-    ) {
-        if wide {
-            columns::<T, { LANES[0] }>(gy, x, sums, inputs, outputs, first, width)
+    fn strip<T>(layer: Narrow, first: usize, width: usize, gy: &[T], x: &[T], sums: &mut [[T; WIDTH]; MOST]) {
+        if layer.wide {
+            columns::<T, { LANES[0] }>(layer, first, width, gy, x, sums)
         } else {
-            columns::<T, { LANES[1] }>(gy, x, sums, inputs, outputs, first, width)
+            columns::<T, { LANES[1] }>(layer, first, width, gy, x, sums)
         }
     }
 }
 
 #[inline(always)]
-fn block<T: Real, const L: usize>(
-    x: &[T],
-    wt: &[T],
-    b: Option<&[T]>,
-    y: &mut [T],
-    inputs: usize,
-    outputs: usize,
-    first: usize,
-) {
+fn block<T: Real, const L: usize>(layer: Narrow, first: usize, x: &[T], wt: &[T], b: Option<&[T]>, y: &mut [T]) {
+    let Narrow { inputs, outputs, .. } = layer;
     let (wt, _) = wt.as_chunks::<L>();
     let n = x.len() / inputs;
     let mut sums = [[T::zero(); L]; IMAGES];
@@ -146,42 +146,18 @@ fn tile<T: Real, const R: usize, const L: usize>(x: &[T], wt: &[[T; L]], sums: &
     *sums = acc;
 }
 
-pub(super) fn backward_w<T: Real>(
-    gy: &[T],
-    x: &[T],
-    gw: &mut [T],
-    accumulate: bool,
-    [n, inputs, outputs]: [usize; 3],
-    wide: bool,
-) {
-    for_pieces(MatMut::new(gw, outputs, inputs).split_cols(WIDTH), n * WIDTH * outputs / MACS, |i, mut gw| {
-        for first in (0..outputs).step_by(MOST) {
-            let mut sums = [[T::zero(); WIDTH]; MOST];
-            strip(gy, &x[i * WIDTH..], &mut sums, inputs, outputs, first, gw.width(), wide);
-            for (o, sums) in (first..outputs).zip(&sums) {
-                let to = gw.row(o);
-                if accumulate {
-                    to.iter_mut().zip(sums).for_each(|(to, &v)| *to += v);
-                } else {
-                    to.copy_from_slice(&sums[..to.len()]);
-                }
-            }
-        }
-    });
-}
-
 /// Adds up the products of all images, which lie too far apart in memory to be read again and again: some are copied side
 /// by side, with zeros where a tile has more outputs or inputs than there are.
 #[inline(always)]
 fn columns<T: Real, const L: usize>(
+    layer: Narrow,
+    first: usize,
+    width: usize,
     gy: &[T],
     x: &[T],
     sums: &mut [[T; WIDTH]; MOST],
-    inputs: usize,
-    outputs: usize,
-    first: usize,
-    width: usize,
 ) {
+    let Narrow { inputs, outputs, .. } = layer;
     let (mut gs, mut xs) = ([[T::zero(); MOST]; IMAGES], [[T::zero(); WIDTH]; IMAGES]);
     let some = MOST.min(outputs - first);
     for (gy, x) in gy.chunks(IMAGES * outputs).zip(x.chunks(IMAGES * inputs)) {
@@ -239,9 +215,10 @@ mod tests {
             let mut whole = |len: usize| (0..len).map(|_| draw.int(0, 8) as f64 - 4.0).collect::<Vec<f64>>();
             let (x, w, b, gy) = (whole(n * inputs), whole(outputs * inputs), whole(outputs), whole(n * outputs));
             for wide in [true, false] {
+                let layer = Narrow { inputs, outputs, wide };
                 for b in [Some(&b[..]), None] {
                     let mut y = vec![f64::NAN; n * outputs];
-                    forward(&x, &w, b, &mut y, [inputs, outputs], &Cpu::default(), wide);
+                    layer.forward(&x, &w, b, &mut y, &Cpu::default());
                     for (i, &y) in y.iter().enumerate() {
                         let (x, w) = (&x[i / outputs * inputs..], &w[i % outputs * inputs..]);
                         let sum: f64 = x.iter().zip(w).take(inputs).map(|(x, w)| x * w).sum();
@@ -250,7 +227,7 @@ mod tests {
                 }
                 let mut gw = vec![1.0; outputs * inputs];
                 for times in [1.0, 2.0] {
-                    backward_w(&gy, &x, &mut gw, times > 1.0, [n, inputs, outputs], wide);
+                    layer.backward_w(&gy, &x, &mut gw, times > 1.0);
                     for (i, &gw) in gw.iter().enumerate() {
                         let (o, k) = (i / inputs, i % inputs);
                         let sum: f64 = (0..n).map(|n| gy[n * outputs + o] * x[n * inputs + k]).sum();
