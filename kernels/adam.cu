@@ -64,7 +64,6 @@ __global__ void __launch_bounds__(256)
     }
     store(m + 4 * i, mean);
     store(v + 4 * i, square);
-    store(p + 4 * i, value);
-    if (copy) store(copy + 4 * i, value);
+    store_parameters(p, copy, i, value);
   }
 }

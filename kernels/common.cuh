@@ -18,6 +18,9 @@
   extern __shared__ __align__(128) unsigned char dynamic_smem[]; \
   type* name = reinterpret_cast<type*>(dynamic_smem)
 
+// The 32-bit number that instructions address shared memory by.
+__device__ __forceinline__ unsigned smem_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
+
 #endif
 
 // Marks a pointer parameter that may be null. For the reader and for the launcher; nothing to the compiler.

@@ -48,7 +48,6 @@ __device__ __forceinline__ unsigned swizzled(unsigned offset) {
 #define HOPPER __device__ __forceinline__
 
 // ---- shared memory
-HOPPER unsigned smem_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 HOPPER float load_cluster(unsigned address) {
   float v;
   asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");

@@ -104,9 +104,23 @@ struct Window {
   }
 };
 
-// KH and KW are the window's sizes, or 0: those in d.
+// V channels a thread. KH and KW are the window's sizes, or 0: those in d.
+template <int V, int KH, int KW>
+struct Tiles {};
+
+// Calls f with the Tiles of elements of T: whole packs where rows lie so, and the usual windows as constants.
+template <class T, class F>
+__device__ __forceinline__ void with_tiles(bool packs, const MaxPool2dTilesDims& d, F f) {
+  constexpr int V = 16 / sizeof(T);
+  if (!packs) return f(Tiles<1, 0, 0>{});
+  if (d.kh == 2 && d.kw == 2) return f(Tiles<V, 2, 2>{});
+  if (d.kh == 3 && d.kw == 3) return f(Tiles<V, 3, 3>{});
+  f(Tiles<V, 0, 0>{});
+}
+
 template <int V, int KH, int KW, class T>
-__device__ __forceinline__ void largest_of_tiles(const T* x, T* y, unsigned char* place, const MaxPool2dTilesDims& d) {
+__device__ __forceinline__ void largest_of_tiles(Tiles<V, KH, KW>, const T* x, T* y, unsigned char* place,
+                                                 const MaxPool2dTilesDims& d) {
   const int kh = KH ? KH : d.kh, kw = KW ? KW : d.kw;
   FOR_EACH(i, d.n * d.ho * d.wo * (d.c / V)) {
     const Window at = Window::of<V>(i, d.c, V == 1 ? d.by_c : d.by_packs, d.wo, d.by_wo, d.ho, d.by_ho);
@@ -147,15 +161,12 @@ __global__ void __launch_bounds__(256, 3)
     max_pool2d_fwd_tiles(const T* __restrict__ x, T* __restrict__ y, unsigned char* __restrict__ place,
                          MaxPool2dTilesDims d) {
   constexpr int V = 16 / sizeof(T);
-  if (!rows_of<V>(x, d.c) || !is_aligned<V>(y) || !is_aligned<V>(place))
-    return largest_of_tiles<1, 0, 0>(x, y, place, d);
-  if (d.kh == 2 && d.kw == 2) return largest_of_tiles<V, 2, 2>(x, y, place, d);
-  if (d.kh == 3 && d.kw == 3) return largest_of_tiles<V, 3, 3>(x, y, place, d);
-  largest_of_tiles<V, 0, 0>(x, y, place, d);
+  const bool packs = rows_of<V>(x, d.c) && is_aligned<V>(y) && is_aligned<V>(place);
+  with_tiles<T>(packs, d, [&](auto tiles) { largest_of_tiles(tiles, x, y, place, d); });
 }
 
 template <int V, int KH, int KW, class T>
-__device__ __forceinline__ void scatter_to_tiles(const T* gy, const unsigned char* place, T* gx,
+__device__ __forceinline__ void scatter_to_tiles(Tiles<V, KH, KW>, const T* gy, const unsigned char* place, T* gx,
                                                  const MaxPool2dTilesDims& d) {
   const int kh = KH ? KH : d.kh, kw = KW ? KW : d.kw;
   FOR_EACH(i, d.n * d.rows * d.columns * (d.c / V)) {
@@ -190,9 +201,6 @@ __global__ void __launch_bounds__(256, 3)
     max_pool2d_bwd_tiles(const T* __restrict__ gy, const unsigned char* __restrict__ place, T* __restrict__ gx,
                          MaxPool2dTilesDims d) {
   constexpr int V = 16 / sizeof(T);
-  if (!rows_of<V>(gy, d.c) || !is_aligned<V>(gx) || !is_aligned<V>(place))
-    return scatter_to_tiles<1, 0, 0>(gy, place, gx, d);
-  if (d.kh == 2 && d.kw == 2) return scatter_to_tiles<V, 2, 2>(gy, place, gx, d);
-  if (d.kh == 3 && d.kw == 3) return scatter_to_tiles<V, 3, 3>(gy, place, gx, d);
-  scatter_to_tiles<V, 0, 0>(gy, place, gx, d);
+  const bool packs = rows_of<V>(gy, d.c) && is_aligned<V>(gx) && is_aligned<V>(place);
+  with_tiles<T>(packs, d, [&](auto tiles) { scatter_to_tiles(tiles, gy, place, gx, d); });
 }

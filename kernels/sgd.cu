@@ -44,7 +44,6 @@ __global__ void __launch_bounds__(256)
       value.v[k] -= lr * (d.nesterov ? gk + momentum * velocity.v[k] : velocity.v[k]);
     }
     if (v) store(v + 4 * i, velocity);
-    store(p + 4 * i, value);
-    if (copy) store(copy + 4 * i, value);
+    store_parameters(p, copy, i, value);
   }
 }

@@ -50,10 +50,6 @@ __device__ __forceinline__ void multiply(Operand<bf16>, float (&d)[4], const uns
 
 #else
 
-__device__ __forceinline__ unsigned shared_address(const void* p) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
-
 // Starts to copy a chunk or a part of one from global to shared memory, or to write zeros if it is not valid: then nothing
 // is read. Whole chunks go past the L1.
 template <class E, int N>
@@ -61,11 +57,11 @@ __device__ __forceinline__ void copy_async(Pack<E, N>* to, const E* from, bool v
 #if __CUDA_ARCH__ >= 800
   constexpr int bytes = sizeof *to;
   if constexpr (bytes == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem_address(to)), "l"(from),
                  "r"(valid ? bytes : 0)
                  : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(bytes),
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(smem_address(to)), "l"(from), "n"(bytes),
                  "r"(valid ? bytes : 0)
                  : "memory");
 #else
@@ -92,7 +88,7 @@ __device__ __forceinline__ void copy_wait() {
 // matrix i, the first in the low half; or with TRANSPOSE of its transpose. All lanes of the warp take part.
 template <bool TRANSPOSE, class E>
 __device__ __forceinline__ void load_matrices(unsigned (&v)[4], const Chunk<E>* row) {
-  const unsigned address = shared_address(row);
+  const unsigned address = smem_address(row);
   if constexpr (TRANSPOSE)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])

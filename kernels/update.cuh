@@ -26,3 +26,10 @@ __device__ __forceinline__ float used(float g, float unscale, float clip) {
   // Comparisons, so that NaN stays NaN.
   return clip > 0.0f ? (g > clip ? clip : g < -clip ? -clip : g) : g;
 }
+
+// Stores the i-th four parameters, and rounded in `copy`, what products take, where there is one.
+template <class T>
+__device__ __forceinline__ void store_parameters(float* p, T* copy, int i, const Four<float>& value) {
+  store(p + 4 * i, value);
+  if (copy) store(copy + 4 * i, value);
+}
