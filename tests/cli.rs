@@ -336,10 +336,12 @@ fn the_small_commands_print_what_they_should() {
     let keys: Vec<&str> =
         block.lines().filter_map(|l| l.split_whitespace().next()).filter(|k| k.starts_with('0')).collect();
     assert_eq!(keys, ["0", "0.0", "0.1"], "{block}");
-    let fused = p.ok(&["summary", "block.toml", "--fused"]).out;
+    let fused = p.ok(&["summary", "block.toml", "--fused", "--batch-size", "7"]).out;
     let into: Vec<&str> =
         fused.lines().filter(|l| l.contains("  relu  ")).filter_map(|l| l.split_whitespace().last()).collect();
     assert!(into.contains(&"0.0") && !block.contains("fused into"), "{fused}");
+    // What the convolution hands to the ReLU is not stored then.
+    assert!(block.contains("activations      0.25 MiB") && fused.contains("activations      0.17 MiB"), "{fused}");
     let done = p.ok(&["doctor"]);
     for word in ["threads", "tilework data fetch cifar10", "runs", "cpu"] {
         assert!(done.out.contains(word), "{}", done.out);

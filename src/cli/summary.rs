@@ -20,7 +20,8 @@ pub(super) struct SummaryArgs {
     /// Images per step [default: the recipe's]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     batch_size: Option<u32>,
-    /// Also which layers a CUDA device computes together: a column with the key of the one that has the kernels
+    /// Also which layers a CUDA device computes together: a column with the key of the one that has the kernels; what lies
+    /// between them is not stored, and not counted
     #[arg(long)]
     fused: bool,
     #[command(flatten)]
@@ -89,7 +90,9 @@ pub(super) fn run(args: &SummaryArgs, out: &mut Out) -> Result<()> {
     model.freeze(&recipe.freeze)?;
     let batch = recipe.batch_size;
     let layers = &model.layers;
-    let bytes = |l: &LayerInfo| l.activations().saturating_mul(F32).saturating_mul(batch);
+    // A layer that applies the activation behind it stores that one's output, and not its own.
+    let passes = |l: &LayerInfo| args.fused && layers.iter().any(|other| other.joined.as_ref() == Some(&l.key));
+    let bytes = |l: &LayerInfo| if passes(l) { 0 } else { l.activations().saturating_mul(F32).saturating_mul(batch) };
     let mut rows = vec![vec![String::new(), "input".into(), model.input.to_string()]];
     rows.extend(layers.iter().map(|l| {
         let frozen = if l.params > 0 && own(&model, l).all(|p| !p.trainable) { " (frozen)" } else { "" };
