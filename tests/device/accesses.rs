@@ -1,6 +1,7 @@
 //! How many bytes kernels move with one access, as the emulated device's trace tells it.
 
 use crate::under;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use tilework::device::cuda::CudaOptions;
 use tilework::device::emulator::{self, Action, Follow, TraceEvent, TraceOptions, Traced};
@@ -62,8 +63,17 @@ fn accesses_are_wide() {
     }
 }
 
-/// The matrix products load and store by fours too: with `load` and `store` of four.cuh, which
-/// the host's compiler may take apart, so that only the source line tells.
+/// The elements that an access moves, from the first to behind the last: of `x[4..7]` 4 and 8, of `x[4]` 4 and 5.
+fn elements(action: &Action) -> Option<(usize, usize)> {
+    let (Action::Read(place, _) | Action::Write(place, _)) = action else { return None };
+    let within = place.split(['[', ']']).nth(1)?;
+    let (first, last) = within.split_once("..").unwrap_or((within, within));
+    Some((first.parse().ok()?, last.parse::<usize>().ok()? + 1))
+}
+
+/// The matrix products load and store by fours too: with `load` and `store` of four.cuh, which the host's compiler may take
+/// apart. Then a thread moves the four one after the other, and the source line tells, where the program has it: a bundle's
+/// has been stripped.
 #[test]
 fn products_move_by_fours() {
     if !under::looks_inside() {
@@ -89,10 +99,24 @@ fn products_move_by_fours() {
                 }
                 _ => false,
             });
-            let lines: Vec<String> = of_it.filter_map(|e| e.at.as_ref().map(|at| at.file.clone())).collect();
-            assert!(!lines.is_empty(), "{kernel} does not touch {wanted}");
-            let alone = lines.iter().filter(|file| *file != "kernels/four.cuh").count();
-            assert_eq!(alone, 0, "{kernel}: {wanted} is moved one by one, {alone} of {} times", lines.len());
+            let of_it: Vec<&TraceEvent> = of_it.collect();
+            assert!(!of_it.is_empty(), "{kernel} does not touch {wanted}");
+            let lines: Vec<_> = of_it.iter().filter_map(|e| e.at.as_ref()).collect();
+            assert!(!cfg!(debug_assertions) || lines.len() == of_it.len(), "{kernel}: {wanted} without source lines");
+            let alone = lines.iter().filter(|at| at.file != "kernels/four.cuh").count();
+            assert_eq!(alone, 0, "{kernel}: {wanted} is moved one by one, {alone} of {} times", of_it.len());
+            // Where each thread's last access ended.
+            let mut ends: BTreeMap<[u32; 3], usize> = BTreeMap::new();
+            for event in of_it {
+                let (first, words) = elements(&event.action).unwrap();
+                let end = ends.entry(event.thread).or_default();
+                assert!(
+                    first == *end || end.is_multiple_of(4) && first.is_multiple_of(4),
+                    "{kernel}: {wanted}, {event}"
+                );
+                *end = first + words;
+            }
+            assert!(ends.values().all(|end| end.is_multiple_of(4)), "{kernel}: {wanted} ends within four");
         }
     }
 }
