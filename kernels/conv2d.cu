@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(256) conv2d_col2im(const T* __restrict__ gcols
 // Launch: grid [blocks that walk over the tiles, 1, splits], block Tile::THREADS, Tile::SHARED bytes of dynamic shared memory.
 // Limits: c a multiple of 64, so that a step is of one tap; what maps allow.
 // Registers: at most 224 (Tma256), 128.
-// Instances: sm_90a: T = half, bf16; Tile = Tma256, Tma128, Tma64
+// Instances: sm_90a: T = half, bf16; Tile = Tma256, Tma64
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     conv2d_fwd_tma(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,

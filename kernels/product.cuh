@@ -24,7 +24,7 @@
 // one block on a multiprocessor, and 72 % with two. Those of Mma and Wgmma tiles are what whole products reached
 // there, each tile by itself (`tilework bench --tile`). Wgmma tiles are left out where operands have no chunks of 8: see
 // `Product::rows`; Tma tiles where maps cannot describe the operands (src/ops/conv2d/maps.rs), or one of them is a view that
-// is not aligned to 16 bytes. Those of Tma tiles are an estimate, by what a study of such products reached on an H100.
+// is not aligned to 16 bytes. LATENCY and SPEED of Wgmma and Tma tiles are of each product of four networks, by each tile.
 #pragma once
 #include "mma.cuh"
 #include "simt.cuh"
@@ -105,7 +105,7 @@ struct Wgmma128 {
     SHARED = 98304,
     THREADS = 256,
     BLOCKS = 2,
-    LATENCY = 600,
+    LATENCY = 750,
     SPEED = 550
   };
 };
@@ -119,13 +119,14 @@ struct Wgmma64 {
     SHARED = 73728,
     THREADS = 256,
     BLOCKS = 3,
-    LATENCY = 600,
+    LATENCY = 750,
     SPEED = 400
   };
 };
 
 // Tma: the same, with operands that TMA brings by tensor maps (MAPS), for those convolutions that they can describe. Blocks walk
-// over tiles; there are as many as run at once.
+// over tiles; there are as many as run at once. (Tiles of 128x128 were slower than one or the other of these in nearly all
+// products.)
 struct Tma256 {
   enum {
     M = 256,
@@ -136,22 +137,8 @@ struct Tma256 {
     THREADS = 256,
     MAPS = 1,
     BLOCKS = 1,
-    LATENCY = 600,
-    SPEED = 1100
-  };
-};
-struct Tma128 {
-  enum {
-    M = 128,
-    N = 128,
-    K = 64,
-    STAGES = 3,
-    SHARED = 98352,
-    THREADS = 256,
-    MAPS = 1,
-    BLOCKS = 2,
-    LATENCY = 400,
-    SPEED = 950
+    LATENCY = 850,
+    SPEED = 1130
   };
 };
 struct Tma64 {
@@ -164,8 +151,8 @@ struct Tma64 {
     THREADS = 256,
     MAPS = 1,
     BLOCKS = 2,
-    LATENCY = 350,
-    SPEED = 600
+    LATENCY = 600,
+    SPEED = 740
   };
 };
 

@@ -8,7 +8,7 @@
 use super::{Dims, maps};
 use crate::device::cuda::{Cuda, Family, KernelType, Launch, Tile};
 use crate::error::Result;
-use crate::kernels::TMA128;
+use crate::kernels::TMA64;
 use crate::kernels::conv2d::*;
 use crate::ops::linear::cuda as linear;
 use crate::ops::product::Product;
@@ -93,7 +93,7 @@ pub(super) fn forward<T: KernelType>(
     let bias = b.map(Tensor::input).transpose()?;
     let product = Product { sizes: [d.n * d.pixels(), d.o, d.patch()], rows: [d.c; 2], bias, accumulate: false, relu };
     let operands = |tile: &Tile| maps::forward::<T>(x, w, d, tile);
-    let mapped = maps::possible(&operands(&TMA128)?, d.c, d);
+    let mapped = maps::possible(&operands(&TMA64)?, d.c, d);
     let families = families(&CONV2D_FWD, &CONV2D_FWD_TMA, mapped);
     product.run::<T, T>(cuda, families, y.output()?, |plan, y, partial| {
         let d = Conv2dDims { relu: relu.into(), ..sizes(d, false, plan.split_steps) };
@@ -116,7 +116,7 @@ pub(super) fn backward_x<T: KernelType>(cuda: &Cuda, gy: &Tensor, w: &Tensor, gx
     let sizes_of = [gx.len() / d.c, d.c, kh * kw * d.o];
     let product = Product { sizes: sizes_of, rows: [d.o, d.c], bias: None, accumulate: false, relu: false };
     let operands = |tile: &Tile| maps::backward_x::<T>(gy, w, d, tile);
-    let mapped = d.window.stride == [1; 2] && maps::possible(&operands(&TMA128)?, d.o, d);
+    let mapped = d.window.stride == [1; 2] && maps::possible(&operands(&TMA64)?, d.o, d);
     let families = families(&CONV2D_BWD_X, &CONV2D_BWD_X_TMA, mapped);
     product.run::<T, T>(cuda, families, gx.output()?, |plan, gx, partial| {
         let d = sizes(d, false, plan.split_steps);
