@@ -3,6 +3,7 @@
 
     tools/mutate.py --seed 1 --count 100             a campaign
     tools/mutate.py --seed 1 --count 100 --only 7,12 some of its mutants again
+    tools/mutate.py --seed 1 --count 20 --files conv2d.cu,conv2d.cuh      of these files alone
 
 A mutant is one small change in kernels/*.cu or *.cuh: a barrier removed, a bound moved by one, an
 index swapped, an accumulator not cleared, a wrong stride. The tests' executables are built once; for
@@ -16,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
 # Of the test `device`, in the order in which a mutant meets them: the quickest first.
-PARTS = ["kernels", "half", "kernels_beyond", "precision", "training", "accesses"]
+PARTS = ["wgmma", "kernels", "fused", "half", "kernels_beyond", "precision", "training", "accesses"]
 # Where nothing looks at the output: a chain of multiply-adds that only takes time.
 BLIND = {"ceiling.cu": "__global__ void __launch_bounds__(256) ceiling_multiply_add"}
 # What is easily mistaken for each other.
@@ -112,13 +113,13 @@ def sites(code, text):
     return out
 
 
-def draw(seed, count):
+def draw(seed, count, files):
     """The mutants of a campaign: (file, operator, start, end, replacement). A file's share is that of its code."""
     rng = random.Random(seed)
     texts = {p.name: p.read_text() for p in sorted(KERNELS.glob("*.cu*"))}
     codes = {n: code_of(n, t) for n, t in texts.items()}
     table = {n: sites(codes[n], texts[n]) for n in texts}
-    names = [n for n in texts if table[n]]
+    names = [n for n in texts if table[n] and (not files or n in files)]
     weights = [len(re.sub(r"\s", "", codes[n])) for n in names]
     seen, drawn = set(), []
     while len(drawn) < count:
@@ -263,11 +264,15 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=100, help="mutants to draw")
     parser.add_argument("--only", help="the numbers of those to run, with commas")
+    parser.add_argument("--files", metavar="NAME,…", help="only mutants of these files")
     parser.add_argument("--timeout", type=float, default=60, help="seconds after which a test hangs")
     parser.add_argument("--list", action="store_true", help="only print the mutants")
     parser.add_argument("--work", type=Path, default=ROOT / "target/mutate", help="folder for what is built")
     options = parser.parse_args()
-    texts, drawn = draw(options.seed, options.count)
+    files = options.files.split(",") if options.files else []
+    if unknown := [name for name in files if not (KERNELS / name).exists()]:
+        sys.exit(f"there is no kernels/{unknown[0]}")
+    texts, drawn = draw(options.seed, options.count, files)
     chosen = [int(n) for n in options.only.split(",")] if options.only else range(options.count)
     if options.list:
         for number in chosen:
