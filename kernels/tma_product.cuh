@@ -10,7 +10,7 @@
 // A slot of the ring has two mbarriers, which lie behind the slots. `full`: the bytes of both operands have come. `empty`: both
 // warpgroups have read them; each says so of a step when its products of the next are under way. The thread that loads waits
 // for both when it has started the products of one step more, so that neither warpgroup runs dry. (A warp of its own for the
-// loads leaves each thread of two blocks 96 registers, which are too few to store 64 sums from.)
+// loads leaves each thread 168 registers, or 96 with two blocks on a multiprocessor: the sums and their store did not fit.)
 //
 // A source here names boxes, not elements:
 //     static constexpr bool along_k                   which way its rows of 128 bytes lie, as for wgmma
