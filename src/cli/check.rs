@@ -49,7 +49,7 @@ pub(super) fn run(args: &CheckArgs, out: &mut Out) -> Result<()> {
                 dtype.to_string(),
                 row.cases.to_string(),
                 format!("{:.1}", row.worst.roundings),
-                parity::tolerance(room.name, dtype).to_string(),
+                row.worst.allowed.to_string(),
                 if ok { "ok" } else { "DIFFERS" }.to_string(),
                 row.case,
             ]);

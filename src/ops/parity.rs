@@ -26,7 +26,7 @@ use crate::tensor::Tensor;
 /// the CPU's order are exact. The others add in another order: the largest of many differences, each
 /// of about one rounding. Where results have two bytes, sums still have four, and little is rounded to
 /// two but the result.
-pub fn tolerance(room: &str, dtype: DType) -> f64 {
+fn tolerance(room: &str, dtype: DType) -> f64 {
     match (room, dtype) {
         ("add" | "avg_pool2d" | "dropout" | "flatten" | "max_pool2d" | "nll" | "relu", _) => 0.0,
         (_, DType::F16 | DType::BF16) => 4.0,
@@ -47,6 +47,8 @@ pub struct Difference {
     pub error: f64,
     /// The same difference, in roundings of the terms' size.
     pub roundings: f64,
+    /// As many as are allowed for the result's own type: gradients of weights are of f32 where activations have two bytes.
+    pub allowed: f64,
     /// At this element.
     pub at: usize,
     /// The device's number.
@@ -197,7 +199,8 @@ impl Expected {
     /// # Errors
     /// [`crate::Error::Device`] if the device fails.
     pub fn compare(&self, got: &Results) -> Result<Difference> {
-        let mut worst = Difference { what: "y".into(), ..Difference::default() };
+        let allowed = got.first().map_or(0.0, |(_, y)| tolerance(self.room, y.dtype()));
+        let mut worst = Difference { what: "y".into(), allowed, ..Difference::default() };
         if got.len() != self.values.len() {
             return Ok(Difference { what: "the number of gradients".into(), error: f64::INFINITY, ..worst });
         }
@@ -215,7 +218,8 @@ impl Expected {
                     false => f64::INFINITY,
                 };
                 if roundings / allowed > worst.error {
-                    worst = Difference { what: what.clone(), error: roundings / allowed, roundings, at, got, want };
+                    let error = roundings / allowed;
+                    worst = Difference { what: what.clone(), error, roundings, allowed, at, got, want };
                 }
             }
         }
