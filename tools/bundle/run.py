@@ -349,7 +349,7 @@ def arguments():
     parser.add_argument("--recipes", default="", metavar="NAME,…", help="what the stage recipes trains in full")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="with so many seeds each, from 0 on (default 1)")
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="and so many side by side (default 1), which makes their times those of a shared GPU")
-    parser.add_argument("--networks", default="a1-lenet,b1-bn-cnn,b1-bn-cnn@256", metavar="NAME[@BATCH],…", help="what is compared with PyTorch (default: %(default)s)")
+    parser.add_argument("--networks", default="a1-lenet,b1-bn-cnn", metavar="NAME[@BATCH],…", help="what is compared with PyTorch (default: %(default)s)")
     parser.add_argument("--limit", action="append", default=[], metavar="STAGE=SECONDS", help="another time limit of a stage; may be repeated")
     parser.add_argument("--total", type=float, default=1e9, metavar="SECONDS", help="a limit of the whole; what does not fit is skipped or cut")
     parser.add_argument("--python", default=sys.executable, help="the Python whose torch is compared with (default: this one)")
