@@ -16,7 +16,7 @@ pub(crate) fn open(path: &Path, doing: &'static str) -> Result<File> {
     let kind = fs::metadata(path).map_err(Error::io(doing, path))?;
     match (kind.is_file(), kind.is_dir()) {
         (true, _) => File::open(path).map_err(Error::io(doing, path)),
-        (_, true) => Err(folder(path)),
+        (_, true) => Err(not_a_file(path)),
         _ => Err(Error::file(
             path,
             "it is a pipe, a socket or a device, and should be a file",
@@ -26,7 +26,7 @@ pub(crate) fn open(path: &Path, doing: &'static str) -> Result<File> {
 }
 
 /// The error for a path that is a folder and should be a file.
-fn folder(path: &Path) -> Error {
+fn not_a_file(path: &Path) -> Error {
     Error::file(path, "it is a folder, and should be a file", "give the path of a file")
 }
 
@@ -35,7 +35,7 @@ fn folder(path: &Path) -> Error {
 /// # Errors
 /// [`Error::File`] if a folder is there.
 pub(crate) fn check_file(path: &Path) -> Result<()> {
-    if path.is_dir() { Err(folder(path)) } else { Ok(()) }
+    if path.is_dir() { Err(not_a_file(path)) } else { Ok(()) }
 }
 
 /// Checks that files can be written into the folder at a path, which may still have to be made.
@@ -109,13 +109,17 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 /// [`Error::Io`].
 pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
     replace(path, |new| write_synced(new, bytes))?;
-    sync_dir(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    sync_dir(folder_of(path))
+}
+
+/// The folder that a path is in; of a bare name the current one.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// An empty file `NAME.XXXXXX.tmp` in the folder of `path`, of a name that no other process has. It is removed when it is
 /// dropped, and has the permissions of any new file.
 fn beside(path: &Path) -> std::io::Result<TempPath> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut prefix = path.file_name().unwrap_or_default().to_owned();
     prefix.push(".");
     let mut builder = tempfile::Builder::new();
@@ -123,7 +127,7 @@ fn beside(path: &Path) -> std::io::Result<TempPath> {
     // By itself it would be the user's alone; the umask takes away what new files must not have.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    Ok(builder.tempfile_in(folder)?.into_temp_path())
+    Ok(builder.tempfile_in(folder_of(path))?.into_temp_path())
 }
 
 /// Has a new file written beside `path`, and renames it into its place.

@@ -201,7 +201,7 @@ fn load_once(dir: &Path) -> Result<Checkpoint> {
 
 /// What to do about a checkpoint that is damaged: it depends on what else the run has.
 fn remedy(dir: &Path) -> String {
-    let run = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).display();
+    let run = file::folder_of(dir).display();
     if dir.file_name().is_some_and(|name| name == "best") {
         return format!(
             "restore it from a copy, or use the run's other checkpoint: `tilework eval {run} --which last`; \

@@ -73,9 +73,15 @@ fn im2col<T: KernelType>(cuda: &Cuda, x: &Tensor, d: &Dims) -> Result<Tensor> {
     Ok(cols)
 }
 
-/// The kernels of a pass, with those whose operands come by tensor maps where these are possible.
-fn families<'a>(plain: &'a Family, tma: &'a Family, mapped: bool) -> impl Iterator<Item = &'a Family> {
-    [plain].into_iter().chain(mapped.then_some(tma))
+/// The kernels of a pass, with those whose operands come by tensor maps where the device has them and these are possible.
+fn families<'a, T: KernelType>(
+    cuda: &Cuda,
+    plain: &'a Family,
+    tma: &'a Family,
+    possible: impl FnOnce() -> Result<bool>,
+) -> Result<impl Iterator<Item = &'a Family>> {
+    let mapped = tma.tiles(T::DTYPE, cuda.info().arch).next().is_some() && possible()?;
+    Ok([plain].into_iter().chain(mapped.then_some(tma)))
 }
 
 pub(super) fn forward<T: KernelType>(
@@ -93,8 +99,8 @@ pub(super) fn forward<T: KernelType>(
     let bias = b.map(Tensor::input).transpose()?;
     let product = Product { sizes: [d.n * d.pixels(), d.o, d.patch()], rows: [d.c; 2], bias, accumulate: false, relu };
     let operands = |tile: &Tile| maps::forward::<T>(x, w, d, tile);
-    let mapped = maps::possible(&operands(&TMA64)?, d.c, d);
-    let families = families(&CONV2D_FWD, &CONV2D_FWD_TMA, mapped);
+    let possible = || maps::possible(d.c, d, || operands(&TMA64));
+    let families = families::<T>(cuda, &CONV2D_FWD, &CONV2D_FWD_TMA, possible)?;
     product.run::<T, T>(cuda, families, y.output()?, |plan, y, partial| {
         let d = Conv2dDims { relu: relu.into(), ..sizes(d, false, plan.split_steps) };
         if plan.tile.maps {
@@ -116,8 +122,8 @@ pub(super) fn backward_x<T: KernelType>(cuda: &Cuda, gy: &Tensor, w: &Tensor, gx
     let sizes_of = [gx.len() / d.c, d.c, kh * kw * d.o];
     let product = Product { sizes: sizes_of, rows: [d.o, d.c], bias: None, accumulate: false, relu: false };
     let operands = |tile: &Tile| maps::backward_x::<T>(gy, w, d, tile);
-    let mapped = d.window.stride == [1; 2] && maps::possible(&operands(&TMA64)?, d.o, d);
-    let families = families(&CONV2D_BWD_X, &CONV2D_BWD_X_TMA, mapped);
+    let possible = || Ok(d.window.stride == [1; 2] && maps::possible(d.o, d, || operands(&TMA64))?);
+    let families = families::<T>(cuda, &CONV2D_BWD_X, &CONV2D_BWD_X_TMA, possible)?;
     product.run::<T, T>(cuda, families, gx.output()?, |plan, gx, partial| {
         let d = sizes(d, false, plan.split_steps);
         if plan.tile.maps {
@@ -141,12 +147,13 @@ pub(super) fn backward_w<T: KernelType>(
     let accumulate = gw.accumulate;
     let product =
         Product { sizes: [d.o, d.patch(), d.n * d.pixels()], rows: [d.o, d.c], bias: None, accumulate, relu: false };
-    let operands = maps::backward_w::<T>(gy, x, d)?;
-    let families = families(&CONV2D_BWD_W, &CONV2D_BWD_W_TMA, maps::possible(&operands, d.c, d));
+    let operands = || maps::backward_w::<T>(gy, x, d);
+    let possible = || maps::possible(d.c, d, operands);
+    let families = families::<T>(cuda, &CONV2D_BWD_W, &CONV2D_BWD_W_TMA, possible)?;
     product.run::<T, f32>(cuda, families, gw.output()?, |plan, gw, partial| {
         let d = sizes(d, accumulate, plan.split_steps);
         if plan.tile.maps {
-            let [gy, x] = maps::make(cuda, &operands)?;
+            let [gy, x] = maps::make(cuda, &operands()?)?;
             return conv2d_bwd_w_tma::<T>(cuda, plan.tile, plan.launch, &gy, &x, gw, partial, &d);
         }
         conv2d_bwd_w::<T>(cuda, plan.tile, plan.launch, gy.input()?, x.input()?, gw, partial, &d)

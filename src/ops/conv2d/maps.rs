@@ -37,10 +37,10 @@ pub(super) fn backward_w<T: KernelType>(gy: &Tensor, x: &Tensor, d: &Dims) -> Re
     Ok([rows, patches::<T>(x, d, WIDE)?])
 }
 
-/// Whether there can be such maps, for images that are walked along `channels` of them.
-pub(super) fn possible(operands: &Operands, channels: usize, d: &Dims) -> bool {
+/// Whether there can be such maps, for images that are walked along `channels` of them; `operands` is asked only if it matters.
+pub(super) fn possible(channels: usize, d: &Dims, operands: impl FnOnce() -> Result<Operands>) -> Result<bool> {
     let small = d.window.kernel.iter().all(|&side| side <= MOST_TAPS);
-    channels.is_multiple_of(WIDE) && small && operands.iter().all(|spec| spec.check().is_ok())
+    Ok(channels.is_multiple_of(WIDE) && small && operands()?.iter().all(|spec| spec.check().is_ok()))
 }
 
 /// The operands by their maps.
