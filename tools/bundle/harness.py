@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HEAD = ["stage", "what", "", "seconds", "result"]
@@ -64,8 +66,8 @@ class Stage:
     def command(self, what, argv, limit=None, env=None, cwd=None):
         """Runs a command with its output in a log; `None` if there is no time left for it."""
         limit = min(limit or self.left(), self.left())
-        if limit < 1:
-            self.row(what, "skipped", result="the time is used up")
+        if limit < 1 or self.report.interrupted:
+            self.row(what, "skipped", result="interrupted" if self.report.interrupted else "the time is used up")
             return None
         name = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{self.name}-{what}")
         log = self.out / "logs" / f"{name}.log"
@@ -85,15 +87,9 @@ class Stage:
                     code = child.wait(timeout=limit)
                 except subprocess.TimeoutExpired:
                     cut, code = True, end(child)
-                except KeyboardInterrupt:
-                    end(child)
-                    raise
                 finally:
                     self.report.running.discard(child)
-        return Done(code, time.monotonic() - start, log, cut)
-
-    def end_running(self):
-        self.report.end_running()
+        return Done(code, time.monotonic() - start, log, cut or self.report.interrupted)
 
     def row(self, what, status, seconds=None, result="", **numbers):
         self.rows.append({"stage": self.name, "what": what, "status": status, "seconds": seconds, "result": result, **numbers})
@@ -108,7 +104,8 @@ class Report:
         self.start = time.monotonic()
         self.stages, self.more = [], {}
         # Commands that run now; some run side by side.
-        self.running = set()
+        self.running, self.interrupted = set(), False
+        self.writing = threading.Lock()
         (out / "logs").mkdir(parents=True, exist_ok=True)
 
     def seconds(self):
@@ -120,22 +117,28 @@ class Report:
         self.stages.append(stage)
         try:
             work(stage)
-        except KeyboardInterrupt:
-            stage.row("interrupted", "CUT", result="by Ctrl-C: the stages after it did not run")
-            raise
         except Exception as e:  # A fault of a stage, whatever it is, must not cost the others' results.
             stage.row("the stage itself", "FAILED", result=f"{type(e).__name__}: {e}")
-        finally:
-            stage.seconds = round(self.seconds() - stage.began, 1)
+        if self.interrupted:
+            stage.row("interrupted", "CUT", result="by Ctrl-C: the stages after it did not run")
+        stage.seconds = round(self.seconds() - stage.began, 1)
+        self.write()
+
+    def side_by_side(self, at_once, work, items):
+        """Does `work` for each item, so many at once. Ctrl-C, which no command gets by itself, ends them."""
+        pool = ThreadPoolExecutor(at_once)
+        try:
+            list(pool.map(work, items))
+        except KeyboardInterrupt:
+            self.interrupted = True
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in list(self.running):
+                end(child)
+        pool.shutdown()
 
     @property
     def rows(self):
         return [row for stage in self.stages for row in stage.rows]
-
-    def end_running(self):
-        """Ends what runs side by side, of which Ctrl-C reaches none."""
-        for child in list(self.running):
-            end(child)
 
     def failures(self):
         return sum(row["status"] in BAD for row in self.rows)
@@ -147,7 +150,7 @@ class Report:
     def summary(self):
         """A row for each stage: how many results are what, and the first that is bad, or else the first."""
         rows = []
-        for stage in self.stages:
+        for stage in (s for s in self.stages if s.seconds is not None):
             mine = stage.rows
             count = lambda status: sum(r["status"] == status for r in mine)
             counts = [f"{count(status)} {status}" for status in ("ok", "FAILED", "CUT", "skipped") if count(status)]
@@ -158,6 +161,10 @@ class Report:
     def write(self):
         """results.json and results.md, and with all logs results.tar.gz: one file to take away. After each
         stage, so that what ends early leaves what it has."""
+        with self.writing:
+            self._write()
+
+    def _write(self):
         whole = {**self.about, "run_seconds": round(self.seconds(), 1), "failures": self.failures(), "stages": {stage.name: stage.seconds for stage in self.stages}, "rows": self.rows, **self.more}
         (self.out / "results.json").write_text(json.dumps(whole, indent=1) + "\n")
         about = "\n".join(f"- {key}: {value}" for key, value in self.about.items())

@@ -190,12 +190,7 @@ def recipes(stage, args):
     with ThreadPoolExecutor(args.at_once) as pool:
         runs = [pool.submit(one, job) for job in jobs]
         for run in runs:
-            try:
-                recipe, seed, out, done = run.result()
-            except KeyboardInterrupt:
-                pool.shutdown(wait=False, cancel_futures=True)
-                stage.end_running()
-                raise
+            recipe, seed, out, done = run.result()
             what = f"{recipe} seed {seed}"
             if not done:
                 continue
@@ -390,23 +385,15 @@ def main():
     os.environ.setdefault("TILEWORK_CACHE", str(out / "kernels"))
     about |= {"device": args.device, "on": platform.node(), "system": platform.platform(), "glibc here": platform.libc_ver()[1], "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
     report = Report(out, about, args.total)
-    interrupted = False
     # A command for every two processors.
     at_once = max(1, min(len(UNTIMED), (os.cpu_count() or 1) // 2))
-    pool = ThreadPoolExecutor(at_once)
-    try:
-        for untimed, names in groupby(args.stages, lambda name: name in UNTIMED and at_once > 1):
-            run = lambda name: report.run(name, args.limit[name], lambda stage: STAGES[name](stage, args), untimed)
-            list((pool.map if untimed else map)(run, names))
-            report.write()
-    except KeyboardInterrupt:
-        interrupted = True
-        pool.shutdown(wait=False, cancel_futures=True)
-        report.end_running()
-    pool.shutdown()
-    report.write()
+    for untimed, names in groupby(args.stages, lambda name: name in UNTIMED and at_once > 1):
+        run = lambda name: report.run(name, args.limit[name], lambda stage: STAGES[name](stage, args), untimed)
+        report.side_by_side(at_once if untimed else 1, run, names)
+        if report.interrupted:
+            break
     print(f"\n{report.summary()}\n\n{report.verdict()}\nin {out}: results.tar.gz, with results.md, results.json and logs/")
-    sys.exit(130 if interrupted else 1 if report.failures() else 0)
+    sys.exit(130 if report.interrupted else 1 if report.failures() else 0)
 
 
 if __name__ == "__main__":
