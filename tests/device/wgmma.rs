@@ -37,12 +37,18 @@ fn conv2d(x: [usize; 4], o: usize, kernel: usize, stride: usize, pad: usize) -> 
         .input("w", [o, kernel, kernel, x[3]], Fill::Uniform)
 }
 
-/// A convolution whose sizes tensor maps allow, with biases and ReLU; its weights may be used twice, so that the second
-/// gradient is added to the first.
-fn mapped(x: [usize; 4], o: usize, [kernel, stride, pad]: [[usize; 2]; 3], twice: bool) -> Case {
+/// A convolution whose sizes tensor maps allow, with biases and an activation; its weights may be used twice, so that the
+/// second gradient is added to the first.
+fn mapped(
+    x: [usize; 4],
+    o: usize,
+    [kernel, stride, pad]: [[usize; 2]; 3],
+    activation: Option<Activation>,
+    twice: bool,
+) -> Case {
     let name = format!("{x:?} to {o}, {kernel:?}, stride {stride:?}, pad {pad:?}");
     Case::new(name, move |v, cx| {
-        let y = v[0].conv2d_then(Some(Activation::Relu), &v[1], Some(&v[2]), stride, pad, cx)?;
+        let y = v[0].conv2d_then(activation, &v[1], Some(&v[2]), stride, pad, cx)?;
         if twice { y.add(&v[0].conv2d(&v[1], None, stride, pad, cx)?, cx) } else { Ok(y) }
     })
     .input("x", x, Fill::Uniform)
@@ -74,14 +80,17 @@ fn cases() -> [(&'static str, Case); 7] {
 /// Tails of pixels, of channels and of outputs, windows over row and image ends, padding of all kinds. On a GPU also more
 /// tiles than run at once.
 fn mapped_cases(device: &Device) -> Vec<(&'static str, Case)> {
+    let relu = Some(Activation::Relu);
     let mut cases = vec![
-        ("conv2d", mapped([2, 6, 8, 64], 64, [[2, 2], [1, 1], [1, 1]], false)),
-        ("conv2d", mapped([1, 3, 9, 64], 72, [[1, 2], [1, 2], [2, 0]], true)),
-        ("conv2d", mapped([2, 4, 4, 72], 64, [[2, 1], [1, 1], [0, 1]], false)),
-        ("conv2d", mapped([1, 9, 5, 128], 7, [[3, 1], [2, 1], [0, 1]], false)),
+        ("conv2d", mapped([2, 6, 8, 64], 64, [[2, 2], [1, 1], [1, 1]], relu, false)),
+        ("conv2d", mapped([1, 3, 9, 64], 72, [[1, 2], [1, 2], [2, 0]], relu, true)),
+        ("conv2d", mapped([2, 4, 4, 72], 64, [[2, 1], [1, 1], [0, 1]], relu, false)),
+        ("conv2d", mapped([1, 9, 5, 128], 7, [[3, 1], [2, 1], [0, 1]], relu, false)),
     ];
     if matches!(device, Device::Cuda(cuda) if !cuda.is_emulated()) {
-        cases.push(("conv2d", mapped([70, 33, 31, 64], 64, [[2, 1], [1, 1], [1, 0]], false)));
+        // Of millions of sums some are so near 0 that rounding the inputs to two bytes takes them over it: with ReLU they
+        // would have no size, as in f32 they are 0 however the inputs are moved.
+        cases.push(("conv2d", mapped([70, 33, 31, 64], 64, [[2, 1], [1, 1], [1, 0]], None, false)));
     }
     cases
 }

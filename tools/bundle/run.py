@@ -266,7 +266,7 @@ def pytorch(stage, args):
         stage.row("PyTorch", "skipped", result=f"torch {done.last_line().split()[0]} finds no GPU")
         return
     # PyTorch gets what our side and its own start leave of the stage.
-    budget = max(10.0, stage.left() - (60 if args.short else 25))
+    budget = max(10.0, stage.left() - (60 if args.short else 15))
     options = ["--networks", "a1-lenet@2", "--box", "15"] if args.short else ["--networks", args.networks]
     file = stage.out / "pytorch.json"
     command = [args.python, HERE / "tools/compare_pytorch.py", "--device", args.device, "--bench", BIN / "bench-train_step", "--json", file, "--budget", f"{budget:.0f}", *options]
