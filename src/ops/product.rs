@@ -141,7 +141,7 @@ impl Product<'_> {
     }
 
     /// `y (+)= sum of the partial results [splits, m, n] (+ bias)`.
-    fn add_up<Y: KernelType>(&self, cuda: &Cuda, partial: &Tensor, y: Out<'_, Y>) -> Result<()> {
+    pub(super) fn add_up<Y: KernelType>(&self, cuda: &Cuda, partial: &Tensor, y: Out<'_, Y>) -> Result<()> {
         let [m, n, _] = self.sizes;
         let (size, splits) = (m * n, partial.shape().dims()[0]);
         let mut groups = 1;

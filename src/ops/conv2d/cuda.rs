@@ -5,6 +5,7 @@
 //! of linear layers; it is slower and takes `kh·kw` times the memory of the input, and it is the one
 //! to study first. [`CudaOptions::explicit_conv`](crate::device::cuda::CudaOptions) chooses it.
 
+use super::strip::Strip;
 use super::{Dims, maps};
 use crate::device::cuda::{Cuda, Family, KernelType, Launch, Tile};
 use crate::error::Result;
@@ -96,6 +97,9 @@ pub(super) fn forward<T: KernelType>(
     if cuda.options().explicit_conv {
         return linear::forward::<T>(cuda, &im2col::<T>(cuda, x, d)?, w, b, relu, y, as_linear(d));
     }
+    if let Some(strip) = Strip::forward::<T>(cuda, d) {
+        return strip.multiply::<T>(cuda, [x, w], b, relu, y);
+    }
     let bias = b.map(Tensor::input).transpose()?;
     let product = Product { sizes: [d.n * d.pixels(), d.o, d.patch()], rows: [d.c; 2], bias, accumulate: false, relu };
     let operands = |tile: &Tile| maps::forward::<T>(x, w, d, tile);
@@ -117,6 +121,9 @@ pub(super) fn backward_x<T: KernelType>(cuda: &Cuda, gy: &Tensor, w: &Tensor, gx
         linear::backward_x::<T>(cuda, gy, w, &mut cols, as_linear(d))?;
         let launch = Launch::new(gx.len().div_ceil(256), 256).flops(cols.len());
         return conv2d_col2im::<T>(cuda, launch, cols.input()?, gx.output()?, &sizes(d, false, 0));
+    }
+    if let Some(strip) = Strip::backward_x::<T>(cuda, d) {
+        return strip.multiply::<T>(cuda, [gy, w], None, false, gx);
     }
     let [kh, kw] = d.window.kernel;
     let sizes_of = [gx.len() / d.c, d.c, kh * kw * d.o];
@@ -143,6 +150,9 @@ pub(super) fn backward_w<T: KernelType>(
 ) -> Result<()> {
     if cuda.options().explicit_conv {
         return linear::backward_w::<T>(cuda, gy, &im2col::<T>(cuda, x, d)?, gw, as_linear(d));
+    }
+    if let Some(strip) = Strip::backward_w::<T>(cuda, d) {
+        return strip.gather::<T>(cuda, gy, x, gw, d);
     }
     let accumulate = gw.accumulate;
     let product =

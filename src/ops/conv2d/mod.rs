@@ -17,6 +17,7 @@ mod im2col;
 mod lanes;
 mod maps;
 mod pixelwise;
+mod strip;
 
 use super::activation::Activation;
 use super::case::{Case, Draw, Fill};

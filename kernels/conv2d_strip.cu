@@ -1,0 +1,371 @@
+// Convolution of few channels, on tensor cores: x goes to shared memory once, for all places of the window.
+//
+//   strip of x --(cp.async)--> shared memory --(ldmatrix)--> registers --> mma.sync
+//
+// conv2d_fwd (conv2d.cu) brings an element of x as often as windows see it; with few channels that takes longer than the
+// product. Here a block has a tile of output pixels, `columns` x `rows` of `images` images, and copies the strip of x that
+// they see: of each image `wide` x `high` pixels, `pitch` elements each, the channels and zeros. A row of a pixel's window is
+// then a run of kw·pitch neighbours there, and the whole window kh runs, `wide`·pitch apart: along K the product only adds to
+// an address, and the zeros of the padding are in the strip. Weights lie in shared memory for the whole kernel. Blocks walk
+// over tiles, and the next strip is on its way while one is multiplied.
+//
+// A run is cut in steps of 16: `depth` is its length rounded up. What is behind it belongs to the next pixels, and meets
+// weights of zero. (An infinite number there makes NaN, as it does in the windows that see it.)
+//
+// The input gradient is such a product too, of strips of gy. With strides of ah x aw the pixels of gx are of ah·aw classes, by
+// what is left of their row and column: those of one class see the same places of the window, every ah-th row and aw-th column
+// of it, turned round. A block computes all classes of its strip, one after the other.
+//
+// With a pitch of four, for three channels, fragments are read two elements at a time: rows of 8 bytes are not what ldmatrix
+// takes.
+// Instances: T = half, bf16
+#include "operand.cuh"
+#include "tensor_core.cuh"
+
+struct Conv2dStripDims {
+  int n, h, w, c;             // what is read: images, their height, width, channels
+  int ho, wo, o;              // what is computed, or for the weight gradient the other factor
+  int kh, kw;                 // window
+  int sh, sw, up, left;       // from a pixel's strip to the next one's; how far the first one's begins outside
+  int turned;                 // 1: input gradient, weights [c][kh][kw][o]
+  int ah, aw, ph, pw;         // its classes down and across, 1 without; then also the padding
+  int accumulate, relu;       // what is done with y (operand.cuh)
+  int images, rows, columns;  // pixels of a tile, of each class
+  int high, wide;             // rows and columns that they see of an image
+  int pitch;                  // elements of a pixel in shared memory
+  int runs, depth;            // runs of a class, at most, and elements of one
+  int tiles, down, across;    // tiles, and those of an image down and across
+  // Divisors, as `divide` (common.cuh) takes them; chunks are those of a pixel.
+  unsigned by_columns[2], by_rows[2], by_wide[2], by_high[2], by_chunks[2], by_across[2], by_down[2];
+};
+
+// Pixels of a tile: at most so many.
+constexpr int PIXELS = 128;
+// Channels of y that a block computes, or of gy that it reads; what they take in shared memory, spread over the banks.
+constexpr int OUTPUTS = 64, OUTPUT_PITCH = OUTPUTS + 8;
+// Elements behind a strip that are read and mean nothing.
+constexpr int BEHIND = 16;
+
+// An output pixel of a tile: the image and the place in it, counted from the tile's first.
+struct InTile {
+  int image, row, column;
+  __device__ __forceinline__ InTile(int m, const Conv2dStripDims& d) {
+    const int line = divide(m, d.by_columns);
+    image = divide(line, d.by_rows), row = line - image * d.rows, column = m - line * d.columns;
+  }
+  // Where its window begins in the strip.
+  __device__ __forceinline__ int place(const Conv2dStripDims& d) const {
+    return image < d.images ? ((image * d.high + row * d.sh) * d.wide + column * d.sw) * d.pitch : 0;
+  }
+};
+
+// The first output pixel of a tile.
+struct TileStart {
+  int image, row, column;
+  __device__ __forceinline__ TileStart(int tile, const Conv2dStripDims& d) {
+    const int line = divide(tile, d.by_across), group = divide(line, d.by_down);
+    image = group * d.images, row = (line - group * d.down) * d.rows, column = (tile - line * d.across) * d.columns;
+  }
+  // The number in y of a pixel of class (a, b), if there is one.
+  __device__ __forceinline__ int pixel(const InTile& in, int a, int b, const Conv2dStripDims& d) const {
+    const int i = image + in.image, r = (row + in.row) * d.ah + a, c = (column + in.column) * d.aw + b;
+    return in.image < d.images && i < d.n && r < d.ho && c < d.wo ? (i * d.ho + r) * d.wo + c : NOWHERE;
+  }
+};
+
+// Copies N elements of a row of `size`, from the one at `first` on, which is `at` in `from`; zeros behind its end, or if there
+// is no row. `whole`: rows are of whole chunks.
+template <int N, class T>
+__device__ __forceinline__ void copy_part(T* to, const T* from, int at, int first, int size, bool there, bool whole) {
+  if (N == 8 && whole) {
+    const bool valid = there && first < size;
+    copy_async(reinterpret_cast<Chunk<T>*>(to), from + (valid ? at : 0), valid);
+    return;
+  }
+  Pack<T, N> v;
+#pragma unroll
+  for (int i = 0; i < N; ++i) v.v[i] = there && first + i < size ? from[at + i] : T{};
+  *reinterpret_cast<Pack<T, N>*>(to) = v;
+}
+
+// What a tile sees of x. N: elements that are copied at once.
+template <int N, class T>
+__device__ __forceinline__ void bring(T* strip, const T* x, int tile, const Conv2dStripDims& d) {
+  const bool whole = rows_of<8>(x, d.c);
+  const TileStart start(tile, d);
+  const int chunks = d.pitch / N, count = d.images * d.high * d.wide * chunks;
+  const int row0 = start.row * d.sh - d.up, column0 = start.column * d.sw - d.left;
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    const int pixel = divide(i, d.by_chunks), line = divide(pixel, d.by_wide), image = divide(line, d.by_high);
+    const int first = (i - pixel * chunks) * N;
+    const int n = start.image + image, h = row0 + line - image * d.high, w = column0 + pixel - line * d.wide;
+    const bool there = n < d.n && (unsigned)h < (unsigned)d.h && (unsigned)w < (unsigned)d.w;
+    copy_part<N>(strip + i * N, x, ((n * d.h + h) * d.w + w) * d.c + first, first, d.c, there, whole);
+  }
+}
+
+// Both strips, and zeros behind them: N elements from `strips` on that no strip covers.
+template <class T>
+struct Strips {
+  T* first;
+  int size;
+  __device__ __forceinline__ Strips(T* first, const Conv2dStripDims& d)
+      : first(first), size(d.images * d.high * d.wide * d.pitch + BEHIND) {
+    for (int i = threadIdx.x; i < 2 * BEHIND; i += blockDim.x)
+      first[i / BEHIND * size + size - BEHIND + i % BEHIND] = T{};
+  }
+  __device__ __forceinline__ T* at(int which) const { return first + which * size; }
+};
+
+// The places of a window's side that pixels of a class see: `count` of them, every `stride`-th from `first` on; and how far
+// down the one at `first` lies in gy.
+struct Seen {
+  int first, count, shift;
+  __device__ __forceinline__ Seen(int a, int side, int stride, int pad) {
+    first = (a + pad) % stride;
+    count = first < side ? (side - first + stride - 1) / stride : 0;
+    shift = (a + pad - first) / stride;
+  }
+};
+
+// The runs of a class of pixels: where the first begins, from the pixel's place on, how many there are, and how long they are.
+struct Runs {
+  int at, count, length;
+  __device__ __forceinline__ Runs(int a, int b, const Conv2dStripDims& d) : at(0), count(d.kh), length(d.kw * d.pitch) {
+    if (!d.turned) return;
+    const Seen down(a, d.kh, d.ah, d.ph), across(b, d.kw, d.aw, d.pw);
+    at = ((down.shift - down.count + 1 + d.up) * d.wide + across.shift - across.count + 1 + d.left) * d.pitch;
+    count = down.count, length = across.count * d.pitch;
+  }
+};
+
+// The weights as rows [classes][runs][depth] of shared memory, one for each channel of y from o0 on; the rest is zero already.
+template <class T>
+__device__ __forceinline__ void bring_weights(T* to, int pitch, const T* w, int o0, const Conv2dStripDims& d) {
+  const int taps = d.kh * d.kw, here = min(d.o - o0, OUTPUTS);
+  for (int i = threadIdx.x; i < (d.turned ? d.c : here) * taps; i += blockDim.x) {
+    const int outer = i / taps, tap = i - outer * taps, r = tap / d.kw, s = tap - r * d.kw;
+    if (!d.turned) {
+      const T* from = w + ((o0 + outer) * taps + tap) * d.c;  // [c]
+      for (int c = 0; c < d.c; ++c) to[outer * pitch + r * d.depth + s * d.pitch + c] = from[c];
+      continue;
+    }
+    // The class that sees it, and which of its places it is, from the last on.
+    const int a = (r + d.ah * d.ph - d.ph) % d.ah, b = (s + d.aw * d.pw - d.pw) % d.aw;
+    const Seen down(a, d.kh, d.ah, d.ph), across(b, d.kw, d.aw, d.pw);
+    const int run = down.count - 1 - (r - down.first) / d.ah, in_run = across.count - 1 - (s - across.first) / d.aw;
+    const int k = ((a * d.aw + b) * d.runs + run) * d.depth + in_run * d.pitch + outer;
+    const T* from = w + i * d.o + o0;  // [o]
+    for (int o = 0; o < here; ++o) to[o * pitch + k] = from[o];
+  }
+}
+
+// Pixels of a tile times weights: 32 pixels a warp.
+template <int N, class T>
+__device__ __forceinline__ void multiply_strips(T* smem, const T* x, const T* w, const float* b, T* y,
+                                                const Conv2dStripDims& d) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, o0 = blockIdx.y * OUTPUTS, outputs = d.o - o0;
+  const int pitch_w = d.ah * d.aw * d.runs * d.depth + 8, weights_size = min(OUTPUTS, (d.o + 15) / 16 * 16) * pitch_w;
+  T* weights = smem;
+  for (int i = threadIdx.x; i < weights_size / 8; i += blockDim.x) reinterpret_cast<Chunk<T>*>(weights)[i] = {};
+  const Strips<T> strips(smem + weights_size, d);
+  __syncthreads();
+  bring_weights(weights, pitch_w, w, o0, d);
+  if (blockIdx.x < d.tiles) bring<N>(strips.at(0), x, blockIdx.x, d);
+  copy_commit();
+
+  // Of the pixels whose rows of fragments this lane brings (N = 8), or that it has (N = 4): where their windows begin.
+  constexpr int PER = N == 4 ? 2 : 1;
+  int place[2][PER];
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int p = 0; p < PER; ++p)
+      place[i][p] = InTile(32 * warp + 16 * i + (N == 4 ? 8 * p + lane / 4 : lane % 16), d).place(d);
+  const Epilogue<T> epilogue = {y, b, d.accumulate, d.relu};
+  const T* weights_row = weights + (lane % 8 + lane / 16 * 8) * pitch_w + lane / 8 % 2 * 8;
+  int which = 0;
+  for (int tile = blockIdx.x; tile < d.tiles; tile += gridDim.x, which ^= 1) {
+    // The strip is there, and all have done with the other one.
+    copy_wait<0>();
+    __syncthreads();
+    if (tile + gridDim.x < d.tiles) bring<N>(strips.at(which ^ 1), x, tile + gridDim.x, d);
+    copy_commit();
+    const T* strip = strips.at(which);
+    const TileStart start(tile, d);
+    for (int of = 0; of < d.ah * d.aw; ++of) {
+      const int down = of / d.aw, across = of - down * d.aw;
+      const Runs runs(down, across, d);
+      float acc[2][OUTPUTS / 8][4] = {};
+      for (int run = 0; run < runs.count; ++run) {
+#pragma unroll 1
+        for (int k = 0; k < runs.length; k += 16) {
+          const int at = runs.at + run * d.wide * d.pitch + k;
+          unsigned av[2][4];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            if constexpr (N == 4) {
+              // Register 2h + p: row 8p + l/4, columns 8h + 2(l%4) and the next.
+#pragma unroll
+              for (int p = 0; p < PER; ++p) {
+                const T* from = strip + place[i][p] + at + lane % 4 * 2;
+                av[i][p] = *reinterpret_cast<const unsigned*>(from);
+                av[i][2 + p] = *reinterpret_cast<const unsigned*>(from + 8);
+              }
+            } else {
+              load_matrices<false>(av[i], reinterpret_cast<const Chunk<T>*>(strip + place[i][0] + at + lane / 16 * 8));
+            }
+          }
+          const T* row = weights_row + (of * d.runs + run) * d.depth + k;
+#pragma unroll
+          for (int j = 0; j < OUTPUTS / 16; ++j) {
+            if (16 * j >= outputs) break;
+            unsigned bv[4];
+            load_matrices<false>(bv, reinterpret_cast<const Chunk<T>*>(row + 16 * j * pitch_w));
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+#pragma unroll
+              for (int q = 0; q < 2; ++q) multiply(Operand<T>{}, acc[i][2 * j + q], av[i], bv[2 * q], bv[2 * q + 1]);
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int pixel = start.pixel(InTile(32 * warp + 8 * i + lane / 4, d), down, across, d);
+        if (pixel == NOWHERE) continue;
+#pragma unroll
+        for (int j = 0; j < OUTPUTS / 8; ++j) {
+          const int c = o0 + 8 * j + lane % 4 * 2;
+          if (c >= d.o) break;
+          const float* sum = acc[i / 2][j] + i % 2 * 2;
+          epilogue.store(pixel, c, d.o,
+                         Pack<float, 2>{{sum[0] + epilogue.bias_at(c, d.o), sum[1] + epilogue.bias_at(c + 1, d.o)}});
+        }
+      }
+    }
+  }
+}
+
+// y = conv(x, w) + b, and its ReLU; or the input gradient y of a gradient x.
+// Threads: four warps, each 32 output pixels of a tile and up to 64 channels.
+// Traffic: one read of x and one write of y; edges of strips are read twice.
+// Launch: grid [blocks that walk over the tiles, ceil(o/64), 1], block 128; dynamic shared memory: 64 rows of weights, or o in
+//     sixteens, and two strips, as the host computes them (Rust: src/ops/conv2d/strip.rs).
+// Numerics: f32 sums in the tensor cores along (r, s, c), then the bias, rounded once.
+// Limits: any geometry whose strips and weights fit in shared memory; the depth a multiple of 16; a pitch of 4, or a
+//     multiple of 8.
+// Registers: at most 128.
+template <class T>
+__global__ void __launch_bounds__(128, 4)
+    conv2d_strip_fwd(const T* __restrict__ x, const T* __restrict__ w, OPTIONAL const float* __restrict__ b,
+                     T* __restrict__ y, Conv2dStripDims d) {
+  DYN_SMEM(T, smem);
+  if (d.pitch == 4) multiply_strips<4>(smem, x, w, b, y, d);
+  else multiply_strips<8>(smem, x, w, b, y, d);
+}
+
+// Columns of the patch that a warp has, eight at a time, and a block.
+constexpr int EIGHTS = 4, COLUMNS = 8 * EIGHTS * 8;
+
+template <int N, class T>
+__device__ __forceinline__ void gather_strips(T* smem, const T* gy, const T* x, float* partial,
+                                              const Conv2dStripDims& d) {
+  SHARED(int, place, [PIXELS]);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, o0 = blockIdx.z * OUTPUTS, outputs = d.o - o0;
+  const bool whole = rows_of<8>(gy, d.o);
+  const Strips<T> strips(smem + 2 * PIXELS * OUTPUT_PITCH, d);
+  if (threadIdx.x < PIXELS) place[threadIdx.x] = InTile(threadIdx.x, d).place(d);
+  // A tile's strip, and its pixels of gy [PIXELS][OUTPUTS], zeros where there are none.
+  const auto bring_both = [&](int tile, int which) {
+    bring<N>(strips.at(which), x, tile, d);
+    const TileStart start(tile, d);
+    T* to = smem + which * PIXELS * OUTPUT_PITCH;
+    for (int i = threadIdx.x; i < PIXELS * OUTPUTS / 8; i += blockDim.x) {
+      const int m = i / (OUTPUTS / 8), first = i % (OUTPUTS / 8) * 8, pixel = start.pixel(InTile(m, d), 0, 0, d);
+      copy_part<8>(to + m * OUTPUT_PITCH + first, gy, pixel * d.o + o0 + first, o0 + first, d.o, pixel != NOWHERE,
+                   whole);
+    }
+  };
+  if (blockIdx.x < d.tiles) bring_both(blockIdx.x, 0);
+  copy_commit();
+  // The warp's columns [kh][depth] of the patch, and where the strip has the first of each eight.
+  const int first = blockIdx.y * COLUMNS + warp * 8 * EIGHTS;
+  const auto base_of = [&](int eight) {
+    const int column = first + 8 * eight, r = column / d.depth;
+    return r < d.kh ? r * d.wide * d.pitch + column - r * d.depth : 0;
+  };
+  int base[EIGHTS];
+#pragma unroll
+  for (int j = 0; j < EIGHTS; ++j) base[j] = base_of(N == 4 ? j : j / 2 * 2 + lane / 16);
+  const bool busy = first < d.kh * d.depth;
+  float acc[OUTPUTS / 16][EIGHTS][4] = {};
+  int which = 0;
+  for (int tile = blockIdx.x; tile < d.tiles; tile += gridDim.x, which ^= 1) {
+    copy_wait<0>();
+    __syncthreads();
+    if (tile + gridDim.x < d.tiles) bring_both(tile + gridDim.x, which ^ 1);
+    copy_commit();
+    if (!busy) continue;
+    const T *strip = strips.at(which), *gys = smem + which * PIXELS * OUTPUT_PITCH;
+#pragma unroll DEPTH
+    for (int k = 0; k < PIXELS; k += 16) {
+      unsigned bv[EIGHTS / 2][4];
+      if constexpr (N == 4) {
+        // Two pixels in a register, at one column: rows 2(l%4), the next, and both 8 further.
+        const int at = k + lane % 4 * 2;
+        const T* pixels[4] = {strip + place[at], strip + place[at + 1], strip + place[at + 8], strip + place[at + 9]};
+#pragma unroll
+        for (int j = 0; j < EIGHTS; ++j)
+#pragma unroll
+          for (int h = 0; h < 2; ++h)
+            bv[j / 2][j % 2 * 2 + h] =
+                pixels[2 * h][base[j] + lane / 4].bits | (unsigned)pixels[2 * h + 1][base[j] + lane / 4].bits << 16;
+      } else {
+        const T* pixel = strip + place[k + lane % 16];
+#pragma unroll
+        for (int j = 0; j < EIGHTS / 2; ++j)
+          load_matrices<true>(bv[j], reinterpret_cast<const Chunk<T>*>(pixel + base[2 * j]));
+      }
+#pragma unroll
+      for (int i = 0; i < OUTPUTS / 16; ++i) {
+        if (16 * i >= outputs) break;
+        unsigned av[4];
+        const T* row = gys + (k + lane % 8 + lane / 16 * 8) * OUTPUT_PITCH + 16 * i + lane / 8 % 2 * 8;
+        load_matrices<true>(av, reinterpret_cast<const Chunk<T>*>(row));
+#pragma unroll
+        for (int j = 0; j < EIGHTS; ++j)
+          multiply(Operand<T>{}, acc[i][j], av, bv[j / 2][j % 2 * 2], bv[j / 2][j % 2 * 2 + 1]);
+      }
+    }
+  }
+  if (!busy) return;
+  partial += (size_t)blockIdx.x * d.o * d.kh * d.kw * d.c;  // [o][kh][kw][c]
+#pragma unroll
+  for (int j = 0; j < EIGHTS; ++j)
+#pragma unroll
+    for (int q = 0; q < 2; ++q) {
+      const int column = first + 8 * j + lane % 4 * 2 + q;
+      const int r = column / d.depth, in_row = column - r * d.depth, s = in_row / d.pitch, c = in_row - s * d.pitch;
+      if (r >= d.kh || s >= d.kw || c >= d.c) continue;
+#pragma unroll
+      for (int i = 0; i < OUTPUTS / 8; ++i) {
+        const int o = o0 + 8 * i + lane / 4;
+        if (o < d.o) partial[((o * d.kh + r) * d.kw + s) * d.c + c] = acc[i / 2][j][i % 2 * 2 + q];
+      }
+    }
+}
+
+// partial[block][o][kh][kw][c] = the sums of gy · patches over the block's pixels: the weight gradient.
+// Threads: eight warps, each 32 columns of the patch and up to 64 rows.
+// Traffic: one read of x and of gy.
+// Launch: grid [blocks that walk over the tiles, ceil(kh·depth/256), ceil(o/64)], block 256; dynamic shared memory: two tiles of
+//     gy and two strips.
+// Numerics: f32 sums in the tensor cores, of a block's pixels in order; linear_split_sum adds up the blocks'.
+// Limits: as above; the depth a multiple of 8.
+template <class T>
+__global__ void __launch_bounds__(256, 2) conv2d_strip_bwd_w(const T* __restrict__ gy, const T* __restrict__ x,
+                                                             float* __restrict__ partial, Conv2dStripDims d) {
+  DYN_SMEM(T, smem);
+  if (d.pitch == 4) gather_strips<4>(smem, gy, x, partial, d);
+  else gather_strips<8>(smem, gy, x, partial, d);
+}
