@@ -32,9 +32,14 @@ __global__ void __launch_bounds__(256, 6)
     int c = i % d.c, q = i / d.c % d.wo, p = i / d.c / d.wo % d.ho, n = i / d.c / d.wo / d.ho;
     Span rows(p, d.ho, d.h), cols(q, d.wo, d.w);
     const T* image = x + (size_t)n * d.h * d.w * d.c + c;  // [h, w] of stride c
-    Largest<1> found = largest_pixel<1>(image, d.w, d.c, rows.first, rows.last, cols.first, cols.last);
+    const auto at = [&](int pixel) { return load<1>(image + (size_t)pixel * d.c); };
+    const int first = rows.first * d.w + cols.first;
+    Largest<1> found(at(first), first);
+    for (int r = rows.first; r < rows.last; ++r) {
+      for (int pixel = r * d.w + cols.first; pixel < r * d.w + cols.last; ++pixel) found.see(at(pixel), pixel);
+    }
     y[i] = from_float<T>(found.value.v[0]);
-    arg[i] = found.pixel.v[0];
+    arg[i] = found.place[0];
   }
 }
 

@@ -1,6 +1,6 @@
 // Average-pool: the mean under each window.
 // Instances: T = float, half, bf16
-#include "pool.cuh"
+#include "common.cuh"
 
 struct AvgPool2dDims {
   int n, h, w, c;   // x [n, h, w, c]
@@ -21,6 +21,14 @@ struct Covered {
         s0(max(q * d.sw - d.pw, 0)),
         s1(min(q * d.sw - d.pw + d.kw, d.w)),
         area((float)(d.include_pad ? d.kh * d.kw : (r1 - r0) * (s1 - s0))) {}
+};
+
+// The windows first <= o < last of `outs` that cover position i of the padded input:
+// o * stride <= i < o * stride + kernel.
+struct Covering {
+  int first, last;
+  __device__ __forceinline__ Covering(int i, int kernel, int stride, int outs)
+      : first(max(i - kernel + stride, 0) / stride), last(min(i / stride + 1, outs)) {}
 };
 
 // y[n, p, q, c] = the sum over the window of x[n, p*sh - ph + r, q*sw - pw + s, c], divided by its area.

@@ -3,204 +3,158 @@
 #include "pool.cuh"
 
 struct MaxPool2dDims {
-  int n, h, w, c;  // x [n, h, w, c]
-  int ho, wo;      // y [n, ho, wo, c]
-  int kh, kw;      // window
-  int sh, sw;      // stride
-  int ph, pw;      // padding
+  int n, h, w, c;    // x [n, h, w, c]
+  int ho, wo;        // y [n, ho, wo, c]
+  int kh, kw;        // window
+  int sh, sw;        // stride
+  int ph, pw;        // padding
+  int down, across;  // what threads share out: windows; backward the cells of x
+  int up, left;      // windows that reach into a cell begin in so many cells before it: (kh - 1) / sh, (kw - 1) / sw
+  unsigned by_c[2], by_packs[2], by_across[2],
+      by_down[2];  // divisors, as `divide` (common.cuh) takes them; packs: of c
 };
 
-template <int V, class T>
-__device__ __forceinline__ void largest(const T* x, T* y, int* arg, const MaxPool2dDims& d) {
-  const int packs = d.c / V;
-  FOR_EACH(i, d.n * d.ho * d.wo * packs) {
-    int c = i % packs * V, at = i / packs, q = at % d.wo, p = at / d.wo % d.ho, n = at / d.wo / d.ho;
-    int r0 = p * d.sh - d.ph, s0 = q * d.sw - d.pw;
-    const T* image = x + (size_t)n * d.h * d.w * d.c + c;  // [h, w] of stride c
-    Largest<V> found =
-        largest_pixel<V>(image, d.w, d.c, max(r0, 0), min(r0 + d.kh, d.h), max(s0, 0), min(s0 + d.kw, d.w));
-    store(y + (size_t)i * V, found.value);
-    *reinterpret_cast<Pack<int, V>*>(arg + (size_t)i * V) = found.pixel;
-  }
-}
-
-// y[n, p, q, c] = max over the window of x[n, p*sh - ph + r, q*sw - pw + s, c], and arg the pixel
-// (row * w + column) that won: the first of equal values, NaN over all. Padding never wins.
-// Threads: one for four channels of an output pixel (one where c is no multiple of 4), neighbours along the channels.
-// Traffic: kh * kw reads of x (once from memory where windows do not overlap) and two writes an output.
-// Launch: grid up to 4096 blocks of 256, striding; no shared memory; asked for 4 blocks at once the compiler does not
-//     spill registers to have 8.
-// Numerics: exact.
-// Limits: outputs < 2^31, h * w < 2^31; every window covers a pixel.
-// Registers: at most 64.
-// Measured: H100, 2026-11-26, e1-resnet9-onecycle's four: 73 % of the memory's ceiling; backward 59 %.
-template <class T>
-__global__ void __launch_bounds__(256, 4)
-    max_pool2d_fwd(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ arg, MaxPool2dDims d) {
-  if (rows_of<4>(x, d.c) && is_aligned(y) && is_aligned(arg)) {
-    largest<4>(x, y, arg, d);
-  } else {
-    largest<1>(x, y, arg, d);
-  }
-}
-
-template <int V, class T>
-__device__ __forceinline__ void gather(const T* gy, const int* arg, T* gx, const MaxPool2dDims& d) {
-  const int packs = d.c / V;
-  FOR_EACH(i, d.n * d.h * d.w * packs) {
-    int c = i % packs * V, at = i / packs, n = at / (d.h * d.w), pixel = at - n * d.h * d.w;
-    Covering ps(pixel / d.w + d.ph, d.kh, d.sh, d.ho), qs(pixel % d.w + d.pw, d.kw, d.sw, d.wo);
-    Pack<float, V> sum = {};
-    for (int p = ps.first; p < ps.last; ++p) {
-      for (int q = qs.first; q < qs.last; ++q) {
-        const size_t o = (((size_t)n * d.ho + p) * d.wo + q) * d.c + c;
-        const Pack<int, V> won = *reinterpret_cast<const Pack<int, V>*>(arg + o);
-        const Pack<float, V> g = load<V>(gy + o);
-#pragma unroll
-        for (int k = 0; k < V; ++k) sum.v[k] += won.v[k] == pixel ? g.v[k] : 0.0f;
-      }
-    }
-    store(gx + (size_t)i * V, sum);
-  }
-}
-
-// gx[n, r, s, c] = the sum of gy over those windows whose arg is (r, s), in their order.
-// Threads: one for four channels of an input pixel (one where c is no multiple of 4), neighbours along the channels: a
-//     gather, no atomics.
-// Traffic: at most ceil(kh / sh) * ceil(kw / sw) reads of arg and gy and one write an input.
-// Launch: as above, asked for 3 blocks at once.
-// Numerics: as many roundings as windows won; the order is that of the CPU.
-// Limits: inputs < 2^31.
-// Registers: at most 80.
-template <class T>
-__global__ void __launch_bounds__(256, 3)
-    max_pool2d_bwd(const T* __restrict__ gy, const int* __restrict__ arg, T* __restrict__ gx, MaxPool2dDims d) {
-  if (rows_of<4>(gy, d.c) && is_aligned(arg) && is_aligned(gx)) {
-    gather<4>(gy, arg, gx, d);
-  } else {
-    gather<1>(gy, arg, gx, d);
-  }
-}
-
-// Windows that tile the image: no padding, and as far apart as they are large, which is what networks have. Each pixel lies in
-// one window at most, so a thread that has a window has all its pixels, and the place of the largest fits in a byte.
-struct MaxPool2dTilesDims {
-  int n, h, w, c;                        // x [n, h, w, c]
-  int ho, wo;                            // y [n, ho, wo, c]
-  int kh, kw;                            // window, of 256 places at most
-  int rows, columns;                     // windows that cover x: those at its lower and right end may stick out
-  unsigned by_c[2], by_wo[2], by_ho[2];  // divisors, as `divide` (common.cuh) takes them
-  unsigned by_packs[2], by_columns[2], by_rows[2];  // packs: c / 8, or c / 4 of float
-};
-
-// Which window a thread has, and where in the channels: i counts them, the channels fastest.
-struct Window {
+// What a thread has: from channel c on, in image n, what is at row p and column q of the grid. i counts these, the
+// channels fastest.
+template <int V>
+struct Share {
   int c, q, p, n;
-  template <int V>
-  static __device__ __forceinline__ Window of(int i, int c, const unsigned (&by_packs)[2], int columns,
-                                              const unsigned (&by_columns)[2], int rows, const unsigned (&by_rows)[2]) {
-    const int at = divide(i, by_packs), np = divide(at, by_columns), n = divide(np, by_rows);
-    return {(i - at * (c / V)) * V, at - np * columns, np - n * rows, n};
+  __device__ __forceinline__ Share(int i, const MaxPool2dDims& d) {
+    const int at = divide(i, V == 1 ? d.by_c : d.by_packs), np = divide(at, d.by_across);
+    n = divide(np, d.by_down);
+    c = (i - at * (d.c / V)) * V;
+    q = at - np * d.across;
+    p = np - n * d.down;
   }
 };
 
-// V channels a thread. KH and KW are the window's sizes, or 0: those in d.
-template <int V, int KH, int KW>
-struct Tiles {};
+// V channels a thread; K and S are the sides of window and stride, or 0: those in d. The place in the window that won
+// (row * kw + column) is stored as a P.
+template <int V, int K, int S, class P = unsigned char>
+struct Pool {};
 
-// Calls f with the Tiles of elements of T: whole packs where rows lie so, and the usual windows as constants.
+// Calls f with the Pool of elements of T: whole packs where rows lie so, the usual windows as constants, and places of four
+// bytes where a window has more than fit in one.
 template <class T, class F>
-__device__ __forceinline__ void with_tiles(bool packs, const MaxPool2dTilesDims& d, F f) {
+__device__ __forceinline__ void with_pool(bool packs, const MaxPool2dDims& d, F f) {
   constexpr int V = 16 / sizeof(T);
-  if (!packs) return f(Tiles<1, 0, 0>{});
-  if (d.kh == 2 && d.kw == 2) return f(Tiles<V, 2, 2>{});
-  if (d.kh == 3 && d.kw == 3) return f(Tiles<V, 3, 3>{});
-  f(Tiles<V, 0, 0>{});
+  const auto is = [&](int k, int s) { return d.kh == k && d.kw == k && d.sh == s && d.sw == s; };
+  if (d.kh * d.kw > 256) return f(Pool<1, 0, 0, int>{});
+  if (!packs) return f(Pool<1, 0, 0>{});
+  if (is(2, 2)) return f(Pool<V, 2, 2>{});
+  if (is(3, 2)) return f(Pool<V, 3, 2>{});
+  if (is(3, 3)) return f(Pool<V, 3, 3>{});
+  f(Pool<V, 0, 0>{});
 }
 
-template <int V, int KH, int KW, class T>
-__device__ __forceinline__ void largest_of_tiles(Tiles<V, KH, KW>, const T* x, T* y, unsigned char* place,
-                                                 const MaxPool2dTilesDims& d) {
-  const int kh = KH ? KH : d.kh, kw = KW ? KW : d.kw;
+template <int V, int K, int S, class P, class T>
+__device__ __forceinline__ void largest(Pool<V, K, S, P>, const T* x, T* y, unsigned char* place,
+                                        const MaxPool2dDims& d) {
+  const int kh = K ? K : d.kh, kw = K ? K : d.kw, sh = S ? S : d.sh, sw = S ? S : d.sw;
   FOR_EACH(i, d.n * d.ho * d.wo * (d.c / V)) {
-    const Window at = Window::of<V>(i, d.c, V == 1 ? d.by_c : d.by_packs, d.wo, d.by_wo, d.ho, d.by_ho);
-    const T* first = x + (size_t)((at.n * d.h + at.p * kh) * d.w + at.q * kw) * d.c + at.c;
-    Pack<float, V> best = load<V>(first);
-    Pack<unsigned char, V> won = {};
+    const Share<V> my(i, d);
+    // The window begins at (r0, s0). Its rows and columns outside x stand for the nearest inside: what is seen twice changes
+    // nothing, and all loads can be on their way at once.
+    const int r0 = my.p * sh - d.ph, s0 = my.q * sw - d.pw;
+    const auto row = [&](int r) { return min(max(r, -r0), d.h - 1 - r0); };
+    const auto column = [&](int s) { return min(max(s, -s0), d.w - 1 - s0); };
+    const T* image = x + (size_t)my.n * d.h * d.w * d.c + my.c;  // [h, w] of stride c
+    const auto at = [&](int r, int s) { return load<V>(image + (size_t)((r0 + r) * d.w + s0 + s) * d.c); };
+    Largest<V> found(at(row(0), column(0)), row(0) * kw + column(0));
 #pragma unroll
     for (int r = 0; r < kh; ++r) {
 #pragma unroll
-      for (int s = 0; s < kw; ++s) {
-        const Pack<float, V> v = load<V>(first + (size_t)(r * d.w + s) * d.c);
+      for (int s = 0; s < kw; ++s) found.see(at(row(r), column(s)), row(r) * kw + column(s));
+    }
+    store(y + (size_t)i * V, found.value);
+    Pack<P, V> won;
 #pragma unroll
-        for (int k = 0; k < V; ++k) {
-          // Neither <= nor == holds for NaN.
-          if (v.v[k] <= best.v[k] || best.v[k] != best.v[k]) continue;
-          best.v[k] = v.v[k];
-          won.v[k] = r * kw + s;
+    for (int k = 0; k < V; ++k) won.v[k] = found.place[k];
+    *reinterpret_cast<Pack<P, V>*>(reinterpret_cast<P*>(place) + (size_t)i * V) = won;
+  }
+}
+
+// y[n, p, q, c] = max over the window of x[n, p*sh - ph + r, q*sw - pw + s, c], and the place in it that won: the first of
+// equal values, NaN over all. Padding never wins.
+// Threads: one for 16 bytes of channels of an output pixel (one channel where they are not all of 16 bytes), neighbours
+//     along the channels.
+// Traffic: kh * kw reads of x (once from memory, or from the L1 and L2 where windows overlap), one write of y, and a byte an
+//     output.
+// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
+// Numerics: exact.
+// Limits: outputs < 2^31, h * w < 2^31; every window covers a pixel. A window of more than 256 places has places of four
+//     bytes.
+// Registers: at most 80.
+template <class T>
+__global__ void __launch_bounds__(256, 3)
+    max_pool2d_fwd(const T* __restrict__ x, T* __restrict__ y, unsigned char* __restrict__ place, MaxPool2dDims d) {
+  constexpr int V = 16 / sizeof(T);
+  const bool packs = rows_of<V>(x, d.c) && is_aligned<V>(y) && is_aligned<V>(place);
+  with_pool<T>(packs, d, [&](auto pool) { largest(pool, x, y, place, d); });
+}
+
+template <int V, int K, int S, class P, class T>
+__device__ __forceinline__ void gather(Pool<V, K, S, P>, const T* gy, const unsigned char* place, T* gx,
+                                       const MaxPool2dDims& d) {
+  const int kh = K ? K : d.kh, kw = K ? K : d.kw, sh = S ? S : d.sh, sw = S ? S : d.sw;
+  const int most_up = K ? (K - 1) / S : d.up, most_left = K ? (K - 1) / S : d.left;
+  constexpr int C = S ? S : 1;  // sums of C x C pixels at a time: of the cell, where its sides are constants
+  FOR_EACH(i, d.n * d.down * d.across * (d.c / V)) {
+    const Share<V> my(i, d);
+    for (int r0 = 0; r0 < sh; r0 += C) {
+      for (int s0 = 0; s0 < sw; s0 += C) {
+        Pack<float, V> sum[C][C] = {};
+        // Which windows reach into a cell follows from its place: those that begin in it and so many cells before it.
+#pragma unroll
+        for (int up = most_up; up >= 0; --up) {
+#pragma unroll
+          for (int left = most_left; left >= 0; --left) {
+            const int p = my.p - up, q = my.q - left;              // the window
+            const int top = r0 + up * sh, start = s0 + left * sw;  // the place in it of the first pixel
+            if (top >= kh || start >= kw) continue;
+            // One that is not there is read as the nearest, so that no load waits for a branch.
+            const bool there = p >= 0 && p < d.ho && q >= 0 && q < d.wo;
+            const size_t o =
+                (size_t)((my.n * d.ho + min(max(p, 0), d.ho - 1)) * d.wo + min(max(q, 0), d.wo - 1)) * d.c + my.c;
+            const Pack<float, V> g = load<V>(gy + o);
+            const Pack<P, V> won = *reinterpret_cast<const Pack<P, V>*>(reinterpret_cast<const P*>(place) + o);
+#pragma unroll
+            for (int r = 0; r < C; ++r) {
+#pragma unroll
+              for (int s = 0; s < C; ++s) {
+                if (top + r >= kh || start + s >= kw) continue;
+#pragma unroll
+                for (int k = 0; k < V; ++k)
+                  sum[r][s].v[k] += there && won.v[k] == (top + r) * kw + start + s ? g.v[k] : 0.0f;
+              }
+            }
+          }
+        }
+#pragma unroll
+        for (int r = 0; r < C; ++r) {
+#pragma unroll
+          for (int s = 0; s < C; ++s) {
+            const int row = my.p * sh + r0 + r - d.ph, column = my.q * sw + s0 + s - d.pw;
+            if (row < 0 || row >= d.h || column < 0 || column >= d.w) continue;
+            store(gx + (size_t)((my.n * d.h + row) * d.w + column) * d.c + my.c, sum[r][s]);
+          }
         }
       }
     }
-    store(y + (size_t)i * V, best);
-    *reinterpret_cast<Pack<unsigned char, V>*>(place + (size_t)i * V) = won;
   }
 }
 
-// y as of max_pool2d_fwd, and the place in the window (row * kw + column) that won.
-// Threads: one for 16 bytes of channels of a window (one channel where they are not all of 16 bytes), neighbours along the
-//     channels.
-// Traffic: one read of x, one write of y, and a byte an output.
-// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
-// Numerics: exact.
-// Limits: as above; windows of 256 places at most.
-// Registers: at most 80.
-// Measured: H100, 2026-11-26, e1-resnet9-onecycle at batch 512 in bf16: 99 % of the memory's ceiling; backward 95 %. Without
-//     tiles, and with the pixel in four bytes, 75 % and 39 %.
+// gx[n, r, s, c] = the sum of gy over those windows that (r, s) won, in their order.
+// Threads: one for 16 bytes of channels of a cell of x, padding included: the sh x sw pixels from where one window begins to
+//     where the next one does. A gather, no atomics.
+// Traffic: ceil(kh / sh) * ceil(kw / sw) reads of gy and of the places a cell (once from memory), one write of gx.
+// Numerics: as many roundings as windows won; the order is that of the CPU.
+// Limits: inputs < 2^31, padding included; otherwise as above.
 template <class T>
 __global__ void __launch_bounds__(256, 3)
-    max_pool2d_fwd_tiles(const T* __restrict__ x, T* __restrict__ y, unsigned char* __restrict__ place,
-                         MaxPool2dTilesDims d) {
-  constexpr int V = 16 / sizeof(T);
-  const bool packs = rows_of<V>(x, d.c) && is_aligned<V>(y) && is_aligned<V>(place);
-  with_tiles<T>(packs, d, [&](auto tiles) { largest_of_tiles(tiles, x, y, place, d); });
-}
-
-template <int V, int KH, int KW, class T>
-__device__ __forceinline__ void scatter_to_tiles(Tiles<V, KH, KW>, const T* gy, const unsigned char* place, T* gx,
-                                                 const MaxPool2dTilesDims& d) {
-  const int kh = KH ? KH : d.kh, kw = KW ? KW : d.kw;
-  FOR_EACH(i, d.n * d.rows * d.columns * (d.c / V)) {
-    const Window at = Window::of<V>(i, d.c, V == 1 ? d.by_c : d.by_packs, d.columns, d.by_columns, d.rows, d.by_rows);
-    Pack<float, V> g = {};
-    Pack<unsigned char, V> won = {};
-    if (at.p < d.ho && at.q < d.wo) {
-      const size_t o = (size_t)((at.n * d.ho + at.p) * d.wo + at.q) * d.c + at.c;
-      g = load<V>(gy + o);
-      won = *reinterpret_cast<const Pack<unsigned char, V>*>(place + o);
-    }
-    T* first = gx + (size_t)((at.n * d.h + at.p * kh) * d.w + at.q * kw) * d.c + at.c;
-#pragma unroll
-    for (int r = 0; r < kh; ++r) {
-#pragma unroll
-      for (int s = 0; s < kw; ++s) {
-        if (at.p * kh + r >= d.h || at.q * kw + s >= d.w) continue;
-        Pack<float, V> out;
-#pragma unroll
-        for (int k = 0; k < V; ++k) out.v[k] = won.v[k] == r * kw + s ? 0.0f + g.v[k] : 0.0f;
-        store(first + (size_t)(r * d.w + s) * d.c, out);
-      }
-    }
-  }
-}
-
-// gx as of max_pool2d_bwd, zero where no window is.
-// Threads: one for 16 bytes of channels of a window, those that stick out among them; otherwise as above.
-// Traffic: one read of gy and of the places, one write of gx.
-template <class T>
-__global__ void __launch_bounds__(256, 3)
-    max_pool2d_bwd_tiles(const T* __restrict__ gy, const unsigned char* __restrict__ place, T* __restrict__ gx,
-                         MaxPool2dTilesDims d) {
+    max_pool2d_bwd(const T* __restrict__ gy, const unsigned char* __restrict__ place, T* __restrict__ gx,
+                   MaxPool2dDims d) {
   constexpr int V = 16 / sizeof(T);
   const bool packs = rows_of<V>(gy, d.c) && is_aligned<V>(gx) && is_aligned<V>(place);
-  with_tiles<T>(packs, d, [&](auto tiles) { scatter_to_tiles(tiles, gy, place, gx, d); });
+  with_pool<T>(packs, d, [&](auto pool) { gather(pool, gy, place, gx, d); });
 }

@@ -30,16 +30,17 @@ impl Var {
     }
 }
 
-/// Whether windows lie side by side, and a place in one fits in a byte: a device then keeps that place, and not the pixel.
-fn tiles(Window { kernel, stride, pad }: Window) -> bool {
-    stride == kernel && pad == [0; 2] && kernel[0] * kernel[1] <= 256
-}
-
-/// The output, and for each of its elements the pixel (h·W + w) that won, or its place in the window: see [`tiles`].
+/// The output, and for each of its elements what won: the pixel (h·W + w), or on a device its place in the window
+/// (row·kw + column), a byte, or four where there are more places than 256.
 fn forward(x: &Tensor, window: Window, out: Shape) -> Result<(Tensor, Tensor)> {
     let mut y = Tensor::empty(x.device(), x.dtype(), out)?;
-    let bytes = !matches!(x.device(), Device::Cpu(_)) && tiles(window);
-    let mut arg = Tensor::empty(x.device(), if bytes { DType::U8 } else { DType::I32 }, out)?;
+    let mut arg = match x.device() {
+        Device::Cpu(_) => Tensor::empty(x.device(), DType::I32, out)?,
+        Device::Cuda(_) => {
+            let bytes = if window.kernel[0] * window.kernel[1] > 256 { 4 } else { 1 };
+            Tensor::empty(x.device(), DType::U8, [out.len(), bytes])?
+        }
+    };
     on_device!(OP, x, T,
         cpu => cpu::forward(x.host::<T>()?, y.host_mut::<T>()?, arg.host_mut()?, x.shape(), out, window),
         cuda => cuda::forward::<T>(&cuda, x, &mut y, &mut arg, window));
@@ -104,7 +105,7 @@ mod cpu {
 }
 
 mod cuda {
-    use super::{Window, tiles};
+    use super::Window;
     use crate::device::cuda::{Cuda, KernelType, Launch};
     use crate::error::Result;
     use crate::kernels::max_pool2d::*;
@@ -112,81 +113,46 @@ mod cuda {
     use crate::shape::Shape;
     use crate::tensor::Tensor;
 
-    fn dims(x: Shape, y: Shape, window: Window) -> MaxPool2dDims {
-        let [[n, h, w, c], [_, ho, wo, _]] = [x, y].map(|s| s.rank4().unwrap_or([1; 4]).map(|d| d as i32));
+    /// The sizes for elements of T, and threads that have 16 bytes of the channels each, where channels are all of 16
+    /// bytes: of a window, or of a cell of x if `cells`.
+    fn dims<T>(x: Shape, y: Shape, window: Window, cells: bool) -> (MaxPool2dDims, Launch) {
+        let [[n, h, w, c], [_, ho, wo, _]] = [x, y].map(|s| s.rank4().unwrap_or([1; 4]));
         let Window { kernel: [kh, kw], stride: [sh, sw], pad: [ph, pw] } = window;
+        let [down, across] = if cells { [(h + ph).div_ceil(sh), (w + pw).div_ceil(sw)] } else { [ho, wo] };
+        let packs = c / (16 / size_of::<T>());
+        let wide = kh * kw <= 256 && packs * (16 / size_of::<T>()) == c;
+        let launch = Launch::each(n * down * across * if wide { packs } else { c });
+        let [by_c, by_packs, by_across, by_down] = [c, packs, across, down].map(|divisor| magic(divisor.max(1)));
+        let [up, left] = [(kh - 1) / sh, (kw - 1) / sw].map(|d| d as i32);
+        let [n, h, w, c, ho, wo, down, across] = [n, h, w, c, ho, wo, down, across].map(|d| d as i32);
         let [kh, kw, sh, sw, ph, pw] = [kh, kw, sh, sw, ph, pw].map(|d| d as i32);
-        MaxPool2dDims { n, h, w, c, ho, wo, kh, kw, sh, sw, ph, pw }
-    }
-
-    /// The sizes where windows lie side by side, for elements of `bytes` bytes.
-    fn tiles_dims(x: Shape, y: Shape, window: Window, bytes: usize) -> MaxPool2dTilesDims {
-        let MaxPool2dDims { n, h, w, c, ho, wo, kh, kw, .. } = dims(x, y, window);
-        let (rows, columns) = ((h + kh - 1) / kh, (w + kw - 1) / kw);
-        let by = |divisor: i32| magic(divisor.max(1) as usize);
-        let [by_c, by_wo, by_ho, by_columns, by_rows] = [c, wo, ho, columns, rows].map(by);
-        let by_packs = by(c / (16 / bytes as i32));
-        MaxPool2dTilesDims {
-            n,
-            h,
-            w,
-            c,
-            ho,
-            wo,
-            kh,
-            kw,
-            rows,
-            columns,
-            by_c,
-            by_wo,
-            by_ho,
-            by_packs,
-            by_columns,
-            by_rows,
-        }
-    }
-
-    /// A thread for 16 bytes of the channels of each of so many elements of T, where channels are all of 16 bytes.
-    fn tiles_launch<T: KernelType>(elements: usize, channels: usize) -> Launch {
-        let pack = 16 / size_of::<T>();
-        Launch::each(elements / if channels.is_multiple_of(pack) { pack } else { 1 })
-    }
-
-    /// A thread for four channels, where they come in fours.
-    fn launch(of: Shape) -> Launch {
-        Launch::each(of.len() / if of.last().is_multiple_of(4) { 4 } else { 1 })
+        #[rustfmt::skip]
+        let d = MaxPool2dDims {
+            n, h, w, c, ho, wo, kh, kw, sh, sw, ph, pw, down, across, up, left, by_c, by_packs, by_across, by_down,
+        };
+        (d, launch)
     }
 
     pub(super) fn forward<T: KernelType>(
         cuda: &Cuda,
         x: &Tensor,
         y: &mut Tensor,
-        arg: &mut Tensor,
+        place: &mut Tensor,
         window: Window,
     ) -> Result<()> {
-        if tiles(window) {
-            let d = tiles_dims(x.shape(), y.shape(), window, size_of::<T>());
-            let launch = tiles_launch::<T>(y.len(), y.shape().last());
-            return max_pool2d_fwd_tiles::<T>(cuda, launch, x.input()?, y.output()?, arg.output()?, &d);
-        }
-        let d = dims(x.shape(), y.shape(), window);
-        max_pool2d_fwd::<T>(cuda, launch(y.shape()), x.input()?, y.output()?, arg.output()?, &d)
+        let (d, launch) = dims::<T>(x.shape(), y.shape(), window, false);
+        max_pool2d_fwd::<T>(cuda, launch, x.input()?, y.output()?, place.output()?, &d)
     }
 
     pub(super) fn backward<T: KernelType>(
         cuda: &Cuda,
         gy: &Tensor,
-        arg: &Tensor,
+        place: &Tensor,
         gx: &mut Tensor,
         window: Window,
     ) -> Result<()> {
-        if tiles(window) {
-            let d = tiles_dims(gx.shape(), gy.shape(), window, size_of::<T>());
-            let launch = tiles_launch::<T>((d.n * d.rows * d.columns * d.c) as usize, gx.shape().last());
-            return max_pool2d_bwd_tiles::<T>(cuda, launch, gy.input()?, arg.input()?, gx.output()?, &d);
-        }
-        let d = dims(gx.shape(), gy.shape(), window);
-        max_pool2d_bwd::<T>(cuda, launch(gx.shape()), gy.input()?, arg.input()?, gx.output()?, &d)
+        let (d, launch) = dims::<T>(gx.shape(), gy.shape(), window, true);
+        max_pool2d_bwd::<T>(cuda, launch, gy.input()?, place.input()?, gx.output()?, &d)
     }
 }
 
@@ -212,8 +178,13 @@ pub fn cases() -> Vec<Case> {
         case([2, 7, 5, 16], Window::square(2, 2, 0), Fill::Ties),
         case([1, 7, 8, 8], Window::square(3, 3, 0), Fill::Distinct),
         case([1, 5, 7, 8], Window { kernel: [2, 3], stride: [2, 3], pad: [0; 2] }, Fill::Ties),
+        case([2, 7, 5, 8], Window::square(2, 2, 1), Fill::Ties),
+        case([2, 7, 9, 8], Window::square(2, 3, 1), Fill::Distinct),
+        case([1, 9, 8, 16], Window { kernel: [5, 3], stride: [2, 1], pad: [2, 1] }, Fill::Ties),
+        case([1, 17, 20, 8], Window::square(17, 5, 8), Fill::Distinct),
         case([4, 28, 28, 6], Window::square(2, 2, 0), Fill::Distinct).timed(),
         case([16, 28, 28, 32], Window::square(2, 2, 0), Fill::Distinct).timed(),
+        case([16, 28, 28, 32], Window::square(3, 2, 1), Fill::Distinct).timed(),
     ]
 }
 
