@@ -34,7 +34,8 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
   product<Tile>(a, wt, {d.n, d.outputs, d.inputs, d.split_steps, partial}, Epilogue<T>{y, b, d.accumulate, d.relu});
 }
 
-// gx = gy·W.
+// gx = gy·W, or gx += that where x has a gradient from another op already.
+// Numerics: what was there is added last.
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     linear_bwd_x(const T* __restrict__ gy, const T* __restrict__ w, T* __restrict__ gx,

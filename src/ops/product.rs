@@ -196,13 +196,14 @@ impl Operands {
     }
 
     /// The gradients that are wanted, in this order: of the bias, the sums of gy's columns; of the weights,
-    /// which `weights` writes; of the input, which `input` writes. Both are called with the gradient of the product.
+    /// which `weights` writes; of the input, which `input` writes. Both are called with the gradient of the product, and
+    /// `input` adds to what is there on a CUDA device alone, where that costs the product no pass of its own.
     pub(super) fn backward(
         &self,
         gy: Tensor,
         grads: &mut Grads<'_>,
         weights: impl FnOnce(&Tensor, &mut Slot<'_>) -> Result<()>,
-        input: impl FnOnce(&Tensor, &mut Tensor) -> Result<()>,
+        input: impl FnOnce(&Tensor, &mut Slot<'_>) -> Result<()>,
     ) -> Result<()> {
         let sums = gy.dtype().sums();
         let gb = grads.slot(self.ids[2], sums, [gy.shape().last()].into())?;
@@ -219,10 +220,14 @@ impl Operands {
         if let Some(mut gw) = grads.slot(self.ids[1], sums, self.w.shape())? {
             weights(gy, &mut gw)?;
         }
-        if self.ids[0].is_some() {
-            let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.x.shape())?;
-            input(gy, &mut gx)?;
-            grads.add(self.ids[0], gx)?;
+        let (id, dtype, shape) = (self.ids[0], gy.dtype(), self.x.shape());
+        if let Device::Cuda(_) = gy.device() {
+            return grads.slot(id, dtype, shape)?.map_or(Ok(()), |mut gx| input(gy, &mut gx));
+        }
+        if id.is_some() {
+            let mut gx = Tensor::empty(gy.device(), dtype, shape)?;
+            input(gy, &mut Slot::of_tensor(&mut gx, false)?)?;
+            grads.add(id, gx)?;
         }
         Ok(())
     }

@@ -1,13 +1,16 @@
-//! What applies an activation in its own passes, against the two apart. As in `kernels.rs`, on the emulated device or on the
+//! What applies an activation, or adds gradients up, in its own passes, against the two apart. As in `kernels.rs`, on the emulated device or on the
 //! GPU; the rooms' cases compare both with the CPU, in three orders and checked.
 
+use crate::training::recipe;
 use crate::under::Under;
+use tilework::data::shapes;
 use tilework::ops::Case;
 use tilework::ops::activation::Activation;
 use tilework::ops::batch_norm2d::running;
 use tilework::ops::case::Fill;
 use tilework::ops::parity;
-use tilework::{DType, Device};
+use tilework::train::Trainer;
+use tilework::{Ctx, DType, Device, Result, Var};
 
 /// The output of a case, and its gradients.
 fn run(case: &Case, device: &Device, dtype: DType) -> Vec<(String, Vec<f64>)> {
@@ -75,5 +78,91 @@ fn activations_in_batch_norm() {
             let [fused, apart] = [true, false].map(|fused| run(&twin(fused), device, DType::F32).remove(0));
             assert_eq!(fused, apart, "{then:?} {c}");
         }
+    }
+}
+
+/// A product adds the gradient of its input to one that is there: f32 has the bits of their sum, two bytes round it once.
+#[test]
+fn gradients_are_added_as_they_are_stored() {
+    let Some(under) = Under::new() else { return };
+    // `parts`: which of the two products of x there are; and x itself, whose gradient is that of the result.
+    let linear = |n: usize, inputs: usize, parts: [bool; 3]| {
+        let case = Case::new(format!("linear {n}"), move |v, cx| {
+            sum(parts, cx, |i, cx| if i == 2 { Ok(v[0].clone()) } else { v[0].linear(&v[1 + i], None, cx) })
+        });
+        let w = [inputs, inputs];
+        case.input("x", [n, inputs], Fill::Uniform).input("w", w, Fill::Uniform).input("v", w, Fill::Uniform)
+    };
+    let conv = |x: [usize; 4], k: usize, parts: [bool; 3]| {
+        let case = Case::new(format!("conv2d {x:?} {k}"), move |v, cx| {
+            sum(parts, cx, |i, cx| match i {
+                2 => Ok(v[0].clone()),
+                _ => v[0].conv2d(&v[1 + i], None, [1; 2], [k / 2; 2], cx),
+            })
+        });
+        let w = [x[3], k, k, x[3]];
+        case.input("x", x, Fill::Uniform).input("w", w, Fill::Uniform).input("v", w, Fill::Uniform)
+    };
+    let gx = |case: Case, device: &Device, dtype| -> Vec<f32> {
+        let (_, gx) = run(&case, device, dtype).swap_remove(1);
+        gx.into_iter().map(|g| g as f32).collect()
+    };
+    // One split and several; the last window is one whose patches are laid out.
+    let cases: [&dyn Fn([bool; 3]) -> Case; 4] = [
+        &|parts| linear(5, 24, parts),
+        &|parts| linear(9, 700, parts),
+        &|parts| conv([3, 5, 4, 9], 3, parts),
+        &|parts| conv([1, 16, 17, 2], 17, parts),
+    ];
+    for (case, (name, device)) in cases.iter().flat_map(|case| under.devices.iter().map(move |d| (case, d))) {
+        for (dtype, unit) in [(DType::F32, 0.0), (DType::F16, 2f32.powi(-10)), (DType::BF16, 2f32.powi(-7))] {
+            let alone = [0, 1].map(|i| gx(case([i == 0, i == 1, false]), device, dtype));
+            let gy = gx(case([false, false, true]), device, dtype);
+            let close = |what: &str, got: Vec<f32>, terms: [&[f32]; 2]| {
+                let want: Vec<f32> = terms[0].iter().zip(terms[1]).map(|(a, b)| a + b).collect();
+                for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                    let size = terms.iter().map(|t| t[i].abs()).fold(want.abs(), f32::max);
+                    let may = unit * size;
+                    assert!((got - want).abs() <= may, "{what} {dtype} ({name}), {i}: {got}, not {want}");
+                }
+            };
+            let [both, kept] = [[true, true, false], [true, false, true]].map(case);
+            let (both_name, kept_name) = (both.name.clone(), kept.name.clone() + " and x");
+            close(&both_name, gx(both, device, dtype), [&alone[0], &alone[1]]);
+            close(&kept_name, gx(kept, device, dtype), [&alone[0], &gy]);
+        }
+    }
+}
+
+/// The sum of those of three parts that are there.
+fn sum(parts: [bool; 3], cx: &mut Ctx<'_>, part: impl Fn(usize, &mut Ctx<'_>) -> Result<Var>) -> Result<Var> {
+    let mut sum: Option<Var> = None;
+    for i in (0..3).filter(|&i| parts[i]) {
+        let next = part(i, cx)?;
+        sum = Some(match sum {
+            Some(sum) => sum.add(&next, cx)?,
+            None => next,
+        });
+    }
+    Ok(sum.unwrap())
+}
+
+/// In a network of residual blocks no gradients are added up by a pass of their own.
+#[test]
+fn residual_blocks_add_no_pass() {
+    let Some(under) = Under::new() else { return };
+    let Device::Cuda(cuda) = under.first() else { panic!("a CUDA device") };
+    let layers = r#"layers=["conv 3x3, 8 channels, stride 4, no bias",
+        { residual = ["conv 3x3, 8 channels, pad 1, no bias", "batch_norm", "relu", "conv 3x3, 8 channels, pad 1, no bias",
+            "batch_norm"], after = ["relu"] },
+        { residual = ["conv 3x3, 16 channels, stride 2, pad 1", "batch_norm"], shortcut = ["conv 1x1, 16 channels, stride 2"] },
+        "relu", "flatten", { residual = ["fc 256", "relu"] }, "fc 10"]"#;
+    for precision in ["precision=f32", "precision=bf16"] {
+        let recipe = recipe("quickstart", &["batch_size=2", layers, precision]);
+        let mut trainer = Trainer::new(recipe, shapes::generate(0, 6, 10), under.first()).unwrap();
+        let kernels = cuda.profile(|| trainer.bench_steps(1)).unwrap();
+        let count = |name: &str| kernels.iter().filter(|t| t.kernel.starts_with(name)).count();
+        assert_eq!((count("conv2d_bwd_w"), count("conv2d_bwd_x")), (5, 4), "{precision}");
+        assert_eq!(count("tensor_accumulate"), 0, "{precision}");
     }
 }

@@ -98,7 +98,7 @@ pub(super) fn forward<T: KernelType>(
         return linear::forward::<T>(cuda, &im2col::<T>(cuda, x, d)?, w, b, relu, y, as_linear(d));
     }
     if let Some(strip) = Strip::forward::<T>(cuda, d) {
-        return strip.multiply::<T>(cuda, [x, w], b, relu, y);
+        return strip.multiply::<T>(cuda, [x, w], b, [false, relu], y.output()?);
     }
     let bias = b.map(Tensor::input).transpose()?;
     let product = Product { sizes: [d.n * d.pixels(), d.o, d.patch()], rows: [d.c; 2], bias, accumulate: false, relu };
@@ -115,24 +115,31 @@ pub(super) fn forward<T: KernelType>(
     })
 }
 
-pub(super) fn backward_x<T: KernelType>(cuda: &Cuda, gy: &Tensor, w: &Tensor, gx: &mut Tensor, d: &Dims) -> Result<()> {
+pub(super) fn backward_x<T: KernelType>(
+    cuda: &Cuda,
+    gy: &Tensor,
+    w: &Tensor,
+    gx: &mut Slot<'_>,
+    d: &Dims,
+) -> Result<()> {
+    let (accumulate, len) = (gx.accumulate, d.n * d.image());
     if cuda.options().explicit_conv || d.window.kernel.iter().any(|&size| size > MOST_TAPS) {
         let mut cols = Tensor::empty(gy.device(), gy.dtype(), [d.n * d.pixels(), d.patch()])?;
-        linear::backward_x::<T>(cuda, gy, w, &mut cols, as_linear(d))?;
-        let launch = Launch::new(gx.len().div_ceil(256), 256).flops(cols.len());
-        return conv2d_col2im::<T>(cuda, launch, cols.input()?, gx.output()?, &sizes(d, false, 0));
+        linear::backward_x::<T>(cuda, gy, w, &mut Slot::of_tensor(&mut cols, false)?, as_linear(d))?;
+        let launch = Launch::new(len.div_ceil(256), 256).flops(cols.len());
+        return conv2d_col2im::<T>(cuda, launch, cols.input()?, gx.output()?, &sizes(d, accumulate, 0));
     }
     if let Some(strip) = Strip::backward_x::<T>(cuda, d) {
-        return strip.multiply::<T>(cuda, [gy, w], None, false, gx);
+        return strip.multiply::<T>(cuda, [gy, w], None, [accumulate, false], gx.output()?);
     }
     let [kh, kw] = d.window.kernel;
-    let sizes_of = [gx.len() / d.c, d.c, kh * kw * d.o];
-    let product = Product { sizes: sizes_of, rows: [d.o, d.c], bias: None, accumulate: false, relu: false };
+    let sizes_of = [len / d.c, d.c, kh * kw * d.o];
+    let product = Product { sizes: sizes_of, rows: [d.o, d.c], bias: None, accumulate, relu: false };
     let operands = |tile: &Tile| maps::backward_x::<T>(gy, w, d, tile);
     let possible = || Ok(d.window.stride == [1; 2] && maps::possible(d.o, d, || operands(&TMA64))?);
     let families = families::<T>(cuda, &CONV2D_BWD_X, &CONV2D_BWD_X_TMA, possible)?;
     product.run::<T, T>(cuda, families, gx.output()?, |plan, gx, partial| {
-        let d = sizes(d, false, plan.split_steps);
+        let d = sizes(d, accumulate, plan.split_steps);
         if plan.tile.maps {
             let [gy, w] = maps::make(cuda, &operands(plan.tile)?)?;
             return conv2d_bwd_x_tma::<T>(cuda, plan.tile, plan.launch, &gy, &w, gx, partial, &d);

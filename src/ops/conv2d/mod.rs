@@ -159,7 +159,7 @@ impl Backward for Conv2d {
             }),
             Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => cuda::backward_w::<T>(cuda, gy, x, gw, d)),
         };
-        let input = |gy: &Tensor, gx: &mut Tensor| match &device {
+        let input = |gy: &Tensor, gx: &mut Slot<'_>| match &device {
             Device::Cpu(cpu) => with_real!(OP, dtype, T => {
                 cpu::backward_x(gy.host::<T>()?, w.host::<T>()?, gx.host_mut::<T>()?, d, cpu);
                 Ok(())

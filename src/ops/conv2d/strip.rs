@@ -3,7 +3,7 @@
 use super::Dims;
 use super::cuda::magic;
 use crate::device::Device;
-use crate::device::cuda::{Cuda, KernelType, Launch};
+use crate::device::cuda::{Cuda, KernelType, Launch, Out};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::conv2d_strip::{Conv2dStripDims, conv2d_strip_bwd_w, conv2d_strip_fwd};
@@ -191,13 +191,13 @@ impl Strip {
         cuda: &Cuda,
         [x, w]: [&Tensor; 2],
         b: Option<&Tensor>,
-        relu: bool,
-        y: &mut Tensor,
+        [accumulate, relu]: [bool; 2],
+        y: Out<'_, T>,
     ) -> Result<()> {
         let b = b.map(Tensor::input).transpose()?;
-        let d = Conv2dStripDims { relu: relu.into(), ..self.sizes };
+        let d = Conv2dStripDims { accumulate: accumulate.into(), relu: relu.into(), ..self.sizes };
         let launch = self.launch(128, [(d.o as usize).div_ceil(OUTPUTS), 1]);
-        conv2d_strip_fwd::<T>(cuda, launch, x.input()?, w.input()?, b, y.output()?, &d)
+        conv2d_strip_fwd::<T>(cuda, launch, x.input()?, w.input()?, b, y, &d)
     }
 
     /// `gw (+)= gyᵀ·patches`.
@@ -272,12 +272,12 @@ mod tests {
             let b = Tensor::from_slice(&device, [o], &e.b.iter().map(|v| *v as f32).collect::<Vec<_>>()).unwrap();
             if let Some(strip) = Strip::forward::<f16>(cuda, d) {
                 let mut y = Tensor::empty(&device, DType::F16, gy.shape()).unwrap();
-                walks(strip).multiply::<f16>(cuda, [&inputs, &w], Some(&b), false, &mut y).unwrap();
+                walks(strip).multiply::<f16>(cuda, [&inputs, &w], Some(&b), [false; 2], y.output().unwrap()).unwrap();
                 same("forward", &y, &e.y);
             }
             if let Some(strip) = Strip::backward_x::<f16>(cuda, d) {
                 let mut gx = Tensor::empty(&device, DType::F16, inputs.shape()).unwrap();
-                walks(strip).multiply::<f16>(cuda, [&gy, &w], None, false, &mut gx).unwrap();
+                walks(strip).multiply::<f16>(cuda, [&gy, &w], None, [false; 2], gx.output().unwrap()).unwrap();
                 same("input gradient", &gx, &e.gx);
             }
             if let Some(strip) = Strip::backward_w::<f16>(cuda, d) {

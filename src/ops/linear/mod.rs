@@ -108,9 +108,9 @@ pub(crate) fn matrix_product(factors: Factors, a: &Tensor, b: &Tensor) -> Result
             let (launch, d) = (Launch::each(y.len().div_ceil(8)), RoundDims { n: y.len() as i32 });
             params_round::<T>(cuda, launch, sums.input()?, y.output()?, &d)
         })?,
-        (Device::Cuda(cuda), false) => {
-            with_kernel_type!(OP, a.dtype(), T => cuda::backward_x::<T>(cuda, a, b, &mut y, dims))?
-        }
+        (Device::Cuda(cuda), false) => with_kernel_type!(OP, a.dtype(), T => {
+            cuda::backward_x::<T>(cuda, a, b, &mut Slot::of_tensor(&mut y, false)?, dims)
+        })?,
     }
     Ok(y)
 }
@@ -130,7 +130,7 @@ impl Backward for Linear {
             }),
             Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => cuda::backward_w::<T>(cuda, gy, x, gw, dims)),
         };
-        let input = |gy: &Tensor, gx: &mut Tensor| match &device {
+        let input = |gy: &Tensor, gx: &mut Slot<'_>| match &device {
             Device::Cpu(_) => with_real!(OP, dtype, T => {
                 cpu::backward_x(gy.host::<T>()?, w.host::<T>()?, gx.host_mut::<T>()?, dims);
                 Ok(())
@@ -182,19 +182,14 @@ pub(super) mod cuda {
         cuda: &Cuda,
         gy: &Tensor,
         w: &Tensor,
-        gx: &mut Tensor,
+        gx: &mut Slot<'_>,
         dims: [usize; 3],
     ) -> Result<()> {
-        let [n, inputs, outputs] = dims;
-        let product = Product {
-            sizes: [n, inputs, outputs],
-            rows: [outputs, inputs],
-            bias: None,
-            accumulate: false,
-            relu: false,
-        };
+        let ([n, inputs, outputs], accumulate) = (dims, gx.accumulate);
+        let product =
+            Product { sizes: [n, inputs, outputs], rows: [outputs, inputs], bias: None, accumulate, relu: false };
         product.run::<T, T>(cuda, [&LINEAR_BWD_X], gx.output()?, |plan, gx, partial| {
-            let d = sizes(dims, false, plan);
+            let d = sizes(dims, accumulate, plan);
             linear_bwd_x::<T>(cuda, plan.tile, plan.launch, gy.input()?, w.input()?, gx, partial, &d)
         })
     }
