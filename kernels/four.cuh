@@ -54,7 +54,7 @@ __device__ __forceinline__ Pack<float, N> map_pack(F f, const Packs&... x) {
   return out;
 }
 
-// y[i] = f(x[i]...) for n elements of one input or more, 16 bytes a thread where all are aligned; y may
+// y[i] = f(x[i]...) for n elements of any number of inputs, 16 bytes a thread where all are aligned; y may
 // be one of the inputs.
 template <class T, class F, class... Inputs>
 __device__ __forceinline__ void map(T* y, int n, F f, const Inputs*... x) {

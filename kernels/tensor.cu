@@ -1,6 +1,6 @@
 // Tensors: fill with a value, add one to another.
 // Instances: T = float, half, bf16
-#include "common.cuh"
+#include "four.cuh"
 
 struct TensorDims {
   int n;        // elements
@@ -8,7 +8,7 @@ struct TensorDims {
 };
 
 // y[i] = value.
-// Threads: one an element, neighbours side by side.
+// Threads: one for 16 bytes, neighbours side by side.
 // Traffic: one write an element.
 // Launch: grid up to 4096 blocks of 256, striding; no shared memory.
 // Numerics: exact.
@@ -16,7 +16,7 @@ struct TensorDims {
 // Registers: at most 32.
 template <class T>
 __global__ void __launch_bounds__(256) tensor_fill(T* __restrict__ y, TensorDims d) {
-  FOR_EACH(i, d.n) y[i] = from_float<T>(d.value);
+  map(y, d.n, [&] { return d.value; });
 }
 
 // y[i] += x[i], where a variable gets gradients from several ops.
@@ -24,5 +24,5 @@ __global__ void __launch_bounds__(256) tensor_fill(T* __restrict__ y, TensorDims
 // Numerics: one rounding.
 template <class T>
 __global__ void __launch_bounds__(256) tensor_accumulate(const T* __restrict__ x, T* __restrict__ y, TensorDims d) {
-  FOR_EACH(i, d.n) y[i] = from_float<T>(to_float(y[i]) + to_float(x[i]));
+  map(y, d.n, [](float y, float x) { return y + x; }, y, x);
 }

@@ -215,7 +215,7 @@ impl Tensor {
             Device::Cuda(cuda) => with_kernel_type!("fill", dtype, T => {
                 let n = self.len();
                 let d = TensorDims { n: n as i32, value: value as f32 };
-                tensor_fill::<T>(&cuda, Launch::each(n), self.output::<T>()?, &d)
+                tensor_fill::<T>(&cuda, Launch::each(n.div_ceil(4)), self.output::<T>()?, &d)
             }),
         }
     }

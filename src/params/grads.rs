@@ -210,7 +210,8 @@ impl<'a> Slot<'a> {
             }),
             Device::Cuda(cuda) => with_kernel_type!("gradient", g.dtype(), T => {
                 let d = TensorDims { n: g.len() as i32, value: 0.0 };
-                tensor_accumulate::<T>(cuda, Launch::each(g.len()).flops(g.len()), g.input()?, self.output()?, &d)
+                let launch = Launch::each(g.len().div_ceil(4)).flops(g.len());
+                tensor_accumulate::<T>(cuda, launch, g.input()?, self.output()?, &d)
             }),
         }
     }
