@@ -34,7 +34,8 @@ pub struct Group {
     /// Momentum, or Adam's first beta.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub momentum: Option<f64>,
-    /// Epochs in which its rate goes through the schedule, if not those of the run; then it stays as it is at the end.
+    /// Epochs in which its rate goes through the schedule, if not those of the run; then it stays as it is at the end. If
+    /// that is 0 they are frozen: [`Recipe::at_rest`](crate::recipes::Recipe::at_rest).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub over: Option<u32>,
     /// They are moved by [`Muon`], as matrices.

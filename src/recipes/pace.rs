@@ -3,7 +3,7 @@
 use super::Recipe;
 use crate::error::{Error, Result};
 use crate::optim::{Clip, EarlyStopping, Ema, Phase, Point};
-use crate::step::{Rate, Step};
+use crate::step::{GROUPS, Rate, Step};
 
 impl Recipe {
     /// With the epochs that its phases take, where it says none.
@@ -25,6 +25,20 @@ impl Recipe {
         // The first update's weights are the first average.
         step.ema = self.ema.filter(|_| step.updates() > 0).map_or(0.0, |ema| ema.decay);
         step
+    }
+
+    /// The groups whose parameters move no more from this step on, by number as in [`Step::rates`]: their epochs are over,
+    /// and ended at a rate of 0. None where gradients are clipped by their norm, to which each of them counts; nor a group
+    /// whose weights are normalised in every step.
+    pub fn at_rest(&self, step: &Step) -> [bool; GROUPS] {
+        let counts = self.clip.is_some_and(|clip| clip.norm.is_some());
+        let mut rest = [false; GROUPS];
+        for (i, group) in self.optimizer.groups.iter().enumerate() {
+            let over = group.over.is_some_and(|epochs| step.epoch >= epochs);
+            let normalised = group.muon.is_some_and(|muon| muon.normalise);
+            rest[i + 1] = over && step.rates[i + 1].lr == 0.0 && !normalised && !counts;
+        }
+        rest
     }
 
     /// The step with the recipe's first rates, each times `factor`, and its clipping: without schedule and average.
@@ -99,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_group_may_take_fewer_epochs() {
+    fn a_group_may_take_fewer_epochs_and_then_rests() {
         let recipe = Recipe::load("airbench94", &[]).unwrap();
         let at = |step: u64| {
             let (epoch, batch) = ((step / 25) as u32, (step % 25) as usize);
@@ -112,6 +126,19 @@ mod tests {
             assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-15), "{step}: {got:?}");
             let whiten = 0.053 * (1.0 - step as f64 / 75.0).max(0.0);
             assert!((got[3] - whiten).abs() < 1e-15, "{step}: {got:?}");
+        }
+        let rest = |epoch: u32, set: &[&str]| {
+            let recipe = Recipe::load("airbench94", &set.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
+            let step = Step { epoch, ..Step::default() };
+            let rest = recipe.at_rest(&recipe.at(step, Point { epoch, epochs: 8, batch: 0, batches: 25 }));
+            (0..GROUPS).filter(|i| rest[*i]).collect::<Vec<_>>()
+        };
+        assert_eq!([2, 3, 7].map(|epoch| rest(epoch, &[])), [vec![], vec![3], vec![3]]);
+        assert_eq!(rest(3, &["clip.value=1.0"]), [3]);
+        let muon = "optimizer.groups=[{match = \"*conv*\", over = 1, muon = {normalise = true}}, {match = \"head.*\", over = 1}]";
+        assert_eq!(rest(3, &[muon]), [2]);
+        for moving in ["clip.norm=1.0", "schedule.end_factor=0.1", "schedule={kind = \"cosine\", min = 1e-3}"] {
+            assert_eq!(rest(3, &[moving]), [0; 0], "{moving}");
         }
         let phases = ["phases=[{epochs = 8}]", "schedule.kind=constant"].map(String::from);
         let e = Recipe::load("airbench94", &phases).unwrap_err().to_string();

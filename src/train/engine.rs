@@ -35,7 +35,7 @@ use crate::error::{Error, Result};
 use crate::nn::Model;
 use crate::optim::Optimizer;
 use crate::params::ParamGrads;
-use crate::step::Step;
+use crate::step::{GROUPS, Step};
 use crate::tensor::Tensor;
 
 /// A network in training: the model, its optimizer and its data.
@@ -55,6 +55,8 @@ pub struct Engine {
     pub(super) held: usize,
     /// Bytes that were in use before the first step.
     fixed: Option<usize>,
+    /// The groups of parameters that rest, and where those begin that were frozen for it.
+    resting: ([bool; GROUPS], Vec<usize>),
 }
 
 /// Steps that run before one is recorded: after them every buffer that a step takes is in the pool.
@@ -84,6 +86,7 @@ impl Engine {
             held: 0,
             sums: false,
             fixed: None,
+            resting: Default::default(),
             loss: Box::new(loss),
             feed,
             optimizer,
@@ -131,6 +134,29 @@ impl Engine {
         let result = f(&mut self.model);
         average.swap(&mut self.model)?;
         result
+    }
+
+    /// Freezes the parameters of the groups that are marked, and trains those again that it had frozen in others: for
+    /// groups whose rate is 0 from now on, which would move no more and cost their gradients all the same. What the
+    /// optimizer remembers of them, such as a velocity, stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn rest(&mut self, groups: [bool; GROUPS]) -> Result<()> {
+        if groups == self.resting.0 {
+            return Ok(());
+        }
+        let mut frozen = Vec::new();
+        self.model.params.configure(|p| {
+            // Others are frozen for good.
+            let trained = p.trainable || self.resting.1.contains(&p.range().start);
+            p.trainable = trained && !groups[usize::from(p.group)];
+            if trained && !p.trainable {
+                frozen.push(p.range().start);
+            }
+        })?;
+        self.resting = (groups, frozen);
+        Ok(())
     }
 
     /// Takes a step: makes the batch that lies at it, forward, backward, update, and notes the loss. Nothing is read

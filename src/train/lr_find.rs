@@ -4,8 +4,9 @@
 
 use super::engine::Engine;
 use super::state::Kept;
+use super::trainer::Trainer;
 use crate::error::{Error, Result};
-use crate::step::Step;
+use crate::step::{GROUPS, Step};
 
 /// How the rate rises.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -181,6 +182,33 @@ impl Engine {
             sum += self.results(step.step, 1)?[0].0;
         }
         Ok(sum / steps.len() as f64)
+    }
+}
+
+impl Trainer {
+    /// Looks for a learning rate from here on, with the recipe's first momentum and decay: see [`Engine::find_rate`].
+    ///
+    /// # Errors
+    /// As [`Engine::find_rate`].
+    pub fn find_rate(&mut self, ramp: Ramp) -> Result<Curve> {
+        // Its rates follow no schedule: all parameters move.
+        self.engine.rest([false; GROUPS])?;
+        let (recipe, batches, first) = (&self.recipe, self.train.batches(), self.position.step);
+        let group = recipe.accumulate.min(batches);
+        let groups = batches / group;
+        let base = recipe.optimizer.lr();
+        self.engine.find_rate(ramp, |update, lr| {
+            let epoch = (update / groups) as u32;
+            let at = |i: usize| {
+                let number = update * group + i;
+                let batch = (update % groups) * group + i;
+                let (step, held) = (first + number as u64, (number - update) as u64);
+                let batch_offset = (batch * recipe.batch_size) as u32;
+                let step = Step { seed: recipe.seed, epoch, step, held, batch_offset, ..Step::default() };
+                recipe.with_rate(step, if base > 0.0 { lr / base } else { 1.0 })
+            };
+            (0..group).map(at).collect()
+        })
     }
 }
 

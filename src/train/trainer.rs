@@ -5,7 +5,6 @@ use super::diagnose::{check_last_batch, check_memory, non_finite, non_finite_par
 use super::engine::Engine;
 use super::evaluate::{Evaluation, evaluate_views, unless};
 use super::events::{EpochReport, Event, Limits, Observer, Outcome, Spent, StepReport};
-use super::lr_find::{Curve, Ramp};
 use super::measures::Measures;
 use super::run::RunDir;
 use super::saver::{Place, Saver, State};
@@ -25,12 +24,12 @@ use std::time::Instant;
 
 /// A recipe's run: the engine, and where it stands.
 pub struct Trainer {
-    recipe: Recipe,
+    pub(super) recipe: Recipe,
     /// What takes the steps.
     pub engine: Engine,
-    train: Loader,
+    pub(super) train: Loader,
     measures: Measures,
-    position: Position,
+    pub(super) position: Position,
     saver: Saver,
     /// Where the time of its runs has gone.
     pub spent: Spent,
@@ -219,7 +218,7 @@ impl Trainer {
     /// Takes the next step. Its numbers are still to be fetched.
     fn step(&mut self) -> Result<()> {
         let Position { epoch, step, batch, .. } = self.position;
-        let (images, batches, here) = (self.train.images(batch), self.train.batches(), self.at(batch));
+        let (images, batches, here) = (self.train.images(batch), self.train.batches(), self.here(batch)?);
         let last = (batch + 1) % self.recipe.accumulate == 0 || batch + 1 == batches;
         if last {
             self.engine.step(&here)?
@@ -247,29 +246,6 @@ impl Trainer {
         batch.is_multiple_of(self.recipe.accumulate) || batch == self.train.batches()
     }
 
-    /// Looks for a learning rate from here on, with the recipe's first momentum and decay: see [`Engine::find_rate`].
-    ///
-    /// # Errors
-    /// As [`Engine::find_rate`].
-    pub fn find_rate(&mut self, ramp: Ramp) -> Result<Curve> {
-        let (recipe, batches, first) = (&self.recipe, self.train.batches(), self.position.step);
-        let group = recipe.accumulate.min(batches);
-        let groups = batches / group;
-        let base = recipe.optimizer.lr();
-        self.engine.find_rate(ramp, |update, lr| {
-            let epoch = (update / groups) as u32;
-            let at = |i: usize| {
-                let number = update * group + i;
-                let batch = (update % groups) * group + i;
-                let (step, held) = (first + number as u64, (number - update) as u64);
-                let batch_offset = (batch * recipe.batch_size) as u32;
-                let step = Step { seed: recipe.seed, epoch, step, held, batch_offset, ..Step::default() };
-                recipe.with_rate(step, if base > 0.0 { lr / base } else { 1.0 })
-            };
-            (0..group).map(at).collect()
-        })
-    }
-
     /// The step at a batch of the current epoch.
     fn at(&self, batch: usize) -> Step {
         let (Recipe { seed, batch_size, epochs, accumulate, .. }, p) = (&self.recipe, &self.position);
@@ -278,6 +254,13 @@ impl Trainer {
         let before = u64::from(p.epoch) * updates as u64 + point.batch as u64;
         let (batch_offset, held) = ((batch * batch_size) as u32, p.step.saturating_sub(before));
         self.recipe.at(Step { seed: *seed, epoch: p.epoch, step: p.step, held, batch_offset, ..Step::default() }, point)
+    }
+
+    /// The step at a batch of the current epoch, for an engine in which those rest that move no more.
+    fn here(&mut self, batch: usize) -> Result<Step> {
+        let step = self.at(batch);
+        self.engine.rest(self.recipe.at_rest(&step))?;
+        Ok(step)
     }
 
     /// Whether the recipe's patience is at its end.
@@ -400,7 +383,7 @@ impl Trainer {
     /// # Errors
     /// As [`Engine::step`].
     pub fn step_once(&mut self, batch: &Batch) -> Result<f64> {
-        let step = self.at(0);
+        let step = self.here(0)?;
         self.engine.step_on(batch, &step)?;
         self.position.step += 1;
         Ok(self.engine.results(step.step, 1)?[0].0)
@@ -420,7 +403,8 @@ impl Trainer {
         }
         for _ in 0..n {
             let batch = self.position.step as usize % (all / images);
-            self.engine.step(&self.at(batch))?;
+            let step = self.here(batch)?;
+            self.engine.step(&step)?;
             self.position.step += 1;
         }
         Ok(())

@@ -7,6 +7,7 @@ mod half;
 mod kernels;
 mod kernels_beyond;
 mod precision;
+mod rest;
 mod training;
 mod under;
 mod wgmma;
