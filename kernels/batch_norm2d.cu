@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(256)
     batch_norm2d_fwd(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
                      const float* __restrict__ gamma, const float* __restrict__ beta, T* __restrict__ y,
                      BatchNorm2dDims d) {
-  with_activation(d.activation, [&](auto f) {
+  with_activation<T>(d.activation, [&](auto f) {
     if (d.c % 4 == 0 && is_aligned(x) && is_aligned(y)) {
       normalise<4, decltype(f)>(x, mean, inv_std, gamma, beta, y, d);
     } else {
@@ -302,7 +302,7 @@ __global__ void __launch_bounds__(256, 4)
     batch_norm2d_bwd_part(const T* __restrict__ x, const T* __restrict__ gy, const float* __restrict__ mean,
                           const float* __restrict__ inv_std, const float* __restrict__ gamma,
                           const float* __restrict__ beta, float* __restrict__ part, BatchNorm2dDims d) {
-  with_activation(d.activation, [&](auto f) {
+  with_activation<T>(d.activation, [&](auto f) {
     if (d.c % 4 == 0 && is_aligned(x) && is_aligned(gy)) {
       sums<4, decltype(f)>(x, gy, mean, inv_std, gamma, beta, part, d);
     } else {
@@ -369,7 +369,7 @@ __global__ void __launch_bounds__(256)
                            const float* __restrict__ gamma, const float* __restrict__ beta,
                            const float* __restrict__ ggamma, const float* __restrict__ gbeta, const T* __restrict__ gy,
                            T* __restrict__ gx, BatchNorm2dDims d) {
-  with_activation(d.activation, [&](auto f) {
+  with_activation<T>(d.activation, [&](auto f) {
     if (d.c % 4 == 0 && is_aligned(x) && is_aligned(gy) && is_aligned(gx)) {
       input_gradient<4, decltype(f)>(x, mean, inv_std, gamma, beta, ggamma, gbeta, gy, gx, d);
     } else {

@@ -62,6 +62,55 @@ fn every_value_is_read_and_written_right() {
     conversions(under.first(), half::bf16::from_bits);
 }
 
+/// GELU and SiLU of every value of a type, and their gradients at a gradient of 1, against formulas in f64: rounded once,
+/// from a float that is wrong by less than a hundredth of a rounding.
+fn activations<T: Float>(device: &Device, dtype: DType, from_bits: fn(u16) -> T) {
+    let all: Vec<T> = (0..=u16::MAX).map(from_bits).collect();
+    let ones = vec![T::of(1.0); all.len()];
+    let gelu = |x: f64| {
+        let (below, bell) = (0.5 * libm::erfc(-x * 0.5f64.sqrt()), (-x * x / 2.0).exp());
+        let slope = x * bell / (2.0 * std::f64::consts::PI).sqrt();
+        (x * below, below + slope, below + slope.abs())
+    };
+    let silu = |x: f64| {
+        let s = 1.0 / (1.0 + (-x).exp());
+        let slope = x * s * (1.0 - s);
+        (x * s, s + slope, s + slope.abs())
+    };
+    let check = |what: &str,
+                 apply: fn(&Var, &mut Ctx<'_>) -> tilework::Result<Var>,
+                 of: &dyn Fn(f64) -> (f64, f64, f64)| {
+        let mut cx = Ctx::train(device);
+        let x = cx.leaf(Tensor::from_slice(device, [all.len()], &all).unwrap());
+        let y = apply(&x, &mut cx).unwrap();
+        let values = y.value().to_f64().unwrap();
+        let grads = cx.backward(&y, Tensor::from_slice(device, [all.len()], &ones).unwrap(), None).unwrap();
+        let gradients = grads.of(&x).unwrap().to_f64().unwrap();
+        for (i, x) in all.iter().map(|x| x.f64()).enumerate() {
+            let (y, g, terms) = of(x);
+            for (got, want, size, what) in [(values[i], y, y.abs(), what), (gradients[i], g, terms, "its gradient")] {
+                if x.is_infinite() || x.is_nan() {
+                    // 0 times infinity, as on the CPU.
+                    assert!(same(got, want), "{what} of {x}: {got}, not {want}");
+                    continue;
+                }
+                // Where an exponential is below 2^-126 it is 0.
+                let allowed = 1.01 * dtype.rounding(size) + 1e-35;
+                assert!((got - want).abs() <= allowed, "{what} of {x:e}: {got:e}, not {want:e}");
+            }
+        }
+    };
+    check("GELU", |x, cx| x.gelu(cx), &gelu);
+    check("SiLU", |x, cx| x.silu(cx), &silu);
+}
+
+#[test]
+fn activations_of_every_value() {
+    let Some(under) = Under::new() else { return };
+    activations(under.first(), DType::F16, half::f16::from_bits);
+    activations(under.first(), DType::BF16, half::bf16::from_bits);
+}
+
 #[test]
 fn fills_copies_and_sums() {
     let Some(under) = Under::new() else { return };
