@@ -254,7 +254,14 @@ impl<'p> Ctx<'p> {
         y.value.expect_like("backward", &gy)?;
         let tape = self.tape.ok_or_else(|| Error::Internal("backward without a tape".into()))?;
         let of = (0..tape.vars.len()).map(|_| None).collect();
-        let mut grads = Grads { device: self.device, of, param: tape.vars, arena: params };
+        let mut grads = Grads {
+            device: self.device,
+            of,
+            param: tape.vars,
+            arena: params,
+            read_beside: Vec::new(),
+            is_beside: false,
+        };
         if let Some(arena) = &mut grads.arena {
             arena.begin(self.step);
         }
@@ -264,6 +271,7 @@ impl<'p> Ctx<'p> {
                 node.backward(gy, &mut grads)?;
             }
         }
+        grads.join()?;
         if let Some(arena) = &mut grads.arena {
             arena.finish()?;
         }
@@ -287,9 +295,43 @@ pub struct Grads<'g> {
     of: Vec<Option<Tensor>>,
     param: Vec<Option<ParamId>>,
     arena: Option<&'g mut ParamGrads>,
+    /// What work beside the backward pass reads, which nobody may change meanwhile.
+    read_beside: Vec<Tensor>,
+    is_beside: bool,
 }
 
+/// Bytes that work beside the backward pass keeps alive, at most: kernels on more of them fill a GPU by themselves.
+const READ_BESIDE: usize = 256 << 20;
+
 impl Grads<'_> {
+    /// Writes gradients of parameters that nothing in the backward pass waits for: where a step is recorded, a GPU does it beside
+    /// what follows. `reads` are the tensors that it reads.
+    ///
+    /// # Errors
+    /// Whatever `work` reports; [`Error::Device`] if the device fails.
+    pub(crate) fn beside(&mut self, reads: &[&Tensor], work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let Device::Cuda(cuda) = self.device.clone() else { return work(self) };
+        if !cuda.is_recording() {
+            return work(self);
+        }
+        self.read_beside.extend(reads.iter().map(|&tensor| tensor.clone()));
+        self.is_beside = true;
+        let done = cuda.beside(0, || work(self));
+        self.is_beside = false;
+        done?;
+        let bytes = self.read_beside.iter().map(|t| t.len() * t.dtype().size()).sum::<usize>();
+        if bytes > READ_BESIDE { self.join() } else { Ok(()) }
+    }
+
+    /// What follows waits for the work beside.
+    fn join(&mut self) -> Result<()> {
+        if let (Device::Cuda(cuda), false) = (&self.device, self.read_beside.is_empty()) {
+            cuda.join()?;
+        }
+        self.read_beside.clear();
+        Ok(())
+    }
+
     /// The gradient of a leaf after the pass; `None` if nothing flowed there.
     pub fn of(&self, leaf: &Var) -> Option<&Tensor> {
         self.of.get(leaf.id?.0 as usize)?.as_ref()
@@ -319,7 +361,12 @@ impl Grads<'_> {
     pub fn slot(&mut self, id: Option<VarId>, dtype: DType, shape: Shape) -> Result<Option<Slot<'_>>> {
         let Some(VarId(id)) = id else { return Ok(None) };
         if let (Some(arena), Some(param)) = (&mut self.arena, self.param[id as usize]) {
-            return arena.slot(param).map(Some);
+            // What is added to may be written beside.
+            let wait = !self.is_beside && arena.is_written(param);
+            if wait {
+                self.join()?;
+            }
+            return self.arena.as_mut().map(|arena| arena.slot(param)).transpose();
         }
         let current = &mut self.of[id as usize];
         let accumulate = current.is_some();

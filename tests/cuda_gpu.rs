@@ -348,7 +348,11 @@ fn a_graph_records_and_replays() {
     scale(&gpu, x, y, 10, 2.0);
     // SAFETY: all are 40 bytes.
     unsafe {
+        // What is beside the main line comes behind it in the fake, but for what waits for both.
+        gpu.line(Some(1)).unwrap();
         gpu.zero(z, 40).unwrap();
+        assert!(gpu.line(Some(2)).is_err() && gpu.line(None).is_ok() && gpu.line(None).is_err());
+        gpu.join().unwrap();
         gpu.copy(z, y, 20).unwrap();
         gpu.copy(x, y, 40).unwrap();
     }

@@ -206,20 +206,22 @@ impl Operands {
         input: impl FnOnce(&Tensor, &mut Slot<'_>) -> Result<()>,
     ) -> Result<()> {
         let sums = gy.dtype().sums();
-        let gb = grads.slot(self.ids[2], sums, [gy.shape().last()].into())?;
-        let gy = match (&self.y, gb) {
-            (None, None) => gy,
-            (None, Some(mut gb)) => {
-                column_sums(&gy, &mut gb)?;
-                gy
-            }
-            (Some(y), None) => relu::backward(y, gy)?,
-            (Some(y), Some(mut gb)) => relu_sums(y, gy, &mut gb)?,
+        let of_bias = gy.shape().last();
+        let gy = match &self.y {
+            None => gy,
+            Some(y) => match grads.slot(self.ids[2], sums, [of_bias].into())? {
+                None => relu::backward(y, gy)?,
+                Some(mut gb) => relu_sums(y, gy, &mut gb)?,
+            },
         };
         let gy = &gy;
-        if let Some(mut gw) = grads.slot(self.ids[1], sums, self.w.shape())? {
-            weights(gy, &mut gw)?;
-        }
+        grads.beside(&[gy, &self.x], |grads| {
+            if self.y.is_none() {
+                let gb = grads.slot(self.ids[2], sums, [of_bias].into())?;
+                gb.map_or(Ok(()), |mut gb| column_sums(gy, &mut gb))?;
+            }
+            grads.slot(self.ids[1], sums, self.w.shape())?.map_or(Ok(()), |mut gw| weights(gy, &mut gw))
+        })?;
         let (id, dtype, shape) = (self.ids[0], gy.dtype(), self.x.shape());
         if let Device::Cuda(_) = gy.device() {
             return grads.slot(id, dtype, shape)?.map_or(Ok(()), |mut gx| input(gy, &mut gx));

@@ -29,6 +29,9 @@ use serde::{Deserialize, Serialize};
 /// The coefficients of X, A·X and A²·X: they make small singular values grow fast, and end between 0.7 and 1.2.
 const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
 
+/// Lines of work beside each other in a recorded step.
+const LINES: usize = 8;
+
 /// Added to a norm.
 const NOTHING: f32 = 1e-7;
 
@@ -92,7 +95,11 @@ impl Optimizer for Muon {
             }
             Device::Cuda(cuda) => {
                 let norm = norm_for_clipping(&cuda, grads)?;
-                matrices.iter().try_for_each(|p| self.step_cuda(&cuda, p, params, grads, norm.as_ref()))
+                // No matrix waits for another.
+                for (line, p) in matrices.iter().enumerate() {
+                    cuda.beside(line % LINES, || self.step_cuda(&cuda, p, params, grads, norm.as_ref()))?;
+                }
+                cuda.join()
             }
         }
     }

@@ -101,6 +101,11 @@ impl ParamGrads {
         Ok(())
     }
 
+    /// Whether the pass has written this gradient before.
+    pub(crate) fn is_written(&self, id: ParamId) -> bool {
+        self.written[id.0]
+    }
+
     pub(crate) fn slot(&mut self, id: ParamId) -> Result<Slot<'_>> {
         let accumulate = std::mem::replace(&mut self.written[id.0], true);
         Ok(Slot { buffer: &mut self.buffer, range: self.ranges[id.0].clone(), accumulate })

@@ -21,7 +21,8 @@ typedef struct Function { char name[64]; int dynamic; } Function;
 typedef struct Event { long at; } Event;  // position in the queue; -1: not recorded
 typedef struct { int kind; uint64_t to; uint64_t from; size_t bytes; Function *f; float a; int n; Event *event; } Op;
 enum { H2D, D2H, D2D, ZERO, RUN, MARK };
-typedef struct Graph { Op ops[256]; int count; } Graph;
+// Of each node, those that it waits for; node i is known to the program as i + 1.
+typedef struct Graph { Op ops[256]; int count; char waits[256][256]; } Graph;
 typedef struct { char *at; size_t bytes; } Range;
 
 static int ready, capturing, mode, broken, live, calls_late;
@@ -31,6 +32,8 @@ static int context, stream;
 static Op queue[65536];
 static long head, tail;
 static Graph recording;
+static void *ends[256];  // what the next node waits for
+static size_t end_count;
 static Range ranges[1024], pinned[64];
 static size_t used;
 static long last_cluster, last_map, map_aligned;
@@ -90,7 +93,9 @@ static Result check(void) {
 static Result push(Op op) {
     if (capturing) {
         if (op.kind == H2D || op.kind == D2H || recording.count == 256) { broken = 1; return CAPTURE; }
+        for (size_t i = 0; i < end_count; i++) recording.waits[recording.count][(size_t)ends[i] - 1] = 1;
         recording.ops[recording.count++] = op;
+        ends[0] = (void *)(size_t)recording.count; end_count = 1;
         return OK;
     }
     if (tail - head == 65536) run_to(tail);
@@ -317,7 +322,19 @@ API Result cuTensorMapEncodeIm2col(uint64_t *map, int type, unsigned rank, uint6
 
 API Result cuStreamBeginCapture_v2(void *s, int m) {
     if (s != &stream || capturing) return INVALID;
-    capturing = 1; mode = m; broken = 0; recording.count = 0;
+    capturing = 1; mode = m; broken = 0; end_count = 0;
+    memset(&recording, 0, sizeof recording);
+    return check();
+}
+API Result cuStreamGetCaptureInfo_v2(void *s, int *status, uint64_t *id, void **graph, void ***nodes, size_t *count) {
+    if (s != &stream || !capturing) return INVALID;
+    *status = 1; *id = 1; *graph = &recording; *nodes = ends; *count = end_count;
+    return check();
+}
+API Result cuStreamUpdateCaptureDependencies(void *s, void **nodes, size_t count, unsigned flags) {
+    if (s != &stream || !capturing || flags != 1 || count > 256) return INVALID;
+    memmove(ends, nodes, count * sizeof *nodes);
+    end_count = count;
     return check();
 }
 API Result cuStreamEndCapture(void *s, Graph **g) {
@@ -341,7 +358,18 @@ API Result cuGraphLaunch(Graph *e, void *s) {
     Result r = check();
     if (r || s != &stream) return r ? r : INVALID;
     count_graph++;
-    for (int i = 0; i < e->count; i++) push(e->ops[i]);
+    // Each node as late as those that wait for it allow: from the end, the first in the recording that none left waits for.
+    int order[256];
+    char done[256] = {0};
+    for (int n = e->count; n-- > 0;) {
+        int node = -1, waited = 1;
+        while (waited) {
+            waited = done[++node];
+            for (int i = 0; i < e->count; i++) waited |= !done[i] && e->waits[i][node];
+        }
+        order[n] = node; done[node] = 1;
+    }
+    for (int i = 0; i < e->count; i++) push(e->ops[order[i]]);
     return OK;
 }
 

@@ -103,6 +103,20 @@ pub trait Driver: Send + Sync {
     /// [`crate::Error::Device`] if the device fails.
     fn begin_capture(&self) -> Result<()>;
 
+    /// Which line of a recording what follows belongs to: the main one, or with a number one beside it, which goes on behind
+    /// what that line and the main one have so far. The main one waits for none of them before [`Driver::join`]. Without a
+    /// recording there is one line.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device fails.
+    fn line(&self, beside: Option<usize>) -> Result<()>;
+
+    /// What follows in a recording waits for all lines.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device fails.
+    fn join(&self) -> Result<()>;
+
     /// Ends the recording.
     ///
     /// # Errors

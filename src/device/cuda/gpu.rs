@@ -4,7 +4,7 @@ use super::arch::Arch;
 use super::chain;
 use super::context::{Context, Module, in_words, lock};
 use super::driver::{Driver, Graph, Info};
-use super::graph::CapturedGraph;
+use super::graph::{CapturedGraph, Lines};
 use super::launch::{Address, Arg, Kernel, Launch, TensorMap};
 use super::nvrtc::{Compiler, Unit};
 use super::tensor_map::{self, TensorMapSpec};
@@ -13,7 +13,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction, CUr
 use rayon::prelude::*;
 use std::ffi::{CString, c_void};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 /// How to open a GPU.
@@ -37,6 +37,7 @@ pub struct Gpu {
     functions: Vec<OnceLock<Function>>,
     capturing: AtomicBool,
     captured: AtomicUsize,
+    lines: Mutex<Lines>,
     context: Arc<Context>,
 }
 
@@ -102,6 +103,7 @@ impl Gpu {
             functions: (0..kernels).map(|_| OnceLock::new()).collect(),
             capturing: AtomicBool::new(false),
             captured: AtomicUsize::new(0),
+            lines: Mutex::default(),
             context: Arc::new(context),
         })
     }
@@ -343,8 +345,17 @@ impl Driver for Gpu {
         let result = unsafe { sys::cuStreamBeginCapture_v2(self.context.stream, mode) };
         self.context.check("beginning a graph", result)?;
         self.captured.store(0, Relaxed);
+        *lock(&self.lines) = Lines::default();
         self.capturing.store(true, Relaxed);
         Ok(())
+    }
+
+    fn line(&self, beside: Option<usize>) -> Result<()> {
+        if self.capturing.load(Relaxed) { lock(&self.lines).turn(&self.context, beside) } else { Ok(()) }
+    }
+
+    fn join(&self) -> Result<()> {
+        if self.capturing.load(Relaxed) { lock(&self.lines).join(&self.context) } else { Ok(()) }
     }
 
     fn end_capture(&self) -> Result<Box<dyn Graph>> {

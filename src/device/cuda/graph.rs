@@ -1,9 +1,11 @@
-//! A recorded graph of a real GPU.
+//! Graphs of a real GPU: how lines of work lie beside each other while one is recorded, and a recorded one.
 
 use super::context::Context;
 use super::driver::Graph;
-use crate::error::Result;
-use cudarc::driver::sys::{self, CUgraphExec};
+use crate::error::{Error, Result};
+use cudarc::driver::sys::{self, CUgraph, CUgraphExec, CUgraphNode, CUresult, CUstream, CUstreamCaptureStatus};
+use std::collections::BTreeMap;
+use std::ffi::c_uint;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -40,4 +42,96 @@ impl Drop for CapturedGraph {
             unsafe { sys::cuGraphExecDestroy(self.exec) };
         }
     }
+}
+
+/// What is behind a capture's one stream: the ends of its lines.
+#[derive(Default)]
+pub(super) struct Lines {
+    /// Of the main line, while one beside it is recorded.
+    main: Vec<Node>,
+    beside: BTreeMap<usize, Vec<Node>>,
+    current: Option<usize>,
+}
+
+#[derive(Clone, Copy)]
+struct Node(CUgraphNode);
+
+// SAFETY: handles of the driver belong to the process, not to a thread.
+unsafe impl Send for Node {}
+
+impl Lines {
+    /// Goes on with a line beside the main one, behind both, or with the main one.
+    pub(super) fn turn(&mut self, context: &Context, beside: Option<usize>) -> Result<()> {
+        match (self.current, beside) {
+            (None, Some(line)) => {
+                self.main = ends(context)?;
+                let behind: Vec<Node> =
+                    self.main.iter().chain(self.beside.get(&line).into_iter().flatten()).copied().collect();
+                self.current = Some(line);
+                go_on_behind(context, &behind)
+            }
+            (Some(line), None) => {
+                self.beside.insert(line, ends(context)?);
+                self.current = None;
+                go_on_behind(context, &self.main)
+            }
+            _ => Err(Error::Internal("a line of a capture was begun within another, or ended outside of one".into())),
+        }
+    }
+
+    /// Goes on behind all lines.
+    pub(super) fn join(&mut self, context: &Context) -> Result<()> {
+        let beside = std::mem::take(&mut self.beside);
+        if beside.is_empty() {
+            return Ok(());
+        }
+        let mut all = ends(context)?;
+        all.extend(beside.values().flatten());
+        go_on_behind(context, &all)
+    }
+}
+
+// The two calls below not through cudarc: its bindings for CUDA 13 have only versions of them that drivers before 12.3 lack.
+
+/// The nodes of the graph that is being captured that its next one will be behind.
+fn ends(context: &Context) -> Result<Vec<Node>> {
+    type Info = unsafe extern "C" fn(
+        CUstream,
+        *mut CUstreamCaptureStatus,
+        *mut u64,
+        *mut CUgraph,
+        *mut *const CUgraphNode,
+        *mut usize,
+    ) -> CUresult;
+    let (mut status, mut id, mut graph) =
+        (CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE, 0, std::ptr::null_mut());
+    let (mut nodes, mut count) = (std::ptr::null(), 0);
+    // SAFETY: the function was seen to be there, with this type in CUDA's documentation; the pointers are to live variables,
+    // and the stream is alive.
+    let result = unsafe {
+        let info = sys::culib().get::<Info>(b"cuStreamGetCaptureInfo_v2");
+        info.map(|f| f(context.stream, &mut status, &mut id, &mut graph, &mut nodes, &mut count))
+            .unwrap_or(CUresult::CUDA_ERROR_NOT_FOUND)
+    };
+    context.check("looking at a graph that is being captured", result)?;
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: so many nodes lie there until the stream is used again.
+    Ok(unsafe { std::slice::from_raw_parts(nodes, count) }.iter().map(|&node| Node(node)).collect())
+}
+
+/// What is captured next is behind these nodes.
+fn go_on_behind(context: &Context, nodes: &[Node]) -> Result<()> {
+    type Update = unsafe extern "C" fn(CUstream, *mut CUgraphNode, usize, c_uint) -> CUresult;
+    let set = sys::CUstreamUpdateCaptureDependencies_flags::CU_STREAM_SET_CAPTURE_DEPENDENCIES as c_uint;
+    let mut nodes: Vec<CUgraphNode> = nodes.iter().map(|node| node.0).collect();
+    // SAFETY: as above; the nodes are of the graph that is being captured.
+    let result = unsafe {
+        let update = sys::culib().get::<Update>(b"cuStreamUpdateCaptureDependencies");
+        update
+            .map(|f| f(context.stream, nodes.as_mut_ptr(), nodes.len(), set))
+            .unwrap_or(CUresult::CUDA_ERROR_NOT_FOUND)
+    };
+    context.check("ordering the lines of a graph", result)
 }

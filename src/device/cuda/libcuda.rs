@@ -17,7 +17,7 @@ pub(super) const DRIVER_FUNCTIONS: &str = "cuCtxSetCurrent cuDeviceGet cuDeviceG
     cuInit cuLaunchKernelEx cuMemAlloc_v2 cuMemFreeHost cuMemFree_v2 cuMemGetInfo_v2 cuMemHostAlloc \
     cuMemcpyDtoDAsync_v2 cuMemcpyDtoHAsync_v2 cuMemcpyHtoDAsync_v2 cuMemsetD8Async cuModuleGetFunction \
     cuModuleLoadData cuModuleUnload cuStreamBeginCapture_v2 cuStreamCreate cuStreamDestroy_v2 cuStreamEndCapture \
-    cuStreamSynchronize cuTensorMapEncodeIm2col cuTensorMapEncodeTiled";
+    cuStreamGetCaptureInfo_v2 cuStreamSynchronize cuStreamUpdateCaptureDependencies cuTensorMapEncodeIm2col cuTensorMapEncodeTiled";
 
 const INSTALL_DRIVER: &str = "install NVIDIA's driver (https://www.nvidia.com/drivers), which brings libcuda.so.1";
 

@@ -256,7 +256,7 @@ impl Cuda {
     pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Captured> {
         self.driver().begin_capture()?;
         lock(&self.inner.pool).begin_capture();
-        let result = work();
+        let result = work().and_then(|()| self.join());
         let blocks = lock(&self.inner.pool).end_capture();
         // Also after an error: the stream must not stay in capture.
         let graph = self.driver().end_capture();
@@ -272,6 +272,40 @@ impl Cuda {
                 Err(e)
             }
         }
+    }
+
+    /// Whether work is being recorded.
+    pub(crate) fn is_recording(&self) -> bool {
+        lock(&self.inner.pool).is_capturing()
+    }
+
+    /// Does work that nothing waits for before [`Cuda::join`], so that in a recording a GPU may do it beside what follows.
+    /// Work of the same `line` is done in order. Whoever asks keeps what it reads from being changed until then; memory
+    /// that anyone returns meanwhile is not handed out again.
+    ///
+    /// # Errors
+    /// Whatever `work` reports; [`Error::Device`] if the device fails.
+    pub(crate) fn beside<R>(&self, line: usize, work: impl FnOnce() -> Result<R>) -> Result<R> {
+        if !self.is_recording() {
+            return work();
+        }
+        lock(&self.inner.pool).hold();
+        self.driver().line(Some(line))?;
+        let result = work();
+        self.driver().line(None)?;
+        result
+    }
+
+    /// What follows waits for all work that was done beside.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    pub(crate) fn join(&self) -> Result<()> {
+        if self.is_recording() {
+            self.driver().join()?;
+            lock(&self.inner.pool).let_go();
+        }
+        Ok(())
     }
 
     pub(super) fn write(&self, block: &mut DeviceMemory, start: usize, bytes: &[u8]) -> Result<()> {

@@ -15,6 +15,8 @@ type Free = HashMap<usize, Vec<Address>>;
 pub(super) struct Pool {
     free: Free,
     capture: Option<Free>,
+    /// What was returned while lines of a capture go on side by side: one may still use what another returns.
+    held: Option<Vec<(usize, Address)>>,
     stats: MemoryStats,
 }
 
@@ -67,6 +69,10 @@ impl Pool {
     /// Takes a block back.
     pub(super) fn give(&mut self, address: Address, bytes: usize) {
         self.stats.in_use -= bytes;
+        if let Some(held) = &mut self.held {
+            held.push((bytes, address));
+            return;
+        }
         self.capture.as_mut().unwrap_or(&mut self.free).entry(bytes).or_default().push(address);
     }
 
@@ -80,7 +86,6 @@ impl Pool {
         }
     }
 
-    #[cfg(debug_assertions)]
     pub(super) fn is_capturing(&self) -> bool {
         self.capture.is_some()
     }
@@ -89,8 +94,20 @@ impl Pool {
         self.capture = Some(Free::new());
     }
 
+    /// From here on no block is handed out twice, until the lines of a capture have met.
+    pub(super) fn hold(&mut self) {
+        self.held.get_or_insert_default();
+    }
+
+    pub(super) fn let_go(&mut self) {
+        for (bytes, address) in self.held.take().unwrap_or_default() {
+            self.capture.as_mut().unwrap_or(&mut self.free).entry(bytes).or_default().push(address);
+        }
+    }
+
     /// The blocks that the captured work uses among itself.
     pub(super) fn end_capture(&mut self) -> HashMap<usize, Vec<Address>> {
+        self.let_go();
         self.capture.take().unwrap_or_default()
     }
 

@@ -63,7 +63,7 @@ pub(crate) struct Emulated {
     info: Info,
     options: EmulatorOptions,
     in_use: Mutex<usize>,
-    recording: Mutex<Option<Vec<Node>>>,
+    recording: Mutex<Option<Recording>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -76,6 +76,14 @@ const ALIGN: usize = 256;
 /// Bytes between two pieces of memory, so that the checker can tell a stray access from one to the
 /// next piece.
 const GAP: usize = 64;
+
+/// Work that is being recorded. Lines beside the main one are done as late as can be: when all meet.
+#[derive(Default)]
+struct Recording {
+    nodes: Vec<Node>,
+    beside: Vec<Node>,
+    is_beside: bool,
+}
 
 /// What was recorded.
 enum Node {
@@ -131,8 +139,8 @@ impl Emulated {
     /// Records a node if a capture is under way.
     fn record(&self, node: impl FnOnce() -> Node) -> bool {
         match lock(&self.recording).as_mut() {
-            Some(nodes) => {
-                nodes.push(node());
+            Some(Recording { nodes, beside, is_beside }) => {
+                if *is_beside { beside } else { nodes }.push(node());
                 true
             }
             None => false,
@@ -290,12 +298,27 @@ impl Driver for Emulated {
     }
 
     fn begin_capture(&self) -> Result<()> {
-        *lock(&self.recording) = Some(Vec::new());
+        *lock(&self.recording) = Some(Recording::default());
+        Ok(())
+    }
+
+    fn line(&self, beside: Option<usize>) -> Result<()> {
+        if let Some(recording) = lock(&self.recording).as_mut() {
+            recording.is_beside = beside.is_some();
+        }
+        Ok(())
+    }
+
+    fn join(&self) -> Result<()> {
+        if let Some(Recording { nodes, beside, .. }) = lock(&self.recording).as_mut() {
+            nodes.append(beside);
+        }
         Ok(())
     }
 
     fn end_capture(&self) -> Result<Box<dyn Graph>> {
-        let nodes = lock(&self.recording).take().unwrap_or_default();
+        let Recording { mut nodes, beside, .. } = lock(&self.recording).take().unwrap_or_default();
+        nodes.extend(beside);
         Ok(Box::new(Recorded { nodes, options: self.options.clone() }))
     }
 
