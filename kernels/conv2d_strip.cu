@@ -37,6 +37,7 @@ struct Conv2dStripDims {
   int tiles, down, across;    // tiles, and those of an image down and across
   // Divisors, as `divide` (common.cuh) takes them; chunks are those of a pixel.
   unsigned by_columns[2], by_rows[2], by_wide[2], by_high[2], by_chunks[2], by_across[2], by_down[2];
+  unsigned by_kw[2], by_taps[2], by_side[2];  // kh·kw; c, or o if turned: what a block has of it
 };
 
 // Pixels of a tile: at most so many.
@@ -45,6 +46,18 @@ constexpr int PIXELS = 128;
 constexpr int OUTPUTS = 64, OUTPUT_PITCH = OUTPUTS + 8;
 // Elements behind a strip that are read and mean nothing.
 constexpr int BEHIND = 16;
+
+// Calls f with as many times 16 channels as a block has: one, two or four.
+template <int N>
+struct Sixteens {
+  static constexpr int COUNT = N;
+};
+template <class F>
+__device__ __forceinline__ void with_sixteens(int channels, F f) {
+  if (channels <= 16) f(Sixteens<1>{});
+  else if (channels <= 32) f(Sixteens<2>{});
+  else f(Sixteens<OUTPUTS / 16>{});
+}
 
 // An output pixel of a tile: the image and the place in it, counted from the tile's first.
 struct InTile {
@@ -73,35 +86,58 @@ struct TileStart {
   }
 };
 
-// Copies N elements of a row of `size`, from the one at `first` on, which is `at` in `from`; zeros behind its end, or if there
-// is no row. `whole`: rows are of whole chunks.
-template <int N, class T>
-__device__ __forceinline__ void copy_part(T* to, const T* from, int at, int first, int size, bool there, bool whole) {
+// A chunk of a row of `size` elements: the N from the one at `first` on, which is `at` in an array; zeros behind the row's end,
+// or if there is no row.
+struct Part {
+  int at, first;
+  bool there;
+};
+
+// Copies `count` parts of N elements, the i-th of which is part_of(i) in `from`, to to_of(i). `whole`: rows are of whole chunks.
+// Others are read several at a time: else each would wait for the one before it.
+template <int N, class T, class PartOf, class ToOf>
+__device__ __forceinline__ void copy_parts(const T* from, int count, int size, bool whole, PartOf part_of, ToOf to_of) {
   if (N == 8 && whole) {
-    const bool valid = there && first < size;
-    copy_async(reinterpret_cast<Chunk<T>*>(to), from + (valid ? at : 0), valid);
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+      const Part part = part_of(i);
+      const bool valid = part.there && part.first < size;
+      copy_async(reinterpret_cast<Chunk<T>*>(to_of(i)), from + (valid ? part.at : 0), valid);
+    }
     return;
   }
-  Pack<T, N> v;
+  constexpr int AHEAD = N == 8 ? 2 : 4;
+  for (int i = threadIdx.x; i < count; i += AHEAD * blockDim.x) {
+    Pack<T, N> v[AHEAD];
 #pragma unroll
-  for (int i = 0; i < N; ++i) v.v[i] = there && first + i < size ? from[at + i] : T{};
-  *reinterpret_cast<Pack<T, N>*>(to) = v;
+    for (int a = 0; a < AHEAD; ++a) {
+      const int j = i + a * blockDim.x;
+      const Part part = j < count ? part_of(j) : Part{0, 0, false};
+#pragma unroll
+      for (int e = 0; e < N; ++e) v[a].v[e] = part.there && part.first + e < size ? from[part.at + e] : T{};
+    }
+#pragma unroll
+    for (int a = 0; a < AHEAD; ++a) {
+      const int j = i + a * blockDim.x;
+      if (j < count) *reinterpret_cast<Pack<T, N>*>(to_of(j)) = v[a];
+    }
+  }
 }
 
 // What a tile sees of x. N: elements that are copied at once.
 template <int N, class T>
 __device__ __forceinline__ void bring(T* strip, const T* x, int tile, const Conv2dStripDims& d) {
-  const bool whole = rows_of<8>(x, d.c);
   const TileStart start(tile, d);
-  const int chunks = d.pitch / N, count = d.images * d.high * d.wide * chunks;
+  const int chunks = d.pitch / N;
   const int row0 = start.row * d.sh - d.up, column0 = start.column * d.sw - d.left;
-  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+  const auto part_of = [&](int i) {
     const int pixel = divide(i, d.by_chunks), line = divide(pixel, d.by_wide), image = divide(line, d.by_high);
     const int first = (i - pixel * chunks) * N;
     const int n = start.image + image, h = row0 + line - image * d.high, w = column0 + pixel - line * d.wide;
     const bool there = n < d.n && (unsigned)h < (unsigned)d.h && (unsigned)w < (unsigned)d.w;
-    copy_part<N>(strip + i * N, x, ((n * d.h + h) * d.w + w) * d.c + first, first, d.c, there, whole);
-  }
+    return Part{((n * d.h + h) * d.w + w) * d.c + first, first, there};
+  };
+  const auto to_of = [&](int i) { return strip + i * N; };
+  copy_parts<N>(x, d.images * d.high * d.wide * chunks, d.c, rows_of<8>(x, d.c), part_of, to_of);
 }
 
 // Both strips, and zeros behind them: N elements from `strips` on that no strip covers.
@@ -139,33 +175,67 @@ struct Runs {
   }
 };
 
-// The weights as rows [classes][runs][depth] of shared memory, one for each channel of y from o0 on; the rest is zero already.
+// Where a weight is in a row [classes][runs][depth] of shared memory: of a place of the window, tap, and a channel c of x.
+__device__ __forceinline__ int place_of_weight(int tap, int c, const Conv2dStripDims& d) {
+  const int r = divide(tap, d.by_kw), s = tap - r * d.kw;
+  if (!d.turned) return r * d.depth + s * d.pitch + c;
+  // The class that sees it, and which of its places it is, from the last on.
+  const int a = (r + d.ah * d.ph - d.ph) % d.ah, b = (s + d.aw * d.pw - d.pw) % d.aw;
+  const Seen down(a, d.kh, d.ah, d.ph), across(b, d.kw, d.aw, d.pw);
+  const int run = down.count - 1 - (r - down.first) / d.ah, in_run = across.count - 1 - (s - across.first) / d.aw;
+  return ((a * d.aw + b) * d.runs + run) * d.depth + in_run * d.pitch + c;
+}
+
+// The weights as rows of shared memory, one for each channel of y from o0 on; the rest is zero already.
 template <class T>
 __device__ __forceinline__ void bring_weights(T* to, int pitch, const T* w, int o0, const Conv2dStripDims& d) {
   const int taps = d.kh * d.kw, here = min(d.o - o0, OUTPUTS);
-  for (int i = threadIdx.x; i < (d.turned ? d.c : here) * taps; i += blockDim.x) {
-    const int outer = i / taps, tap = i - outer * taps, r = tap / d.kw, s = tap - r * d.kw;
-    if (!d.turned) {
-      const T* from = w + ((o0 + outer) * taps + tap) * d.c;  // [c]
-      for (int c = 0; c < d.c; ++c) to[outer * pitch + r * d.depth + s * d.pitch + c] = from[c];
-      continue;
+  if (!d.turned && rows_of<8>(w, d.c)) {
+    const int chunks = d.c / 8;
+    for (int i = threadIdx.x; i < here * taps * chunks; i += blockDim.x) {
+      const int row = i / chunks, first = (i - row * chunks) * 8, o = divide(row, d.by_taps);
+      copy_async(reinterpret_cast<Chunk<T>*>(to + o * pitch + place_of_weight(row - o * taps, first, d)),
+                 w + (o0 * taps + row) * d.c + first, true);
     }
-    // The class that sees it, and which of its places it is, from the last on.
-    const int a = (r + d.ah * d.ph - d.ph) % d.ah, b = (s + d.aw * d.pw - d.pw) % d.aw;
-    const Seen down(a, d.kh, d.ah, d.ph), across(b, d.kw, d.aw, d.pw);
-    const int run = down.count - 1 - (r - down.first) / d.ah, in_run = across.count - 1 - (s - across.first) / d.aw;
-    const int k = ((a * d.aw + b) * d.runs + run) * d.depth + in_run * d.pitch + outer;
-    const T* from = w + i * d.o + o0;  // [o]
-    for (int o = 0; o < here; ++o) to[o * pitch + k] = from[o];
+    return;
+  }
+  // One by one, but several on their way. Neighbours are channels of x, or of y where weights are [c][kh][kw][o].
+  constexpr int AHEAD = 8;
+  const int side = d.turned ? here : d.c, count = (d.turned ? d.c : here) * taps * side;
+  for (int i = threadIdx.x; i < count; i += AHEAD * blockDim.x) {
+    T v[AHEAD];
+#pragma unroll
+    for (int e = 0; e < AHEAD; ++e) {
+      const int j = i + e * blockDim.x, row = divide(j, d.by_side), in_row = j - row * side;
+      if (j < count) v[e] = d.turned ? w[row * d.o + o0 + in_row] : w[(o0 * taps + row) * d.c + in_row];
+    }
+#pragma unroll
+    for (int e = 0; e < AHEAD; ++e) {
+      const int j = i + e * blockDim.x, row = divide(j, d.by_side), in_row = j - row * side;
+      const int outer = divide(row, d.by_taps), tap = row - outer * taps;
+      if (j >= count) break;
+      to[(d.turned ? in_row : outer) * pitch + place_of_weight(tap, d.turned ? outer : in_row, d)] = v[e];
+    }
   }
 }
 
 // Pixels of a tile times weights: 32 pixels a warp.
+// Adds biases and stores N neighbours of a pixel, if it and the first of them are there.
 template <int N, class T>
+__device__ __forceinline__ void store_columns(const Epilogue<T>& epilogue, int pixel, int c, int columns,
+                                              Pack<float, N> v) {
+  if (pixel == NOWHERE || c >= columns) return;
+#pragma unroll
+  for (int q = 0; q < N; ++q) v.v[q] += epilogue.bias_at(c + q, columns);
+  epilogue.store(pixel, c, columns, v);
+}
+
+// SIXTEENS of channels of y.
+template <int N, int SIXTEENS, class T>
 __device__ __forceinline__ void multiply_strips(T* smem, const T* x, const T* w, const float* b, T* y,
                                                 const Conv2dStripDims& d) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, o0 = blockIdx.y * OUTPUTS, outputs = d.o - o0;
-  const int pitch_w = d.ah * d.aw * d.runs * d.depth + 8, weights_size = min(OUTPUTS, (d.o + 15) / 16 * 16) * pitch_w;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, o0 = blockIdx.y * OUTPUTS;
+  const int pitch_w = d.ah * d.aw * d.runs * d.depth + 8, weights_size = 16 * SIXTEENS * pitch_w;
   T* weights = smem;
   for (int i = threadIdx.x; i < weights_size / 8; i += blockDim.x) reinterpret_cast<Chunk<T>*>(weights)[i] = {};
   const Strips<T> strips(smem + weights_size, d);
@@ -196,7 +266,7 @@ __device__ __forceinline__ void multiply_strips(T* smem, const T* x, const T* w,
     for (int of = 0; of < d.ah * d.aw; ++of) {
       const int down = of / d.aw, across = of - down * d.aw;
       const Runs runs(down, across, d);
-      float acc[2][OUTPUTS / 8][4] = {};
+      float acc[2][2 * SIXTEENS][4] = {};
       for (int run = 0; run < runs.count; ++run) {
 #pragma unroll 1
         for (int k = 0; k < runs.length; k += 16) {
@@ -217,29 +287,39 @@ __device__ __forceinline__ void multiply_strips(T* smem, const T* x, const T* w,
             }
           }
           const T* row = weights_row + (of * d.runs + run) * d.depth + k;
+          unsigned bv[SIXTEENS][4];
 #pragma unroll
-          for (int j = 0; j < OUTPUTS / 16; ++j) {
-            if (16 * j >= outputs) break;
-            unsigned bv[4];
-            load_matrices<false>(bv, reinterpret_cast<const Chunk<T>*>(row + 16 * j * pitch_w));
+          for (int j = 0; j < SIXTEENS; ++j)
+            load_matrices<false>(bv[j], reinterpret_cast<const Chunk<T>*>(row + 16 * j * pitch_w));
+#pragma unroll
+          for (int j = 0; j < 2 * SIXTEENS; ++j)
 #pragma unroll
             for (int i = 0; i < 2; ++i)
-#pragma unroll
-              for (int q = 0; q < 2; ++q) multiply(Operand<T>{}, acc[i][2 * j + q], av[i], bv[2 * q], bv[2 * q + 1]);
-          }
+              multiply(Operand<T>{}, acc[i][j], av[i], bv[j / 2][j % 2 * 2], bv[j / 2][j % 2 * 2 + 1]);
         }
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int pixel = start.pixel(InTile(32 * warp + 8 * i + lane / 4, d), down, across, d);
-        if (pixel == NOWHERE) continue;
+        if constexpr (SIXTEENS == 1) {
 #pragma unroll
-        for (int j = 0; j < OUTPUTS / 8; ++j) {
-          const int c = o0 + 8 * j + lane % 4 * 2;
-          if (c >= d.o) break;
-          const float* sum = acc[i / 2][j] + i % 2 * 2;
-          epilogue.store(pixel, c, d.o,
-                         Pack<float, 2>{{sum[0] + epilogue.bias_at(c, d.o), sum[1] + epilogue.bias_at(c + 1, d.o)}});
+          for (int j = 0; j < 2; ++j) {
+            const int c = o0 + 8 * j + lane % 4 * 2;
+            const float* sum = acc[i / 2][j] + i % 2 * 2;
+            store_columns(epilogue, pixel, c, d.o, Pack<float, 2>{{sum[0], sum[1]}});
+          }
+        } else {
+          // Of a row, four neighbouring lanes have 2 of each 8 columns; they exchange them, so that each has 8 side by side:
+          // whole sectors of memory.
+#pragma unroll
+          for (int j = 0; j < 2 * SIXTEENS; j += 4) {
+            Pack<float, 8> v;
+#pragma unroll
+            for (int q = 0; q < 8; ++q) v.v[q] = acc[i / 2][j + q / 2][i % 2 * 2 + q % 2];
+            exchange<1>(v.v, lane);
+            exchange<2>(v.v, lane);
+            store_columns(epilogue, pixel, o0 + 8 * (j + lane % 4), d.o, v);
+          }
         }
       }
     }
@@ -260,18 +340,22 @@ __global__ void __launch_bounds__(128, 4)
     conv2d_strip_fwd(const T* __restrict__ x, const T* __restrict__ w, OPTIONAL const float* __restrict__ b,
                      T* __restrict__ y, Conv2dStripDims d) {
   DYN_SMEM(T, smem);
-  if (d.pitch == 4) multiply_strips<4>(smem, x, w, b, y, d);
-  else multiply_strips<8>(smem, x, w, b, y, d);
+  with_sixteens(d.o, [&](auto sixteens) {
+    constexpr int SIXTEENS = decltype(sixteens)::COUNT;
+    if (d.pitch == 4) multiply_strips<4, SIXTEENS>(smem, x, w, b, y, d);
+    else multiply_strips<8, SIXTEENS>(smem, x, w, b, y, d);
+  });
 }
 
 // Columns of the patch that a warp has, eight at a time, and a block.
 constexpr int EIGHTS = 4, COLUMNS = 8 * EIGHTS * 8;
 
-template <int N, class T>
+// SIXTEENS of channels of gy.
+template <int N, int SIXTEENS, class T>
 __device__ __forceinline__ void gather_strips(T* smem, const T* gy, const T* x, float* partial,
                                               const Conv2dStripDims& d) {
   SHARED(int, place, [PIXELS]);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, o0 = blockIdx.z * OUTPUTS, outputs = d.o - o0;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, o0 = blockIdx.z * OUTPUTS;
   const bool whole = rows_of<8>(gy, d.o);
   const Strips<T> strips(smem + 2 * PIXELS * OUTPUT_PITCH, d);
   if (threadIdx.x < PIXELS) place[threadIdx.x] = InTile(threadIdx.x, d).place(d);
@@ -280,11 +364,12 @@ __device__ __forceinline__ void gather_strips(T* smem, const T* gy, const T* x, 
     bring<N>(strips.at(which), x, tile, d);
     const TileStart start(tile, d);
     T* to = smem + which * PIXELS * OUTPUT_PITCH;
-    for (int i = threadIdx.x; i < PIXELS * OUTPUTS / 8; i += blockDim.x) {
-      const int m = i / (OUTPUTS / 8), first = i % (OUTPUTS / 8) * 8, pixel = start.pixel(InTile(m, d), 0, 0, d);
-      copy_part<8>(to + m * OUTPUT_PITCH + first, gy, pixel * d.o + o0 + first, o0 + first, d.o, pixel != NOWHERE,
-                   whole);
-    }
+    const auto part_of = [&](int i) {
+      const int first = o0 + i % (2 * SIXTEENS) * 8, pixel = start.pixel(InTile(i / (2 * SIXTEENS), d), 0, 0, d);
+      return Part{pixel * d.o + first, first, pixel != NOWHERE};
+    };
+    const auto to_of = [&](int i) { return to + i / (2 * SIXTEENS) * OUTPUT_PITCH + i % (2 * SIXTEENS) * 8; };
+    copy_parts<8>(gy, PIXELS * 2 * SIXTEENS, d.o, whole, part_of, to_of);
   };
   if (blockIdx.x < d.tiles) bring_both(blockIdx.x, 0);
   copy_commit();
@@ -298,7 +383,7 @@ __device__ __forceinline__ void gather_strips(T* smem, const T* gy, const T* x, 
 #pragma unroll
   for (int j = 0; j < EIGHTS; ++j) base[j] = base_of(N == 4 ? j : j / 2 * 2 + lane / 16);
   const bool busy = first < d.kh * d.depth;
-  float acc[OUTPUTS / 16][EIGHTS][4] = {};
+  float acc[SIXTEENS][EIGHTS][4] = {};
   int which = 0;
   for (int tile = blockIdx.x; tile < d.tiles; tile += gridDim.x, which ^= 1) {
     copy_wait<0>();
@@ -326,16 +411,17 @@ __device__ __forceinline__ void gather_strips(T* smem, const T* gy, const T* x, 
         for (int j = 0; j < EIGHTS / 2; ++j)
           load_matrices<true>(bv[j], reinterpret_cast<const Chunk<T>*>(pixel + base[2 * j]));
       }
+      unsigned av[SIXTEENS][4];
 #pragma unroll
-      for (int i = 0; i < OUTPUTS / 16; ++i) {
-        if (16 * i >= outputs) break;
-        unsigned av[4];
+      for (int i = 0; i < SIXTEENS; ++i) {
         const T* row = gys + (k + lane % 8 + lane / 16 * 8) * OUTPUT_PITCH + 16 * i + lane / 8 % 2 * 8;
-        load_matrices<true>(av, reinterpret_cast<const Chunk<T>*>(row));
+        load_matrices<true>(av[i], reinterpret_cast<const Chunk<T>*>(row));
+      }
+#pragma unroll
+      for (int i = 0; i < SIXTEENS; ++i)
 #pragma unroll
         for (int j = 0; j < EIGHTS; ++j)
-          multiply(Operand<T>{}, acc[i][j], av, bv[j / 2][j % 2 * 2], bv[j / 2][j % 2 * 2 + 1]);
-      }
+          multiply(Operand<T>{}, acc[i][j], av[i], bv[j / 2][j % 2 * 2], bv[j / 2][j % 2 * 2 + 1]);
     }
   }
   if (!busy) return;
@@ -348,7 +434,7 @@ __device__ __forceinline__ void gather_strips(T* smem, const T* gy, const T* x, 
       const int r = column / d.depth, in_row = column - r * d.depth, s = in_row / d.pitch, c = in_row - s * d.pitch;
       if (r >= d.kh || s >= d.kw || c >= d.c) continue;
 #pragma unroll
-      for (int i = 0; i < OUTPUTS / 8; ++i) {
+      for (int i = 0; i < 2 * SIXTEENS; ++i) {
         const int o = o0 + 8 * i + lane / 4;
         if (o < d.o) partial[((o * d.kh + r) * d.kw + s) * d.c + c] = acc[i / 2][j][i % 2 * 2 + q];
       }
@@ -366,6 +452,9 @@ template <class T>
 __global__ void __launch_bounds__(256, 2) conv2d_strip_bwd_w(const T* __restrict__ gy, const T* __restrict__ x,
                                                              float* __restrict__ partial, Conv2dStripDims d) {
   DYN_SMEM(T, smem);
-  if (d.pitch == 4) gather_strips<4>(smem, gy, x, partial, d);
-  else gather_strips<8>(smem, gy, x, partial, d);
+  with_sixteens(d.o, [&](auto sixteens) {
+    constexpr int SIXTEENS = decltype(sixteens)::COUNT;
+    if (d.pitch == 4) gather_strips<4, SIXTEENS>(smem, gy, x, partial, d);
+    else gather_strips<8, SIXTEENS>(smem, gy, x, partial, d);
+  });
 }

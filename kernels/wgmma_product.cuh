@@ -86,21 +86,6 @@ struct Gather {
   }
 };
 
-// Of `v`, lanes that differ in bit BIT of their number exchange: a pair for each of two groups of pairs BIT apart, so that
-// with BIT = 1, then 2, pair p of lane l becomes pair l of lane p (of every four).
-template <int BIT>
-__device__ __forceinline__ void exchange(float (&v)[8], int lane) {
-  const bool upper = lane & BIT;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    if (i / 2 & BIT) continue;
-    const int j = i + 2 * BIT;
-    const float got = __shfl_xor_sync(0xffffffffu, upper ? v[i] : v[j], BIT);
-    if (upper) v[i] = got;
-    else v[j] = got;
-  }
-}
-
 // One block's share of a product: which tile of C, and which steps along K.
 template <class Tile>
 struct Share {

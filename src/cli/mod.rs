@@ -292,6 +292,7 @@ fn tile(text: &str) -> Result<&'static str, String> {
             names.push(name);
         }
     }
+    names.push(crate::ops::STRIPS);
     let found = names.iter().find(|name| **name == text);
     found.copied().ok_or_else(|| format!("the tiles are {}", names.join(", ")))
 }

@@ -53,6 +53,7 @@ pub mod window;
 
 pub use case::{Case, Draw, Room};
 pub use gradcheck::{Mismatch, gradcheck};
+pub use product::STRIPS;
 
 /// Every op's room.
 pub const ROOMS: &[Room] = &[

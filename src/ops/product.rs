@@ -30,6 +30,9 @@ const RATE: f64 = 225.0;
 /// Nanoseconds that adding up partial results takes at least, and its bytes in a nanosecond.
 const ADD_UP: (f64, f64) = (2000.0, 4000.0);
 
+/// Asked for as a tile: convolutions by strips wherever they are possible (`kernels/conv2d_strip.cu`).
+pub const STRIPS: &str = "Strips";
+
 /// Elements of two bytes that are loaded at once.
 const CHUNK: usize = 8;
 
@@ -123,8 +126,9 @@ impl Product<'_> {
         let [m, n, _] = self.sizes;
         let families: Vec<&Family> = families.into_iter().collect();
         let tiles = || families.iter().flat_map(|family| family.tiles(T::DTYPE, cuda.info().arch));
-        // Where a tile with maps is asked for and cannot be had, it does not matter which.
-        let is_for_some = |name: &str| kernels::all().any(|k| k.tile.is_some_and(|t| t.maps && t.name == name));
+        // Where a tile that suits some sizes alone is asked for and cannot be had, it does not matter which.
+        let is_for_some =
+            |name: &str| name == STRIPS || kernels::all().any(|k| k.tile.is_some_and(|t| t.maps && t.name == name));
         let asked = cuda.options().tile.filter(|name| tiles().any(|t| t.name == *name) || !is_for_some(name));
         // The largest steps are not for operands that are read element by element.
         let wide = self.rows.iter().all(|row| row % CHUNK == 0);

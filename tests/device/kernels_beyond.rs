@@ -10,7 +10,7 @@ use tilework::nn::{Model, layer};
 use tilework::ops::batch_norm2d::running;
 use tilework::ops::case::Fill;
 use tilework::ops::parity::{self, Expected, Terms};
-use tilework::ops::{Case, Draw, ROOMS, Room};
+use tilework::ops::{Case, Draw, ROOMS, Room, STRIPS};
 use tilework::optim::{Adam, Muon, MuonSpec, Optimizer, Sgd};
 use tilework::params::Param;
 use tilework::rng::{Stream, stream};
@@ -41,7 +41,8 @@ fn products_in_every_form() {
     let tile = |name| CudaOptions { tile: Some(name), ..CudaOptions::default() };
     let explicit = CudaOptions { explicit_conv: true, ..CudaOptions::default() };
     let floats = [tile("Simt128"), tile("Simt64"), tile("Simt32"), explicit].map(|o| (o, &[DType::F32][..]));
-    let halves = [tile("Mma128"), tile("Mma64"), tile("Mma32"), explicit].map(|o| (o, &[DType::F16, DType::BF16][..]));
+    let halves = [tile("Mma128"), tile("Mma64"), tile("Mma32"), tile(STRIPS), explicit]
+        .map(|o| (o, &[DType::F16, DType::BF16][..]));
     let forms: Option<Vec<_>> =
         floats.into_iter().chain(halves).map(|(o, types)| Some((o, Under::with(o)?, types))).collect();
     let Some(forms) = forms else { return };

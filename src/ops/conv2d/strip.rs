@@ -7,7 +7,7 @@ use crate::device::cuda::{Cuda, KernelType, Launch, Out};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::conv2d_strip::{Conv2dStripDims, conv2d_strip_bwd_w, conv2d_strip_fwd};
-use crate::ops::product::Product;
+use crate::ops::product::{Product, STRIPS};
 use crate::params::Slot;
 use crate::tensor::Tensor;
 
@@ -23,6 +23,8 @@ const COLUMNS: usize = 256;
 const SEEN: usize = 32;
 const SEEN_OF_A_GRADIENT: usize = 64;
 const MADE_OF_A_GRADIENT: usize = 32;
+/// With fewer tiles, the products of `conv2d.cu` are faster.
+const LEAST_TILES: i32 = 264;
 /// Blocks of the passes that run at once on 132 multiprocessors: four or two on each.
 const BLOCKS: usize = 528;
 const BLOCKS_OF_THE_WEIGHTS: usize = 264;
@@ -86,6 +88,7 @@ impl Strip {
         let (seen, made) = ([d.n, d.y[0], d.y[1], d.o], [d.x[0], d.x[1], d.c]);
         let mut strip = Self::cut::<T>(cuda, d, seen, made, sides, SEEN_OF_A_GRADIENT, None)?;
         strip.sizes.turned = 1;
+        strip.sizes.by_side = magic(d.c.min(OUTPUTS));
         Some(strip)
     }
 
@@ -109,22 +112,26 @@ impl Strip {
         beside: Option<usize>,
     ) -> Option<Self> {
         let [kh, kw] = d.window.kernel;
-        let suits = size_of::<T>() == 2 && cuda.options().tile.is_none() && c <= most_seen && kh * kw > 1;
-        if !suits {
+        if size_of::<T>() != 2 || c > most_seen || kh * kw == 1 {
             return None;
         }
         let pitch = pitch(c);
         let depth = (across.places * pitch).next_multiple_of(if beside.is_some() { 8 } else { 16 });
-        let weights =
-            || o.next_multiple_of(16).min(OUTPUTS) * (down.classes * across.classes * down.places * depth + 8);
+        // Rows of 16, 32 or 64 channels.
+        let rows = 16 * o.div_ceil(16).next_power_of_two().min(OUTPUTS / 16);
+        let weights = || rows * (down.classes * across.classes * down.places * depth + 8);
         let fixed = beside.unwrap_or_else(weights);
         let [all_rows, all_columns] = [ho.div_ceil(down.classes), wo.div_ceil(across.classes)];
         let even = |size: usize, most: usize| size.div_ceil(size.div_ceil(most.clamp(1, size)));
         let mut columns = even(all_columns, PIXELS);
         let mut rows = even(all_rows, PIXELS / columns);
         let mut images = if rows == all_rows { even(n, PIXELS / (rows * columns)) } else { 1 };
-        // What every GPU of the architecture lets a block have.
-        let most = if cuda.info().arch == 75 { 62 << 10 } else { 96 << 10 };
+        // What every GPU of the architecture lets a block have, or two blocks of sm_90 together.
+        let most = match cuda.info().arch {
+            75 => 62 << 10,
+            90 => 112 << 10,
+            _ => 96 << 10,
+        };
         let [high, wide, shared] = loop {
             let [high, wide] = [(rows - 1) * down.step + down.span, (columns - 1) * across.step + across.span];
             let shared = 2 * (fixed + 2 * (images * high * wide * pitch + BEHIND));
@@ -176,8 +183,13 @@ impl Strip {
             by_chunks: magic(pitch.div_ceil(8)),
             by_across: magic(tiles_across),
             by_down: magic(tiles_down),
+            by_kw: magic(kw),
+            by_taps: magic(kh * kw),
+            by_side: magic(c),
         };
-        Some(Strip { sizes, shared, flops: 2 * d.n * d.pixels() * d.patch() * d.o, blocks: BLOCKS })
+        // Few tiles do not make up for weights that each block lays out anew.
+        let wanted = cuda.options().tile.map_or(sizes.tiles >= LEAST_TILES, |tile| tile == STRIPS);
+        wanted.then_some(Strip { sizes, shared, flops: 2 * d.n * d.pixels() * d.patch() * d.o, blocks: BLOCKS })
     }
 
     fn launch(&self, threads: u32, rest: [usize; 2]) -> Launch {
@@ -248,11 +260,12 @@ mod tests {
             let mut draw = Draw::new(seed);
             let long = draw.int(0, 3) == 0;
             let x = [draw.int(3, if long { 4 } else { 14 }), if long { draw.int(130, 150) } else { draw.int(3, 14) }];
-            let [c, o] = [[3, 12], [1, 5], [8, 70], [9, 17], [24, 32], [32, 9]][seed as usize % 6];
+            let [c, o] = [[3, 40], [1, 5], [8, 70], [9, 17], [24, 32], [32, 9]][seed as usize % 6];
             let e = Example::draw(&mut draw, if long { 1 } else { 3 }, x, [c, o], [3, 3]);
             let (d, (order, checked)) = (&e.d, orders[seed as usize % 3]);
             let options = EmulatorOptions { order, checked, ..EmulatorOptions::default() };
-            let device = Device::emulated_with(CudaOptions::default(), options).unwrap();
+            let device =
+                Device::emulated_with(CudaOptions { tile: Some(STRIPS), ..CudaOptions::default() }, options).unwrap();
             let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
             let tensor = |shape: [usize; 4], of: &[f64]| {
                 let of: Vec<f16> = of.iter().map(|v| f16::from_f64(*v)).collect();
