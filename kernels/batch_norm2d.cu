@@ -11,7 +11,7 @@
 
 struct BatchNorm2dDims {
   int rows, c;       // x [rows, c]
-  int tile;          // channels that a block treats, at most 128
+  int tile;          // channels that a block treats, at most 128, or 256 where a thread has eight
   int chunk;         // rows that a block treats
   int ranges;        // ceil(rows / chunk)
   float keep, take;  // 1 - momentum, momentum
@@ -20,6 +20,19 @@ struct BatchNorm2dDims {
   float inv_rows;    // 1 / rows; 0 in evaluation, where the statistics are constants
   int activation;    // its number, or 0 for none: activation.cuh
 };
+
+template <int V>
+struct Width {};
+
+// Calls f with the channels that a thread has: MOST of them, or four, where those of all p lie so; else one.
+template <int MOST, class F, class... P>
+__device__ __forceinline__ void with_width(const BatchNorm2dDims& d, F f, const P*... p) {
+  if ((rows_of<MOST>(p, d.c) && ...)) return f(Width<MOST>{});
+  if constexpr (MOST != 4) {
+    if ((rows_of<4>(p, d.c) && ...)) return f(Width<4>{});
+  }
+  f(Width<1>{});
+}
 
 // What a thread of a block does: V channels from `c` on, of the rows `first`, `first + step`, ... below
 // `last`. Neighbouring threads have neighbouring channels, and then neighbouring rows.
@@ -43,7 +56,7 @@ struct Share {
 template <int V, int N, class T, class Use>
 __device__ __forceinline__ void for_rows(const Share<V>& my, const BatchNorm2dDims& d, const T* const (&from)[N],
                                          Use use) {
-  constexpr int AHEAD = N * sizeof(T) < 8 ? 4 : 2;
+  constexpr int FIT = 64 / (N * V * sizeof(T)), AHEAD = FIT < 4 ? FIT : 4;  // at most 64 bytes
   for (int row = my.first; row < my.last; row += AHEAD * my.step) {
     Pack<T, V> ahead[AHEAD][N];
 #pragma unroll
@@ -65,17 +78,33 @@ __device__ __forceinline__ void for_rows(const Share<V>& my, const BatchNorm2dDi
   }
 }
 
-// Count, mean and sum of squared deviations of some values.
+// What the second of two sets of values counts for in those of both, and what the square of the difference of their means
+// does. Source: Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
+struct Weights {
+  float second, square;
+  __device__ __forceinline__ Weights(float n, float o) : second(o / (n + o)), square(n * o / (n + o)) {}
+};
+
+// Mean and sum of squared deviations of some values.
+struct __align__(8) Deviations {
+  float mean, m2;
+  // Of the values of both.
+  __device__ __forceinline__ void add(Deviations o, Weights w) {
+    float delta = o.mean - mean;
+    mean += delta * w.second;
+    m2 += o.m2 + delta * delta * w.square;
+  }
+};
+
+// The same, and the count of the values.
 struct Moments {
-  float n, mean, m2;
-  // Of the values of both. Source: Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm
-  // for Computing Sample Variances", 1979.
+  float n;
+  float mean, m2;
   __device__ __forceinline__ void add(Moments o) {
     if (o.n == 0.0f) return;
-    float all = n + o.n, delta = o.mean - mean;
-    mean += delta * (o.n / all);
-    m2 += o.m2 + delta * delta * (n * o.n / all);
-    n = all;
+    Deviations all = {mean, m2};
+    all.add({o.mean, o.m2}, Weights(n, o.n));
+    *this = {n + o.n, all.mean, all.m2};
   }
   __device__ __forceinline__ Moments down(int lanes) const {
     return {__shfl_down_sync(ALL_LANES, n, lanes), __shfl_down_sync(ALL_LANES, mean, lanes),
@@ -95,23 +124,17 @@ struct __align__(8) Sums {
   }
 };
 
-// Merges the results that the groups of a block have for their channels, in a tree, and writes them to
-// out [c, ranges].
-template <int V, class R>
-__device__ __forceinline__ void merge_groups(R (&mine)[V], const Share<V>& my, R* out, const BatchNorm2dDims& d) {
-  SHARED(R, part, [V][256]);
-#pragma unroll
-  for (int k = 0; k < V; ++k) part[k][threadIdx.x] = mine[k];
+// Merges what the groups of a block have for their channels, in a tree: `add(thread)` adds what that thread has put to this
+// one's, which `put()` puts into shared memory. The first group has the result.
+template <int V, class Put, class Add>
+__device__ __forceinline__ void merge_groups(const Share<V>& my, Put put, Add add) {
+  put();
   for (int half = 1; half < my.step; half *= 2) {
     __syncthreads();
     if (my.group % (2 * half) == 0 && my.group + half < my.step) {
-#pragma unroll
-      for (int k = 0; k < V; ++k) part[k][threadIdx.x].add(part[k][threadIdx.x + half * my.lanes]);
+      add(threadIdx.x + half * my.lanes);
+      put();
     }
-  }
-  if (my.group == 0 && my.c < d.c) {
-#pragma unroll
-    for (int k = 0; k < V; ++k) out[(my.c + k) * d.ranges + blockIdx.x] = part[k][threadIdx.x];
   }
 }
 
@@ -135,7 +158,8 @@ __device__ __forceinline__ R merge_ranges(const R* part, int ranges) {
 }
 
 template <int V, class T>
-__device__ __forceinline__ void moments(const T* x, float* part, const BatchNorm2dDims& d) {
+__device__ __forceinline__ void moments(Width<V>, const T* x, Deviations (*groups)[256], float* counts, float* part,
+                                        const BatchNorm2dDims& d) {
   Share<V> my(d);
   // Sums about the thread's first value. It is one of the values, so (shift - mean)^2 is at most n
   // times their variance: a large mean costs no digits.
@@ -155,35 +179,48 @@ __device__ __forceinline__ void moments(const T* x, float* part, const BatchNorm
       squares[k] += delta * delta;
     }
   });
-  Moments mine[V] = {};
+  Deviations mine[V] = {};
   if (n > 0.0f) {
 #pragma unroll
     for (int k = 0; k < V; ++k) {
       float mean = sum[k] / n;
-      mine[k] = {n, shift[k] + mean, squares[k] - sum[k] * mean};
+      mine[k] = {shift[k] + mean, squares[k] - sum[k] * mean};
     }
   }
-  merge_groups<V>(mine, my, reinterpret_cast<Moments*>(part), d);
+  const auto put = [&] {
+    counts[threadIdx.x] = n;
+#pragma unroll
+    for (int k = 0; k < V; ++k) groups[k][threadIdx.x] = mine[k];
+  };
+  merge_groups(my, put, [&](int thread) {
+    // The same for all channels: divisions cost much.
+    const float others = counts[thread];
+    if (others == 0.0f) return;
+    const Weights weights(n, others);
+#pragma unroll
+    for (int k = 0; k < V; ++k) mine[k].add(groups[k][thread], weights);
+    n += others;
+  });
+  if (my.group > 0 || my.c >= d.c) return;
+  Moments* out = reinterpret_cast<Moments*>(part) + my.c * d.ranges + blockIdx.x;
+#pragma unroll
+  for (int k = 0; k < V; ++k) out[k * d.ranges] = {n, mine[k].mean, mine[k].m2};
 }
 
 // part[c, ranges] = count, mean and sum of squared deviations of x over each range of rows.
-// Threads: a block has `tile` channels of `chunk` rows; a thread four channels (one where c is no
-// multiple of 4) of every so many rows. Neighbours along the channels, then along the rows.
+// Threads: a block has `tile` channels of `chunk` rows; a thread 16 bytes of channels (four or one where c is no multiple of
+// those) of every so many rows. Neighbours along the channels, then along the rows.
 // Traffic: one read of x.
-// Launch: grid (ranges, ceil(c / tile)) of 256; 12288 + 3072 bytes of shared memory.
+// Launch: grid (ranges, ceil(c / tile)) of 256; 9216 bytes of shared memory, of two-byte elements 17408.
 // Numerics: sums about the thread's first value, merged by Chan's formula in a fixed order.
 // Limits: rows * c < 2^31.
 // Registers: at most 64.
-// Measured: H100, 2026-11-26: 37 % of the memory's ceiling in e1-resnet9-onecycle, 8 % in d1-resnet18, whose layers are
-//     a tenth of the size: 6 µs each.
 template <class T>
 __global__ void __launch_bounds__(256, 4)
     batch_norm2d_fwd_part(const T* __restrict__ x, float* __restrict__ part, BatchNorm2dDims d) {
-  if (d.c % 4 == 0 && is_aligned(x)) {
-    moments<4>(x, part, d);
-  } else {
-    moments<1>(x, part, d);
-  }
+  SHARED(Deviations, groups, [16 / sizeof(T)][256]);
+  SHARED(float, counts, [256]);
+  with_width<16 / sizeof(T)>(d, [&](auto width) { moments(width, x, groups, counts, part, d); }, x);
 }
 
 // mean and inv_std = 1 / sqrt(var + eps) of the batch from the partial moments, and the step of the
@@ -241,8 +278,8 @@ struct Normal {
 };
 
 template <int V, class A, class T>
-__device__ __forceinline__ void normalise(const T* x, const float* mean, const float* inv_std, const float* gamma,
-                                          const float* beta, T* y, const BatchNorm2dDims& d) {
+__device__ __forceinline__ void normalise(Width<V>, A, const T* x, const float* mean, const float* inv_std,
+                                          const float* gamma, const float* beta, T* y, const BatchNorm2dDims& d) {
   Share<V> my(d);
   if (my.first >= my.last) return;
   const Normal<V> normal(mean, inv_std, gamma, beta, my.c);
@@ -255,7 +292,8 @@ __device__ __forceinline__ void normalise(const T* x, const float* mean, const f
 }
 
 // y = f((x - mean) * (gamma * inv_std) + beta) with the activation f.
-// Threads: as in batch_norm2d_fwd_part; a thread keeps its channels' constants in registers.
+// Threads: as in batch_norm2d_fwd_part, but four channels at most (with eight of two bytes it takes 9 % longer); a thread keeps
+// its channels' constants in registers.
 // Traffic: one read of x and one write of y.
 // Launch: grid (ranges, ceil(c / tile)) of 256; no shared memory.
 // Numerics: the mean is subtracted first, so that a large one costs no digits.
@@ -267,17 +305,14 @@ __global__ void __launch_bounds__(256)
                      const float* __restrict__ gamma, const float* __restrict__ beta, T* __restrict__ y,
                      BatchNorm2dDims d) {
   with_activation<T>(d.activation, [&](auto f) {
-    if (d.c % 4 == 0 && is_aligned(x) && is_aligned(y)) {
-      normalise<4, decltype(f)>(x, mean, inv_std, gamma, beta, y, d);
-    } else {
-      normalise<1, decltype(f)>(x, mean, inv_std, gamma, beta, y, d);
-    }
+    with_width<4>(d, [&](auto width) { normalise(width, f, x, mean, inv_std, gamma, beta, y, d); }, x, y);
   });
 }
 
 template <int V, class A, class T>
-__device__ __forceinline__ void sums(const T* x, const T* gy, const float* mean, const float* inv_std,
-                                     const float* gamma, const float* beta, float* part, const BatchNorm2dDims& d) {
+__device__ __forceinline__ void sums(Width<V>, A, const T* x, const T* gy, const float* mean, const float* inv_std,
+                                     const float* gamma, const float* beta, Sums (*groups)[256], float* part,
+                                     const BatchNorm2dDims& d) {
   Share<V> my(d);
   Sums mine[V] = {};
   // Threads without rows may have no channels.
@@ -289,25 +324,34 @@ __device__ __forceinline__ void sums(const T* x, const T* gy, const float* mean,
       mine[k].add({gradient, gradient * (v[0].v[k] - normal.centre[k])});
     }
   });
-  merge_groups<V>(mine, my, reinterpret_cast<Sums*>(part), d);
+  const auto put = [&] {
+#pragma unroll
+    for (int k = 0; k < V; ++k) groups[k][threadIdx.x] = mine[k];
+  };
+  merge_groups(my, put, [&](int thread) {
+#pragma unroll
+    for (int k = 0; k < V; ++k) mine[k].add(groups[k][thread]);
+  });
+  if (my.group > 0 || my.c >= d.c) return;
+  Sums* out = reinterpret_cast<Sums*>(part) + my.c * d.ranges + blockIdx.x;
+#pragma unroll
+  for (int k = 0; k < V; ++k) out[k * d.ranges] = mine[k];
 }
 
 // part[c, ranges] = the sums of gy and of gy * (x - mean) over each range of rows; gy as the activation passes it on.
-// Threads: as in batch_norm2d_fwd_part.
+// Threads: as in batch_norm2d_fwd_part, but four channels of whatever type: eight would take twice the registers, and two
+// arrays have as many bytes on their way.
 // Traffic: one read of x and of gy.
-// Launch: grid (ranges, ceil(c / tile)) of 256; 8192 + 2048 bytes of shared memory.
+// Launch: grid (ranges, ceil(c / tile)) of 256; 8192 bytes of shared memory.
 // Numerics: by rows of a thread, then over threads in a fixed order.
 template <class T>
 __global__ void __launch_bounds__(256, 4)
     batch_norm2d_bwd_part(const T* __restrict__ x, const T* __restrict__ gy, const float* __restrict__ mean,
                           const float* __restrict__ inv_std, const float* __restrict__ gamma,
                           const float* __restrict__ beta, float* __restrict__ part, BatchNorm2dDims d) {
+  SHARED(Sums, groups, [4][256]);
   with_activation<T>(d.activation, [&](auto f) {
-    if (d.c % 4 == 0 && is_aligned(x) && is_aligned(gy)) {
-      sums<4, decltype(f)>(x, gy, mean, inv_std, gamma, beta, part, d);
-    } else {
-      sums<1, decltype(f)>(x, gy, mean, inv_std, gamma, beta, part, d);
-    }
+    with_width<4>(d, [&](auto width) { sums(width, f, x, gy, mean, inv_std, gamma, beta, groups, part, d); }, x, gy);
   });
 }
 
@@ -330,9 +374,9 @@ __global__ void __launch_bounds__(128)
 }
 
 template <int V, class A, class T>
-__device__ __forceinline__ void input_gradient(const T* x, const float* mean, const float* inv_std, const float* gamma,
-                                               const float* beta, const float* ggamma, const float* gbeta, const T* gy,
-                                               T* gx, const BatchNorm2dDims& d) {
+__device__ __forceinline__ void input_gradient(Width<V>, A, const T* x, const float* mean, const float* inv_std,
+                                               const float* gamma, const float* beta, const float* ggamma,
+                                               const float* gbeta, const T* gy, T* gx, const BatchNorm2dDims& d) {
   Share<V> my(d);
   if (my.first >= my.last) return;
   // gx = scale * gy + b * (x - mean) + e, per channel.
@@ -357,7 +401,7 @@ __device__ __forceinline__ void input_gradient(const T* x, const float* mean, co
 
 // gx = gamma * inv_std * (gy - gbeta / rows - (x - mean) * inv_std * ggamma / rows), gy as the activation passes it on. In
 // evaluation inv_rows is 0 and the last two terms with it.
-// Threads: as in batch_norm2d_fwd_part; a thread keeps its channels' constants in registers.
+// Threads: as in batch_norm2d_bwd_part; a thread keeps its channels' constants in registers.
 // Traffic: one read of x and of gy and one write of gx.
 // Launch: grid (ranges, ceil(c / tile)) of 256; no shared memory.
 // Numerics: the mean is subtracted first, so that a large one costs no digits.
@@ -370,10 +414,8 @@ __global__ void __launch_bounds__(256)
                            const float* __restrict__ ggamma, const float* __restrict__ gbeta, const T* __restrict__ gy,
                            T* __restrict__ gx, BatchNorm2dDims d) {
   with_activation<T>(d.activation, [&](auto f) {
-    if (d.c % 4 == 0 && is_aligned(x) && is_aligned(gy) && is_aligned(gx)) {
-      input_gradient<4, decltype(f)>(x, mean, inv_std, gamma, beta, ggamma, gbeta, gy, gx, d);
-    } else {
-      input_gradient<1, decltype(f)>(x, mean, inv_std, gamma, beta, ggamma, gbeta, gy, gx, d);
-    }
+    with_width<4>(
+        d, [&](auto width) { input_gradient(width, f, x, mean, inv_std, gamma, beta, ggamma, gbeta, gy, gx, d); }, x,
+        gy, gx);
   });
 }

@@ -29,12 +29,14 @@ fn accesses_are_wide() {
     }
     // A room, the start of its case's name, a kernel, what it reads or writes together, and how many
     // words that are: all by fours, but elements of two bytes by eights where each is treated alike.
-    let all: [(&str, &str, &str, &[&str], usize); 8] = [
+    let all: [(&str, &str, &str, &[&str], usize); 10] = [
         ("add", "[3, 15", "add_fwd", &["a", "b", "y"], 4),
         ("relu", "[3, 15", "relu_fwd", &["x", "y"], 4),
         ("relu", "[3, 15", "relu_bwd", &["y", "g"], 4),
         ("dropout", "[3, 77]", "dropout_apply", &["x", "y"], 2),
-        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_fwd_part", &["x"], 2),
+        ("max_pool2d", "[1, 9, 8, 16]", "max_pool2d_fwd", &["x", "y"], 4),
+        ("max_pool2d", "[1, 9, 8, 16]", "max_pool2d_bwd", &["gy", "gx"], 4),
+        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_fwd_part", &["x"], 4),
         ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_fwd", &["x", "y"], 2),
         ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_bwd_part", &["x", "gy"], 2),
         ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_bwd_input", &["x", "gy", "gx"], 2),

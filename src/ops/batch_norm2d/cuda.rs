@@ -8,13 +8,12 @@ use crate::kernels::batch_norm2d::*;
 use crate::tensor::Tensor;
 
 /// How x `[rows, c]` is cut into blocks, each with a tile of the channels for a range of the rows: so many rows for
-/// every thread, and so many blocks at most.
-fn cut(x: &Tensor, each: usize, blocks: usize) -> (BatchNorm2dDims, Launch) {
+/// every thread, so many blocks at most, and `wide` channels a thread, or four, where they come so.
+fn cut(x: &Tensor, each: usize, blocks: usize, wide: usize) -> (BatchNorm2dDims, Launch) {
     let c = x.shape().last();
     let rows = x.len() / c;
-    // Four channels a thread where they come in fours, and up to a warp of threads side by side;
-    // the tiles as equal as can be.
-    let wide = if c.is_multiple_of(4) { 4 } else { 1 };
+    let wide = [wide, 4].into_iter().find(|&wide| c.is_multiple_of(wide)).unwrap_or(1);
+    // Up to a warp of threads side by side; the tiles as equal as can be.
     let tiles = c.div_ceil(32 * wide);
     let tile = c.div_ceil(tiles).next_multiple_of(wide);
     let most = rows.div_ceil(each * (BLOCK as usize * wide / tile)).min((blocks / tiles).max(1));
@@ -28,13 +27,13 @@ fn cut(x: &Tensor, each: usize, blocks: usize) -> (BatchNorm2dDims, Launch) {
 }
 
 /// The cut for sums over the rows, whose partial results are added up: some rows for every thread.
-fn sums(x: &Tensor) -> (BatchNorm2dDims, Launch) {
-    cut(x, 4, 1024)
+fn sums(x: &Tensor, wide: usize) -> (BatchNorm2dDims, Launch) {
+    cut(x, 4, 1024, wide)
 }
 
 /// The cut for passes over the elements.
 fn passes(x: &Tensor) -> (BatchNorm2dDims, Launch) {
-    cut(x, 2, 4096)
+    cut(x, 2, 4096, 4)
 }
 
 /// A block for each channel, with as many threads as there is use for.
@@ -55,7 +54,7 @@ pub(super) fn forward<T: KernelType>(
     train: bool,
     then: Option<Activation>,
 ) -> Result<()> {
-    let (mut d, blocks) = sums(x);
+    let (mut d, blocks) = sums(x, 16 / size_of::<T>());
     [d.keep, d.take, d.eps] = [1.0 - momentum, momentum, eps].map(|v| v as f32);
     let (m, s) = (mean.output()?, inv_std.output()?);
     if train {
@@ -81,7 +80,7 @@ pub(super) fn reduce<T: KernelType>(
     ggamma: &mut Tensor,
     gbeta: &mut Tensor,
 ) -> Result<()> {
-    let (mut d, blocks) = sums(gy);
+    let (mut d, blocks) = sums(gy, 4);
     d.activation = Activation::number(node.then);
     let mut part = Tensor::empty(gy.device(), DType::F32, [d.c as usize, d.ranges as usize, 2])?;
     let (x, mean, inv_std) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?);

@@ -244,6 +244,7 @@ pub fn cases() -> Vec<Case> {
         case([2, 3, 5, 31], true),
         case([3, 7, 5, 64], true),
         case([1, 5, 2, 132], true),
+        case([1, 9, 5, 264], true),
         case([2, 40, 41, 1], true),
         case([13, 41, 41, 5], true),
         far_from_zero([2, 8, 16, 2]),
