@@ -54,7 +54,7 @@ struct TapBoxesAlongK {
 };
 
 // `patches`, for LINES elements of the patch, whose 64s are of one tap each: weight gradient. Behind the last tap a box is
-// any: its columns are not stored.
+// any: what comes of it is not stored.
 template <class E, int LINES>
 struct PatchBoxesAcrossK {
   using Element = E;

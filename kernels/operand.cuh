@@ -75,6 +75,8 @@ struct Epilogue {
   const float* bias;  // [n] or null, added to every row
   int accumulate;     // add to y instead of overwriting it
   int relu;           // store max(y, 0)
+  // For the sums of one split.
+  __device__ __forceinline__ Epilogue<float> of_partial(float* partial) const { return {partial, nullptr, 0, 0}; }
   __device__ __forceinline__ float bias_at(int column, int n) const { return bias && column < n ? bias[column] : 0.0f; }
   // What is stored of a sum, which has its bias already, where y is `old`.
   __device__ __forceinline__ float result(float v, float old) const {
@@ -101,8 +103,26 @@ struct Epilogue {
   }
 };
 
+// The same where the product is of the transpose: row and column of C are those of y the other way round, y [n][m].
+template <class E>
+struct Transposed {
+  E* y;            // [n][m]
+  int m;           // rows of C
+  int accumulate;  // add to y instead of overwriting it
+  __device__ __forceinline__ Transposed<float> of_partial(float* partial) const { return {partial, m, 0}; }
+  __device__ __forceinline__ float bias_at(int, int) const { return 0.0f; }
+  // Neighbours in memory are the rows of neighbouring threads.
+  template <int N>
+  __device__ __forceinline__ void store(int row, int column, int n, const Pack<float, N>& v) const {
+    const Epilogue<E> each = {y, nullptr, accumulate, 0};
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      if (column + i < n) each.store((size_t)(column + i) * m + row, v.v[i]);
+  }
+};
+
 // The sizes of a product and how K is cut.
 struct Cut {
   int m, n, k, split_steps;
-  float* partial;  // [splits][m][n], or null if there is no split
+  float* partial;  // [splits][m][n] (of a transpose [splits][n][m]), or null if there is no split
 };

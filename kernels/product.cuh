@@ -14,7 +14,8 @@
 // tiles give the same bits (Rust: `Plan` in src/ops/product.rs). It tries each tile with one split and with 132·i/blocks of
 // them, i = 1 to 16, each of a step at least; estimates their times on an H100, which has 132 multiprocessors; and takes the fastest, the larger tile
 // where they are equal. For a tile S and a number of splits:
-//     blocks = ceil(M/S.M)·ceil(N/S.N)·splits,  steps = ceil(ceil(K/S.K)/splits) + 2: the first load, the last store
+//     blocks = ceil(M/S.M)·ceil(N/S.N)·splits, or with S.TRANSPOSED ceil(N/S.M)·ceil(M/S.N)·splits
+//     steps = ceil(ceil(K/S.K)/splits) + 2: the first load, the last store
 //     each = ceil(blocks/132) blocks for a multiprocessor, which holds R = S.BLOCKS at once, or if that is 0, 576/S.THREADS;
 //     waves = ceil(each/R)
 //     time = max(waves·steps·S.LATENCY, each·steps·S.M·S.N·S.K/(225·S.SPEED/100)) ns
@@ -136,6 +137,7 @@ struct Tma256 {
     SHARED = 196672,
     THREADS = 256,
     MAPS = 1,
+    TRANSPOSED = 0,
     BLOCKS = 1,
     LATENCY = 850,
     SPEED = 1130
@@ -150,6 +152,25 @@ struct Tma64 {
     SHARED = 98368,
     THREADS = 256,
     MAPS = 1,
+    TRANSPOSED = 0,
+    BLOCKS = 2,
+    LATENCY = 600,
+    SPEED = 740
+  };
+};
+
+// Tma64 cut from the transpose of C, for a C of few rows: N of them and M columns. LATENCY and SPEED are those of Tma64, not
+// measured by themselves.
+struct Tma64Transposed {
+  enum {
+    M = 128,
+    N = 64,
+    K = 64,
+    STAGES = 4,
+    SHARED = 98368,
+    THREADS = 256,
+    MAPS = 1,
+    TRANSPOSED = 1,
     BLOCKS = 2,
     LATENCY = 600,
     SPEED = 740

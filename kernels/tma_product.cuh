@@ -72,8 +72,8 @@ struct Loads {
 
 // One block's tiles of C. Grid: x = blocks that take every x-th of the ceil(m/M)·ceil(n/N) tiles, which are in the order of
 // `product`; z = splits.
-template <class Tile, class A, class B, class Y>
-__device__ __forceinline__ void product_tma(A& a, B& b, const Cut& cut, const Epilogue<Y>& epilogue) {
+template <class Tile, class A, class B, class Then>
+__device__ __forceinline__ void product_tma(A& a, B& b, const Cut& cut, const Then& epilogue) {
   constexpr int M = Tile::M, N = Tile::N, STAGES = Tile::STAGES, MT = M / 128;
   static_assert(Tile::THREADS == 256 && Tile::K == 64 && M % 128 == 0 && N % 64 == 0, "two warpgroups fill the tile");
   static_assert(Tile::SHARED == Ring<Tile>::BYTES, "as the host must know it");

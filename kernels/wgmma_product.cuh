@@ -121,11 +121,11 @@ __device__ __forceinline__ void multiply_step(float (&acc)[MT][Tile::N / 2], uns
 }
 
 // Stores a warpgroup's sums.
-template <class Tile, int MT, class Y>
+template <class Tile, int MT, class Then>
 __device__ __forceinline__ void store_sums(float (&acc)[MT][Tile::N / 2], const Share<Tile>& share, int group,
-                                           const Cut& cut, const Epilogue<Y>& epilogue) {
+                                           const Cut& cut, const Then& epilogue) {
   float* partial = cut.partial ? cut.partial + (size_t)blockIdx.z * cut.m * cut.n : nullptr;
-  const Epilogue<float> none = {partial, nullptr, 0, 0};
+  const auto none = epilogue.of_partial(partial);
   const int lane = threadIdx.x % 32;
   const int row = share.m + group * MT * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4;
 #pragma unroll

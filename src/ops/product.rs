@@ -54,7 +54,8 @@ impl Plan {
     fn new([m, n, k]: [usize; 3], tiles: impl Iterator<Item = &'static Tile>) -> Option<Self> {
         let mut best: Option<(f64, Plan)> = None;
         for tile in tiles {
-            let blocks = m.div_ceil(tile.m) * n.div_ceil(tile.n);
+            let [rows, columns] = if tile.transposed { [n, m] } else { [m, n] };
+            let blocks = rows.div_ceil(tile.m) * columns.div_ceil(tile.n);
             let steps = k.div_ceil(tile.k);
             let most = steps.min(MAX_PARTIAL / (m * n).max(1)).max(1);
             // As many splits as give every multiprocessor the same number of blocks.
@@ -320,7 +321,7 @@ fn device_sums(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::conv2d::CONV2D_FWD_TMA;
+    use crate::kernels::conv2d::{CONV2D_BWD_W_TMA, CONV2D_FWD_TMA};
     use crate::kernels::linear::LINEAR_FWD;
 
     #[test]
@@ -344,6 +345,11 @@ mod tests {
         let tma = |m, n, k| Plan::new([m, n, k], CONV2D_FWD_TMA.tiles(DType::F16, 90)).unwrap();
         assert_eq!((tma(32_768, 512, 2304).tile.name, tma(32_768, 512, 2304).launch.grid), ("Tma256", [132, 1, 1]));
         assert_eq!((tma(8192, 64, 576).tile.name, tma(8192, 64, 576).launch.grid), ("Tma64", [64, 1, 1]));
+        // Of few rows the transpose is cut where that takes fewer blocks.
+        let weights = |o, patch, k| Plan::new([o, patch, k], CONV2D_BWD_W_TMA.tiles(DType::F16, 90)).unwrap();
+        let (few, many) = (weights(64, 576, 450_000), weights(256, 2304, 98_000));
+        assert_eq!((few.tile.name, few.launch.grid), ("Tma64Transposed", [5, 1, few.splits as u32]));
+        assert_eq!((many.tile.name, weights(128, 64, 50_000).tile.name), ("Tma256", "Tma64"));
         assert_eq!(Plan::new([1, 1, 1], std::iter::empty()), None);
     }
 

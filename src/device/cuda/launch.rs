@@ -116,6 +116,8 @@ pub struct Tile {
     pub shared: u32,
     /// Whether operands come by tensor maps, which some sizes allow; blocks of such a tile walk over the tiles.
     pub maps: bool,
+    /// Whether it is cut from the transpose of the product: `m` are columns of the product then, and `n` rows.
+    pub transposed: bool,
 }
 
 /// A kernel compiled for the host; `args[i]` points to its argument `i`.
