@@ -29,7 +29,8 @@ impl Recipe {
 
     /// The groups whose parameters move no more from this step on, by number as in [`Step::rates`]: their epochs are over,
     /// and ended at a rate of 0. None where gradients are clipped by their norm, to which each of them counts; nor a group
-    /// whose weights are normalised in every step.
+    /// whose weights are normalised in every step. (In f16 losses are scaled by what the gradients allow that there are:
+    /// then by the others'.)
     pub fn at_rest(&self, step: &Step) -> [bool; GROUPS] {
         let counts = self.clip.is_some_and(|clip| clip.norm.is_some());
         let mut rest = [false; GROUPS];

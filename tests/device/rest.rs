@@ -93,34 +93,25 @@ fn groups_at_rest_change_no_number() {
             let frozen = t.engine.model.params.list().iter().filter(|p| !p.trainable).map(|p| p.key.clone());
             frozen.collect::<Vec<_>>()
         };
-        assert_eq!(
-            (&frozen(&resting.2)[..], &frozen(&awake.2)[..]),
-            (&["w.weight", "w.bias", "a.weight", "b.weight"].map(String::from)[..], &["w.weight".to_string()][..]),
-            "{set:?}"
-        );
+        assert_eq!(frozen(&resting.2), ["w.weight", "w.bias", "a.weight", "b.weight"], "{set:?}");
+        assert_eq!(frozen(&awake.2), ["w.weight"], "{set:?}");
         let (got, want) = (&resting.1, &awake.1);
         assert!(got.model == want.model && got.trained == want.trained && got.position == want.position, "{set:?}");
         // What is remembered of those at rest stays as it was, and nothing else differs.
         for (name, got) in got.optimizer.as_ref().unwrap() {
             let (got, want) = (got.to_f32().unwrap(), want.optimizer.as_ref().unwrap()[name].to_f32().unwrap());
-            let rests = |at: usize| {
-                resting
-                    .2
-                    .engine
-                    .model
-                    .params
-                    .list()
-                    .iter()
-                    .any(|p| p.range().contains(&at) && RESTING.contains(&&*p.key))
-            };
-            assert!((0..got.len()).all(|at| rests(at) || got[at] == want[at]), "{set:?}: {name}");
+            let params = resting.2.engine.model.params.list().iter();
+            let resting: Vec<_> = params.filter(|p| RESTING.contains(&&*p.key)).map(|p| p.range()).collect();
+            let same = |at: usize| got[at] == want[at] || resting.iter().any(|range| range.contains(&at));
+            assert!((0..got.len()).all(same), "{set:?}: {name}");
             assert!(name == "loss_scale" || got != want, "{set:?}: {name}");
         }
-        // Launch by launch, in pieces that end before, at and after the first step at rest, and in more epochs than were asked for.
+        // Launch by launch, and in pieces that end before, at and after the first step at rest.
         for (graph, parts) in [(false, &[(4, ALL)][..]), (true, &[(4, 2), (4, 3), (4, 5), (4, 7), (4, ALL)])] {
             let other = run(&set, device, graph, parts);
             assert!((&other.0, &other.1) == (&resting.0, &resting.1), "{set:?}: {graph} {parts:?}");
         }
+        // In more epochs than were asked for at first.
         let longer = [(2, ALL), (4, ALL)];
         let (other, awake) =
             (run(&set, device, true, &longer), run(&[&set[..], &[AWAKE]].concat(), device, true, &longer));
