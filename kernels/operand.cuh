@@ -111,13 +111,13 @@ struct Transposed {
   int accumulate;  // add to y instead of overwriting it
   __device__ __forceinline__ Transposed<float> of_partial(float* partial) const { return {partial, m, 0}; }
   __device__ __forceinline__ float bias_at(int, int) const { return 0.0f; }
-  // Neighbours in memory are the rows of neighbouring threads.
+  // N neighbours of a row, of which all are there: maps are of rows of whole chunks. In memory the rows of neighbouring
+  // threads are neighbours.
   template <int N>
-  __device__ __forceinline__ void store(int row, int column, int n, const Pack<float, N>& v) const {
+  __device__ __forceinline__ void store(int row, int column, int, const Pack<float, N>& v) const {
     const Epilogue<E> each = {y, nullptr, accumulate, 0};
 #pragma unroll
-    for (int i = 0; i < N; ++i)
-      if (column + i < n) each.store((size_t)(column + i) * m + row, v.v[i]);
+    for (int i = 0; i < N; ++i) each.store((size_t)(column + i) * m + row, v.v[i]);
   }
 };
 
