@@ -19,7 +19,7 @@ use crate::tensor::Tensor;
 /// Threads that keep a large GPU busy: 512 for each of its multiprocessors.
 const THREADS: usize = 512 * MULTIPROCESSORS;
 /// Elements of all partial results together, at most: 64 MiB.
-const MAX_PARTIAL: usize = 1 << 24;
+pub(super) const MAX_PARTIAL: usize = 1 << 24;
 
 // What times are estimated by: an H100, whatever the GPU is.
 const MULTIPROCESSORS: usize = 132;

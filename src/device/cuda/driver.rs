@@ -23,7 +23,8 @@ pub struct Info {
     pub l2_bytes: usize,
 }
 
-/// A device's driver: memory, one stream of work, capture. All work goes to one stream, in order.
+/// A device's driver: memory, one stream of work, capture. All work goes to one stream, in order; only what is recorded may lie
+/// beside it ([`Driver::line`]).
 pub trait Driver: Send + Sync {
     /// What is known about the device.
     fn info(&self) -> &Info;

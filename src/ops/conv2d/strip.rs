@@ -7,7 +7,7 @@ use crate::device::cuda::{Cuda, KernelType, Launch, Out};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::conv2d_strip::{Conv2dStripDims, conv2d_strip_bwd_w, conv2d_strip_fwd};
-use crate::ops::product::{Product, STRIPS};
+use crate::ops::product::{MAX_PARTIAL, Product, STRIPS};
 use crate::params::Slot;
 use crate::tensor::Tensor;
 
@@ -97,11 +97,11 @@ impl Strip {
         let sides = [0, 1].map(|i| Side::forward(d, i));
         let (seen, made) = ([d.n, d.x[0], d.x[1], d.c], [d.y[0], d.y[1], d.o]);
         let strip = Self::cut::<T>(cuda, d, seen, made, sides, SEEN, Some(2 * PIXELS * (OUTPUTS + 8)));
-        strip.map(|strip| Strip { blocks: BLOCKS_OF_THE_WEIGHTS, ..strip })
+        let blocks = BLOCKS_OF_THE_WEIGHTS.min(MAX_PARTIAL / (d.o * d.patch())).max(1);
+        strip.map(|strip| Strip { blocks, ..strip })
     }
 
     /// Tiles as large as their strips allow, beside the weights in shared memory or so many elements.
-    #[allow(clippy::too_many_arguments)]
     fn cut<T: KernelType>(
         cuda: &Cuda,
         d: &Dims,
