@@ -220,13 +220,15 @@ impl Operands {
             },
         };
         let gy = &gy;
-        grads.beside(&[gy, &self.x], |grads| {
-            if self.y.is_none() {
-                let gb = grads.slot(self.ids[2], sums, [of_bias].into())?;
+        // Unless it has been written above.
+        let bias = self.ids[2].filter(|_| self.y.is_none());
+        if bias.or(self.ids[1]).is_some() {
+            grads.beside(&[gy, &self.x], |grads| {
+                let gb = grads.slot(bias, sums, [of_bias].into())?;
                 gb.map_or(Ok(()), |mut gb| column_sums(gy, &mut gb))?;
-            }
-            grads.slot(self.ids[1], sums, self.w.shape())?.map_or(Ok(()), |mut gw| weights(gy, &mut gw))
-        })?;
+                grads.slot(self.ids[1], sums, self.w.shape())?.map_or(Ok(()), |mut gw| weights(gy, &mut gw))
+            })?;
+        }
         let (id, dtype, shape) = (self.ids[0], gy.dtype(), self.x.shape());
         if let Device::Cuda(_) = gy.device() {
             return grads.slot(id, dtype, shape)?.map_or(Ok(()), |mut gx| input(gy, &mut gx));
