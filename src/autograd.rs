@@ -304,6 +304,11 @@ pub struct Grads<'g> {
 const READ_BESIDE: usize = 256 << 20;
 
 impl Grads<'_> {
+    /// Whether a variable is a parameter, whose gradient no node of the tape reads.
+    pub(crate) fn is_param(&self, id: VarId) -> bool {
+        self.arena.is_some() && self.param[id.0 as usize].is_some()
+    }
+
     /// Writes gradients of parameters that nothing in the backward pass waits for: where a step is recorded, a GPU does it beside
     /// what follows. `reads` are the tensors that it reads.
     ///

@@ -222,12 +222,15 @@ impl Operands {
         let gy = &gy;
         // Unless it has been written above.
         let bias = self.ids[2].filter(|_| self.y.is_none());
-        if bias.or(self.ids[1]).is_some() {
-            grads.beside(&[gy, &self.x], |grads| {
-                let gb = grads.slot(bias, sums, [of_bias].into())?;
-                gb.map_or(Ok(()), |mut gb| column_sums(gy, &mut gb))?;
-                grads.slot(self.ids[1], sums, self.w.shape())?.map_or(Ok(()), |mut gw| weights(gy, &mut gw))
-            })?;
+        let write = |grads: &mut Grads<'_>| {
+            let gb = grads.slot(bias, sums, [of_bias].into())?;
+            gb.map_or(Ok(()), |mut gb| column_sums(gy, &mut gb))?;
+            grads.slot(self.ids[1], sums, self.w.shape())?.map_or(Ok(()), |mut gw| weights(gy, &mut gw))
+        };
+        // Weights that an op has made have a gradient that is read in this pass.
+        match [bias, self.ids[1]].into_iter().flatten().all(|id| grads.is_param(id)) {
+            true if bias.or(self.ids[1]).is_some() => grads.beside(&[gy, &self.x], write)?,
+            _ => write(grads)?,
         }
         let (id, dtype, shape) = (self.ids[0], gy.dtype(), self.x.shape());
         if let Device::Cuda(_) = gy.device() {

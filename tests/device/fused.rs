@@ -1,5 +1,6 @@
-//! What applies an activation, or adds gradients up, in its own passes, against the two apart. As in `kernels.rs`, on the emulated device or on the
-//! GPU; the rooms' cases compare both with the CPU, in three orders and checked.
+//! What applies an activation, or adds gradients up, in its own passes, against the two apart; and what a recording has beside
+//! its main line. As in `kernels.rs`, on the emulated device or on the GPU; the rooms' cases compare both with the CPU, in three
+//! orders and checked.
 
 use crate::training::recipe;
 use crate::under::Under;
@@ -10,7 +11,7 @@ use tilework::ops::batch_norm2d::running;
 use tilework::ops::case::Fill;
 use tilework::ops::parity;
 use tilework::train::Trainer;
-use tilework::{Ctx, DType, Device, Result, Var};
+use tilework::{Ctx, DType, Device, Result, Tensor, Var};
 
 /// The output of a case, and its gradients.
 fn run(case: &Case, device: &Device, dtype: DType) -> Vec<(String, Vec<f64>)> {
@@ -164,5 +165,31 @@ fn residual_blocks_add_no_pass() {
         let count = |name: &str| kernels.iter().filter(|t| t.kernel.starts_with(name)).count();
         assert_eq!((count("conv2d_bwd_w"), count("conv2d_bwd_x")), (5, 4), "{precision}");
         assert_eq!(count("tensor_accumulate"), 0, "{precision}");
+    }
+}
+
+/// The gradient of weights that an op has made is read in the same pass: it is not written beside it.
+#[test]
+fn weights_that_an_op_has_made() {
+    let Some(under) = Under::new() else { return };
+    let numbers = |len: usize| (0..len).map(|i| (i * 7 % 13) as f32 - 6.0).collect::<Vec<_>>();
+    let step = |[x, w, gy]: &[Tensor; 3], gw: &mut Tensor| {
+        let mut cx = Ctx::train(x.device());
+        let (x, w) = (cx.leaf(x.clone()), cx.leaf(w.clone()));
+        let y = x.conv2d(&w.scale(2.0, &mut cx)?, None, [1; 2], [0; 2], &mut cx)?;
+        gw.copy_from(cx.backward(&y, gy.clone(), None)?.of(&w).unwrap())
+    };
+    let tensors = |device: &Device| {
+        let of = |shape: [usize; 4]| Tensor::from_slice(device, shape, &numbers(shape.iter().product())).unwrap();
+        ([of([2, 5, 5, 3]), of([4, 3, 3, 3]), of([2, 3, 3, 4])], of([4, 3, 3, 3]))
+    };
+    let (inputs, mut want) = tensors(&Device::cpu());
+    step(&inputs, &mut want).unwrap();
+    for (name, device) in &under.devices {
+        let Device::Cuda(cuda) = device else { panic!("a CUDA device") };
+        let (inputs, mut gw) = tensors(device);
+        // Nothing has run before, whose results could lie where those of the recording are to come.
+        cuda.capture(|| step(&inputs, &mut gw)).unwrap().replay().unwrap();
+        assert_eq!(gw.to_vec::<f32>().unwrap(), want.to_vec::<f32>().unwrap(), "{name}");
     }
 }
