@@ -253,12 +253,14 @@ impl<'p> Ctx<'p> {
     pub fn backward<'g>(self, y: &Var, gy: Tensor, params: Option<&'g mut ParamGrads>) -> Result<Grads<'g>> {
         y.value.expect_like("backward", &gy)?;
         let tape = self.tape.ok_or_else(|| Error::Internal("backward without a tape".into()))?;
-        let of = (0..tape.vars.len()).map(|_| None).collect();
+        let (of, sums_to_zero) = ((0..tape.vars.len()).map(|_| None).collect(), vec![false; tape.vars.len()]);
         let mut grads = Grads {
             device: self.device,
             of,
             param: tape.vars,
             arena: params,
+            sums_to_zero,
+            at_hand: false,
             read_beside: Vec::new(),
             is_beside: false,
         };
@@ -268,6 +270,7 @@ impl<'p> Ctx<'p> {
         grads.add(y.id, gy)?;
         for (id, node) in tape.nodes.into_iter().rev() {
             if let Some(gy) = grads.of[id.0 as usize].take() {
+                grads.at_hand = grads.sums_to_zero[id.0 as usize];
                 node.backward(gy, &mut grads)?;
             }
         }
@@ -295,6 +298,10 @@ pub struct Grads<'g> {
     of: Vec<Option<Tensor>>,
     param: Vec<Option<ParamId>>,
     arena: Option<&'g mut ParamGrads>,
+    /// Of each variable, whether the sums over the rows of its gradient are zero.
+    sums_to_zero: Vec<bool>,
+    /// The same of the gradient that the op at hand was given.
+    at_hand: bool,
     /// What work beside the backward pass reads, which nobody may change meanwhile.
     read_beside: Vec<Tensor>,
     is_beside: bool,
@@ -307,6 +314,20 @@ impl Grads<'_> {
     /// Whether a variable is a parameter, whose gradient no node of the tape reads.
     pub(crate) fn is_param(&self, id: VarId) -> bool {
         self.arena.is_some() && self.param[id.0 as usize].is_some()
+    }
+
+    /// Notes that the sums over the rows of a variable's gradient are zero but for rounding, as behind a batch-norm, if nothing
+    /// else is added to it.
+    pub(crate) fn note_sums_to_zero(&mut self, id: Option<VarId>) {
+        if let Some(VarId(id)) = id {
+            self.sums_to_zero[id as usize] = self.of[id as usize].is_none();
+        }
+    }
+
+    /// Whether the sums over the rows of the gradient that the op at hand was given are known to be zero: then the gradient of a
+    /// bias is.
+    pub(crate) fn sums_are_zero(&self) -> bool {
+        self.at_hand
     }
 
     /// Writes gradients of parameters that nothing in the backward pass waits for: where a step is recorded, a GPU does it beside
@@ -375,6 +396,7 @@ impl Grads<'_> {
         }
         let current = &mut self.of[id as usize];
         let accumulate = current.is_some();
+        self.sums_to_zero[id as usize] = false;
         let t = match current {
             Some(t) => t,
             None => current.insert(Tensor::empty(&self.device, dtype, shape)?),

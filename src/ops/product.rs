@@ -220,8 +220,9 @@ impl Operands {
             },
         };
         let gy = &gy;
-        // Unless it has been written above.
-        let bias = self.ids[2].filter(|_| self.y.is_none());
+        // Unless it has been written above, or is zero.
+        let is_zero = |grads: &Grads<'_>, id| grads.sums_are_zero() && grads.is_param(id);
+        let bias = self.ids[2].filter(|&id| self.y.is_none() && !is_zero(grads, id));
         let write = |grads: &mut Grads<'_>| {
             let gb = grads.slot(bias, sums, [of_bias].into())?;
             gb.map_or(Ok(()), |mut gb| column_sums(gy, &mut gb))?;

@@ -21,6 +21,8 @@ pub struct ParamGrads {
     buffer: Buffer,
     ranges: Vec<Range<usize>>,
     written: Vec<bool>,
+    /// Those that are all zeros.
+    zero: Vec<bool>,
     keep: bool,
     step: Step,
     /// What they are multiplied by, beside the step's own scale.
@@ -32,6 +34,7 @@ impl ParamGrads {
         ParamGrads {
             buffer,
             written: vec![false; ranges.len()],
+            zero: vec![false; ranges.len()],
             ranges,
             keep: false,
             step: Step::default(),
@@ -92,11 +95,16 @@ impl ParamGrads {
         self.scaling.as_mut().map_or(Ok(()), Scaling::adapt)
     }
 
-    /// Zeroes what the pass did not reach. There is no zeroing beforehand: the first contribution
+    /// Zeroes what the pass did not reach, unless it is zero already. There is no zeroing beforehand: the first contribution
     /// overwrites.
     pub(crate) fn finish(&mut self) -> Result<()> {
-        for (range, _) in self.ranges.iter().zip(&self.written).filter(|(_, written)| !**written) {
-            self.buffer.zero_range(range.clone())?;
+        // What is recorded has not happened yet.
+        let happens = !matches!(self.buffer.device(), Device::Cuda(cuda) if cuda.is_recording());
+        for (i, range) in self.ranges.iter().enumerate() {
+            if !self.written[i] && !self.zero[i] {
+                self.buffer.zero_range(range.clone())?;
+                self.zero[i] = happens;
+            }
         }
         Ok(())
     }
@@ -108,6 +116,7 @@ impl ParamGrads {
 
     pub(crate) fn slot(&mut self, id: ParamId) -> Result<Slot<'_>> {
         let accumulate = std::mem::replace(&mut self.written[id.0], true);
+        self.zero[id.0] = false;
         Ok(Slot { buffer: &mut self.buffer, range: self.ranges[id.0].clone(), accumulate })
     }
 

@@ -5,11 +5,14 @@
 use crate::training::recipe;
 use crate::under::Under;
 use tilework::data::shapes;
+use tilework::device::cuda::CudaOptions;
+use tilework::nn::{LayerSpec, Model};
 use tilework::ops::Case;
 use tilework::ops::activation::Activation;
 use tilework::ops::batch_norm2d::running;
 use tilework::ops::case::Fill;
 use tilework::ops::parity;
+use tilework::step::Step;
 use tilework::train::Trainer;
 use tilework::{Ctx, DType, Device, Result, Tensor, Var};
 
@@ -165,6 +168,51 @@ fn residual_blocks_add_no_pass() {
         let count = |name: &str| kernels.iter().filter(|t| t.kernel.starts_with(name)).count();
         assert_eq!((count("conv2d_bwd_w"), count("conv2d_bwd_x")), (5, 4), "{precision}");
         assert_eq!(count("tensor_accumulate"), 0, "{precision}");
+    }
+}
+
+/// The gradient of a bias in front of a batch-norm is zero, and takes no pass; not so where the batch-norm is frozen, another
+/// op takes the same, an activation lies between, or nothing is to be fused.
+#[test]
+fn biases_before_batch_norm() {
+    let (fused, no_fuse) = (CudaOptions::default(), CudaOptions { no_fuse: true, ..CudaOptions::default() });
+    let (Some(fused), Some(apart)) = (Under::with(fused), Under::with(no_fuse)) else { return };
+    let block = |layers: &[&str]| LayerSpec::residual(layers.iter().map(|&l| l.into()).collect(), vec![], vec![]);
+    for (layers, sums) in [
+        (vec!["batch_norm".into(), "relu".into()], 0),
+        (vec!["batch_norm, frozen".into(), "relu".into()], 1),
+        (vec![block(&["batch_norm"])], 1),
+        (vec!["relu".into(), "batch_norm".into()], 1),
+    ] {
+        let mut net: Vec<LayerSpec> = vec!["conv 3x3, 4 channels, pad 1".into()];
+        net.extend(layers);
+        // The gradients of two passes: what the first one wrote must not be left.
+        let pass = |device: &Device, sums: usize| {
+            let model = Model::build(&net, [5, 5, 3], device, 0).unwrap();
+            let (mut grads, Device::Cuda(cuda)) = (model.params.grads().unwrap(), device) else {
+                panic!("a CUDA device")
+            };
+            let numbers = |c: usize, by: usize| (0..50 * c).map(|i| (i * by % 13) as f32 - 6.0).collect::<Vec<_>>();
+            let tensor = |c, by| Tensor::from_slice(device, [2, 5, 5, c], &numbers(c, by)).unwrap();
+            for _ in 0..2 {
+                let kernels = cuda.profile(|| {
+                    let mut cx = model.train(Step::default());
+                    let y = model.forward(&Var::constant(tensor(3, 7)), &mut cx)?;
+                    cx.backward(&y, tensor(4, 5), Some(&mut grads)).map(|_| ())
+                });
+                let count = kernels.unwrap().iter().filter(|t| t.kernel.ends_with("_sums<float>")).count();
+                assert_eq!(count, sums, "{net:?}");
+            }
+            grads.of(1).unwrap()
+        };
+        let apart = pass(apart.first(), 1);
+        for (_, device) in &fused.devices {
+            let got = pass(device, sums);
+            assert_eq!(got.iter().all(|&g| g == 0.0), sums == 0, "{net:?}: {got:?}");
+            for (got, want) in got.iter().zip(&apart) {
+                assert!((got - want).abs() <= 1e-4, "{net:?}: {got}, apart {want}");
+            }
+        }
     }
 }
 

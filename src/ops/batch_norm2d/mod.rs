@@ -171,6 +171,10 @@ impl Backward for BatchNorm2d {
         cuda => {
             cuda::reduce::<T>(&cuda, &self, &gy, &mut ggamma, &mut gbeta)?;
             if self.ids[0].is_some() {
+                // A bias in front of it changes nothing.
+                if self.train && !cuda.options().no_fuse {
+                    grads.note_sums_to_zero(self.ids[0]);
+                }
                 gx = Some(cuda::backward::<T>(&cuda, &self, &ggamma, &gbeta, &gy)?);
             }
             Ok(())
