@@ -72,9 +72,11 @@ __device__ __forceinline__ Side side(int at, int to, int from) {
 }
 
 // x[i] = normalised, randomly changed image order[batch_offset + first_image + i]; y[i] = its label.
-// Threads: a block an image; its threads stride over the pixels.
+// Threads: the blocks of a row of the grid, in y, share an image; their threads stride over the values, or where pixels are means
+//     over the pixels. Each block draws for itself.
 // Traffic: one byte read and one value written a value, four bytes where pixels are means; the tables stay in the cache.
-// Launch: grid n blocks of 256; static shared memory 48 bytes.
+// Launch: grid (n, pieces) of 256, with about four values or pixels a thread, or fewer where images are few; static shared memory
+//     48 bytes.
 // Numerics: exact: the numbers come from the host's table, or are sums of integers below 2^30 that are scaled as on the CPU.
 // Limits: pad < min(h, w); out_h, out_w <= 4096; fewer than 2^31 values in a batch.
 // Registers: at most 64.
@@ -111,15 +113,17 @@ __global__ void __launch_bounds__(256)
     draw.cut_row = (int)__umulhi(more[1], (unsigned)d.out_h) - d.cutout / 2;
     draw.cut_col = (int)__umulhi(more[2], (unsigned)d.out_w) - d.cutout / 2;
     draws[0] = draw;
-    y[blockIdx.x] = labels[draw.index];
+    if (blockIdx.y == 0) y[blockIdx.x] = labels[draw.index];
   }
   __syncthreads();
   const Draw draw = draws[0];
   const unsigned char* image = images + (size_t)draw.index * (d.h * d.w * d.c);  // [h, w, c]
   const int pixels = d.out_h * d.out_w;
   x += (size_t)blockIdx.x * (pixels * d.c);  // [out_h, out_w, c]
+  const int first = blockIdx.y * blockDim.x + threadIdx.x, step = gridDim.y * blockDim.x;
   if (!d.samples) {
-    for (int i = threadIdx.x; i < pixels * d.c; i += blockDim.x) {
+#pragma unroll 4
+    for (int i = first; i < pixels * d.c; i += step) {
       int channel = i % d.c, col = i / d.c % d.w, row = i / d.c / d.w;
       bool cut =
           (unsigned)(row - draw.cut_row) < (unsigned)d.cutout && (unsigned)(col - draw.cut_col) < (unsigned)d.cutout;
@@ -128,7 +132,7 @@ __global__ void __launch_bounds__(256)
     }
     return;
   }
-  for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
+  for (int i = first; i < pixels; i += step) {
     int col = i % d.out_w, row = i / d.out_w;
     // From the centre, in units of half a pixel.
     int v = 2 * row + 1 - d.out_h, u = 2 * col + 1 - d.out_w;

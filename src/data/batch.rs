@@ -301,6 +301,14 @@ impl Resident {
         with_kernel_type!("batch", dtype, T => self.make_in::<T>(order, n, step))
     }
 
+    /// Blocks that share each of `n` images.
+    fn pieces(&self, n: usize) -> usize {
+        let BatchDims { out_h, out_w, c, samples, .. } = self.dims;
+        let units = (out_h * out_w * if samples == 1 { 1 } else { c }) as usize;
+        // Two blocks for each multiprocessor of a large GPU, if there is so much to do.
+        units.div_ceil(4 * 256).max(264usize.div_ceil(n.max(1))).min(units.div_ceil(256))
+    }
+
     fn make_in<T: KernelType>(&self, order: &Buffer, n: usize, step: &Step) -> Result<Batch> {
         let device = Device::Cuda(self.cuda.clone());
         let BatchDims { out_h, out_w, c, .. } = self.dims;
@@ -308,7 +316,7 @@ impl Resident {
         let mut labels = Tensor::empty(&device, DType::I32, [n])?;
         batch_make::<T>(
             &self.cuda,
-            Launch::new(n, 256),
+            Launch::new(0, 256).grid(n, self.pieces(n), 1),
             self.images.input(0..self.images.len())?,
             self.labels.input(0..self.labels.len())?,
             order.input(0..order.len())?,

@@ -27,6 +27,8 @@ pub struct ParamGrads {
     step: Step,
     /// What they are multiplied by, beside the step's own scale.
     scaling: Option<Scaling>,
+    /// What backward passes started from, which recorded ones go on to read.
+    seeds: Vec<(f64, Tensor)>,
 }
 
 impl ParamGrads {
@@ -39,6 +41,7 @@ impl ParamGrads {
             keep: false,
             step: Step::default(),
             scaling: None,
+            seeds: Vec::new(),
         }
     }
 
@@ -78,12 +81,25 @@ impl ParamGrads {
         self.scaling.as_mut()
     }
 
-    /// Writes the gradient of a loss that counts for `share`, from which a backward pass is to start.
-    pub(crate) fn start(&self, gradient: &mut Tensor, share: f64) -> Result<()> {
-        match &self.scaling {
-            Some(scaling) => scaling.begin(gradient, share),
-            None => gradient.fill(share),
+    /// The gradient of a loss that counts for `share`, from which a backward pass is to start.
+    pub(crate) fn start(&mut self, loss: &Tensor, share: f64) -> Result<Tensor> {
+        let fresh = || Tensor::empty(loss.device(), loss.dtype(), loss.shape());
+        if let Some(scaling) = &self.scaling {
+            let mut gradient = fresh()?;
+            scaling.begin(&mut gradient, share)?;
+            return Ok(gradient);
         }
+        let alike = |(of, seed): &&(f64, Tensor)| *of == share && seed.expect_like("seed", loss).is_ok();
+        if let Some((_, seed)) = self.seeds.iter().find(alike) {
+            return Ok(seed.clone());
+        }
+        let mut gradient = fresh()?;
+        gradient.fill(share)?;
+        // What is recorded has not happened yet.
+        if !matches!(loss.device(), Device::Cuda(cuda) if cuda.is_recording()) {
+            self.seeds.push((share, gradient.clone()));
+        }
+        Ok(gradient)
     }
 
     /// Calls `update` with the gradients, whose kernels do nothing if one that was scaled is not finite.

@@ -259,18 +259,20 @@ impl Engine {
         }
         self.metrics.record(loss.value(), scores.value(), &batch.labels, step)?;
         drop(scores);
-        let mut weight = Tensor::empty(loss.value().device(), loss.value().dtype(), loss.shape())?;
         let alone = moves && self.held == 0;
         let share = match (self.sums, alone) {
             (true, _) => images as f64,
             (false, true) => 1.0,
             (false, false) => images as f64 / self.feed.loader().batch_size() as f64,
         };
-        self.grads.start(&mut weight, share)?;
+        let weight = self.grads.start(loss.value(), share)?;
         if self.held > 0 {
             self.grads.keep();
         }
         cx.backward(&loss, weight, Some(&mut self.grads))?;
+        if let Device::Cuda(cuda) = batch.images.device() {
+            cuda.join()?;
+        }
         if !moves {
             self.held += images;
             return Ok(());

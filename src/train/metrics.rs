@@ -15,6 +15,9 @@ use crate::tensor::Tensor;
 /// Steps that the ring holds.
 pub(super) const RING: usize = 64;
 
+/// Where a recording has them: not on the line of the weights' gradients.
+const LINE: usize = 1;
+
 /// The numbers of the last [`RING`] steps.
 pub(super) struct Metrics {
     device: Device,
@@ -30,7 +33,8 @@ impl Metrics {
         Ok(Metrics { device: device.clone(), losses, correct })
     }
 
-    /// Notes a step's mean loss, and how many images have the largest score at their label.
+    /// Notes a step's mean loss, and how many images have the largest score at their label. In a recording that is done beside
+    /// what follows, until [`Cuda::join`](crate::device::cuda::Cuda::join).
     pub(super) fn record(&mut self, loss: &Tensor, scores: &Tensor, labels: &Tensor, step: &Step) -> Result<()> {
         let Device::Cuda(cuda) = self.device.clone() else {
             let correct = hits(scores, labels)?.iter().filter(|(_, hit)| *hit).count();
@@ -41,9 +45,9 @@ impl Metrics {
         let d = MetricsDims { n: labels.len() as i32, c: scores.shape().last() as i32, ring: RING as i32 };
         let (loss, labels, step) = (loss.input()?, labels.input()?, cuda.step(step)?);
         let (losses, correct) = (self.losses.output(0..RING)?, self.correct.output(0..RING)?);
-        with_kernel_type!("metrics", scores.dtype(), T => {
+        with_kernel_type!("metrics", scores.dtype(), T => cuda.beside(LINE, || {
             metrics_record::<T>(&cuda, Launch::new(1, 256), loss, scores.input()?, labels, step, losses, correct, &d)
-        })
+        }))
     }
 
     /// Loss and correct images of `count` steps, at most [`RING`], from step `first` on.
