@@ -22,6 +22,9 @@ struct Conv2dDims {
   int split_steps;  // steps along K of one split (product.cuh)
   // Divisors, as `divide` (common.cuh) takes them.
   unsigned by_c[2], by_o[2], by_kw[2], by_ho[2], by_wo[2], by_sh[2], by_sw[2];
+  // Of the input gradient's phases: kh / sh, kw / sw, what is left of both, the divisors kw / sw and kw / sw + 1.
+  int down, across, more_down, more_across;
+  unsigned by_across[2], by_wide[2];
 };
 
 __device__ __forceinline__ int patch_size(const Conv2dDims& d) { return d.kh * d.kw * d.c; }
@@ -118,81 +121,161 @@ struct PatchesAcrossK : InImage<E, N> {
   __device__ __forceinline__ void each(int pixel, int (&at)[N]) const { each_in_x(find(pixel), tap, d, at); }
 };
 
-// `taps`: for an input pixel and a place in the window, the output pixel that saw it there, if there is one:
-// p·sh - ph + r = h. K counts (r, s, o), o the fastest. Input gradient.
+// The input gradient with a stride. Whether a tap of the window reached an input pixel depends on the remainders of the pixel's
+// row and column, the padding included, by the stride: those of the tap are the same. Pixels with the same remainders are a
+// phase. Each is a product of its own, of its pixels and its taps alone: without them three of four elements of `taps` would be
+// zeros at a stride of 2. With a stride of 1 there is one phase.
 //
-// Which taps those are is the same for all of K: a line has a bit for each row and each column of the window. That has 15 of
-// each at most; the host has another way for larger ones.
+// It is named by one number: the row of its first tap and, in the lower 16 bits, the column, which are the remainders.
+struct PhaseTaps {
+  int phase;
+  __device__ __forceinline__ int r() const { return phase >> 16; }
+  __device__ __forceinline__ int s() const { return phase & 0xffff; }
+  // Its taps in the window: every sh-th row from r on, every sw-th column from s on.
+  __device__ __forceinline__ int down(const Conv2dDims& d) const { return d.down + (r() < d.more_down); }
+  __device__ __forceinline__ bool wide(const Conv2dDims& d) const { return s() < d.more_across; }
+  __device__ __forceinline__ int across(const Conv2dDims& d) const { return d.across + wide(d); }
+  __device__ __forceinline__ int size(const Conv2dDims& d) const { return down(d) * across(d) * d.o; }
+  // A tap by k, which counts (down, across, o), o the fastest. Behind the last r is `down` or more.
+  __device__ __forceinline__ Tap at(int k, const Conv2dDims& d) const {
+    const int rs = divide(k, d.by_o), r = wide(d) ? divide(rs, d.by_wide) : divide(rs, d.by_across);
+    return {r, rs - r * across(d), k - rs * d.o};
+  }
+  __device__ __forceinline__ Tap after(Tap tap, const Conv2dDims& d) const {
+    if (++tap.channel == d.o) {
+      tap.channel = 0;
+      if (++tap.s == across(d)) tap.s = 0, ++tap.r;
+    }
+    return tap;
+  }
+};
+
+// Its pixels in an image: every sh-th row from `top` on, h of them; every sw-th column from `left` on, w of them.
+struct Phase : PhaseTaps {
+  int top, left, h, w;
+  __device__ __forceinline__ Phase(int phase, const Conv2dDims& d)
+      : PhaseTaps{phase},
+        top((r() + d.sh - d.ph % d.sh) % d.sh),
+        left((s() + d.sw - d.pw % d.sw) % d.sw),
+        h((d.h - top + d.sh - 1) / d.sh),
+        w((d.w - left + d.sw - 1) / d.sw) {}
+  __device__ __forceinline__ int pixels(const Conv2dDims& d) const { return d.n * h * w; }
+};
+
+// The phase of a block, and the first tile of that in the grid, where tiles of M x N of one phase follow those of another.
+struct PhaseOfBlock {
+  int phase, first;
+  __device__ __forceinline__ PhaseOfBlock(int m, int n, const Conv2dDims& d) : phase(0), first(0) {
+    if (d.sh * d.sw == 1) return;
+    const int across = (d.c + n - 1) / n;
+#pragma unroll 1
+    for (;;) {
+      const int next = first + (Phase(phase, d).pixels(d) + m - 1) / m * across;
+      if ((int)blockIdx.x < next) return;
+      first = next;
+      ++phase;
+      if ((phase & 0xffff) == d.sw) phase += 0x10000 - d.sw;
+    }
+  }
+};
+
+// `taps`: for an input pixel of a phase and one of its taps, the output pixel that saw it there, if there is one:
+// p·sh - ph + r = h.
+//
+// Which taps those are is the same for all of K: a line has a bit for each row and each column of taps. There are 15 of
+// each at most; the host has another way for larger windows.
 template <class E, int N>
 struct TapsAlongK : InImage<E, N> {
   using InImage<E, N>::d;
   static constexpr bool along_k = true;
-  // A tap, 15 if it is behind the last, and how far it leads from `base`.
+  // A tap, and how far it leads from `base`.
   struct Move {
     int r, s, by;
   };
-  int base;       // the place of the output pixel at h / sh, w / sw
-  unsigned mask;  // the rows that the pixel was seen through, and from bit 16 on the columns
-  __device__ TapsAlongK(const E* gy, const Conv2dDims& d) : InImage<E, N>(gy, d, d.o) {}
-  // The bits of those taps i for which h - i is a multiple of the stride, and that below `outs`.
-  static __device__ __forceinline__ unsigned seen(int h, int taps, int stride, const unsigned (&by)[2], int outs) {
+  PhaseTaps taps;
+  int base;       // the place of the output pixel that saw it through the phase's first tap
+  unsigned mask;  // the rows of taps that the pixel was seen through, and from bit 16 on the columns
+  __device__ TapsAlongK(const E* gy, const Conv2dDims& d, int phase) : InImage<E, N>(gy, d, d.o), taps{phase} {}
+  // The bits of those of so many taps t for which p - t is an output.
+  static __device__ __forceinline__ unsigned seen(int p, int taps, int outs) {
     unsigned bits = 0;
-    for (int i = 0; i < taps && i <= h; ++i) {
-      const int p = divide(h - i, by);
-      if (p * stride == h - i && p < outs) bits |= 1u << i;
-    }
+    for (int t = 0; t < taps && t <= p; ++t)
+      if (p - t < outs) bits |= 1u << t;
     return bits;
   }
-  __device__ __forceinline__ void start(int pixel) {
+  __device__ __forceinline__ void start(int line) {
     base = mask = 0;
-    if (pixel >= pixels_in(d)) return;
-    const int nh = pixel / d.w, image = nh / d.h;
-    // Moved by the padding.
-    const int h = nh - image * d.h + d.ph, w = pixel - nh * d.w + d.pw;
-    base = ((image * d.ho + divide(h, d.by_sh)) * d.wo + divide(w, d.by_sw)) * d.o;
-    mask = seen(h, d.kh, d.sh, d.by_sh, d.ho) | seen(w, d.kw, d.sw, d.by_sw, d.wo) << 16;
+    const Phase of(taps.phase, d);
+    if (line >= of.pixels(d)) return;
+    const int nh = line / of.w, image = nh / of.h;
+    // h - r is a multiple of the stride for the padded row h, and so is that of every tap: p = (h - r) / sh - t.
+    const int p = nh - image * of.h + (of.top + d.ph - of.r()) / d.sh,
+              q = line - nh * of.w + (of.left + d.pw - of.s()) / d.sw;
+    base = ((image * d.ho + p) * d.wo + q) * d.o;
+    mask = seen(p, of.down(d), d.ho) | seen(q, of.across(d), d.wo) << 16;
   }
   __device__ __forceinline__ Move move_of(const Tap& tap) const {
-    // h - r = p·sh, so the remainders of h and r are the same and p = h / sh - r / sh.
-    if (tap.r < 0) return {15, 0, 0};
-    return {tap.r, tap.s, tap.channel - (divide(tap.r, d.by_sh) * d.wo + divide(tap.s, d.by_sw)) * d.o};
+    return {min(tap.r, 15), tap.s, tap.channel - (tap.r * d.wo + tap.s) * d.o};
   }
-  __device__ __forceinline__ Move find(int k) const { return move_of(tap_of(k, d.o, d.by_o, d)); }
+  __device__ __forceinline__ Move find(int k) const { return move_of(taps.at(k, d)); }
   __device__ __forceinline__ int at(const Move& move) const {
     return mask >> move.r & mask >> (16 + move.s) & 1 ? base + move.by : NOWHERE;
   }
   // The place of the first channel of the output pixel that saw it through a tap.
   __device__ __forceinline__ int pixel_of(const Tap& tap) const { return this->at(move_of({tap.r, tap.s, 0})); }
   __device__ __forceinline__ void each(int k, int (&at)[N]) const {
-    Tap tap = tap_of(k, d.o, d.by_o, d);
+    Tap tap = taps.at(k, d);
     int pixel = pixel_of(tap);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       at[i] = pixel == NOWHERE ? NOWHERE : pixel + tap.channel;
-      tap = after(tap, d.o, d);
+      tap = taps.after(tap, d);
       // Another tap, another pixel.
       if (i < N - 1 && tap.channel == 0) pixel = pixel_of(tap);
     }
   }
 };
 
-// w', the weights [o][kh][kw][c] as the matrix [kh·kw·o][c] that belongs to `taps`. Input gradient.
+// w', the weights [o][kh][kw][c] as the matrix [taps·o][c] that belongs to `taps` of a phase. Input gradient.
 template <class E, int N>
 struct WeightsByTap : InImage<E, N> {
   using InImage<E, N>::d;
   static constexpr bool along_k = false;
+  PhaseTaps taps;
   int channel;  // the first of this thread's N, if there is one
-  __device__ WeightsByTap(const E* weights, const Conv2dDims& d) : InImage<E, N>(weights, d, d.c) {}
+  __device__ WeightsByTap(const E* weights, const Conv2dDims& d, PhaseTaps taps)
+      : InImage<E, N>(weights, d, d.c), taps(taps) {}
   __device__ __forceinline__ void start(int first) { channel = first < d.c ? first : NOWHERE; }
   __device__ __forceinline__ int find(int k) const {
-    if (k >= d.kh * d.kw * d.o) return NOWHERE;
-    const int rs = divide(k, d.by_o), channel_out = k - rs * d.o;
-    return (channel_out * d.kh * d.kw + rs) * d.c;
+    const Tap tap = taps.at(k, d);
+    if (tap.r >= taps.down(d)) return NOWHERE;
+    return ((tap.channel * d.kh + taps.r() + tap.r * d.sh) * d.kw + taps.s() + tap.s * d.sw) * d.c;
   }
   __device__ __forceinline__ int at(int found) const { return place_of(found, channel); }
   __device__ __forceinline__ void each(int k, int (&at)[N]) const {
     const int found = this->at(find(k));
 #pragma unroll
     for (int i = 0; i < N; ++i) at[i] = found != NOWHERE && channel + i < d.c ? found + i : NOWHERE;
+  }
+};
+
+// What becomes of the sums of a phase: its rows are every so many of gx.
+template <class E>
+struct PhaseEpilogue {
+  Epilogue<E> all;
+  const Conv2dDims& d;
+  int phase;
+  __device__ __forceinline__ PhaseEpilogue<float> of_partial(float* partial) const {
+    return {all.of_partial(partial), d, phase};
+  }
+  __device__ __forceinline__ float bias_at(int, int) const { return 0.0f; }
+  template <int N>
+  __device__ __forceinline__ void store(int row, int column, int n, const Pack<float, N>& v) const {
+    if (d.sh * d.sw > 1) {
+      const Phase of(phase, d);
+      const int nh = row / of.w, image = nh / of.h;
+      row = (image * d.h + of.top + d.sh * (nh - image * of.h)) * d.w + of.left + d.sw * (row - nh * of.w);
+    }
+    all.store(row, column, n, v);
   }
 };

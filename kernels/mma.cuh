@@ -85,8 +85,8 @@ struct Copies {
 };
 
 // One block's tile of C. Grid as in `product`.
-template <class Tile, class A, class B, class Y>
-__device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& cut, const Epilogue<Y>& epilogue) {
+template <class Tile, class A, class B, class Then>
+__device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& cut, const Then& epilogue) {
   constexpr int M = Tile::M, N = Tile::N, K = Tile::K, STAGES = Tile::STAGES;
   using E = typename A::Element;
   constexpr int MT = Tile::WM / 16, NT = Tile::WN / 8, WARPS_N = N / Tile::WN;
@@ -99,7 +99,7 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
   SHARED(Chunk<E>, as, [STAGES][WhereA::SIZE]);
   SHARED(Chunk<E>, bs, [STAGES][WhereB::SIZE]);
   const int tiles_n = (cut.n + N - 1) / N;
-  const int m0 = (int)blockIdx.x / tiles_n * M, n0 = (int)blockIdx.x % tiles_n * N;
+  const int tile = blockIdx.x - cut.first, m0 = tile / tiles_n * M, n0 = tile % tiles_n * N;
   const int first = blockIdx.z * cut.split_steps;
   const int steps = min((cut.k + K - 1) / K - first, cut.split_steps);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -145,8 +145,8 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
     }
   }
 
-  float* partial = cut.partial ? cut.partial + (size_t)blockIdx.z * cut.m * cut.n : nullptr;
-  const Epilogue<float> none = {partial, nullptr, 0, 0};
+  float* partial = cut.partial_of(blockIdx.z);
+  const auto none = epilogue.of_partial(partial);
 #pragma unroll
   for (int j = 0; j < NT; ++j) {
     const int c = n0 + wn + 8 * j + lane % 4 * 2;

@@ -179,8 +179,8 @@ struct Tma64Transposed {
 
 // One block's tile of C. Grid: x = ceil(m/M)·ceil(n/N) tiles, those of one row of tiles next to each other
 // (they share A in the L2 cache); z = splits.
-template <class Tile, class A, class B, class Y>
-__device__ __forceinline__ void product(const A& a, const B& b, const Cut& cut, const Epilogue<Y>& epilogue) {
+template <class Tile, class A, class B, class Then>
+__device__ __forceinline__ void product(const A& a, const B& b, const Cut& cut, const Then& epilogue) {
   // Rows of 128 bytes are what wgmma reads.
   if constexpr (Tile::K == 64) product_wgmma<Tile>(a, b, cut, epilogue);
   else if constexpr (Tile::CHUNK == 8) product_mma<Tile>(a, b, cut, epilogue);

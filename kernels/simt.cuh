@@ -51,8 +51,8 @@ __device__ __forceinline__ int k_of(int t) {
 }
 
 // One block's tile of C. Grid as in `product`.
-template <class Tile, class A, class B, class E>
-__device__ __forceinline__ void product_simt(A a, B b, const Cut& cut, const Epilogue<E>& epilogue) {
+template <class Tile, class A, class B, class Then>
+__device__ __forceinline__ void product_simt(A a, B b, const Cut& cut, const Then& epilogue) {
   constexpr int BK = Tile::K, TM = Tile::TM, TN = Tile::TN;
   // Two threads per line: one pass of all threads brings 8 k of every line.
   constexpr int PASSES = BK / 8, WARPS_N = Tile::N / (8 * TN);
@@ -61,7 +61,7 @@ __device__ __forceinline__ void product_simt(A a, B b, const Cut& cut, const Epi
   SHARED(float, bs, [2][BK][ROW<Tile>]);
   const int t = threadIdx.x;
   const int tiles_n = (cut.n + Tile::N - 1) / Tile::N;
-  const int m0 = (int)blockIdx.x / tiles_n * Tile::M, n0 = (int)blockIdx.x % tiles_n * Tile::N;
+  const int tile = blockIdx.x - cut.first, m0 = tile / tiles_n * Tile::M, n0 = tile % tiles_n * Tile::N;
   const int first = blockIdx.z * cut.split_steps;
   const int steps = min((cut.k + BK - 1) / BK - first, cut.split_steps);
 
@@ -119,8 +119,8 @@ __device__ __forceinline__ void product_simt(A a, B b, const Cut& cut, const Epi
 
   if (!busy) return;
   // A partial result is stored as it is: the epilogue comes when all are added up.
-  float* partial = cut.partial ? cut.partial + (size_t)blockIdx.z * cut.m * cut.n : nullptr;
-  const Epilogue<float> none = {partial, nullptr, 0, 0};
+  float* partial = cut.partial_of(blockIdx.z);
+  const auto none = epilogue.of_partial(partial);
 #pragma unroll
   for (int j = 0; j < TN; j += 4) {
     const int c = n0 + column + j * 8;

@@ -124,7 +124,7 @@ __device__ __forceinline__ void multiply_step(float (&acc)[MT][Tile::N / 2], uns
 template <class Tile, int MT, class Then>
 __device__ __forceinline__ void store_sums(float (&acc)[MT][Tile::N / 2], const Share<Tile>& share, int group,
                                            const Cut& cut, const Then& epilogue) {
-  float* partial = cut.partial ? cut.partial + (size_t)blockIdx.z * cut.m * cut.n : nullptr;
+  float* partial = cut.partial_of(blockIdx.z);
   const auto none = epilogue.of_partial(partial);
   const int lane = threadIdx.x % 32;
   const int row = share.m + group * MT * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4;
@@ -152,15 +152,15 @@ __device__ __forceinline__ void store_sums(float (&acc)[MT][Tile::N / 2], const 
 }
 
 // One block's tile of C. Grid as in `product`.
-template <class Tile, class A, class B, class Y>
-__device__ __forceinline__ void product_wgmma(const A& a, const B& b, const Cut& cut, const Epilogue<Y>& epilogue) {
+template <class Tile, class A, class B, class Then>
+__device__ __forceinline__ void product_wgmma(const A& a, const B& b, const Cut& cut, const Then& epilogue) {
   constexpr int M = Tile::M, N = Tile::N, STAGES = Tile::STAGES, MT = M / 128;
   static_assert(Tile::THREADS == 256 && Tile::K == 64 && M % 128 == 0 && N % 64 == 0, "two warpgroups fill the tile");
   static_assert(Tile::SHARED == STAGES * SLOT<Tile>, "as the host must know it");
   using E = typename A::Element;
   DYN_TILES(Chunk<E>, tiles);
   const unsigned slots = smem_address(tiles);
-  const Share<Tile> share(cut, blockIdx.x);
+  const Share<Tile> share(cut, blockIdx.x - cut.first);
   const int group = threadIdx.x / 128;
   const Gather<A, M, 256> of_a(a, share.m, threadIdx.x);
   const Gather<B, N, 256> of_b(b, share.n, threadIdx.x);
@@ -191,5 +191,11 @@ __device__ __forceinline__ void product_wgmma(const A& a, const B& b, const Cut&
   wgmma_wait<0>();
 #pragma unroll
   for (int i = 0; i < MT; ++i) wgmma_keep(acc[i]);
+  if (share.steps <= 0) {  // nothing has been written to them
+#pragma unroll
+    for (int i = 0; i < MT; ++i)
+#pragma unroll
+      for (int j = 0; j < N / 2; ++j) acc[i][j] = 0.0f;
+  }
   store_sums(acc, share, group, cut, epilogue);
 }

@@ -57,6 +57,12 @@ fn sizes(d: &Dims, accumulate: bool, split_steps: usize) -> Conv2dDims {
         by_wo: magic(wo),
         by_sh: magic(sh),
         by_sw: magic(sw),
+        down: (kh / sh) as i32,
+        across: (kw / sw) as i32,
+        more_down: (kh % sh) as i32,
+        more_across: (kw % sw) as i32,
+        by_across: magic((kw / sw).max(1)),
+        by_wide: magic(kw / sw + 1),
         ..Conv2dDims::default()
     }
 }
@@ -132,20 +138,38 @@ pub(super) fn backward_x<T: KernelType>(
     if let Some(strip) = Strip::backward_x::<T>(cuda, d) {
         return strip.multiply::<T>(cuda, [gy, w], None, [accumulate, false], gx.output()?);
     }
-    let [kh, kw] = d.window.kernel;
-    let sizes_of = [len / d.c, d.c, kh * kw * d.o];
+    let sizes_of = [len / d.c, d.c, taps(d) * d.o];
     let product = Product { sizes: sizes_of, rows: [d.o, d.c], bias: None, accumulate, relu: false };
     let operands = |tile: &Tile| maps::backward_x::<T>(gy, w, d, tile);
     let possible = || Ok(d.window.stride == [1; 2] && maps::possible(d.o, d, || operands(&TMA64))?);
     let families = families::<T>(cuda, &CONV2D_BWD_X, &CONV2D_BWD_X_TMA, possible)?;
     product.run::<T, T>(cuda, families, gx.output()?, |plan, gx, partial| {
-        let d = sizes(d, accumulate, plan.split_steps);
-        if plan.tile.maps {
-            let [gy, w] = maps::make(cuda, &operands(plan.tile)?)?;
-            return conv2d_bwd_x_tma::<T>(cuda, plan.tile, plan.launch, &gy, &w, gx, partial, &d);
+        let (Dims { n, o, .. }, tile) = (d, plan.tile);
+        let (launch, sizes) =
+            (plan.launch.flops(2 * n * d.pixels() * d.patch() * o), sizes(d, accumulate, plan.split_steps));
+        if tile.maps {
+            let [gy, w] = maps::make(cuda, &operands(tile)?)?;
+            return conv2d_bwd_x_tma::<T>(cuda, tile, launch, &gy, &w, gx, partial, &sizes);
         }
-        conv2d_bwd_x::<T>(cuda, plan.tile, plan.launch, gy.input()?, w.input()?, gx, partial, &d)
+        let tiles = phases(d).map(|pixels| pixels.div_ceil(tile.m)).sum::<usize>() * d.c.div_ceil(tile.n);
+        let launch = launch.grid(tiles, 1, launch.grid[2] as usize);
+        conv2d_bwd_x::<T>(cuda, tile, launch, gy.input()?, w.input()?, gx, partial, &sizes)
     })
+}
+
+/// Taps of the window that reach an input pixel, at most.
+fn taps(d: &Dims) -> usize {
+    [0, 1].map(|i| d.window.kernel[i].div_ceil(d.window.stride[i])).iter().product()
+}
+
+/// The input pixels of each phase, in the order of `PhaseOfBlock` in `kernels/conv2d.cuh`.
+fn phases(d: &Dims) -> impl Iterator<Item = usize> {
+    let (Dims { n, x, .. }, stride, pad) = (*d, d.window.stride, d.window.pad);
+    let pixels = move |i: usize, first: usize| {
+        let from = (first + stride[i] - pad[i] % stride[i]) % stride[i];
+        (x[i] + stride[i] - 1 - from) / stride[i]
+    };
+    (0..stride[0] * stride[1]).map(move |at| n * pixels(0, at / stride[1]) * pixels(1, at % stride[1]))
 }
 
 pub(super) fn backward_w<T: KernelType>(
