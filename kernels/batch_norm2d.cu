@@ -1,13 +1,13 @@
 // Batch normalisation over (n, h, w), one mean and variance per channel.
 //
 // Seen as a matrix x [rows, c] with rows = n*h*w. Statistics over the rows take two kernels: blocks
-// reduce a range of rows each to one partial result a channel, then a block a channel merges those.
+// reduce a range of rows each to one partial result a channel, then a block a channel merges those. Few rows, which fit the
+// registers of a block, are treated in batch_norm2d_whole.cu.
 //
 // An activation behind it costs no pass of its own: it is applied as y is written, and its gradient, for which what it was
 // applied to is computed again, as gy is read.
 // Instances: T = float, half, bf16
-#include "activation.cuh"
-#include "reduce.cuh"
+#include "batch_norm2d.cuh"
 
 struct BatchNorm2dDims {
   int rows, c;       // x [rows, c]
@@ -237,11 +237,8 @@ __global__ void __launch_bounds__(128)
   const int c = blockIdx.x;
   const Moments all = merge_ranges(reinterpret_cast<const Moments*>(part) + c * d.ranges, d.ranges);
   if (threadIdx.x == 0) {
-    float var = all.m2 / all.n;
     mean[c] = all.mean;
-    inv_std[c] = 1.0f / sqrtf(var + d.eps);
-    running_mean[c] = d.keep * running_mean[c] + d.take * all.mean;
-    running_var[c] = d.keep * running_var[c] + d.take * var * d.unbias;
+    inv_std[c] = keep_statistics(c, all.mean, all.m2 / all.n, running_mean, running_var, d);
   }
 }
 
@@ -260,22 +257,6 @@ __global__ void __launch_bounds__(256)
     inv_std[c] = 1.0f / sqrtf(running_var[c] + d.eps);
   }
 }
-
-// What a thread knows of its channels to normalise them.
-template <int V>
-struct Normal {
-  float centre[V], scale[V], shift[V];
-  __device__ __forceinline__ Normal(const float* mean, const float* inv_std, const float* gamma, const float* beta,
-                                    int c) {
-#pragma unroll
-    for (int k = 0; k < V; ++k) {
-      centre[k] = mean[c + k];
-      scale[k] = gamma[c + k] * inv_std[c + k];
-      shift[k] = beta[c + k];
-    }
-  }
-  __device__ __forceinline__ float of(float x, int k) const { return (x - centre[k]) * scale[k] + shift[k]; }
-};
 
 template <int V, class A, class T>
 __device__ __forceinline__ void normalise(Width<V>, A, const T* x, const float* mean, const float* inv_std,
@@ -379,21 +360,14 @@ __device__ __forceinline__ void input_gradient(Width<V>, A, const T* x, const fl
                                                const float* gbeta, const T* gy, T* gx, const BatchNorm2dDims& d) {
   Share<V> my(d);
   if (my.first >= my.last) return;
-  // gx = scale * gy + b * (x - mean) + e, per channel.
   const Normal<V> normal(mean, inv_std, gamma, beta, my.c);
-  float b[V], e[V];
-#pragma unroll
-  for (int k = 0; k < V; ++k) {
-    int c = my.c + k;
-    b[k] = -normal.scale[k] * inv_std[c] * ggamma[c] * d.inv_rows;
-    e[k] = -normal.scale[k] * gbeta[c] * d.inv_rows;
-  }
+  const Slopes<V> slopes(normal, inv_std, ggamma, gbeta, my.c, d.inv_rows);
   for_rows(my, d, {x, gy}, [&](int at, const Pack<float, V>(&v)[2]) {
     Pack<float, V> out;
 #pragma unroll
     for (int k = 0; k < V; ++k) {
       const float gradient = A::gradient(normal.of(v[0].v[k], k), v[1].v[k]);
-      out.v[k] = normal.scale[k] * gradient + b[k] * (v[0].v[k] - normal.centre[k]) + e[k];
+      out.v[k] = slopes.of(normal, v[0].v[k], gradient, k);
     }
     store(gx + at, out);
   });

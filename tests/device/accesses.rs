@@ -27,24 +27,27 @@ fn accesses_are_wide() {
     if !under::looks_inside() {
         return;
     }
-    // A room, the start of its case's name, a kernel, what it reads or writes together, and how many
-    // words that are: all by fours, but elements of two bytes by eights where each is treated alike.
-    let all: [(&str, &str, &str, &[&str], usize); 10] = [
-        ("add", "[3, 15", "add_fwd", &["a", "b", "y"], 4),
-        ("relu", "[3, 15", "relu_fwd", &["x", "y"], 4),
-        ("relu", "[3, 15", "relu_bwd", &["y", "g"], 4),
-        ("dropout", "[3, 77]", "dropout_apply", &["x", "y"], 2),
-        ("max_pool2d", "[1, 9, 8, 16]", "max_pool2d_fwd", &["x", "y"], 4),
-        ("max_pool2d", "[1, 9, 8, 16]", "max_pool2d_bwd", &["gy", "gx"], 4),
-        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_fwd_part", &["x"], 4),
-        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_fwd", &["x", "y"], 2),
-        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_bwd_part", &["x", "gy"], 2),
-        ("batch_norm2d", "[3, 7, 5, 64]", "batch_norm2d_bwd_input", &["x", "gy", "gx"], 2),
+    // A room, the start of its case's name, a kernel, what it reads or writes together, and how many words that are, of f32 and of two bytes: all by fours, but elements of two bytes by eights where each is treated alike,
+    // and 8 bytes where twice as many would not fit the registers.
+    type Wide<'a> = (&'a str, &'a str, &'a str, &'a [&'a str], [usize; 2]);
+    let all: [Wide<'_>; 12] = [
+        ("add", "[3, 15", "add_fwd", &["a", "b", "y"], [4, 4]),
+        ("relu", "[3, 15", "relu_fwd", &["x", "y"], [4, 4]),
+        ("relu", "[3, 15", "relu_bwd", &["y", "g"], [4, 4]),
+        ("dropout", "[3, 77]", "dropout_apply", &["x", "y"], [4, 2]),
+        ("max_pool2d", "[1, 9, 8, 16]", "max_pool2d_fwd", &["x", "y"], [4, 4]),
+        ("max_pool2d", "[1, 9, 8, 16]", "max_pool2d_bwd", &["gy", "gx"], [4, 4]),
+        ("batch_norm2d", "[1, 2731, 3, 8]", "batch_norm2d_fwd_part", &["x"], [4, 4]),
+        ("batch_norm2d", "[3, 7, 5, 64] Eval", "batch_norm2d_fwd", &["x", "y"], [4, 2]),
+        ("batch_norm2d", "[3, 7, 5, 64] Eval", "batch_norm2d_bwd_part", &["x", "gy"], [4, 2]),
+        ("batch_norm2d", "[3, 7, 5, 64] Eval", "batch_norm2d_bwd_input", &["x", "gy", "gx"], [4, 2]),
+        ("batch_norm2d", "[3, 7, 5, 64] Train", "batch_norm2d_whole_fwd", &["x", "y"], [4, 4]),
+        ("batch_norm2d", "[3, 7, 5, 64] Train", "batch_norm2d_whole_bwd", &["x", "gy", "gx"], [2, 2]),
     ];
-    for ((room, start, kernel, places, half), dtype) in
+    for ((room, start, kernel, places, [float, half]), dtype) in
         all.into_iter().flat_map(|a| [DType::F32, DType::F16, DType::BF16].map(|d| (a, d)))
     {
-        let (words, left) = if dtype == DType::F32 { (4, 6) } else { (half, 14) };
+        let (words, left) = if dtype == DType::F32 { (float, 6) } else { (half, 14) };
         let events = trace(room, start, kernel, dtype);
         for wanted in places {
             let sizes = events.iter().filter_map(|e| match &e.action {

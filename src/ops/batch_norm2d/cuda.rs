@@ -5,6 +5,7 @@ use crate::device::cuda::{BLOCK, Cuda, KernelType, Launch};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::batch_norm2d::*;
+use crate::kernels::batch_norm2d_whole::*;
 use crate::tensor::Tensor;
 
 /// How x `[rows, c]` is cut into blocks, each with a tile of the channels for a range of the rows: so many rows for
@@ -41,6 +42,19 @@ fn channels(d: &BatchNorm2dDims) -> Launch {
     Launch::new(d.c as usize, if d.ranges > 32 { 128 } else { 32 })
 }
 
+/// Rows of a batch-norm that one launch treats whole, at most: forward, and backward. A block has eight rows a thread.
+pub(super) const WHOLE: [usize; 2] = [8192, 8192];
+
+/// The sizes for that, and a block for each of the groups of `bytes` of channels, with four rows a thread if they are few.
+fn whole(x: &Tensor, then: Option<Activation>, bytes: usize) -> (BatchNorm2dWholeDims, Launch) {
+    let (cut, _) = cut(x, 1, 1, 1);
+    let BatchNorm2dDims { rows, c, unbias, inv_rows, .. } = cut;
+    let threads = (rows as u32).div_ceil(4).next_power_of_two().clamp(256, 1024);
+    let activation = Activation::number(then);
+    let d = BatchNorm2dWholeDims { rows, c, unbias, inv_rows, activation, ..Default::default() };
+    (d, Launch::new((c as usize).div_ceil(bytes / x.dtype().size()), threads))
+}
+
 /// `stats` become the mean and 1/std that x was normalised with, `constants` are momentum and eps.
 #[expect(clippy::too_many_arguments, reason = "what batch-norm takes")]
 pub(super) fn forward<T: KernelType>(
@@ -54,9 +68,16 @@ pub(super) fn forward<T: KernelType>(
     train: bool,
     then: Option<Activation>,
 ) -> Result<()> {
-    let (mut d, blocks) = sums(x, 16 / size_of::<T>());
-    [d.keep, d.take, d.eps] = [1.0 - momentum, momentum, eps].map(|v| v as f32);
+    let [keep, take, eps] = [1.0 - momentum, momentum, eps].map(|v| v as f32);
     let (m, s) = (mean.output()?, inv_std.output()?);
+    if train && x.len() / x.shape().last() <= WHOLE[0] {
+        let (mut d, blocks) = whole(x, then, 16);
+        [d.keep, d.take, d.eps] = [keep, take, eps];
+        let (g, b, rm, rv) = (gamma.input()?, beta.input()?, running_mean.output()?, running_var.output()?);
+        return batch_norm2d_whole_fwd::<T>(cuda, blocks, x.input()?, g, b, m, s, rm, rv, y.output()?, &d);
+    }
+    let (mut d, blocks) = sums(x, 16 / size_of::<T>());
+    [d.keep, d.take, d.eps] = [keep, take, eps];
     if train {
         let mut part = Tensor::empty(x.device(), DType::F32, [d.c as usize, d.ranges as usize, 3])?;
         batch_norm2d_fwd_part::<T>(cuda, blocks, x.input()?, part.output()?, &d)?;
@@ -72,40 +93,38 @@ pub(super) fn forward<T: KernelType>(
     batch_norm2d_fwd::<T>(cuda, blocks, x.input()?, m, s, g, b, y.output()?, &d)
 }
 
-/// `ggamma` and `gbeta`.
-pub(super) fn reduce<T: KernelType>(
-    cuda: &Cuda,
-    node: &BatchNorm2d,
-    gy: &Tensor,
-    ggamma: &mut Tensor,
-    gbeta: &mut Tensor,
-) -> Result<()> {
-    let (mut d, blocks) = sums(gy, 4);
-    d.activation = Activation::number(node.then);
-    let mut part = Tensor::empty(gy.device(), DType::F32, [d.c as usize, d.ranges as usize, 2])?;
-    let (x, mean, inv_std) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?);
-    let (gamma, beta) = (node.gamma.input()?, node.beta.input()?);
-    batch_norm2d_bwd_part::<T>(cuda, blocks, x, gy.input()?, mean, inv_std, gamma, beta, part.output()?, &d)?;
-    batch_norm2d_bwd_merge(cuda, channels(&d), part.input()?, inv_std, ggamma.output()?, gbeta.output()?, &d)
-}
-
-/// `gx`.
+/// `ggamma` and `gbeta`, and gx if it is wanted.
 pub(super) fn backward<T: KernelType>(
     cuda: &Cuda,
     node: &BatchNorm2d,
-    ggamma: &Tensor,
-    gbeta: &Tensor,
     gy: &Tensor,
-) -> Result<Tensor> {
-    let mut gx = Tensor::empty(gy.device(), gy.dtype(), gy.shape())?;
-    let (mut d, blocks) = passes(gy);
-    d.activation = Activation::number(node.then);
-    if !node.train {
-        d.inv_rows = 0.0;
+    [ggamma, gbeta]: [&mut Tensor; 2],
+) -> Result<Option<Tensor>> {
+    let (x, mean, inv_std) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?);
+    let (gamma, beta, from) = (node.gamma.input()?, node.beta.input()?, gy.input()?);
+    let mut gx = match node.ids[0] {
+        Some(_) => Some(Tensor::empty(gy.device(), gy.dtype(), gy.shape())?),
+        None => None,
+    };
+    if let (true, Some(gx)) = (node.train && gy.len() / gy.shape().last() <= WHOLE[1], &mut gx) {
+        let (d, blocks) = whole(gy, node.then, 8);
+        let (gg, gb, to) = (ggamma.output()?, gbeta.output()?, gx.output()?);
+        batch_norm2d_whole_bwd::<T>(cuda, blocks, x, from, mean, inv_std, gamma, beta, gg, gb, to, &d)?;
+    } else {
+        let (mut d, blocks) = sums(gy, 4);
+        d.activation = Activation::number(node.then);
+        let mut part = Tensor::empty(gy.device(), DType::F32, [d.c as usize, d.ranges as usize, 2])?;
+        batch_norm2d_bwd_part::<T>(cuda, blocks, x, from, mean, inv_std, gamma, beta, part.output()?, &d)?;
+        batch_norm2d_bwd_merge(cuda, channels(&d), part.input()?, inv_std, ggamma.output()?, gbeta.output()?, &d)?;
+        if let Some(gx) = &mut gx {
+            let (mut d, blocks) = passes(gy);
+            d.activation = Activation::number(node.then);
+            if !node.train {
+                d.inv_rows = 0.0;
+            }
+            let (gg, gb) = (ggamma.input()?, gbeta.input()?);
+            batch_norm2d_bwd_input::<T>(cuda, blocks, x, mean, inv_std, gamma, beta, gg, gb, from, gx.output()?, &d)?;
+        }
     }
-    let (x, mean, inv_std, gamma) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?, node.gamma.input()?);
-    let (beta, gg, gb) = (node.beta.input()?, ggamma.input()?, gbeta.input()?);
-    let gy = gy.input()?;
-    batch_norm2d_bwd_input::<T>(cuda, blocks, x, mean, inv_std, gamma, beta, gg, gb, gy, gx.output()?, &d)?;
     Ok(gx)
 }

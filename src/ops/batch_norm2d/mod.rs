@@ -169,13 +169,10 @@ impl Backward for BatchNorm2d {
             gx = Some(g);
         },
         cuda => {
-            cuda::reduce::<T>(&cuda, &self, &gy, &mut ggamma, &mut gbeta)?;
-            if self.ids[0].is_some() {
-                // A bias in front of it changes nothing.
-                if self.train && !cuda.options().no_fuse {
-                    grads.note_sums_to_zero(self.ids[0]);
-                }
-                gx = Some(cuda::backward::<T>(&cuda, &self, &ggamma, &gbeta, &gy)?);
+            gx = cuda::backward::<T>(&cuda, &self, &gy, [&mut ggamma, &mut gbeta])?;
+            // A bias in front of it changes nothing.
+            if self.train && !cuda.options().no_fuse {
+                grads.note_sums_to_zero(self.ids[0]);
             }
             Ok(())
         });
@@ -250,7 +247,15 @@ pub fn cases() -> Vec<Case> {
         case([1, 5, 2, 132], true),
         case([1, 9, 5, 264], true),
         case([2, 40, 41, 1], true),
-        case([2, 46, 46, 31], true),
+        case([1, 5, 2, 132], false),
+        case([1, 9, 5, 264], false),
+        case([3, 7, 5, 64], false),
+        // As many rows as are treated whole, and more.
+        case([2, 64, 64, 5], true),
+        case([1, 2731, 3, 1], true),
+        case([1, 2731, 3, 8], true),
+        case([2, 46, 90, 31], true),
+        case([1, 2731, 3, 132], true),
         far_from_zero([2, 8, 16, 2]),
         far_from_zero([4, 8, 8, 8]),
         after_training([2, 3, 5, 3]),
@@ -261,6 +266,8 @@ pub fn cases() -> Vec<Case> {
         then(Some(Activation::Silu), [2, 3, 5, 3], true),
         then(Some(Activation::Gelu), [2, 4, 3, 8], true),
         then(Some(Activation::Gelu), [2, 4, 3, 8], false),
+        then(Some(Activation::Relu), [1, 2731, 3, 3], true),
+        then(Some(Activation::Silu), [1, 2731, 3, 4], true),
         case([16, 28, 28, 32], true).timed(),
         case([16, 8, 8, 256], true).timed(),
         case([16, 28, 28, 32], false).timed(),

@@ -1,0 +1,285 @@
+// Batch normalisation of so few rows that a block has a channel's all at once: one launch forward and one backward, and x is
+// read once. batch_norm2d.cu treats more rows, and evaluation.
+//
+// The sums over the rows are done one after the other, each in a fixed order: of x, then of squares about the mean.
+// Instances: T = float, half, bf16
+#include "batch_norm2d.cuh"
+
+struct BatchNorm2dWholeDims {
+  int rows, c;       // x [rows, c]
+  float keep, take;  // 1 - momentum, momentum
+  float unbias;      // rows / (rows - 1)
+  float eps;         // added to the variance
+  float inv_rows;    // 1 / rows
+  int activation;    // its number, or 0 for none: activation.cuh
+};
+
+constexpr int MOST = 8;  // rows that a thread has
+
+// use(i, row) for the i-th row of the thread.
+template <class Use>
+__device__ __forceinline__ void each_row(const BatchNorm2dWholeDims& d, Use use) {
+#pragma unroll
+  for (int i = 0; i < MOST; ++i) {
+    const int row = threadIdx.x + i * blockDim.x;
+    if (row >= d.rows) return;
+    use(i, row);
+  }
+}
+
+// V channels from c on of a row that has `channels`. One that is not there is 0.
+template <int V, class T>
+__device__ __forceinline__ Pack<float, V> some_of(const T* row, int c, int channels) {
+  if (rows_of<V>(row, channels)) return load<V>(row + c);
+  Pack<float, V> v;
+#pragma unroll
+  for (int k = 0; k < V; ++k) v.v[k] = c + k < channels ? to_float(row[c + k]) : 0.0f;
+  return v;
+}
+
+// V channels of the thread's rows in registers, as words: the compiler gives each element of two bytes that it knows by
+// itself a register.
+template <class T, int V>
+struct Held {
+  static constexpr int WORDS = V * sizeof(T) / 4;
+  Pack<unsigned, WORDS> rows[MOST];
+
+  // The block's channels of x.
+  __device__ __forceinline__ Held(const T* x, const BatchNorm2dWholeDims& d) {
+    const int c = blockIdx.x * V;
+    if (rows_of<V>(x, d.c)) {
+      each_row(d,
+               [&](int i, int row) { rows[i] = *reinterpret_cast<const Pack<unsigned, WORDS>*>(x + row * d.c + c); });
+      return;
+    }
+    each_row(d, [&](int i, int row) { set<V>(i, 0, some_of<V>(x + row * d.c, c, d.c)); });
+  }
+
+  // N channels from k on, which is even.
+  template <int N>
+  __device__ __forceinline__ Pack<float, N> get(int i, int k) const {
+    Pack<float, N> v;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      const int at = (k + n) * sizeof(T) / 4;
+      if constexpr (sizeof(T) == 4) v.v[n] = __uint_as_float(rows[i].v[at]);
+      else v.v[n] = to_float(T{(unsigned short)(rows[i].v[at] >> n % 2 * 16)});
+    }
+    return v;
+  }
+  template <int N>
+  __device__ __forceinline__ void set(int i, int k, const Pack<float, N>& v) {
+#pragma unroll
+    for (int n = 0; n < N; n += 4 / sizeof(T)) {
+      unsigned& at = rows[i].v[(k + n) * sizeof(T) / 4];
+      if constexpr (sizeof(T) == 4) at = __float_as_uint(v.v[n]);
+      else at = from_float<T>(v.v[n]).bits | (unsigned)from_float<T>(v.v[n + 1]).bits << 16;
+    }
+  }
+
+  // Between two passes over them: what the first has converted is not kept for the second.
+  __device__ __forceinline__ void rest() {
+#pragma unroll
+    for (int i = 0; i < MOST; ++i)
+#pragma unroll
+      for (int k = 0; k < WORDS; ++k) opaque(rows[i].v[k]);
+  }
+
+  // Back into memory.
+  __device__ __forceinline__ void store(T* y, const BatchNorm2dWholeDims& d) const {
+    const int c = blockIdx.x * V;
+    if (rows_of<V>(y, d.c)) {
+      each_row(d, [&](int i, int row) { *reinterpret_cast<Pack<unsigned, WORDS>*>(y + row * d.c + c) = rows[i]; });
+      return;
+    }
+    each_row(d, [&](int i, int row) {
+      const Pack<float, V> v = get<V>(i, 0);
+#pragma unroll
+      for (int k = 0; k < V; ++k)
+        if (c + k < d.c) y[row * d.c + c + k] = from_float<T>(v.v[k]);
+    });
+  }
+};
+
+// totals[k] = the sum of v[k] over the block's threads, for all of them to read; N is a power of two, and the block has at
+// least N warps. All threads call it.
+template <int N>
+__device__ __forceinline__ void block_sums(float (&v)[N], float (*of_warps)[32], float* totals) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  // With each exchange a lane keeps half of what it has, summed with a lane that keeps the other half: fewer exchanges than a
+  // sum of each by itself.
+  int k = 0, far = 16;
+#pragma unroll
+  for (int many = N / 2; many > 0; many /= 2, far /= 2) {
+    const bool upper = (lane & far) != 0;
+#pragma unroll
+    for (int i = 0; i < many; ++i) {
+      const float give = upper ? v[i] : v[i + many], keep = upper ? v[i + many] : v[i];
+      v[i] = keep + __shfl_xor_sync(ALL_LANES, give, far);
+    }
+    k += upper ? many : 0;
+  }
+#pragma unroll
+  for (far = 16 / N; far > 0; far /= 2) v[0] += __shfl_xor_sync(ALL_LANES, v[0], far);
+  if (lane % (32 / N) == 0) of_warps[k][warp] = v[0];
+  __syncthreads();
+  if (warp < N) {
+    const float total = first_lane_sum(32 * lane < blockDim.x ? of_warps[warp][lane] : 0.0f);
+    if (lane == 0) totals[warp] = total;
+  }
+  __syncthreads();
+}
+
+// Mean and variance of the block's channels, the step of their running statistics, and
+// y = f((x - mean) * (gamma * inv_std) + beta) with the activation f.
+// Threads: a block has 16 bytes of channels of all rows; thread t has rows t, t + threads, ..., at most eight, in its
+// registers.
+// Traffic: one read of x and one write of y.
+// Launch: grid ceil(c / V), V being the elements of 16 bytes, of 256 to 1024; at most 1184 bytes of shared memory.
+// Numerics: sums about the value of the first row, then squares about the mean, in a fixed order.
+// Limits: rows at most eight times the threads, rows * c < 2^31.
+// Registers: at most 64.
+template <class T>
+__global__ void __launch_bounds__(1024)
+    batch_norm2d_whole_fwd(const T* __restrict__ x, const float* __restrict__ gamma, const float* __restrict__ beta,
+                           float* __restrict__ mean, float* __restrict__ inv_std, float* __restrict__ running_mean,
+                           float* __restrict__ running_var, T* __restrict__ y, BatchNorm2dWholeDims d) {
+  constexpr int V = 16 / sizeof(T);
+  SHARED(float, of_warps, [V][32]);
+  SHARED(float, totals, [V]);
+  SHARED(float, constants, [4][V]);
+  Held<T, V> held(x, d);
+  const int c = blockIdx.x * V;
+
+  // About the first row's, so that a large mean costs no digits.
+  Pack<float, V> centre = some_of<V>(x, c, d.c);
+  float sums[V] = {};
+  each_row(d, [&](int i, int) {
+    const Pack<float, V> v = held.template get<V>(i, 0);
+#pragma unroll
+    for (int k = 0; k < V; ++k) sums[k] += v.v[k] - centre.v[k];
+  });
+  block_sums(sums, of_warps, totals);
+  held.rest();
+#pragma unroll
+  for (int k = 0; k < V; ++k) {
+    centre.v[k] += totals[k] * d.inv_rows;
+    sums[k] = 0.0f;
+  }
+  each_row(d, [&](int i, int) {
+    const Pack<float, V> v = held.template get<V>(i, 0);
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      const float delta = v.v[k] - centre.v[k];
+      sums[k] += delta * delta;
+    }
+  });
+  // What a thread below keeps of its channel.
+  float mine = 0.0f;
+#pragma unroll
+  for (int k = 0; k < V; ++k)
+    if (threadIdx.x == k) mine = centre.v[k];
+  block_sums(sums, of_warps, totals);
+  held.rest();
+  if (threadIdx.x < V) {
+    const int k = threadIdx.x;
+    float inverse = 0.0f;
+    if (c + k < d.c) {
+      inverse = keep_statistics(c + k, mine, totals[k] * d.inv_rows, running_mean, running_var, d);
+      mean[c + k] = mine;
+      inv_std[c + k] = inverse;
+    }
+    constants[0][k] = mine;
+    constants[1][k] = inverse;
+    constants[2][k] = c + k < d.c ? gamma[c + k] : 0.0f;
+    constants[3][k] = c + k < d.c ? beta[c + k] : 0.0f;
+  }
+  __syncthreads();
+
+  with_activation<T>(d.activation, [&](auto f) {
+  // Four channels at a time, whose constants fit the registers.
+#pragma unroll
+    for (int first = 0; first < V; first += 4) {
+      const Normal<4> normal(constants[0], constants[1], constants[2], constants[3], first);
+      each_row(d, [&](int i, int) {
+        Pack<float, 4> v = held.template get<4>(i, first);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) v.v[k] = decltype(f)::of(normal.of(v.v[k], k));
+        held.set(i, first, v);
+      });
+    }
+  });
+  held.store(y, d);
+}
+
+// gbeta = sum of gy, ggamma = sum of gy * (x - mean) * inv_std, and
+// gx = gamma * inv_std * (gy - gbeta / rows - (x - mean) * inv_std * ggamma / rows), gy as the activation passes it on.
+// Threads: as above, but 8 bytes of channels: those of gy are in registers too.
+// Traffic: one read of x and of gy and one write of gx.
+// Launch: grid ceil(c / V), V being the elements of 8 bytes, of 256 to 1024; at most 1136 bytes of shared memory.
+// Numerics: by rows of a thread, then over threads in a fixed order.
+template <class T>
+__global__ void __launch_bounds__(1024)
+    batch_norm2d_whole_bwd(const T* __restrict__ x, const T* __restrict__ gy, const float* __restrict__ mean,
+                           const float* __restrict__ inv_std, const float* __restrict__ gamma,
+                           const float* __restrict__ beta, float* __restrict__ ggamma, float* __restrict__ gbeta,
+                           T* __restrict__ gx, BatchNorm2dWholeDims d) {
+  constexpr int V = 8 / sizeof(T);
+  SHARED(float, of_warps, [2 * V][32]);
+  SHARED(float, totals, [2 * V]);
+  SHARED(float, constants, [5][V]);
+  Held<T, V> held(x, d), gradients(gy, d);
+  const int c = blockIdx.x * V;
+  if (threadIdx.x < V) {
+    const int k = threadIdx.x;
+    const bool there = c + k < d.c;
+    constants[0][k] = there ? mean[c + k] : 0.0f;
+    constants[1][k] = there ? inv_std[c + k] : 0.0f;
+    constants[2][k] = there ? gamma[c + k] : 0.0f;
+    constants[3][k] = there ? beta[c + k] : 0.0f;
+  }
+  __syncthreads();
+
+  float sums[2 * V] = {};  // of gy, then of gy * (x - mean)
+  with_activation<T>(d.activation, [&](auto f) {
+    const Normal<V> normal(constants[0], constants[1], constants[2], constants[3], 0);
+    each_row(d, [&](int i, int) {
+      const Pack<float, V> v = held.template get<V>(i, 0), g = gradients.template get<V>(i, 0);
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        const float gradient = decltype(f)::gradient(normal.of(v.v[k], k), g.v[k]);
+        sums[k] += gradient;
+        sums[V + k] += gradient * (v.v[k] - normal.centre[k]);
+      }
+    });
+  });
+  block_sums(sums, of_warps, totals);
+  held.rest();
+  gradients.rest();
+  if (threadIdx.x < V) {
+    const int k = threadIdx.x;
+    const float of_gamma = totals[V + k] * constants[1][k];
+    constants[4][k] = of_gamma;
+    if (c + k < d.c) {
+      ggamma[c + k] = of_gamma;
+      gbeta[c + k] = totals[k];
+    }
+  }
+  __syncthreads();
+
+  with_activation<T>(d.activation, [&](auto f) {
+    const Normal<V> normal(constants[0], constants[1], constants[2], constants[3], 0);
+    const Slopes<V> slopes(normal, constants[1], constants[4], totals, 0, d.inv_rows);
+    each_row(d, [&](int i, int) {
+      Pack<float, V> v = held.template get<V>(i, 0);
+      const Pack<float, V> g = gradients.template get<V>(i, 0);
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        const float gradient = decltype(f)::gradient(normal.of(v.v[k], k), g.v[k]);
+        v.v[k] = slopes.of(normal, v.v[k], gradient, k);
+      }
+      held.set(i, 0, v);
+    });
+  });
+  held.store(gx, d);
+}
