@@ -22,11 +22,11 @@ const THREADS: usize = 512 * MULTIPROCESSORS;
 pub(super) const MAX_PARTIAL: usize = 1 << 24;
 
 // What times are estimated by: an H100, whatever the GPU is.
-const MULTIPROCESSORS: usize = 132;
+pub(super) const MULTIPROCESSORS: usize = 132;
 /// Threads that a multiprocessor has registers for.
 const RESIDENT: usize = 576;
 /// Multiply-adds of a multiprocessor in a nanosecond.
-const RATE: f64 = 225.0;
+pub(super) const RATE: f64 = 225.0;
 /// Nanoseconds that adding up partial results takes at least, and its bytes in a nanosecond.
 const ADD_UP: (f64, f64) = (2000.0, 4000.0);
 
@@ -47,12 +47,14 @@ pub(super) struct Plan {
     pub(super) split_steps: usize,
     /// Its launch.
     pub(super) launch: Launch,
+    /// What it takes, by estimate.
+    nanoseconds: f64,
 }
 
 impl Plan {
     /// The fastest cut with one of these tiles, by estimate, and the first of equals; none if there is no tile.
     fn new([m, n, k]: [usize; 3], tiles: impl Iterator<Item = &'static Tile>) -> Option<Self> {
-        let mut best: Option<(f64, Plan)> = None;
+        let mut best: Option<Plan> = None;
         for tile in tiles {
             let [rows, columns] = if tile.transposed { [n, m] } else { [m, n] };
             let blocks = rows.div_ceil(tile.m) * columns.div_ceil(tile.n);
@@ -63,19 +65,19 @@ impl Plan {
             for splits in std::iter::once(1).chain(even) {
                 let split_steps = steps.div_ceil(splits).max(1);
                 let splits = steps.div_ceil(split_steps).max(1);
-                let time = nanoseconds(tile, blocks * splits, split_steps)
+                let nanoseconds = nanoseconds(tile, blocks * splits, split_steps)
                     + if splits == 1 { 0.0 } else { ADD_UP.0 + (8 * splits * m * n) as f64 / ADD_UP.1 };
-                if best.as_ref().is_none_or(|(t, _)| time < *t) {
+                if best.is_none_or(|best| nanoseconds < best.nanoseconds) {
                     let launch = Launch::new(0, tile.threads).shared(tile.shared as usize);
                     // Blocks that walk over tiles begin all at once.
                     let at_once = (MULTIPROCESSORS * resident(tile)).div_ceil(splits);
                     let across = if tile.maps { blocks.min(at_once) } else { blocks };
                     let launch = launch.grid(across, 1, splits).flops(2 * m * n * k);
-                    best = Some((time, Plan { tile, splits, split_steps, launch }));
+                    best = Some(Plan { tile, splits, split_steps, launch, nanoseconds });
                 }
             }
         }
-        best.map(|(_, plan)| plan)
+        best
     }
 }
 
@@ -111,6 +113,23 @@ pub(super) struct Product<'a> {
 }
 
 impl Product<'_> {
+    /// What the best cut takes, by estimate.
+    pub(super) fn nanoseconds<T: KernelType>(&self, cuda: &Cuda, families: &[&Family]) -> f64 {
+        self.plan::<T>(cuda, families).map_or(f64::INFINITY, |plan| plan.nanoseconds)
+    }
+
+    fn plan<T: KernelType>(&self, cuda: &Cuda, families: &[&Family]) -> Option<Plan> {
+        let tiles = || families.iter().flat_map(|family| family.tiles(T::DTYPE, cuda.info().arch));
+        // Where a tile that suits some sizes alone is asked for and cannot be had, it does not matter which.
+        let is_for_some =
+            |name: &str| name == STRIPS || kernels::all().any(|k| k.tile.is_some_and(|t| t.maps && t.name == name));
+        let asked = cuda.options().tile.filter(|name| tiles().any(|t| t.name == *name) || !is_for_some(name));
+        // The largest steps are not for operands that are read element by element.
+        let wide = self.rows.iter().all(|row| row % CHUNK == 0);
+        let fits = |t: &&Tile| asked.map_or(wide || t.shared == 0, |name| t.name == name);
+        Plan::new(self.sizes, tiles().filter(fits))
+    }
+
     /// Runs one of some families of kernels for activations of type `T`: `launch` gets the cut, the result, and the
     /// memory for the partial results if there are several, which are then added up.
     ///
@@ -126,17 +145,9 @@ impl Product<'_> {
     ) -> Result<()> {
         let [m, n, _] = self.sizes;
         let families: Vec<&Family> = families.into_iter().collect();
-        let tiles = || families.iter().flat_map(|family| family.tiles(T::DTYPE, cuda.info().arch));
-        // Where a tile that suits some sizes alone is asked for and cannot be had, it does not matter which.
-        let is_for_some =
-            |name: &str| name == STRIPS || kernels::all().any(|k| k.tile.is_some_and(|t| t.maps && t.name == name));
-        let asked = cuda.options().tile.filter(|name| tiles().any(|t| t.name == *name) || !is_for_some(name));
-        // The largest steps are not for operands that are read element by element.
-        let wide = self.rows.iter().all(|row| row % CHUNK == 0);
-        let fits = |t: &&Tile| asked.map_or(wide || t.shared == 0, |name| t.name == name);
-        let plan = Plan::new(self.sizes, tiles().filter(fits));
-        let lacks = || families[0].lacks(&format!("{}, {}", T::DTYPE, asked.unwrap_or("any tile")));
-        let plan = plan.ok_or_else(lacks)?;
+        let asked = cuda.options().tile.unwrap_or("any tile");
+        let lacks = || families[0].lacks(&format!("{}, {asked}", T::DTYPE));
+        let plan = self.plan::<T>(cuda, &families).ok_or_else(lacks)?;
         if plan.splits == 1 {
             return launch(&plan, y, None);
         }

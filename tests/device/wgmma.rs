@@ -14,6 +14,9 @@ const TILES: [&str; 2] = ["Wgmma128", "Wgmma64"];
 /// Tiles whose operands TMA brings.
 const MAPPED: [&str; 3] = ["Tma256", "Tma64", "Tma64Transposed"];
 
+/// Of those, the ones of convolutions to few channels that bring an image once.
+const HALOS: [&str; 2] = ["Halo64", "Halo32"];
+
 fn under(tile: &'static str) -> Option<Under> {
     let under = Under::of(CudaOptions { tile: Some(tile), ..CudaOptions::default() }, 90)?;
     if matches!(under.first(), Device::Cuda(cuda) if cuda.info().arch != 90) {
@@ -96,11 +99,27 @@ fn mapped_cases(device: &Device) -> Vec<(&'static str, Case)> {
     cases
 }
 
+/// Channels of one step, of several, and such as fill none; windows of all kinds; an image that is larger than a tile.
+fn halo_cases() -> Vec<(&'static str, Case)> {
+    let relu = Some(Activation::Relu);
+    vec![
+        ("conv2d", mapped([2, 6, 8, 64], 64, [[3, 3], [1, 1], [1, 1]], relu, true)),
+        ("conv2d", mapped([3, 9, 11, 24], 64, [[3, 3], [1, 1], [1, 1]], relu, true)),
+        ("conv2d", mapped([2, 20, 17, 40], 8, [[2, 2], [1, 1], [1, 0]], relu, false)),
+        ("conv2d", mapped([1, 5, 4, 72], 32, [[1, 4], [1, 1], [0, 2]], relu, true)),
+        ("conv2d", mapped([1, 7, 6, 8], 136, [[5, 3], [1, 1], [4, 0]], relu, true)),
+    ]
+}
+
 #[test]
 fn every_tile_in_every_pass() {
-    for tiles in [&TILES[..], &MAPPED] {
+    for tiles in [&TILES[..], &MAPPED, &HALOS] {
         let Some(all) = tiles.iter().copied().map(under).collect::<Option<Vec<Under>>>() else { return };
-        let cases = if tiles == MAPPED { mapped_cases(all[0].first()) } else { cases().into() };
+        let cases = match tiles[0] {
+            "Wgmma128" => cases().into(),
+            "Halo64" => halo_cases(),
+            _ => mapped_cases(all[0].first()),
+        };
         for (room, case) in cases {
             let room = ROOMS.iter().find(|r| r.name == room).unwrap();
             let terms = Terms::of(room, &case, 6).unwrap();

@@ -5,6 +5,7 @@
 //! of linear layers; it is slower and takes `kh·kw` times the memory of the input, and it is the one
 //! to study first. [`CudaOptions::explicit_conv`](crate::device::cuda::CudaOptions) chooses it.
 
+use super::halo::{Else, Halo};
 use super::strip::Strip;
 use super::{Dims, maps};
 use crate::device::cuda::{Cuda, Family, KernelType, Launch, Tile};
@@ -86,9 +87,9 @@ fn families<'a, T: KernelType>(
     plain: &'a Family,
     tma: &'a Family,
     possible: impl FnOnce() -> Result<bool>,
-) -> Result<impl Iterator<Item = &'a Family>> {
+) -> Result<Vec<&'a Family>> {
     let mapped = tma.tiles(T::DTYPE, cuda.info().arch).next().is_some() && possible()?;
-    Ok([plain].into_iter().chain(mapped.then_some(tma)))
+    Ok([plain].into_iter().chain(mapped.then_some(tma)).collect())
 }
 
 pub(super) fn forward<T: KernelType>(
@@ -103,14 +104,21 @@ pub(super) fn forward<T: KernelType>(
     if cuda.options().explicit_conv {
         return linear::forward::<T>(cuda, &im2col::<T>(cuda, x, d)?, w, b, relu, y, as_linear(d));
     }
-    if let Some(strip) = Strip::forward::<T>(cuda, d) {
-        return strip.multiply::<T>(cuda, [x, w], b, [false, relu], y.output()?);
-    }
     let bias = b.map(Tensor::input).transpose()?;
     let product = Product { sizes: [d.n * d.pixels(), d.o, d.patch()], rows: [d.c; 2], bias, accumulate: false, relu };
     let operands = |tile: &Tile| maps::forward::<T>(x, w, d, tile);
     let possible = || maps::possible(d.c, d, || operands(&TMA64));
     let families = families::<T>(cuda, &CONV2D_FWD, &CONV2D_FWD_TMA, possible)?;
+    let strip = Strip::forward::<T>(cuda, d);
+    let other = Else { strip: strip.as_ref(), product: &product, families: &families };
+    if let Some(halo) = Halo::forward::<T>(cuda, d, &other)
+        && halo.takes::<T>([x, w], d, &y.output()?)?
+    {
+        return halo.multiply::<T>(cuda, [x, w], d, b, [false, relu], y.output()?);
+    }
+    if let Some(strip) = strip {
+        return strip.multiply::<T>(cuda, [x, w], b, [false, relu], y.output()?);
+    }
     product.run::<T, T>(cuda, families, y.output()?, |plan, y, partial| {
         let d = Conv2dDims { relu: relu.into(), ..sizes(d, false, plan.split_steps) };
         if plan.tile.maps {
@@ -135,14 +143,21 @@ pub(super) fn backward_x<T: KernelType>(
         let launch = Launch::new(len.div_ceil(256), 256).flops(cols.len());
         return conv2d_col2im::<T>(cuda, launch, cols.input()?, gx.output()?, &sizes(d, accumulate, 0));
     }
-    if let Some(strip) = Strip::backward_x::<T>(cuda, d) {
-        return strip.multiply::<T>(cuda, [gy, w], None, [accumulate, false], gx.output()?);
-    }
     let sizes_of = [len / d.c, d.c, taps(d) * d.o];
     let product = Product { sizes: sizes_of, rows: [d.o, d.c], bias: None, accumulate, relu: false };
     let operands = |tile: &Tile| maps::backward_x::<T>(gy, w, d, tile);
     let possible = || Ok(d.window.stride == [1; 2] && maps::possible(d.o, d, || operands(&TMA64))?);
     let families = families::<T>(cuda, &CONV2D_BWD_X, &CONV2D_BWD_X_TMA, possible)?;
+    let strip = Strip::backward_x::<T>(cuda, d);
+    let other = Else { strip: strip.as_ref(), product: &product, families: &families };
+    if let Some(halo) = Halo::backward_x::<T>(cuda, d, &other)
+        && halo.takes::<T>([gy, w], d, &gx.output()?)?
+    {
+        return halo.multiply::<T>(cuda, [gy, w], d, None, [accumulate, false], gx.output()?);
+    }
+    if let Some(strip) = strip {
+        return strip.multiply::<T>(cuda, [gy, w], None, [accumulate, false], gx.output()?);
+    }
     product.run::<T, T>(cuda, families, gx.output()?, |plan, gx, partial| {
         let (Dims { n, o, .. }, tile) = (d, plan.tile);
         let (launch, sizes) =
@@ -281,21 +296,24 @@ mod tests {
     #[test]
     fn maps_are_for_some_sizes() {
         use crate::device::emulator::EmulatorOptions;
-        let options = CudaOptions { tile: Some("Tma64"), ..CudaOptions::default() };
-        let device = Device::emulated_with(options, EmulatorOptions { arch: 90, ..Default::default() }).unwrap();
-        let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
-        let timed = |dtype: DType, c: usize| {
-            let d = Dims { n: 1, x: [2, 2], c, y: [2, 2], o: 8, window: Window::square(1, 1, 0) };
+        let timed = |tile: &'static str, dtype: DType, c: usize| {
+            let options = CudaOptions { tile: Some(tile), ..CudaOptions::default() };
+            let device = Device::emulated_with(options, EmulatorOptions { arch: 90, ..Default::default() }).unwrap();
+            let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
+            let d = Dims { n: 1, x: [2, 2], c, y: [2, 2], o: 8, window: Window::square(3, 1, 1) };
             let zeros = |shape: [usize; 4]| Tensor::zeros(&device, dtype, shape).unwrap();
-            let (x, w, mut y) = (zeros([1, 2, 2, c]), zeros([8, 1, 1, c]), zeros([1, 2, 2, 8]));
+            let (x, w, mut y) = (zeros([1, 2, 2, c]), zeros([8, 3, 3, c]), zeros([1, 2, 2, 8]));
             let timings = cuda.profile(|| match dtype {
                 DType::F32 => forward::<f32>(cuda, &x, &w, None, false, &mut y, &d),
                 _ => forward::<half::f16>(cuda, &x, &w, None, false, &mut y, &d),
             });
             timings.unwrap().iter().map(|t| (t.kernel, t.bytes)).next().unwrap()
         };
-        assert_eq!(timed(DType::F16, 64), ("conv2d_fwd_tma<half, Tma64>", 2 * (4 * 64 + 8 * 64 + 4 * 8)));
-        assert_eq!(timed(DType::F16, 72).0, "conv2d_fwd<half, Mma32>");
-        assert_eq!(timed(DType::F32, 64).0, "conv2d_fwd<float, Simt32>");
+        let bytes = |c: usize| 2 * (4 * c + 8 * 9 * c + 4 * 8);
+        assert_eq!(timed("Tma64", DType::F16, 64).0, "conv2d_fwd_tma<half, Tma64>");
+        assert_eq!(timed("Halo64", DType::F16, 64), ("conv2d_halo_fwd<half, Halo64>", bytes(64)));
+        assert_eq!(timed("Halo32", DType::F16, 24), ("conv2d_halo_fwd<half, Halo32>", bytes(24)));
+        assert_eq!(timed("Tma64", DType::F16, 72).0, "conv2d_fwd<half, Mma32>");
+        assert_eq!(timed("Halo64", DType::F32, 64).0, "conv2d_fwd<float, Simt32>");
     }
 }

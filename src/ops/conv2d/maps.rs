@@ -1,7 +1,7 @@
 //! Tensor maps of a convolution's operands: what TMA must know to bring them (`kernels/conv2d_tma.cuh`).
 //!
-//! Boxes are 64 channels wide, 128 bytes. An image is walked by the window: its map says from which corner to which, and how
-//! many pixels a box has.
+//! Boxes are 64 channels wide, 128 bytes, or in runs 32. An image is walked by the window: its map says from which corner to
+//! which, and how many pixels a box has.
 
 use super::Dims;
 use crate::device::cuda::{Cuda, KernelType, MappedTensor, Swizzle, TensorMapBox, TensorMapSpec, Tile};
@@ -18,7 +18,7 @@ pub(super) type Operands = [TensorMapSpec; 2];
 
 /// The forward pass: patches of x, and rows of the weights.
 pub(super) fn forward<T: KernelType>(x: &Tensor, w: &Tensor, d: &Dims, tile: &Tile) -> Result<Operands> {
-    Ok([patches::<T>(x, d, tile.m)?, weights::<T>(w, d, tile.n)?])
+    Ok([patches::<T>(x, d, tile.m)?, weights::<T>(w, d, [WIDE, tile.n])?])
 }
 
 /// The input gradient, with a stride of 1: patches of gy under the window turned round, whose padding is what is left of it, and
@@ -26,8 +26,8 @@ pub(super) fn forward<T: KernelType>(x: &Tensor, w: &Tensor, d: &Dims, tile: &Ti
 pub(super) fn backward_x<T: KernelType>(gy: &Tensor, w: &Tensor, d: &Dims, tile: &Tile) -> Result<Operands> {
     let [kernel, pad] = [d.window.kernel, d.window.pad].map(|sides| sides.map(|side| side as i32));
     let lower = [0, 1].map(|i| pad[i] - (kernel[i] - 1));
-    let gy = images::<T>(gy, [d.y[0], d.y[1], d.o], [lower, pad.map(|p| -p)], [1; 2], tile.m)?;
-    Ok([gy, weights::<T>(w, d, WIDE)?])
+    let gy = images::<T>(gy, [d.y[0], d.y[1], d.o], [lower, pad.map(|p| -p)], [1; 2], [tile.m, WIDE])?;
+    Ok([gy, weights::<T>(w, d, [WIDE; 2])?])
 }
 
 /// The weight gradient: gy as a matrix `[n·ho·wo, o]`, and patches of x.
@@ -35,6 +35,20 @@ pub(super) fn backward_w<T: KernelType>(gy: &Tensor, x: &Tensor, d: &Dims) -> Re
     let sizes = [d.o as u32, (d.n * d.pixels()) as u32];
     let rows = TensorMapSpec::tiled(size_of::<T>() as u32, gy.input::<T>()?.address(), &sizes, &[64; 2], Swizzle::B128);
     Ok([rows, patches::<T>(x, d, WIDE)?])
+}
+
+/// Runs of images `[h, w, c]` (`kernels/conv2d_halo.cu`), so many places and channels a box, with the padding above and left of
+/// them; and the weights, so many inputs and outputs a box.
+pub(super) fn runs<T: KernelType>(
+    [x, w]: [&Tensor; 2],
+    d: &Dims,
+    image: [usize; 3],
+    pad: [i32; 2],
+    run: [usize; 2],
+    part: [usize; 2],
+) -> Result<Operands> {
+    let runs = images::<T>(x, image, [pad.map(|p| -p), [0; 2]], [1; 2], run)?;
+    Ok([runs, weights::<T>(w, d, part)?])
 }
 
 /// Whether there can be such maps, for images that are walked along `channels` of them; `operands` is asked only if it matters.
@@ -51,28 +65,33 @@ pub(super) fn make(cuda: &Cuda, operands: &Operands) -> Result<[MappedTensor; 2]
 fn patches<T: KernelType>(x: &Tensor, d: &Dims, pixels: usize) -> Result<TensorMapSpec> {
     let [kernel, pad] = [d.window.kernel, d.window.pad].map(|sides| sides.map(|side| side as i32));
     let upper = [0, 1].map(|i| pad[i] - (kernel[i] - 1));
-    images::<T>(x, [d.x[0], d.x[1], d.c], [pad.map(|p| -p), upper], d.window.stride, pixels)
+    images::<T>(x, [d.x[0], d.x[1], d.c], [pad.map(|p| -p), upper], d.window.stride, [pixels, WIDE])
 }
 
-/// Images of `[h, w, c]`, and boxes of so many pixels; corners and steps are of rows and columns.
+/// Images of `[h, w, c]`, and boxes of so many pixels and channels; corners and steps are of rows and columns.
 fn images<T: KernelType>(
     x: &Tensor,
     [h, w, c]: [usize; 3],
     corners: [[i32; 2]; 2],
     steps: [usize; 2],
-    pixels: usize,
+    [pixels, channels]: [usize; 2],
 ) -> Result<TensorMapSpec> {
     let [lower, upper] = corners.map(|[row, column]| vec![column, row]);
     let steps = vec![steps[1] as u32, steps[0] as u32];
-    let column = TensorMapBox::Im2col { lower, upper, channels: WIDE as u32, pixels: pixels as u32, steps };
+    let column = TensorMapBox::Im2col { lower, upper, channels: channels as u32, pixels: pixels as u32, steps };
     let n = x.len() / (h * w * c);
     let sizes = [n, h, w, c].map(|size| size as u32);
-    Ok(TensorMapSpec::im2col(size_of::<T>() as u32, x.input::<T>()?.address(), sizes, column, Swizzle::B128))
+    Ok(TensorMapSpec::im2col(size_of::<T>() as u32, x.input::<T>()?.address(), sizes, column, swizzle(channels)))
 }
 
-/// Weights `[o, taps, c]`, and boxes of so many outputs at one tap.
-fn weights<T: KernelType>(w: &Tensor, d: &Dims, outputs: usize) -> Result<TensorMapSpec> {
+/// Weights `[o, taps, c]`, and boxes of so many inputs and outputs at one tap.
+fn weights<T: KernelType>(w: &Tensor, d: &Dims, [inputs, outputs]: [usize; 2]) -> Result<TensorMapSpec> {
     let sizes = [d.c, d.patch() / d.c, d.o].map(|size| size as u32);
-    let part = [WIDE as u32, 1, outputs as u32];
-    Ok(TensorMapSpec::tiled(size_of::<T>() as u32, w.input::<T>()?.address(), &sizes, &part, Swizzle::B128))
+    let part = [inputs as u32, 1, outputs as u32];
+    Ok(TensorMapSpec::tiled(size_of::<T>() as u32, w.input::<T>()?.address(), &sizes, &part, swizzle(inputs)))
+}
+
+/// That of rows of so many channels.
+fn swizzle(channels: usize) -> Swizzle {
+    if channels == WIDE { Swizzle::B128 } else { Swizzle::B64 }
 }

@@ -12,6 +12,7 @@ pub(super) mod cuda;
 #[cfg(test)]
 mod definition;
 mod direct;
+mod halo;
 mod im2col;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
