@@ -155,6 +155,12 @@ __device__ __forceinline__ void store_places(const float (&acc)[Tile::M / 2], in
                                              const float (&bias)[2], const Epilogue<T>& epilogue,
                                              const Conv2dHaloDims& d) {
   const int t = threadIdx.x % 128, warp = t / 32, lane = t % 32, channel = t % 8 * 8;
+  // What is stored of a sum, in 16 bits, as epilogue.result has it; but ReLU without a branch: no number is below -infinity.
+  const float least = epilogue.relu ? 0.0f : __uint_as_float(0xff800000);
+  const auto result = [&](float v, unsigned old) -> unsigned {
+    if (epilogue.accumulate) v += to_float(T{(unsigned short)old});
+    return from_float<T>(v < least ? least : v).bits;
+  };
 #pragma unroll
   for (int i = 0; i < Tile::M / 64; ++i) {
     // All have read what was in this slab when they meet at the barrier of the other.
@@ -174,22 +180,20 @@ __device__ __forceinline__ void store_places(const float (&acc)[Tile::M / 2], in
       named_sync(1 + group, 128);
     }
     // A warp has 16 channels: matrices of 8 places, first their first 8 channels, then the others, then 8 places more.
+    Chunk<T>* mine = chunk_of(lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2);
 #pragma unroll
     for (int j = 0; j < 8; j += 2) {
-      Chunk<T>* to = chunk_of(8 * (j + lane / 16) + lane % 8, 2 * warp + lane / 8 % 2);
       unsigned v[4] = {};
       if (epilogue.accumulate) {
-        load_matrices<true>(v, to);
+        load_matrices<true>(v, mine + 64 * j);
         __syncwarp();  // all lanes have read what they will overwrite for each other
       }
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
         const float* sum = acc + 32 * i + 4 * j + 2 * q;
-        const T low = {(unsigned short)v[q]}, high = {(unsigned short)(v[q] >> 16)};
-        v[q] = from_float<T>(epilogue.result(sum[0] + bias[q % 2], to_float(low))).bits |
-               (unsigned)from_float<T>(epilogue.result(sum[1] + bias[q % 2], to_float(high))).bits << 16;
+        v[q] = result(sum[0] + bias[q % 2], v[q]) | result(sum[1] + bias[q % 2], v[q] >> 16) << 16;
       }
-      store_tiles_transposed(smem_address(to), v[0], v[1], v[2], v[3]);
+      store_tiles_transposed(smem_address(mine + 64 * j), v[0], v[1], v[2], v[3]);
     }
     named_sync(1 + group, 128);
 #pragma unroll
@@ -301,7 +305,7 @@ template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     conv2d_halo_fwd(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
                     OPTIONAL const float* __restrict__ b, T* __restrict__ y, Conv2dHaloDims d) {
-  halo<T, Tile, false>(&x, &w, {y, b, d.accumulate, d.relu}, d);
+  halo<T, Tile, false>(&x, &w, {y, b, 0, d.relu}, d);
 }
 
 // The input gradient likewise: `gy` is a map of images that the window sees turned round, `w` one of the weights [c][kh·kw][o],
