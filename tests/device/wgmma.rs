@@ -14,11 +14,12 @@ const TILES: [&str; 2] = ["Wgmma128", "Wgmma64"];
 /// Tiles whose operands TMA brings.
 const MAPPED: [&str; 3] = ["Tma256", "Tma64", "Tma64Transposed"];
 
-/// Of those, the ones of convolutions to few channels that bring an image once.
+/// Those of convolutions to few channels, for which an image is brought once. Their blocks walk over as many tiles as there are.
 const HALOS: [&str; 2] = ["Halo64", "Halo32"];
 
 fn under(tile: &'static str) -> Option<Under> {
-    let under = Under::of(CudaOptions { tile: Some(tile), ..CudaOptions::default() }, 90)?;
+    let max_blocks = HALOS.contains(&tile).then_some(2);
+    let under = Under::of(CudaOptions { tile: Some(tile), max_blocks, ..CudaOptions::default() }, 90)?;
     if matches!(under.first(), Device::Cuda(cuda) if cuda.info().arch != 90) {
         skip("sm_90a", "this GPU has no wgmma");
         return None;
@@ -99,13 +100,15 @@ fn mapped_cases(device: &Device) -> Vec<(&'static str, Case)> {
     cases
 }
 
-/// Channels of one step, of several, and such as fill none; windows of all kinds; an image that is larger than a tile.
+/// Channels of one step, of several, and such as fill none; windows of all kinds. Of some, blocks have three tiles and more, with
+/// weights that stay and, of 72 channels in steps of 64, that come again.
 fn halo_cases() -> Vec<(&'static str, Case)> {
     let relu = Some(Activation::Relu);
     vec![
         ("conv2d", mapped([2, 6, 8, 64], 64, [[3, 3], [1, 1], [1, 1]], relu, true)),
-        ("conv2d", mapped([3, 9, 11, 24], 64, [[3, 3], [1, 1], [1, 1]], relu, true)),
-        ("conv2d", mapped([2, 20, 17, 40], 8, [[2, 2], [1, 1], [1, 0]], relu, false)),
+        ("conv2d", mapped([4, 17, 16, 24], 64, [[3, 3], [1, 1], [1, 1]], None, false)),
+        ("conv2d", mapped([1, 32, 33, 40], 8, [[2, 2], [1, 1], [1, 0]], None, true)),
+        ("conv2d", mapped([3, 22, 17, 72], 32, [[3, 3], [1, 1], [1, 1]], None, false)),
         ("conv2d", mapped([1, 5, 4, 72], 32, [[1, 4], [1, 1], [0, 2]], relu, true)),
         ("conv2d", mapped([1, 7, 6, 8], 136, [[5, 3], [1, 1], [4, 0]], relu, true)),
     ]

@@ -169,6 +169,7 @@ impl Halo {
         let b = b.map(Tensor::input).transpose()?;
         let sizes = Conv2dHaloDims { accumulate: accumulate.into(), relu: relu.into(), ..self.sizes };
         let launch = Launch::new(self.blocks, self.tile.threads).shared(self.tile.shared as usize).flops(self.flops);
+        let launch = Launch { strides: true, ..launch };
         let [x, w] = maps::make(cuda, &self.operands::<T>(inputs, d)?)?;
         match self.turned {
             false => conv2d_halo_fwd::<T>(cuda, self.tile, launch, &x, &w, b, y, &sizes),
