@@ -93,7 +93,7 @@ pub struct Kernel {
     pub thunks: Option<[Thunk; 2]>,
 }
 
-/// How a block cuts a matrix product: a struct of `kernels/product.cuh`.
+/// How a block cuts a matrix product: a struct of `kernels/product.cuh` or `kernels/conv2d_halo.cu`.
 #[derive(Debug, PartialEq)]
 pub struct Tile {
     /// Its name there.
