@@ -30,19 +30,20 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
 
 // gx = taps·w': every input pixel gathers what the output pixels that saw it send back; m = n·h·w, n = c, k = kh·kw·o. With a
 // stride each phase is such a product of its own, of fewer pixels and fewer taps (conv2d.cuh). Or gx += that, as linear_bwd_x.
-// Launch: as above, with the tiles of one phase behind those of another; splits are of the phase with the most taps.
+// Launch: as above, with sh·sw phases as the grid's y, and tiles for the largest; splits are of the phase with the most taps.
 // Limits: as above, and windows of 15x15 at most: larger ones take linear_bwd_x and conv2d_col2im.
 // Measured: as above, 512 from 256 channels at 8x8, one block on a multiprocessor, 415 µs (SM 57 %).
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     conv2d_bwd_x(const T* __restrict__ gy, const T* __restrict__ w, T* __restrict__ gx,
                  OPTIONAL float* __restrict__ partial, Conv2dDims d) {
-  const PhaseOfBlock of(Tile::M, Tile::N, d);
-  const Phase phase(of.phase, d);
-  const TapsAlongK<T, Tile::CHUNK> a(gy, d, of.phase);  // A = taps  [n·h·w][kh·kw·o], of the phase
-  const WeightsByTap<T, Tile::CHUNK> b(w, d, phase);    // B = w'    [kh·kw·o][c]
-  product<Tile>(a, b, {phase.pixels(d), d.c, phase.size(d), d.split_steps, partial, of.first, pixels_in(d)},
-                PhaseEpilogue<T>{{gx, nullptr, d.accumulate, 0}, d, of.phase});
+  const Phase phase(phase_of_block(d), d);
+  // Without taps the gradient is zero.
+  if (d.accumulate && !partial && phase.size(d) == 0) return;
+  const TapsAlongK<T, Tile::CHUNK> a(gy, d, phase);   // A = taps  [n·h·w][kh·kw·o], of the phase
+  const WeightsByTap<T, Tile::CHUNK> b(w, d, phase);  // B = w'    [kh·kw·o][c]
+  product<Tile>(a, b, {phase.pixels(d), d.c, phase.size(d), d.split_steps, partial, pixels_in(d)},
+                PhaseEpilogue<T>{{gx, nullptr, d.accumulate, 0}, d, phase.phase});
 }
 
 // gw = gyᵀ·patches, m = o, n = kh·kw·c, k = n·ho·wo.
@@ -123,7 +124,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
 }
 
 // conv2d_bwd_x likewise, for strides of 1: `gy` is a map of taps, that is of the patches that a window turned round sees, and
-// `w` one of the weights, 64 rows of 64 channels a box.
+// `w` one of the weights, 64 rows of 64 channels a box. (With a stride of 2, phase after phase, it was not faster.)
 // Limits: o a multiple of 64; what maps allow.
 // Measured: as above, 165 µs, 700 TFLOP/s, and 95 µs.
 template <class T, class Tile>

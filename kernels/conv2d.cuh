@@ -22,9 +22,12 @@ struct Conv2dDims {
   int split_steps;  // steps along K of one split (product.cuh)
   // Divisors, as `divide` (common.cuh) takes them.
   unsigned by_c[2], by_o[2], by_kw[2], by_ho[2], by_wo[2], by_sh[2], by_sw[2];
-  // Of the input gradient's phases: kh / sh, kw / sw, what is left of both, the divisors kw / sw and kw / sw + 1.
-  int down, across, more_down, more_across;
-  unsigned by_across[2], by_wide[2];
+  // Of the input gradient's phases (below): kh / sh and kw / sw, h / sh and w / sw, what is left of each, and of the padding;
+  // divisors: all but the first, and those plus 1.
+  int down, across, tall, broad;
+  int more_down, more_across, more_tall, more_broad;
+  int rest_h, rest_w;
+  unsigned by_across[2], by_wider[2], by_tall[2], by_taller[2], by_broad[2], by_broader[2];
 };
 
 __device__ __forceinline__ int patch_size(const Conv2dDims& d) { return d.kh * d.kw * d.c; }
@@ -138,8 +141,12 @@ struct PhaseTaps {
   __device__ __forceinline__ int size(const Conv2dDims& d) const { return down(d) * across(d) * d.o; }
   // A tap by k, which counts (down, across, o), o the fastest. Behind the last r is `down` or more.
   __device__ __forceinline__ Tap at(int k, const Conv2dDims& d) const {
-    const int rs = divide(k, d.by_o), r = wide(d) ? divide(rs, d.by_wide) : divide(rs, d.by_across);
+    const int rs = divide(k, d.by_o), r = wide(d) ? divide(rs, d.by_wider) : divide(rs, d.by_across);
     return {r, rs - r * across(d), k - rs * d.o};
+  }
+  // The same tap in the window.
+  __device__ __forceinline__ int in_window(const Tap& tap, const Conv2dDims& d) const {
+    return (r() + tap.r * d.sh) * d.kw + s() + tap.s * d.sw;
   }
   __device__ __forceinline__ Tap after(Tap tap, const Conv2dDims& d) const {
     if (++tap.channel == d.o) {
@@ -153,31 +160,30 @@ struct PhaseTaps {
 // Its pixels in an image: every sh-th row from `top` on, h of them; every sw-th column from `left` on, w of them.
 struct Phase : PhaseTaps {
   int top, left, h, w;
-  __device__ __forceinline__ Phase(int phase, const Conv2dDims& d)
-      : PhaseTaps{phase},
-        top((r() + d.sh - d.ph % d.sh) % d.sh),
-        left((s() + d.sw - d.pw % d.sw) % d.sw),
-        h((d.h - top + d.sh - 1) / d.sh),
-        w((d.w - left + d.sw - 1) / d.sw) {}
+  __device__ __forceinline__ Phase(int phase, const Conv2dDims& d) : PhaseTaps{phase} {
+    top = r() - d.rest_h, left = s() - d.rest_w;
+    if (top < 0) top += d.sh;
+    if (left < 0) left += d.sw;
+    h = d.tall + (top < d.more_tall), w = d.broad + (left < d.more_broad);
+  }
   __device__ __forceinline__ int pixels(const Conv2dDims& d) const { return d.n * h * w; }
-};
-
-// The phase of a block, and the first tile of that in the grid, where tiles of M x N of one phase follow those of another.
-struct PhaseOfBlock {
-  int phase, first;
-  __device__ __forceinline__ PhaseOfBlock(int m, int n, const Conv2dDims& d) : phase(0), first(0) {
-    if (d.sh * d.sw == 1) return;
-    const int across = (d.c + n - 1) / n;
-#pragma unroll 1
-    for (;;) {
-      const int next = first + (Phase(phase, d).pixels(d) + m - 1) / m * across;
-      if ((int)blockIdx.x < next) return;
-      first = next;
-      ++phase;
-      if ((phase & 0xffff) == d.sw) phase += 0x10000 - d.sw;
-    }
+  // Where the outputs lie that saw its first row and column through its first tap: h - r is a multiple of the stride for the padded
+  // row h, and the output at (h - r) / sh. Through tap t that is t less; of the next row it is the next.
+  __device__ __forceinline__ int first_row(const Conv2dDims& d) const { return divide(top + d.ph - r(), d.by_sh); }
+  __device__ __forceinline__ int first_column(const Conv2dDims& d) const { return divide(left + d.pw - s(), d.by_sw); }
+  // A pixel by its number: its image, and the row and column among those of the phase.
+  __device__ __forceinline__ void find(int pixel, const Conv2dDims& d, int& image, int& row, int& column) const {
+    const int nh = w > d.broad ? divide(pixel, d.by_broader) : divide(pixel, d.by_broad);
+    image = h > d.tall ? divide(nh, d.by_taller) : divide(nh, d.by_tall);
+    row = nh - image * h, column = pixel - nh * w;
   }
 };
+
+// The phase of a block: the grid's y counts them.
+__device__ __forceinline__ int phase_of_block(const Conv2dDims& d) {
+  const int r = divide(blockIdx.y, d.by_sw);
+  return r << 16 | blockIdx.y - r * d.sw;
+}
 
 // `taps`: for an input pixel of a phase and one of its taps, the output pixel that saw it there, if there is one:
 // p·sh - ph + r = h.
@@ -195,7 +201,7 @@ struct TapsAlongK : InImage<E, N> {
   PhaseTaps taps;
   int base;       // the place of the output pixel that saw it through the phase's first tap
   unsigned mask;  // the rows of taps that the pixel was seen through, and from bit 16 on the columns
-  __device__ TapsAlongK(const E* gy, const Conv2dDims& d, int phase) : InImage<E, N>(gy, d, d.o), taps{phase} {}
+  __device__ TapsAlongK(const E* gy, const Conv2dDims& d, PhaseTaps taps) : InImage<E, N>(gy, d, d.o), taps(taps) {}
   // The bits of those of so many taps t for which p - t is an output.
   static __device__ __forceinline__ unsigned seen(int p, int taps, int outs) {
     unsigned bits = 0;
@@ -207,10 +213,9 @@ struct TapsAlongK : InImage<E, N> {
     base = mask = 0;
     const Phase of(taps.phase, d);
     if (line >= of.pixels(d)) return;
-    const int nh = line / of.w, image = nh / of.h;
-    // h - r is a multiple of the stride for the padded row h, and so is that of every tap: p = (h - r) / sh - t.
-    const int p = nh - image * of.h + (of.top + d.ph - of.r()) / d.sh,
-              q = line - nh * of.w + (of.left + d.pw - of.s()) / d.sw;
+    int image, p, q;
+    of.find(line, d, image, p, q);
+    p += of.first_row(d), q += of.first_column(d);
     base = ((image * d.ho + p) * d.wo + q) * d.o;
     mask = seen(p, of.down(d), d.ho) | seen(q, of.across(d), d.wo) << 16;
   }
@@ -249,7 +254,7 @@ struct WeightsByTap : InImage<E, N> {
   __device__ __forceinline__ int find(int k) const {
     const Tap tap = taps.at(k, d);
     if (tap.r >= taps.down(d)) return NOWHERE;
-    return ((tap.channel * d.kh + taps.r() + tap.r * d.sh) * d.kw + taps.s() + tap.s * d.sw) * d.c;
+    return (tap.channel * d.kh * d.kw + taps.in_window(tap, d)) * d.c;
   }
   __device__ __forceinline__ int at(int found) const { return place_of(found, channel); }
   __device__ __forceinline__ void each(int k, int (&at)[N]) const {
@@ -273,8 +278,9 @@ struct PhaseEpilogue {
   __device__ __forceinline__ void store(int row, int column, int n, const Pack<float, N>& v) const {
     if (d.sh * d.sw > 1) {
       const Phase of(phase, d);
-      const int nh = row / of.w, image = nh / of.h;
-      row = (image * d.h + of.top + d.sh * (nh - image * of.h)) * d.w + of.left + d.sw * (row - nh * of.w);
+      int image, h, w;
+      of.find(row, d, image, h, w);
+      row = (image * d.h + of.top + d.sh * h) * d.w + of.left + d.sw * w;
     }
     all.store(row, column, n, v);
   }

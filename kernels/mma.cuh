@@ -99,7 +99,8 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
   SHARED(Chunk<E>, as, [STAGES][WhereA::SIZE]);
   SHARED(Chunk<E>, bs, [STAGES][WhereB::SIZE]);
   const int tiles_n = (cut.n + N - 1) / N;
-  const int tile = blockIdx.x - cut.first, m0 = tile / tiles_n * M, n0 = tile % tiles_n * N;
+  const int m0 = (int)blockIdx.x / tiles_n * M, n0 = (int)blockIdx.x % tiles_n * N;
+  if (m0 >= cut.m) return;
   const int first = blockIdx.z * cut.split_steps;
   const int steps = min((cut.k + K - 1) / K - first, cut.split_steps);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

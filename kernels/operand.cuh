@@ -125,9 +125,7 @@ struct Transposed {
 struct Cut {
   int m, n, k, split_steps;
   float* partial;  // [splits][m][n] (of a transpose [splits][n][m]), or null if there is no split
-  int first = 0;   // its first tile in the grid, where several products share one
-  // Rows of a partial result, where several products share it; else m.
-  int rows = 0;
+  int rows = 0;    // rows of a partial result where several products share it; else m
   __device__ __forceinline__ float* partial_of(int split) const {
     return partial ? partial + (size_t)split * (rows ? rows : m) * n : nullptr;
   }

@@ -61,7 +61,8 @@ __device__ __forceinline__ void product_simt(A a, B b, const Cut& cut, const The
   SHARED(float, bs, [2][BK][ROW<Tile>]);
   const int t = threadIdx.x;
   const int tiles_n = (cut.n + Tile::N - 1) / Tile::N;
-  const int tile = blockIdx.x - cut.first, m0 = tile / tiles_n * Tile::M, n0 = tile % tiles_n * Tile::N;
+  const int m0 = (int)blockIdx.x / tiles_n * Tile::M, n0 = (int)blockIdx.x % tiles_n * Tile::N;
+  if (m0 >= cut.m) return;
   const int first = blockIdx.z * cut.split_steps;
   const int steps = min((cut.k + BK - 1) / BK - first, cut.split_steps);
 

@@ -160,7 +160,8 @@ __device__ __forceinline__ void product_wgmma(const A& a, const B& b, const Cut&
   using E = typename A::Element;
   DYN_TILES(Chunk<E>, tiles);
   const unsigned slots = smem_address(tiles);
-  const Share<Tile> share(cut, blockIdx.x - cut.first);
+  const Share<Tile> share(cut, blockIdx.x);
+  if (share.m >= cut.m) return;
   const int group = threadIdx.x / 128;
   const Gather<A, M, 256> of_a(a, share.m, threadIdx.x);
   const Gather<B, N, 256> of_b(b, share.n, threadIdx.x);

@@ -89,6 +89,8 @@ fn mapped_cases(device: &Device) -> Vec<(&'static str, Case)> {
         ("conv2d", mapped([1, 3, 9, 64], 72, [[1, 2], [1, 2], [2, 0]], relu, true)),
         ("conv2d", mapped([2, 4, 4, 72], 64, [[2, 1], [1, 1], [0, 1]], relu, false)),
         ("conv2d", mapped([1, 9, 5, 128], 7, [[3, 1], [2, 1], [0, 1]], relu, false)),
+        // An input gradient of four phases.
+        ("conv2d", mapped([3, 8, 6, 72], 64, [[3, 3], [2, 2], [1, 1]], None, true)),
         // Of the transpose in the weight gradient a tail of rows and of columns.
         ("conv2d", mapped([1, 6, 5, 64], 40, [[3, 1], [1, 1], [1, 0]], relu, true)),
     ];

@@ -60,10 +60,20 @@ fn sizes(d: &Dims, accumulate: bool, split_steps: usize) -> Conv2dDims {
         by_sw: magic(sw),
         down: (kh / sh) as i32,
         across: (kw / sw) as i32,
+        tall: (h / sh) as i32,
+        broad: (w / sw) as i32,
         more_down: (kh % sh) as i32,
         more_across: (kw % sw) as i32,
+        more_tall: (h % sh) as i32,
+        more_broad: (w % sw) as i32,
+        rest_h: (ph % sh) as i32,
+        rest_w: (pw % sw) as i32,
         by_across: magic((kw / sw).max(1)),
-        by_wide: magic(kw / sw + 1),
+        by_wider: magic(kw / sw + 1),
+        by_tall: magic((h / sh).max(1)),
+        by_taller: magic(h / sh + 1),
+        by_broad: magic((w / sw).max(1)),
+        by_broader: magic(w / sw + 1),
         ..Conv2dDims::default()
     }
 }
@@ -166,8 +176,9 @@ pub(super) fn backward_x<T: KernelType>(
             let [gy, w] = maps::make(cuda, &operands(tile)?)?;
             return conv2d_bwd_x_tma::<T>(cuda, tile, launch, &gy, &w, gx, partial, &sizes);
         }
-        let tiles = phases(d).map(|pixels| pixels.div_ceil(tile.m)).sum::<usize>() * d.c.div_ceil(tile.n);
-        let launch = launch.grid(tiles, 1, launch.grid[2] as usize);
+        let [sh, sw] = d.window.stride;
+        let tiles = (d.n * d.x[0].div_ceil(sh) * d.x[1].div_ceil(sw)).div_ceil(tile.m) * d.c.div_ceil(tile.n);
+        let launch = launch.grid(tiles, sh * sw, launch.grid[2] as usize);
         conv2d_bwd_x::<T>(cuda, tile, launch, gy.input()?, w.input()?, gx, partial, &sizes)
     })
 }
@@ -175,16 +186,6 @@ pub(super) fn backward_x<T: KernelType>(
 /// Taps of the window that reach an input pixel, at most.
 fn taps(d: &Dims) -> usize {
     [0, 1].map(|i| d.window.kernel[i].div_ceil(d.window.stride[i])).iter().product()
-}
-
-/// The input pixels of each phase, in the order of `PhaseOfBlock` in `kernels/conv2d.cuh`.
-fn phases(d: &Dims) -> impl Iterator<Item = usize> {
-    let (Dims { n, x, .. }, stride, pad) = (*d, d.window.stride, d.window.pad);
-    let pixels = move |i: usize, first: usize| {
-        let from = (first + stride[i] - pad[i] % stride[i]) % stride[i];
-        (x[i] + stride[i] - 1 - from) / stride[i]
-    };
-    (0..stride[0] * stride[1]).map(move |at| n * pixels(0, at / stride[1]) * pixels(1, at % stride[1]))
 }
 
 pub(super) fn backward_w<T: KernelType>(
