@@ -2,7 +2,7 @@
 //
 // Seen as a matrix x [rows, c] with rows = n*h*w. Statistics over the rows take two kernels: blocks
 // reduce a range of rows each to one partial result a channel, then a block a channel merges those. Few rows, which fit the
-// registers of a block, are treated in batch_norm2d_whole.cu.
+// registers of a block, are treated in batch_norm2d_whole.cu, and a max-pool behind it in batch_norm2d_pool.cu.
 //
 // An activation behind it costs no pass of its own: it is applied as y is written, and its gradient, for which what it was
 // applied to is computed again, as gy is read.
@@ -19,36 +19,6 @@ struct BatchNorm2dDims {
   float eps;         // added to the variance
   float inv_rows;    // 1 / rows; 0 in evaluation, where the statistics are constants
   int activation;    // its number, or 0 for none: activation.cuh
-};
-
-template <int V>
-struct Width {};
-
-// Calls f with the channels that a thread has: MOST of them, or four, where those of all p lie so; else one.
-template <int MOST, class F, class... P>
-__device__ __forceinline__ void with_width(const BatchNorm2dDims& d, F f, const P*... p) {
-  if ((rows_of<MOST>(p, d.c) && ...)) return f(Width<MOST>{});
-  if constexpr (MOST != 4) {
-    if ((rows_of<4>(p, d.c) && ...)) return f(Width<4>{});
-  }
-  f(Width<1>{});
-}
-
-// What a thread of a block does: V channels from `c` on, of the rows `first`, `first + step`, ... below
-// `last`. Neighbouring threads have neighbouring channels, and then neighbouring rows.
-template <int V>
-struct Share {
-  int lanes, group, step, c, first, last;
-  __device__ __forceinline__ explicit Share(const BatchNorm2dDims& d) {
-    lanes = d.tile / V;
-    step = blockDim.x / lanes;
-    group = threadIdx.x / lanes;
-    c = blockIdx.y * d.tile + threadIdx.x % lanes * V;
-    first = blockIdx.x * d.chunk + group;
-    last = min((int)(blockIdx.x + 1) * d.chunk, d.rows);
-    // Threads left over when the lanes do not divide the block, or the tile ends after the channels.
-    if (group >= step || c >= d.c) last = 0;
-  }
 };
 
 // use(place, v) with what N arrays have there, for each of the thread's rows in order. Several rows are loaded before the

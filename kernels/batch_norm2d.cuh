@@ -1,7 +1,38 @@
-// Batch normalisation: what its kernels know of a channel.
+// Batch normalisation: how kernels share out rows of channels, and what they know of a channel.
 #pragma once
 #include "activation.cuh"
 #include "reduce.cuh"
+
+template <int V>
+struct Width {};
+
+// Calls f with the channels that a thread has: MOST of them, or four, where those of all p lie so; else one.
+template <int MOST, class Dims, class F, class... P>
+__device__ __forceinline__ void with_width(const Dims& d, F f, const P*... p) {
+  if ((rows_of<MOST>(p, d.c) && ...)) return f(Width<MOST>{});
+  if constexpr (MOST != 4) {
+    if ((rows_of<4>(p, d.c) && ...)) return f(Width<4>{});
+  }
+  f(Width<1>{});
+}
+
+// What a thread of a block does: V channels from `c` on, of the rows `first`, `first + step`, ... below
+// `last`. Neighbouring threads have neighbouring channels, and then neighbouring rows.
+template <int V>
+struct Share {
+  int lanes, group, step, c, first, last;
+  template <class Dims>
+  __device__ __forceinline__ explicit Share(const Dims& d) {
+    lanes = d.tile / V;
+    step = blockDim.x / lanes;
+    group = threadIdx.x / lanes;
+    c = blockIdx.y * d.tile + threadIdx.x % lanes * V;
+    first = blockIdx.x * d.chunk + group;
+    last = min((int)(blockIdx.x + 1) * d.chunk, d.rows);
+    // Threads left over when the lanes do not divide the block, or the tile ends after the channels.
+    if (group >= step || c >= d.c) last = 0;
+  }
+};
 
 #ifdef TILEWORK_EMULATED
 

@@ -215,8 +215,8 @@ impl<'p> Ctx<'p> {
         self.network.ok_or_else(|| Error::Internal("a forward pass through a network without its parameters".into()))
     }
 
-    /// Whether a layer and the activation behind it are computed together: on a CUDA device, unless someone watches or
-    /// it is not wanted.
+    /// Whether a layer and the activation or the max-pool behind it are computed together: on a CUDA device, unless someone
+    /// watches or it is not wanted.
     pub(crate) fn joins(&self) -> bool {
         self.watcher.is_none() && matches!(&self.device, Device::Cuda(cuda) if !cuda.options().no_fuse)
     }

@@ -342,6 +342,9 @@ fn the_small_commands_print_what_they_should() {
     assert!(into.contains(&"0.0") && !block.contains("fused into"), "{fused}");
     // What the convolution hands to the ReLU is not stored then.
     assert!(block.contains("activations      0.25 MiB") && fused.contains("activations      0.17 MiB"), "{fused}");
+    let pooled = p.ok(&["summary", "e1-resnet9-onecycle", "--fused"]).out;
+    let into = |layer: &str| pooled.lines().find(|l| l.trim_start().starts_with(layer)).unwrap().to_string();
+    assert!(into("conv2.3").ends_with("8.00  conv2.1") && into("conv2.2").ends_with("0.00  conv2.1"), "{pooled}");
     let done = p.ok(&["doctor"]);
     for word in ["threads", "tilework data fetch cifar10", "runs", "cpu"] {
         assert!(done.out.contains(word), "{}", done.out);

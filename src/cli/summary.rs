@@ -90,8 +90,12 @@ pub(super) fn run(args: &SummaryArgs, out: &mut Out) -> Result<()> {
     model.freeze(&recipe.freeze)?;
     let batch = recipe.batch_size;
     let layers = &model.layers;
-    // A layer that applies the activation behind it stores that one's output, and not its own.
-    let passes = |l: &LayerInfo| args.fused && layers.iter().any(|other| other.joined.as_ref() == Some(&l.key));
+    // Of layers that are computed together the last one's output is stored.
+    let passes = |l: &LayerInfo| {
+        let mut behind =
+            layers.iter().skip_while(|other| other.key != l.key).skip(1).filter(|other| other.joined.is_some());
+        args.fused && behind.any(|other| other.joined.as_ref() == Some(&l.key) || other.joined == l.joined)
+    };
     let bytes = |l: &LayerInfo| if passes(l) { 0 } else { l.activations().saturating_mul(F32).saturating_mul(batch) };
     let mut rows = vec![vec![String::new(), "input".into(), model.input.to_string()]];
     rows.extend(layers.iter().map(|l| {

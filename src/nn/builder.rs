@@ -24,7 +24,8 @@ pub struct LayerInfo {
     pub params: usize,
     /// Multiply-adds of the forward pass, likewise.
     pub macs: usize,
-    /// The key of the layer that computes it together with its own on a CUDA device, if one does.
+    /// The key of the layer that computes it together with its own on a CUDA device, if one does. A max-pool of 2x2 it computes
+    /// in training, of large images.
     pub joined: Option<String>,
 }
 

@@ -1,5 +1,6 @@
 //! The activations by name, for what computes one together with something else.
 
+use super::window::Window;
 use crate::autograd::{Ctx, Var};
 use crate::device::Device;
 use crate::error::Result;
@@ -13,6 +14,40 @@ pub enum Activation {
     Silu,
     /// [`Var::gelu`].
     Gelu,
+}
+
+/// What is computed together with something before it: an activation, and then a max-pool of 2x2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Then {
+    /// The activation, if there is one.
+    pub activation: Option<Activation>,
+    /// Whether the max-pool follows.
+    pub pool: bool,
+}
+
+impl Then {
+    /// The window of its max-pool.
+    pub const POOL: Window = Window { kernel: [2; 2], stride: [2; 2], pad: [0; 2] };
+
+    /// The same without the max-pool.
+    pub fn unpooled(self) -> Self {
+        Then { pool: false, ..self }
+    }
+
+    /// Of a whole tensor, as ops of their own.
+    ///
+    /// # Errors
+    /// As the ops.
+    pub fn of(self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        let y = self.activation.map_or_else(|| Ok(x.clone()), |a| a.of(x, cx))?;
+        if self.pool { y.max_pool2d(Then::POOL, cx) } else { Ok(y) }
+    }
+}
+
+impl From<Option<Activation>> for Then {
+    fn from(activation: Option<Activation>) -> Self {
+        Then { activation, pool: false }
+    }
 }
 
 impl Activation {

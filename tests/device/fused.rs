@@ -8,7 +8,7 @@ use tilework::data::shapes;
 use tilework::device::cuda::CudaOptions;
 use tilework::nn::{LayerSpec, Model};
 use tilework::ops::Case;
-use tilework::ops::activation::Activation;
+use tilework::ops::activation::{Activation, Then};
 use tilework::ops::batch_norm2d::running;
 use tilework::ops::case::Fill;
 use tilework::ops::parity;
@@ -71,7 +71,7 @@ fn activations_in_batch_norm() {
             let twin = |fused: bool| {
                 let case = Case::new(format!("{then:?} {c}"), move |v, cx| {
                     let [mut mean, mut var] = running(cx.device(), DType::F32, c)?;
-                    let with = fused.then_some(then);
+                    let with = fused.then_some(then).into();
                     let y = v[0].batch_norm2d_then(with, &v[1], &v[2], [&mut mean, &mut var], 0.1, 1e-5, cx)?;
                     if fused { Ok(y) } else { then.of(&y, cx) }
                 });
@@ -83,6 +83,58 @@ fn activations_in_batch_norm() {
             assert_eq!(fused, apart, "{then:?} {c}");
         }
     }
+}
+
+/// A max-pool in batch-norm's passes has the numbers of one by itself, and the same pixels win: in two bytes many are equal.
+#[test]
+fn max_pools_in_batch_norm() {
+    let Some(under) = Under::new() else { return };
+    let types = [(DType::F32, 2e-6), (DType::F16, 2e-3), (DType::BF16, 1.6e-2)];
+    let thens = [None, Some(Activation::Relu), Some(Activation::Silu), Some(Activation::Gelu)];
+    // Rows and columns that no window has; channels one by one and by fours.
+    for (then, c, (dtype, unit)) in
+        thens.into_iter().zip([3, 4, 8, 5]).flat_map(|(then, c)| types.map(|of| (then, c, of)))
+    {
+        let twin = |pool: bool| {
+            let case = Case::new(format!("{then:?} {c}"), move |v, cx| {
+                let [mut mean, mut var] = running(cx.device(), DType::F32, c)?;
+                let with = Then { activation: then, pool };
+                let y = v[0].batch_norm2d_then(with, &v[1], &v[2], [&mut mean, &mut var], 0.1, 1e-5, cx)?;
+                if pool { Ok(y) } else { y.max_pool2d(Then::POOL, cx) }
+            });
+            let case = case.input("x", [2, 67, 65, c], Fill::Uniform);
+            case.param("gamma", [c], Fill::NonZero).param("beta", [c], Fill::Uniform)
+        };
+        let apart = run(&twin(false), &under.devices[0].1, dtype);
+        for (name, device) in &under.devices {
+            let what = format!("{then:?} {c} {dtype} ({name})");
+            let fused = run(&twin(true), device, dtype);
+            assert_eq!(fused[0], apart[0], "{what}");
+            for ((name, got), (_, want)) in fused.iter().zip(&apart).skip(1) {
+                let size = want.iter().fold(0f64, |most, v| most.max(v.abs()));
+                let unit = if name == "gx" { unit } else { 2e-6 };
+                let far = got.iter().zip(want).fold(0f64, |most, (a, b)| most.max((a - b).abs()));
+                assert!(far <= unit * size, "{what}: {name} differs by {far}, its largest is {size}");
+            }
+        }
+    }
+}
+
+/// Layers that are computed together in training of large images; in evaluation, and of few images, the max-pool is not.
+#[test]
+fn blocks_with_a_max_pool() {
+    let Some(under) = Under::new() else { return };
+    let Device::Cuda(cuda) = under.first() else { panic!("a CUDA device") };
+    let layers = r#"layers=["conv 3x3, 8 channels, pad 1", "batch_norm", "silu", "max_pool 2x2",
+        "conv 3x3, 8 channels, pad 1", "batch_norm", "max_pool 2x2", "conv 1x1, 4 channels", "batch_norm", "relu", "max_pool 3x3",
+        "flatten", "fc 10"]"#;
+    let recipe = recipe("quickstart", &["batch_size=30", layers]);
+    let mut trainer = Trainer::new(recipe, shapes::generate(0, 80, 10), under.first()).unwrap();
+    let kernels = cuda.profile(|| trainer.bench_steps(1)).unwrap();
+    let count = |name: &str| kernels.iter().filter(|t| t.kernel.starts_with(name)).count();
+    let pools =
+        ["batch_norm2d_pool_fwd", "batch_norm2d_pool_bwd", "max_pool2d_fwd", "max_pool2d_bwd", "silu"].map(count);
+    assert_eq!(pools, [1, 1, 2, 2, 0]);
 }
 
 /// A product adds the gradient of its input to one that is there: f32 has the bits of their sum, two bytes round it once.

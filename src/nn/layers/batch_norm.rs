@@ -31,7 +31,7 @@ pub(super) fn read(p: &mut Phrase<'_>) -> Result<Box<dyn Layer>> {
 }
 
 impl BatchNorm {
-    fn apply(&self, then: Option<Activation>, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+    fn apply(&self, then: Then, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
         let (gamma, beta) = (cx.param(self.gamma)?, cx.param(self.beta)?);
         let (mut mean, mut var) = (cx.buffers()?.get(self.mean)?, cx.buffers()?.get(self.var)?);
         let mode = if self.frozen { Mode::Eval } else { cx.mode() };
@@ -56,15 +56,15 @@ impl Layer for BatchNorm {
     }
 
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
-        self.apply(None, x, cx)
+        self.apply(Then::default(), x, cx)
     }
 
-    fn takes_activation(&self, _: Activation) -> bool {
+    fn takes(&self, _: Then) -> bool {
         true
     }
 
-    fn forward_then(&self, then: Activation, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
-        self.apply(Some(then), x, cx)
+    fn forward_then(&self, then: Then, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        self.apply(then, x, cx)
     }
 
     fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {

@@ -94,12 +94,13 @@ impl Layer for Conv {
         self.apply(None, x, cx)
     }
 
-    fn takes_activation(&self, then: Activation) -> bool {
-        then == Activation::Relu
+    fn takes(&self, then: Then) -> bool {
+        then == Some(Activation::Relu).into()
     }
 
-    fn forward_then(&self, then: Activation, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
-        self.apply(Some(then), x, cx)
+    fn forward_then(&self, then: Then, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        let y = self.apply(then.activation, x, cx)?;
+        Then { activation: None, ..then }.of(&y, cx)
     }
 
     fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {

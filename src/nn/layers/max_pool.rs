@@ -18,6 +18,10 @@ impl Layer for MaxPool {
         x.max_pool2d(self.0, cx)
     }
 
+    fn max_pool(&self) -> Option<Window> {
+        Some(self.0)
+    }
+
     fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
         Ok(graph.node("MaxPool", &[x], &window(&self.0)))
     }

@@ -29,7 +29,7 @@ use super::onnx::{Attribute, Onnx, window};
 use super::phrase::{Phrase, arrow, by, part};
 use crate::autograd::{Ctx, Var};
 use crate::error::Result;
-use crate::ops::activation::Activation;
+use crate::ops::activation::{Activation, Then};
 use crate::ops::window::Window;
 use crate::params::{BufferId, Init, ParamId};
 use crate::shape::Shape;
@@ -60,17 +60,22 @@ pub trait Layer: std::fmt::Debug + Send + Sync {
         None
     }
 
-    /// Whether [`Layer::forward_then`] saves something on a CUDA device, with this activation.
-    fn takes_activation(&self, then: Activation) -> bool {
+    /// The window of the max-pool that the layer is, if it is one and nothing else.
+    fn max_pool(&self) -> Option<Window> {
+        None
+    }
+
+    /// Whether [`Layer::forward_then`] saves something on a CUDA device, with all of this.
+    fn takes(&self, then: Then) -> bool {
         let _ = then;
         false
     }
 
-    /// [`Layer::forward`], and an activation of what it computes.
+    /// [`Layer::forward`], and an activation of what it computes, and a max-pool of that.
     ///
     /// # Errors
     /// Whatever its ops report.
-    fn forward_then(&self, then: Activation, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+    fn forward_then(&self, then: Then, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
         then.of(&self.forward(x, cx)?, cx)
     }
 

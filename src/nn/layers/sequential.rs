@@ -14,8 +14,17 @@ struct Child {
     /// Its name after those of all that it is in, once the network is built.
     key: String,
     layer: Box<dyn Layer>,
-    /// Whether the layer before it can apply it too: decided once the network is built.
+    /// Whether a layer before it can compute it too, with those between: decided once the network is built.
     joined: bool,
+}
+
+/// What there is to compute together if a layer is too, if it can be.
+fn and(then: Then, layer: &dyn Layer) -> Option<Then> {
+    match (layer.activation(), layer.max_pool()) {
+        (Some(a), _) if then == Then::default() => Some(Some(a).into()),
+        (_, Some(Then::POOL)) if !then.pool => Some(Then { pool: true, ..then }),
+        _ => None,
+    }
 }
 
 impl Sequential {
@@ -34,10 +43,13 @@ impl Sequential {
         let mut x = x.clone();
         let mut children = self.children.iter().skip(first).peekable();
         while let Some(child) = children.next() {
-            let next = children.next_if(|next| next.joined && cx.joins());
-            x = match next.and_then(|next| next.layer.activation()) {
-                Some(then) => child.layer.forward_then(then, &x, cx)?,
-                None => child.layer.forward(&x, cx)?,
+            let mut then = Then::default();
+            while let Some(next) = children.next_if(|next| next.joined && cx.joins()) {
+                then = and(then, next.layer.as_ref()).unwrap_or(then);
+            }
+            x = match then == Then::default() {
+                true => child.layer.forward(&x, cx)?,
+                false => child.layer.forward_then(then, &x, cx)?,
             };
             cx.passed(&child.key, &x)?;
         }
@@ -68,11 +80,17 @@ impl Layer for Sequential {
         for child in &mut self.children {
             (child.key, x) = b.child(&child.name, child.layer.as_mut(), x)?;
         }
+        // The layer that computes those behind it, and what it has of them so far.
+        let (mut first, mut then) = (0, Then::default());
         for i in 1..self.children.len() {
-            let (before, child) = (&self.children[i - 1], &self.children[i]);
-            if child.layer.activation().is_some_and(|then| before.layer.takes_activation(then)) {
-                b.note_joined(before.key.clone(), &child.key);
-                self.children[i].joined = true;
+            let (before, child) = (&self.children[first], &self.children[i]);
+            match and(then, child.layer.as_ref()).filter(|&then| before.layer.takes(then)) {
+                Some(more) => {
+                    b.note_joined(before.key.clone(), &child.key);
+                    self.children[i].joined = true;
+                    then = more;
+                }
+                None => (first, then) = (i, Then::default()),
             }
         }
         Ok(x)

@@ -1,18 +1,19 @@
 //! Batch normalisation on a CUDA device: how the rows are cut, and the launches.
 
-use super::{Activation, BatchNorm2d};
+use super::{Activation, BatchNorm2d, Then};
 use crate::device::cuda::{BLOCK, Cuda, KernelType, Launch};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::batch_norm2d::*;
+use crate::kernels::batch_norm2d_pool::*;
 use crate::kernels::batch_norm2d_whole::*;
+use crate::ops::conv2d::cuda::magic;
+use crate::shape::Shape;
 use crate::tensor::Tensor;
 
 /// How x `[rows, c]` is cut into blocks, each with a tile of the channels for a range of the rows: so many rows for
 /// every thread, so many blocks at most, and `wide` channels a thread, or four, where they come so.
-fn cut(x: &Tensor, each: usize, blocks: usize, wide: usize) -> (BatchNorm2dDims, Launch) {
-    let c = x.shape().last();
-    let rows = x.len() / c;
+fn cut([rows, c]: [usize; 2], each: usize, blocks: usize, wide: usize) -> (BatchNorm2dDims, Launch) {
     let wide = [wide, 4].into_iter().find(|&wide| c.is_multiple_of(wide)).unwrap_or(1);
     // Up to a warp of threads side by side; the tiles as equal as can be.
     let tiles = c.div_ceil(32 * wide);
@@ -27,14 +28,18 @@ fn cut(x: &Tensor, each: usize, blocks: usize, wide: usize) -> (BatchNorm2dDims,
     (d, Launch::new(0, BLOCK).grid(ranges, tiles, 1))
 }
 
+fn rows(x: Shape) -> usize {
+    x.len() / x.last()
+}
+
 /// The cut for sums over the rows, whose partial results are added up: some rows for every thread.
 fn sums(x: &Tensor, wide: usize) -> (BatchNorm2dDims, Launch) {
-    cut(x, 4, 1024, wide)
+    cut([rows(x.shape()), x.shape().last()], 4, 1024, wide)
 }
 
 /// The cut for passes over the elements.
 fn passes(x: &Tensor) -> (BatchNorm2dDims, Launch) {
-    cut(x, 2, 4096, 4)
+    cut([rows(x.shape()), x.shape().last()], 2, 4096, 4)
 }
 
 /// A block for each channel, with as many threads as there is use for.
@@ -47,12 +52,36 @@ pub(super) const WHOLE: [usize; 2] = [8192, 8192];
 
 /// The sizes for that, and a block for each of the groups of `bytes` of channels, with four rows a thread if they are few.
 fn whole(x: &Tensor, then: Option<Activation>, bytes: usize) -> (BatchNorm2dWholeDims, Launch) {
-    let (cut, _) = cut(x, 1, 1, 1);
-    let BatchNorm2dDims { rows, c, unbias, inv_rows, .. } = cut;
+    let BatchNorm2dDims { rows, c, unbias, inv_rows, .. } = passes(x).0;
     let threads = (rows as u32).div_ceil(4).next_power_of_two().clamp(256, 1024);
     let activation = Activation::number(then);
     let d = BatchNorm2dWholeDims { rows, c, unbias, inv_rows, activation, ..Default::default() };
     (d, Launch::new((c as usize).div_ceil(bytes / x.dtype().size()), threads))
+}
+
+/// Whether training a batch-norm of x computes a max-pool of 2x2 behind it too: of few rows the kernels apart are fewer.
+pub(super) fn pools(x: Shape) -> bool {
+    rows(x) > WHOLE[0]
+}
+
+/// What won under the windows of a max-pool, in the shape of its output: the values of x, and their places, a byte each.
+pub(super) struct Winners {
+    x: Tensor,
+    place: Tensor,
+}
+
+/// The sizes for that of x to y, which a thread has two windows of: those of y, or all that cells of x are in.
+fn windows(x: Shape, y: Shape, cells: bool, then: Option<Activation>) -> (BatchNorm2dPoolDims, Launch) {
+    let [[n, h, w, c], [_, ho, wo, _]] = [x, y].map(|s| s.rank4().unwrap_or([1; 4]));
+    let [down, across] = if cells { [h.div_ceil(2), w.div_ceil(2)] } else { [ho, wo] };
+    let (BatchNorm2dDims { rows, tile, chunk, .. }, launch) = cut([n * down * across, c], 2, 4096, 4);
+    let [by_across, by_down] = [across, down].map(magic);
+    let inv_rows = (1.0 / self::rows(x) as f64) as f32;
+    let activation = Activation::number(then);
+    let [h, w, c, ho, wo, down, across] = [h, w, c, ho, wo, down, across].map(|d| d as i32);
+    #[rustfmt::skip]
+    let d = BatchNorm2dPoolDims { h, w, c, ho, wo, down, across, rows, tile, chunk, by_across, by_down, inv_rows, activation };
+    (d, launch)
 }
 
 /// `stats` become the mean and 1/std that x was normalised with, `constants` are momentum and eps.
@@ -66,15 +95,16 @@ pub(super) fn forward<T: KernelType>(
     [running_mean, running_var]: [&mut Tensor; 2],
     [momentum, eps]: [f64; 2],
     train: bool,
-    then: Option<Activation>,
-) -> Result<()> {
+    Then { activation: then, pool }: Then,
+) -> Result<Option<Winners>> {
     let [keep, take, eps] = [1.0 - momentum, momentum, eps].map(|v| v as f32);
     let (m, s) = (mean.output()?, inv_std.output()?);
-    if train && x.len() / x.shape().last() <= WHOLE[0] {
+    if train && rows(x.shape()) <= WHOLE[0] {
         let (mut d, blocks) = whole(x, then, 16);
         [d.keep, d.take, d.eps] = [keep, take, eps];
         let (g, b, rm, rv) = (gamma.input()?, beta.input()?, running_mean.output()?, running_var.output()?);
-        return batch_norm2d_whole_fwd::<T>(cuda, blocks, x.input()?, g, b, m, s, rm, rv, y.output()?, &d);
+        batch_norm2d_whole_fwd::<T>(cuda, blocks, x.input()?, g, b, m, s, rm, rv, y.output()?, &d)?;
+        return Ok(None);
     }
     let (mut d, blocks) = sums(x, 16 / size_of::<T>());
     [d.keep, d.take, d.eps] = [keep, take, eps];
@@ -88,9 +118,20 @@ pub(super) fn forward<T: KernelType>(
         batch_norm2d_fwd_eval(cuda, Launch::each(d.c as usize), rm, rv, m, s, &d)?;
     }
     let (m, s, g, b) = (mean.input()?, inv_std.input()?, gamma.input()?, beta.input()?);
+    if pool {
+        let (d, blocks) = windows(x.shape(), y.shape(), false, then);
+        let mut won = Winners {
+            x: Tensor::empty(x.device(), x.dtype(), y.shape())?,
+            place: Tensor::empty(x.device(), DType::U8, y.shape())?,
+        };
+        let (values, place) = (won.x.output()?, won.place.output()?);
+        batch_norm2d_pool_fwd::<T>(cuda, blocks, x.input()?, m, s, g, b, y.output()?, values, place, &d)?;
+        return Ok(Some(won));
+    }
     let (mut d, blocks) = passes(x);
     d.activation = Activation::number(then);
-    batch_norm2d_fwd::<T>(cuda, blocks, x.input()?, m, s, g, b, y.output()?, &d)
+    batch_norm2d_fwd::<T>(cuda, blocks, x.input()?, m, s, g, b, y.output()?, &d)?;
+    Ok(None)
 }
 
 /// `ggamma` and `gbeta`, and gx if it is wanted.
@@ -103,10 +144,10 @@ pub(super) fn backward<T: KernelType>(
     let (x, mean, inv_std) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?);
     let (gamma, beta, from) = (node.gamma.input()?, node.beta.input()?, gy.input()?);
     let mut gx = match node.ids[0] {
-        Some(_) => Some(Tensor::empty(gy.device(), gy.dtype(), gy.shape())?),
+        Some(_) => Some(Tensor::empty(gy.device(), gy.dtype(), node.x.shape())?),
         None => None,
     };
-    if let (true, Some(gx)) = (node.train && gy.len() / gy.shape().last() <= WHOLE[1], &mut gx) {
+    if let (true, Some(gx)) = (node.train && node.winners.is_none() && rows(node.x.shape()) <= WHOLE[1], &mut gx) {
         let (d, blocks) = whole(gy, node.then, 8);
         let (gg, gb, to) = (ggamma.output()?, gbeta.output()?, gx.output()?);
         batch_norm2d_whole_bwd::<T>(cuda, blocks, x, from, mean, inv_std, gamma, beta, gg, gb, to, &d)?;
@@ -114,16 +155,27 @@ pub(super) fn backward<T: KernelType>(
         let (mut d, blocks) = sums(gy, 4);
         d.activation = Activation::number(node.then);
         let mut part = Tensor::empty(gy.device(), DType::F32, [d.c as usize, d.ranges as usize, 2])?;
-        batch_norm2d_bwd_part::<T>(cuda, blocks, x, from, mean, inv_std, gamma, beta, part.output()?, &d)?;
+        // Only what won has a gradient.
+        let of = node.winners.as_ref().map_or(Ok(x), |won| won.x.input())?;
+        batch_norm2d_bwd_part::<T>(cuda, blocks, of, from, mean, inv_std, gamma, beta, part.output()?, &d)?;
         batch_norm2d_bwd_merge(cuda, channels(&d), part.input()?, inv_std, ggamma.output()?, gbeta.output()?, &d)?;
-        if let Some(gx) = &mut gx {
-            let (mut d, blocks) = passes(gy);
-            d.activation = Activation::number(node.then);
-            if !node.train {
-                d.inv_rows = 0.0;
+        let (gg, gb) = (ggamma.input()?, gbeta.input()?);
+        match (&mut gx, &node.winners) {
+            (Some(gx), Some(won)) => {
+                let (d, blocks) = windows(node.x.shape(), gy.shape(), true, node.then);
+                let (place, to) = (won.place.input()?, gx.output()?);
+                batch_norm2d_pool_bwd::<T>(cuda, blocks, x, mean, inv_std, gamma, beta, gg, gb, from, place, to, &d)?;
             }
-            let (gg, gb) = (ggamma.input()?, gbeta.input()?);
-            batch_norm2d_bwd_input::<T>(cuda, blocks, x, mean, inv_std, gamma, beta, gg, gb, from, gx.output()?, &d)?;
+            (Some(gx), None) => {
+                let (mut d, blocks) = passes(gy);
+                d.activation = Activation::number(node.then);
+                if !node.train {
+                    d.inv_rows = 0.0;
+                }
+                let to = gx.output()?;
+                batch_norm2d_bwd_input::<T>(cuda, blocks, x, mean, inv_std, gamma, beta, gg, gb, from, to, &d)?;
+            }
+            (None, _) => {}
         }
     }
     Ok(gx)

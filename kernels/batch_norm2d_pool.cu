@@ -1,0 +1,146 @@
+// Batch normalisation, an activation and a max-pool of 2x2 in one pass: what is pooled is never stored.
+//
+// The statistics are those of batch_norm2d.cu. So are, backward, the sums: only pixels that won have a gradient, and what x was
+// there is kept, as small as y.
+// Instances: T = float, half, bf16
+#include "batch_norm2d.cuh"
+#include "pool.cuh"
+
+struct BatchNorm2dPoolDims {
+  int h, w, c;                        // x [n, h, w, c]
+  int ho, wo;                         // y [n, ho, wo, c]
+  int down, across;                   // windows of an image: those of y; backward also those that h and w cut off
+  int rows;                           // windows of all images
+  int tile, chunk;                    // channels that a block treats, and windows
+  unsigned by_across[2], by_down[2];  // divisors, as `divide` (common.cuh) takes them
+  float inv_rows;                     // 1 / pixels of x
+  int activation;                     // its number, or 0 for none: activation.cuh
+};
+
+// A window: where it lies in y, and its first pixel in x.
+struct Place {
+  int n, p, q, pixel;
+  __device__ __forceinline__ Place(int i, const BatchNorm2dPoolDims& d) {
+    const int np = divide(i, d.by_across);
+    n = divide(np, d.by_down);
+    q = i - np * d.across;
+    p = np - n * d.down;
+    pixel = (n * d.h + 2 * p) * d.w + 2 * q;
+  }
+};
+
+template <int V, class A, class T>
+__device__ __forceinline__ void pool(Width<V>, A, const T* x, const float* mean, const float* inv_std,
+                                     const float* gamma, const float* beta, T* y, T* won, unsigned char* place,
+                                     const BatchNorm2dPoolDims& d) {
+  const Share<V> my(d);
+  if (my.first >= my.last) return;
+  const Normal<V> normal(mean, inv_std, gamma, beta, my.c);
+  for (int i = my.first; i < my.last; i += my.step) {
+    const T* first = x + Place(i, d).pixel * d.c + my.c;
+    Pack<float, V> in[4];
+#pragma unroll
+    for (int at = 0; at < 4; ++at) in[at] = load<V>(first + (at / 2 * d.w + at % 2) * d.c);
+    // Rounded as it would be stored, so that those are equal that would be equal then.
+    const auto stored = [&](int at) {
+      Pack<float, V> v = in[at];
+#pragma unroll
+      for (int k = 0; k < V; ++k) v.v[k] = to_float(from_float<T>(A::of(normal.of(v.v[k], k))));
+      return v;
+    };
+    Largest<V> found(stored(0), 0);
+#pragma unroll
+    for (int at = 1; at < 4; ++at) found.see(stored(at), at);
+    Pack<float, V> best = in[0];
+    Pack<unsigned char, V> which;
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+#pragma unroll
+      for (int at = 1; at < 4; ++at) best.v[k] = found.place[k] == at ? in[at].v[k] : best.v[k];
+      which.v[k] = found.place[k];
+    }
+    const int to = i * d.c + my.c;
+    store(y + to, found.value);
+    store(won + to, best);
+    *reinterpret_cast<Pack<unsigned char, V>*>(place + to) = which;
+  }
+}
+
+// y[n, p, q, c] = the largest of f((x - mean) * (gamma * inv_std) + beta) in the window of 2x2, with the activation f; what x
+// was there, and the place in the window: the first of equal values, NaN over all.
+// Threads: a block has `tile` channels of `chunk` windows; a thread four channels (one where c is no multiple) of every so many
+//     windows. Neighbours along the channels, then along the windows.
+// Traffic: one read of x; for a quarter as many elements a write of y, of x and of a byte.
+// Launch: grid (ceil(windows / chunk), ceil(c / tile)) of 256; no shared memory.
+// Numerics: the mean is subtracted first; rounded to T before it is compared.
+// Limits: elements of x < 2^31; h and w at least 2.
+// Registers: at most 64.
+template <class T>
+__global__ void __launch_bounds__(256)
+    batch_norm2d_pool_fwd(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
+                          const float* __restrict__ gamma, const float* __restrict__ beta, T* __restrict__ y,
+                          T* __restrict__ won, unsigned char* __restrict__ place, BatchNorm2dPoolDims d) {
+  with_activation<T>(d.activation, [&](auto f) {
+    with_width<4>(
+        d, [&](auto width) { pool(width, f, x, mean, inv_std, gamma, beta, y, won, place, d); }, x, y, won, place);
+  });
+}
+
+template <int V, class A, class T>
+__device__ __forceinline__ void spread(Width<V>, A, const T* x, const float* mean, const float* inv_std,
+                                       const float* gamma, const float* beta, const float* ggamma, const float* gbeta,
+                                       const T* gy, const unsigned char* place, T* gx, const BatchNorm2dPoolDims& d) {
+  const Share<V> my(d);
+  if (my.first >= my.last) return;
+  const Normal<V> normal(mean, inv_std, gamma, beta, my.c);
+  const Slopes<V> slopes(normal, inv_std, ggamma, gbeta, my.c, d.inv_rows);
+  for (int i = my.first; i < my.last; i += my.step) {
+    const Place window(i, d);
+    // What is not there is read as the nearest, so that no load waits for a branch.
+    const int right = min(2 * window.q + 1, d.w - 1) - 2 * window.q,
+              below = min(2 * window.p + 1, d.h - 1) - 2 * window.p;
+    const int first = window.pixel * d.c + my.c;
+    const auto pixel = [&](int at) { return first + ((at / 2 & below) * d.w + (at % 2 & right)) * d.c; };
+    Pack<float, V> in[4];
+#pragma unroll
+    for (int at = 0; at < 4; ++at) in[at] = load<V>(x + pixel(at));
+    const int p = min(window.p, d.ho - 1), q = min(window.q, d.wo - 1);
+    const bool pooled = p == window.p && q == window.q;
+    const int from = ((window.n * d.ho + p) * d.wo + q) * d.c + my.c;
+    Pack<float, V> g = load<V>(gy + from);
+    const Pack<unsigned char, V> which = *reinterpret_cast<const Pack<unsigned char, V>*>(place + from);
+    // Of the pixel that won, to which it belongs alone.
+    Pack<float, V> best = in[0];
+#pragma unroll
+    for (int at = 1; at < 4; ++at)
+#pragma unroll
+      for (int k = 0; k < V; ++k) best.v[k] = which.v[k] == at ? in[at].v[k] : best.v[k];
+#pragma unroll
+    for (int k = 0; k < V; ++k) g.v[k] = pooled ? A::gradient(normal.of(best.v[k], k), g.v[k]) : 0.0f;
+#pragma unroll
+    for (int at = 0; at < 4; ++at) {
+#pragma unroll
+      for (int k = 0; k < V; ++k) in[at].v[k] = slopes.of(normal, in[at].v[k], which.v[k] == at ? g.v[k] : 0.0f, k);
+      if (at / 2 <= below && at % 2 <= right) store(gx + pixel(at), in[at]);
+    }
+  }
+}
+
+// gx = gamma * inv_std * (g - gbeta / pixels - (x - mean) * inv_std * ggamma / pixels); g is gy of the window, as the activation
+// passes it on, for the pixel that won it, and 0 for the others and for those that no window has.
+// Threads: as above, windows that h and w cut off included.
+// Traffic: one read of x and one write of gx; for a quarter as many elements a read of gy and of a byte.
+// Numerics: the mean is subtracted first, so that a large one costs no digits.
+// Registers: at most 80.
+template <class T>
+__global__ void __launch_bounds__(256)
+    batch_norm2d_pool_bwd(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
+                          const float* __restrict__ gamma, const float* __restrict__ beta,
+                          const float* __restrict__ ggamma, const float* __restrict__ gbeta, const T* __restrict__ gy,
+                          const unsigned char* __restrict__ place, T* __restrict__ gx, BatchNorm2dPoolDims d) {
+  with_activation<T>(d.activation, [&](auto f) {
+    with_width<4>(
+        d, [&](auto width) { spread(width, f, x, mean, inv_std, gamma, beta, ggamma, gbeta, gy, place, gx, d); }, x, gy,
+        place, gx);
+  });
+}
