@@ -196,8 +196,8 @@ __global__ void __launch_bounds__(1024)
   }
   __syncthreads();
 
-  with_activation<T>(d.activation, [&](auto f) {
   // Four channels at a time, whose constants fit the registers.
+  with_activation<T>(d.activation, [&](auto f) {
 #pragma unroll
     for (int first = 0; first < V; first += 4) {
       const Normal<4> normal(constants[0], constants[1], constants[2], constants[3], first);

@@ -48,7 +48,8 @@ fn channels(d: &BatchNorm2dDims) -> Launch {
 }
 
 /// Rows of a batch-norm that one launch treats whole, at most: forward, and backward. A block has eight rows a thread.
-pub(super) const WHOLE: [usize; 2] = [8192, 8192];
+const WHOLE: [usize; 2] = [8192, 8192];
+const _: () = assert!(WHOLE[0] <= 8 * 1024 && WHOLE[1] <= 8 * 1024);
 
 /// The sizes for that, and a block for each of the groups of `bytes` of channels, with four rows a thread if they are few.
 fn whole(x: &Tensor, then: Option<Activation>, bytes: usize) -> (BatchNorm2dWholeDims, Launch) {
