@@ -52,13 +52,13 @@ __device__ __forceinline__ void pool(Width<V>, A, const T* x, const float* mean,
 #pragma unroll
     for (int at = 1; at < 4; ++at) found.see(stored(at), at);
     Pack<float, V> best = in[0];
+#pragma unroll
+    for (int at = 1; at < 4; ++at)
+#pragma unroll
+      for (int k = 0; k < V; ++k) best.v[k] = found.place[k] == at ? in[at].v[k] : best.v[k];
     Pack<unsigned char, V> which;
 #pragma unroll
-    for (int k = 0; k < V; ++k) {
-#pragma unroll
-      for (int at = 1; at < 4; ++at) best.v[k] = found.place[k] == at ? in[at].v[k] : best.v[k];
-      which.v[k] = found.place[k];
-    }
+    for (int k = 0; k < V; ++k) which.v[k] = found.place[k];
     const int to = i * d.c + my.c;
     store(y + to, found.value);
     store(won + to, best);

@@ -241,17 +241,21 @@ __global__ void __launch_bounds__(1024)
   __syncthreads();
 
   float sums[2 * V] = {};  // of gy, then of gy * (x - mean)
+  // Two channels at a time, here and below, whose constants fit the registers.
   with_activation<T>(d.activation, [&](auto f) {
-    const Normal<V> normal(constants[0], constants[1], constants[2], constants[3], 0);
-    each_row(d, [&](int i, int) {
-      const Pack<float, V> v = held.template get<V>(i, 0), g = gradients.template get<V>(i, 0);
 #pragma unroll
-      for (int k = 0; k < V; ++k) {
-        const float gradient = decltype(f)::gradient(normal.of(v.v[k], k), g.v[k]);
-        sums[k] += gradient;
-        sums[V + k] += gradient * (v.v[k] - normal.centre[k]);
-      }
-    });
+    for (int first = 0; first < V; first += 2) {
+      const Normal<2> normal(constants[0], constants[1], constants[2], constants[3], first);
+      each_row(d, [&](int i, int) {
+        const Pack<float, 2> v = held.template get<2>(i, first), g = gradients.template get<2>(i, first);
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const float gradient = decltype(f)::gradient(normal.of(v.v[k], k), g.v[k]);
+          sums[first + k] += gradient;
+          sums[V + first + k] += gradient * (v.v[k] - normal.centre[k]);
+        }
+      });
+    }
   });
   block_sums(sums, of_warps, totals);
   held.rest();
@@ -268,18 +272,21 @@ __global__ void __launch_bounds__(1024)
   __syncthreads();
 
   with_activation<T>(d.activation, [&](auto f) {
-    const Normal<V> normal(constants[0], constants[1], constants[2], constants[3], 0);
-    const Slopes<V> slopes(normal, constants[1], constants[4], totals, 0, d.inv_rows);
-    each_row(d, [&](int i, int) {
-      Pack<float, V> v = held.template get<V>(i, 0);
-      const Pack<float, V> g = gradients.template get<V>(i, 0);
 #pragma unroll
-      for (int k = 0; k < V; ++k) {
-        const float gradient = decltype(f)::gradient(normal.of(v.v[k], k), g.v[k]);
-        v.v[k] = slopes.of(normal, v.v[k], gradient, k);
-      }
-      held.set(i, 0, v);
-    });
+    for (int first = 0; first < V; first += 2) {
+      const Normal<2> normal(constants[0], constants[1], constants[2], constants[3], first);
+      const Slopes<2> slopes(normal, constants[1], constants[4], totals, first, d.inv_rows);
+      each_row(d, [&](int i, int) {
+        Pack<float, 2> v = held.template get<2>(i, first);
+        const Pack<float, 2> g = gradients.template get<2>(i, first);
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const float gradient = decltype(f)::gradient(normal.of(v.v[k], k), g.v[k]);
+          v.v[k] = slopes.of(normal, v.v[k], gradient, k);
+        }
+        held.set(i, first, v);
+      });
+    }
   });
   held.store(gx, d);
 }
