@@ -317,9 +317,10 @@ impl Grads<'_> {
     }
 
     /// Notes that the sums over the rows of a variable's gradient are zero but for rounding, as behind a batch-norm, if nothing
-    /// else is added to it.
+    /// else is added to it. On the CPU, and where nothing is to be fused, rounding counts too.
     pub(crate) fn note_sums_to_zero(&mut self, id: Option<VarId>) {
-        if let Some(VarId(id)) = id {
+        let skips = matches!(&self.device, Device::Cuda(cuda) if !cuda.options().no_fuse);
+        if let Some(VarId(id)) = id.filter(|_| skips) {
             self.sums_to_zero[id as usize] = self.of[id as usize].is_none();
         }
     }

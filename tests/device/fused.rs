@@ -134,7 +134,8 @@ fn blocks_with_a_max_pool() {
     let count = |name: &str| kernels.iter().filter(|t| t.kernel.starts_with(name)).count();
     let pools =
         ["batch_norm2d_pool_fwd", "batch_norm2d_pool_bwd", "max_pool2d_fwd", "max_pool2d_bwd", "silu"].map(count);
-    assert_eq!(pools, [1, 1, 2, 2, 0]);
+    // The third is of few rows, and its max-pool of another size.
+    assert_eq!(pools, [2, 2, 1, 1, 0]);
 }
 
 /// A product adds the gradient of its input to one that is there: f32 has the bits of their sum, two bytes round it once.

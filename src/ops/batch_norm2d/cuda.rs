@@ -145,11 +145,13 @@ pub(super) fn backward<T: KernelType>(
 ) -> Result<Option<Tensor>> {
     let (x, mean, inv_std) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?);
     let (gamma, beta, from) = (node.gamma.input()?, node.beta.input()?, gy.input()?);
-    let mut gx = match node.ids[0] {
-        Some(_) => Some(Tensor::empty(gy.device(), gy.dtype(), node.x.shape())?),
-        None => None,
+    let is_whole = node.train && node.winners.is_none() && rows(node.x.shape()) <= WHOLE;
+    // In one launch gx is computed in any case: the sums have the same bits whether it is wanted or not.
+    let mut gx = match is_whole || node.ids[0].is_some() {
+        true => Some(Tensor::empty(gy.device(), gy.dtype(), node.x.shape())?),
+        false => None,
     };
-    if let (true, Some(gx)) = (node.train && node.winners.is_none() && rows(node.x.shape()) <= WHOLE, &mut gx) {
+    if let (true, Some(gx)) = (is_whole, &mut gx) {
         let (d, blocks) = whole(gy, node.then, 8);
         let (gg, gb, to) = (ggamma.output()?, gbeta.output()?, gx.output()?);
         batch_norm2d_whole_bwd::<T>(cuda, blocks, x, from, mean, inv_std, gamma, beta, gg, gb, to, &d)?;
@@ -180,5 +182,5 @@ pub(super) fn backward<T: KernelType>(
             (None, _) => {}
         }
     }
-    Ok(gx)
+    Ok(gx.filter(|_| node.ids[0].is_some()))
 }

@@ -181,15 +181,11 @@ impl Backward for BatchNorm2d {
         },
         cuda => {
             gx = cuda::backward::<T>(&cuda, &self, &gy, [&mut ggamma, &mut gbeta])?;
-            // A bias in front of it changes nothing.
-            if self.train && !cuda.options().no_fuse {
-                grads.note_sums_to_zero(self.ids[0]);
-            }
             Ok(())
         });
-        if let Some(gx) = gx {
-            grads.add(self.ids[0], gx)?;
-        }
+        // A bias in front of it changes nothing.
+        grads.note_sums_to_zero(self.ids[0].filter(|_| self.train));
+        gx.map_or(Ok(()), |gx| grads.add(self.ids[0], gx))?;
         grads.add(self.ids[1], ggamma)?;
         grads.add(self.ids[2], gbeta)
     }
