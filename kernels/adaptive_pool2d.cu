@@ -11,12 +11,8 @@ struct AdaptivePool2dDims {
 // side it is the same formula: position i is covered by those that i of `size` covers of `outs`.
 struct Span {
   int first, last;
-  __device__ __forceinline__ Span(int o, int outs, int size) : first(0), last(size) {
-    // One window over all, which is the usual one, takes no divisions.
-    if (outs == 1 || size == 1) return;
-    first = o * size / outs;
-    last = ((o + 1) * size + outs - 1) / outs;
-  }
+  __device__ __forceinline__ Span(int o, int outs, int size)
+      : first(o * size / outs), last(((o + 1) * size + outs - 1) / outs) {}
   __device__ __forceinline__ int len() const { return last - first; }
 };
 

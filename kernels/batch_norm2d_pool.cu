@@ -133,7 +133,7 @@ __device__ __forceinline__ void spread(Width<V>, A, const T* x, const float* mea
 // Numerics: the mean is subtracted first, so that a large one costs no digits.
 // Registers: at most 80.
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 3)
     batch_norm2d_pool_bwd(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
                           const float* __restrict__ gamma, const float* __restrict__ beta,
                           const float* __restrict__ ggamma, const float* __restrict__ gbeta, const T* __restrict__ gy,

@@ -14,7 +14,7 @@ struct BatchNorm2dWholeDims {
   int activation;    // its number, or 0 for none: activation.cuh
 };
 
-constexpr int MOST = 8;  // rows that a thread has
+constexpr int MOST = 4;  // rows that a thread has
 
 // use(i, row) for the i-th row of the thread.
 template <class Use>
@@ -132,15 +132,15 @@ __device__ __forceinline__ void block_sums(float (&v)[N], float (*of_warps)[32],
 
 // Mean and variance of the block's channels, the step of their running statistics, and
 // y = f((x - mean) * (gamma * inv_std) + beta) with the activation f.
-// Threads: a block has 16 bytes of channels of all rows; thread t has rows t, t + threads, ..., at most eight, in its
+// Threads: a block has 16 bytes of channels of all rows; thread t has rows t, t + threads, ..., at most four, in its
 // registers.
 // Traffic: one read of x and one write of y.
-// Launch: grid ceil(c / V), V being the elements of 16 bytes, of 256 to 1024; at most 1184 bytes of shared memory.
-// Numerics: sums about the value of the first row, then squares about the mean, in a fixed order.
-// Limits: rows at most eight times the threads, rows * c < 2^31.
+// Launch: grid ceil(c / V), V being the elements of 16 bytes, of 256 or 512; at most 1184 bytes of shared memory.
+// Numerics: sums about the value of the first row, again about what they give, then squares about the mean, in a fixed order.
+// Limits: rows at most four times the threads, rows * c < 2^31.
 // Registers: at most 64.
 template <class T>
-__global__ void __launch_bounds__(1024)
+__global__ void __launch_bounds__(512, 2)
     batch_norm2d_whole_fwd(const T* __restrict__ x, const float* __restrict__ gamma, const float* __restrict__ beta,
                            float* __restrict__ mean, float* __restrict__ inv_std, float* __restrict__ running_mean,
                            float* __restrict__ running_var, T* __restrict__ y, BatchNorm2dWholeDims d) {
@@ -151,21 +151,26 @@ __global__ void __launch_bounds__(1024)
   Held<T, V> held(x, d);
   const int c = blockIdx.x * V;
 
-  // About the first row's, so that a large mean costs no digits.
+  // About the first row's, so that a large mean costs no digits; then about what that gave, so that a first row far from the mean
+  // costs none.
   Pack<float, V> centre = some_of<V>(x, c, d.c);
-  float sums[V] = {};
-  each_row(d, [&](int i, int) {
-    const Pack<float, V> v = held.template get<V>(i, 0);
+  float sums[V];
+#pragma unroll 1
+  for (int pass = 0; pass < 2; ++pass) {
 #pragma unroll
-    for (int k = 0; k < V; ++k) sums[k] += v.v[k] - centre.v[k];
-  });
-  block_sums(sums, of_warps, totals);
-  held.rest();
+    for (int k = 0; k < V; ++k) sums[k] = 0.0f;
+    each_row(d, [&](int i, int) {
+      const Pack<float, V> v = held.template get<V>(i, 0);
 #pragma unroll
-  for (int k = 0; k < V; ++k) {
-    centre.v[k] += totals[k] * d.inv_rows;
-    sums[k] = 0.0f;
+      for (int k = 0; k < V; ++k) sums[k] += v.v[k] - centre.v[k];
+    });
+    block_sums(sums, of_warps, totals);
+    held.rest();
+#pragma unroll
+    for (int k = 0; k < V; ++k) centre.v[k] += totals[k] * d.inv_rows;
   }
+#pragma unroll
+  for (int k = 0; k < V; ++k) sums[k] = 0.0f;
   each_row(d, [&](int i, int) {
     const Pack<float, V> v = held.template get<V>(i, 0);
 #pragma unroll
@@ -216,10 +221,10 @@ __global__ void __launch_bounds__(1024)
 // gx = gamma * inv_std * (gy - gbeta / rows - (x - mean) * inv_std * ggamma / rows), gy as the activation passes it on.
 // Threads: as above, but 8 bytes of channels: those of gy are in registers too.
 // Traffic: one read of x and of gy and one write of gx.
-// Launch: grid ceil(c / V), V being the elements of 8 bytes, of 256 to 1024; at most 1136 bytes of shared memory.
+// Launch: grid ceil(c / V), V being the elements of 8 bytes, of 256 or 512; at most 1136 bytes of shared memory.
 // Numerics: by rows of a thread, then over threads in a fixed order.
 template <class T>
-__global__ void __launch_bounds__(1024)
+__global__ void __launch_bounds__(512, 2)
     batch_norm2d_whole_bwd(const T* __restrict__ x, const T* __restrict__ gy, const float* __restrict__ mean,
                            const float* __restrict__ inv_std, const float* __restrict__ gamma,
                            const float* __restrict__ beta, float* __restrict__ ggamma, float* __restrict__ gbeta,

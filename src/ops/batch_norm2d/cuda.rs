@@ -47,15 +47,15 @@ fn channels(d: &BatchNorm2dDims) -> Launch {
     Launch::new(d.c as usize, if d.ranges > 32 { 128 } else { 32 })
 }
 
-/// Rows of a batch-norm that one launch treats whole, at most; a block could have eight a thread. (On an H100 8192 rows of 64 channels
+/// Rows of a batch-norm that one launch treats whole, at most: four a thread. (With eight, on an H100 8192 rows of 64 channels
 /// took 20 µs forward and 22 backward, the kernels apart with their launches 12 and 9; 2048 of 128 took 7.7 and 7.5, and 12 and 9.)
 const WHOLE: usize = 2048;
-const _: () = assert!(WHOLE <= 8 * 1024);
+const _: () = assert!(WHOLE <= 4 * 512);
 
 /// The sizes for that, and a block for each of the groups of `bytes` of channels, with four rows a thread if they are few.
 fn whole(x: &Tensor, then: Option<Activation>, bytes: usize) -> (BatchNorm2dWholeDims, Launch) {
     let BatchNorm2dDims { rows, c, unbias, inv_rows, .. } = passes(x).0;
-    let threads = (rows as u32).div_ceil(4).next_power_of_two().clamp(256, 1024);
+    let threads = (rows as u32).div_ceil(4).next_power_of_two().clamp(256, 512);
     let activation = Activation::number(then);
     let d = BatchNorm2dWholeDims { rows, c, unbias, inv_rows, activation, ..Default::default() };
     (d, Launch::new((c as usize).div_ceil(bytes / x.dtype().size()), threads))
