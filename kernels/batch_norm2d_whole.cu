@@ -14,7 +14,7 @@ struct BatchNorm2dWholeDims {
   int activation;    // its number, or 0 for none: activation.cuh
 };
 
-constexpr int MOST = 4;  // rows that a thread has
+constexpr int MOST = 4;  // rows that a thread has (Rust: `WHOLE` in src/ops/batch_norm2d/cuda.rs)
 
 // use(i, row) for the i-th row of the thread.
 template <class Use>

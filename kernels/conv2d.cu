@@ -2,7 +2,7 @@
 //
 // Implicit GEMM, the default: conv2d_fwd, conv2d_bwd_x and conv2d_bwd_w. product.cuh has the product, conv2d.cuh the
 // sources that find a matrix in an image. Explicit GEMM, the one to study: conv2d_im2col, then linear_fwd or
-// linear_bwd_w; linear_bwd_x, then conv2d_col2im. The bias gradient is linear_column_sums of gy, or linear_relu_sums, and partial results are
+// linear_bwd_w; linear_bwd_x, then conv2d_col2im. The bias gradient is linear_column_sums of gy, or linear_relu_sums (or zero before a batch-norm), and partial results are
 // added up by linear_split_sum. Source of the matrix form: Chellapilla, Puri, Simard, "High Performance Convolutional
 // Neural Networks for Document Processing", 2006.
 // Instances: T = float; Tile = Simt128, Simt64, Simt32 | T = half, bf16; Tile = Mma128, Mma64, Mma32 | sm_90a: T = half, bf16; Tile = Wgmma128, Wgmma64
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
 // gx = taps·w': every input pixel gathers what the output pixels that saw it send back; m = n·h·w, n = c, k = kh·kw·o. With a
 // stride each phase is such a product of its own, of fewer pixels and fewer taps (conv2d.cuh). Or gx += that, as linear_bwd_x.
 // Launch: as above, with sh·sw phases as the grid's y, and tiles for the largest; splits are of the phase with the most taps.
-// Limits: as above, and windows of 15x15 at most: larger ones take linear_bwd_x and conv2d_col2im.
+// Limits: as above, windows of 15x15 and 65535 phases at most: more take linear_bwd_x and conv2d_col2im.
 // Measured: as above, 512 from 256 channels at 8x8, one block on a multiprocessor, 415 µs (SM 57 %).
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)

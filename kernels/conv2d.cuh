@@ -2,7 +2,8 @@
 //
 // With patches = im2col(x), the matrix [n·ho·wo][kh·kw·c] whose row is what the window sees at an output pixel:
 //     forward          y[n·ho·wo][o]   = patches · wᵀ
-//     input gradient   gx[n·h·w][c]    = taps · w'      taps: what reaches an input pixel, [n·h·w][kh·kw·o]
+//     input gradient   gx[n·h·w][c]    = taps · w'      taps: what reaches an input pixel, [n·h·w][kh·kw·o]; with a stride less,
+//                                                       phase by phase (below)
 //     weight gradient  gw[o][kh·kw·c]  = gyᵀ · patches
 // Explicit convolution writes `patches` to memory and calls the kernels of linear.cu. Implicit convolution
 // computes, for each load of a tile, where in the image the element lies; nothing else is different.

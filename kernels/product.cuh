@@ -178,7 +178,7 @@ struct Tma64Transposed {
 };
 
 // One block's tile of C. Grid: x = ceil(m/M)·ceil(n/N) tiles, those of one row of tiles next to each other
-// (they share A in the L2 cache); z = splits.
+// (they share A in the L2 cache), and blocks behind the last have nothing to do; z = splits.
 template <class Tile, class A, class B, class Then>
 __device__ __forceinline__ void product(const A& a, const B& b, const Cut& cut, const Then& epilogue) {
   // Rows of 128 bytes are what wgmma reads.

@@ -272,6 +272,7 @@ impl<'p> Ctx<'p> {
             if let Some(gy) = grads.of[id.0 as usize].take() {
                 grads.at_hand = grads.sums_to_zero[id.0 as usize];
                 node.backward(gy, &mut grads)?;
+                grads.bound_what_is_held()?;
             }
         }
         grads.join()?;
@@ -317,7 +318,7 @@ impl Grads<'_> {
     }
 
     /// Notes that the sums over the rows of a variable's gradient are zero but for rounding, as behind a batch-norm, if nothing
-    /// else is added to it. On the CPU, and where nothing is to be fused, rounding counts too.
+    /// else is added to it. Nothing is noted on the CPU, or where nothing is to be fused: there the gradient of a bias is added up.
     pub(crate) fn note_sums_to_zero(&mut self, id: Option<VarId>) {
         let skips = matches!(&self.device, Device::Cuda(cuda) if !cuda.options().no_fuse);
         if let Some(VarId(id)) = id.filter(|_| skips) {
@@ -348,6 +349,14 @@ impl Grads<'_> {
         done?;
         let bytes = self.read_beside.iter().map(|t| t.len() * t.dtype().size()).sum::<usize>();
         if bytes > READ_BESIDE { self.join() } else { Ok(()) }
+    }
+
+    /// Waits for work that others do beside the pass, if the memory that is held for it becomes much.
+    fn bound_what_is_held(&self) -> Result<()> {
+        match &self.device {
+            Device::Cuda(cuda) if self.read_beside.is_empty() && cuda.held() > READ_BESIDE => cuda.join(),
+            _ => Ok(()),
+        }
     }
 
     /// What follows waits for the work beside.

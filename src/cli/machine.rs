@@ -22,7 +22,8 @@ pub(super) struct Machine {
     /// On a CUDA device: lay the patches of convolutions out in memory (im2col); slower
     #[arg(long)]
     explicit_conv: bool,
-    /// On a CUDA device: each layer by kernels of its own, none fused with the activation or the max-pool behind it; slower
+    /// On a CUDA device: each layer by kernels of its own, none fused with the activation or the max-pool behind it, and gradients of
+    /// biases before batch-norms, which are zero, added up; slower
     #[arg(long)]
     no_fuse: bool,
 }

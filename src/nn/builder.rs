@@ -25,7 +25,7 @@ pub struct LayerInfo {
     /// Multiply-adds of the forward pass, likewise.
     pub macs: usize,
     /// The key of the layer that computes it together with its own on a CUDA device, if one does. A max-pool of 2x2 it computes
-    /// in training, of large images.
+    /// in training, of more than 2048 values a channel.
     pub joined: Option<String>,
 }
 

@@ -21,13 +21,14 @@ pub struct ParamGrads {
     buffer: Buffer,
     ranges: Vec<Range<usize>>,
     written: Vec<bool>,
-    /// Those that are all zeros.
+    /// Those that are all zeros. It holds as long as all passes over the same trainable parameters, replayed ones too, reach
+    /// the same of them.
     zero: Vec<bool>,
     keep: bool,
     step: Step,
     /// What they are multiplied by, beside the step's own scale.
     scaling: Option<Scaling>,
-    /// What backward passes started from, which recorded ones go on to read.
+    /// What backward passes started from, which recorded ones go on to read: a number for each size of batch that there was.
     seeds: Vec<(f64, Tensor)>,
 }
 

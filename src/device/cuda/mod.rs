@@ -51,7 +51,8 @@ pub struct Cuda {
 pub struct CudaOptions {
     /// Convolution with the patches laid out in memory, instead of found as they are needed.
     pub explicit_conv: bool,
-    /// Each layer by kernels of its own, also where those of one could compute the next too.
+    /// Each layer by kernels of its own, also where those of one could compute the next too; gradients of biases before
+    /// batch-norms are added up.
     pub no_fuse: bool,
     /// The tile of all matrix products by name, instead of the one that suits their sizes: for tests. One with tensor maps is
     /// for those whose sizes allow it.
@@ -294,6 +295,11 @@ impl Cuda {
         let result = work();
         self.driver().line(None)?;
         result
+    }
+
+    /// Bytes of memory that were returned and are not handed out again before [`Cuda::join`].
+    pub(crate) fn held(&self) -> usize {
+        lock(&self.inner.pool).held()
     }
 
     /// What follows waits for all work that was done beside.

@@ -99,6 +99,11 @@ impl Pool {
         self.held.get_or_insert_default();
     }
 
+    /// Bytes of what was returned since.
+    pub(super) fn held(&self) -> usize {
+        self.held.iter().flatten().map(|(bytes, _)| bytes).sum()
+    }
+
     pub(super) fn let_go(&mut self) {
         for (bytes, address) in self.held.take().unwrap_or_default() {
             self.capture.as_mut().unwrap_or(&mut self.free).entry(bytes).or_default().push(address);

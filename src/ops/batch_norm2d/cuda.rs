@@ -47,8 +47,9 @@ fn channels(d: &BatchNorm2dDims) -> Launch {
     Launch::new(d.c as usize, if d.ranges > 32 { 128 } else { 32 })
 }
 
-/// Rows of a batch-norm that one launch treats whole, at most: four a thread. (With eight, on an H100 8192 rows of 64 channels
-/// took 20 µs forward and 22 backward, the kernels apart with their launches 12 and 9; 2048 of 128 took 7.7 and 7.5, and 12 and 9.)
+/// Rows of a batch-norm that one launch treats whole, at most: four (`MOST` in `kernels/batch_norm2d_whole.cu`) for each of 512
+/// threads. Of 2048 rows of 128 channels that took 7.7 µs forward and 7.5 backward on an H100, and the kernels apart, with their
+/// launches, 12 and 9; of 8192 of 64, eight a thread, 20 and 22, and apart 12 and 9.
 const WHOLE: usize = 2048;
 const _: () = assert!(WHOLE <= 4 * 512);
 

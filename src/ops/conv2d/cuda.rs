@@ -30,6 +30,8 @@ pub(in crate::ops) fn magic(divisor: usize) -> [u32; 2] {
 
 /// Sides of a window whose taps the input gradient's kernel has bits for: `TapsAlongK` in `kernels/conv2d.cuh`.
 const MOST_TAPS: usize = 15;
+/// Phases that it has a grid for.
+const MOST_PHASES: usize = 65_535;
 
 /// The kernels' sizes.
 fn sizes(d: &Dims, accumulate: bool, split_steps: usize) -> Conv2dDims {
@@ -147,7 +149,9 @@ pub(super) fn backward_x<T: KernelType>(
     d: &Dims,
 ) -> Result<()> {
     let (accumulate, len) = (gx.accumulate, d.n * d.image());
-    if cuda.options().explicit_conv || d.window.kernel.iter().any(|&size| size > MOST_TAPS) {
+    let many =
+        d.window.kernel.iter().any(|&size| size > MOST_TAPS) || d.window.stride.iter().product::<usize>() > MOST_PHASES;
+    if cuda.options().explicit_conv || many {
         let mut cols = Tensor::empty(gy.device(), gy.dtype(), [d.n * d.pixels(), d.patch()])?;
         linear::backward_x::<T>(cuda, gy, w, &mut Slot::of_tensor(&mut cols, false)?, as_linear(d))?;
         let launch = Launch::new(len.div_ceil(256), 256).flops(cols.len());
