@@ -7,6 +7,7 @@
 
 mod buffers;
 mod grads;
+mod layout;
 mod pattern;
 mod rounded;
 mod scaling;
@@ -14,6 +15,7 @@ mod scaling;
 pub use buffers::{BufferId, Buffers};
 pub(crate) use grads::norm_of;
 pub use grads::{ParamGrads, Slot};
+pub(crate) use layout::{channels_first, channels_last};
 pub use pattern::matches;
 pub use scaling::Scaling;
 
@@ -92,6 +94,9 @@ pub struct Param {
     pub key: String,
     /// Sizes: O, KH, KW, I for a convolution's weights; `[out, in]` for a linear layer's.
     pub shape: Shape,
+    /// The image whose features a linear layer's weights take as they lie in memory: the columns are in the order of its
+    /// h, w, c, and in PyTorch's, c, h, w, in the state dict.
+    pub image: Option<[usize; 3]>,
     /// How it starts.
     pub init: Init,
     /// Its group: which of a step's rates it moves at.
@@ -106,7 +111,16 @@ pub struct Param {
 impl Param {
     /// A parameter of group 0, to be trained. It gets its place from [`Params::new`].
     pub fn new(key: String, shape: Shape, init: Init) -> Self {
-        Param { key, shape, init, group: 0, trainable: true, by_matrix: false, offset: 0 }
+        Param { key, shape, image: None, init, group: 0, trainable: true, by_matrix: false, offset: 0 }
+    }
+
+    /// Its sizes as a batch of images, where PyTorch has the channels of each before its rows: O, KH, KW, I for a
+    /// convolution's weights.
+    pub(crate) fn images(&self) -> Option<[usize; 4]> {
+        match self.image {
+            Some([h, w, c]) => Some([self.shape.dims()[0], h, w, c]),
+            None => self.shape.rank4(),
+        }
     }
 
     /// Its place in the arena.
@@ -177,6 +191,10 @@ impl Params {
                         }
                     });
                     p.init.finish(p.shape, place);
+                    if p.image.is_some() {
+                        // The numbers do not depend on the order that they lie in.
+                        place.copy_from_slice(&channels_last(p.images(), place));
+                    }
                 }
             }
         }

@@ -44,6 +44,10 @@ pub struct Builder<'a> {
     /// The key of the layer at hand, and what it has declared of its own.
     key: String,
     own: (usize, usize),
+    /// Whether the next that looks at the features of an image takes them in any order.
+    any_order: bool,
+    /// The image whose features come as they lie in memory.
+    as_stored: Option<[usize; 3]>,
     pub(super) params: Vec<Param>,
     pub(super) buffers: Buffers,
     pub(super) layers: Vec<LayerInfo>,
@@ -81,7 +85,17 @@ pub(super) fn stated(what: &str, from: Option<usize>, actual: usize) -> Result<(
 impl<'a> Builder<'a> {
     pub(super) fn new(device: &'a Device, input: Shape) -> Self {
         let (params, buffers, layers) = (Vec::new(), Buffers::default(), Vec::new());
-        Builder { device, input, key: String::new(), own: (0, 0), params, buffers, layers }
+        Builder {
+            device,
+            input,
+            key: String::new(),
+            own: (0, 0),
+            any_order: false,
+            as_stored: None,
+            params,
+            buffers,
+            layers,
+        }
     }
 
     fn join(&self, name: &str) -> String {
@@ -93,16 +107,42 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// [`Error::Config`] if it is too large, or its key is taken.
     pub fn param(&mut self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<ParamId> {
-        let (key, shape) = (self.join(name), shape.into());
+        self.declare(Param::new(self.join(name), shape.into(), init))
+    }
+
+    /// Adds the matrix of weights of a layer that takes features. Its columns lie in the order of what it is given.
+    ///
+    /// # Errors
+    /// As [`Builder::param`].
+    pub fn param_of_features(&mut self, name: &str, shape: [usize; 2], init: Init) -> Result<ParamId> {
+        let mut param = Param::new(self.join(name), shape.into(), init);
+        param.image = self.as_stored.take();
+        self.declare(param)
+    }
+
+    /// Notes whether the next layer that looks at the features of an image takes them in any order.
+    pub(super) fn next_takes_any_order(&mut self, free: bool) {
+        self.any_order = free;
+    }
+
+    /// Whether the features of this image are to stay as they lie in memory; the layer that takes them is told so.
+    pub(super) fn flatten_as_stored(&mut self, x: Shape) -> bool {
+        let any_order = take(&mut self.any_order);
+        self.as_stored = x.dims().try_into().ok().filter(|_| any_order);
+        self.as_stored.is_some()
+    }
+
+    fn declare(&mut self, param: Param) -> Result<ParamId> {
+        let (key, shape) = (&param.key, param.shape);
         if product(shape.dims()) > TOO_MANY {
             let remedy = "use fewer channels or features, a smaller kernel, or pool before `flatten`";
             return Err(misfit("the layer would be larger than 16 GiB", remedy));
         }
-        if self.params.iter().any(|p| p.key == key) {
+        if self.params.iter().any(|p| p.key == *key) {
             return Err(misfit(format!("there is a `{key}` already"), "give one of the two layers another name"));
         }
         self.own.0 += shape.len();
-        self.params.push(Param::new(key, shape, init));
+        self.params.push(param);
         Ok(ParamId(self.params.len() - 1))
     }
 

@@ -8,7 +8,7 @@ use super::model::Model;
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
 use crate::formats::torch;
-use crate::params::Param;
+use crate::params::{Param, channels_first, channels_last};
 use crate::shape::Shape;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::BTreeMap;
@@ -104,28 +104,12 @@ pub fn deserialize(bytes: &[u8], path: &Path) -> Result<StateDict> {
     Ok(file.tensors().into_iter().map(|(k, v)| (k, array(v))).collect())
 }
 
-/// The sizes of a parameter in PyTorch's layout: O, I, KH, KW for a convolution's weights.
+/// The sizes of a tensor in PyTorch's layout: O, I, KH, KW for a convolution's weights.
 fn torch_dims(shape: Shape) -> Vec<usize> {
     match shape.rank4() {
         Some([o, kh, kw, i]) => vec![o, i, kh, kw],
         None => shape.dims().to_vec(),
     }
-}
-
-/// O, KH, KW, I to O, I, KH, KW.
-fn to_torch(shape: Shape, values: &[f32]) -> Vec<f32> {
-    let Some([_, kh, kw, i]) = shape.rank4() else { return values.to_vec() };
-    let k = kh * kw;
-    let item = |v: &[f32]| (0..i * k).map(|at| v[at % k * i + at / k]).collect::<Vec<_>>();
-    values.chunks(i * k).flat_map(item).collect()
-}
-
-/// O, I, KH, KW to O, KH, KW, I.
-fn from_torch(shape: Shape, values: &[f32]) -> Vec<f32> {
-    let Some([_, kh, kw, i]) = shape.rank4() else { return values.to_vec() };
-    let k = kh * kw;
-    let item = |v: &[f32]| (0..i * k).map(|at| v[at % i * k + at / i]).collect::<Vec<_>>();
-    values.chunks(i * k).flat_map(item).collect()
 }
 
 /// A network's numbers as they were at one moment.
@@ -156,7 +140,7 @@ impl Snapshot {
         let values = self.values.host::<f32>()?;
         let mut out = self.buffers;
         for p in self.params {
-            let array = Array::f32(&torch_dims(p.shape), &to_torch(p.shape, &values[p.range()]));
+            let array = Array::f32(&torch_dims(p.shape), &channels_first(p.images(), &values[p.range()]));
             out.insert(p.key, array);
         }
         Ok(out)
@@ -180,7 +164,7 @@ impl Model {
     pub fn snapshot(&self, host: &Device) -> Result<Snapshot> {
         let mut buffers = StateDict::new();
         for (key, t) in self.buffers.tensors() {
-            let values = to_torch(t.shape(), &t.to_vec::<f32>()?);
+            let values = channels_first(t.shape().rank4(), &t.to_vec::<f32>()?);
             buffers.insert(key.into(), Array::f32(&torch_dims(t.shape()), &values));
         }
         for counter in self.buffers.counters() {
@@ -197,7 +181,7 @@ impl Model {
     pub fn load_state_dict(&mut self, state: &StateDict, path: &Path) -> Result<()> {
         let mut unknown: BTreeMap<&str, &Array> = state.iter().map(|(k, a)| (k.as_str(), a)).collect();
         let mut problems = Vec::new();
-        let mut take = |key: &str, shape: Shape| -> Option<Vec<f32>> {
+        let mut take = |key: &str, shape: Shape, images: Option<[usize; 4]>| -> Option<Vec<f32>> {
             let Some(array) = unknown.remove(key) else {
                 problems.push(format!("`{key}` is missing"));
                 return None;
@@ -211,10 +195,11 @@ impl Model {
             if values.is_none() {
                 problems.push(format!("`{key}` is of type {:?} and should be F32", array.dtype));
             }
-            Some(from_torch(shape, &values?))
+            Some(channels_last(images, &values?))
         };
-        let params: Vec<_> = self.params.list().iter().map(|p| (p.range(), take(&p.key, p.shape))).collect();
-        let buffers: Vec<_> = self.buffers.tensors().map(|(key, t)| take(key, t.shape())).collect();
+        let params: Vec<_> =
+            self.params.list().iter().map(|p| (p.range(), take(&p.key, p.shape, p.images()))).collect();
+        let buffers: Vec<_> = self.buffers.tensors().map(|(key, t)| take(key, t.shape(), t.shape().rank4())).collect();
         let counts = self.buffers.counters().iter();
         let counts: Vec<_> = counts.map(|c| unknown.remove(c.key.as_str()).and_then(Array::to_i64)).collect();
         problems.extend(unknown.keys().map(|k| format!("`{k}` is not in this network")));
@@ -247,7 +232,9 @@ impl Model {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::autograd::Var;
     use crate::nn::{Layer, layer, layers::Residual};
+    use crate::tensor::Tensor;
 
     fn model(seed: u64) -> Model {
         let list = |phrases: &[&str]| phrases.iter().map(|p| layer(p).unwrap()).collect::<Vec<Box<dyn Layer>>>();
@@ -292,10 +279,49 @@ mod tests {
     }
 
     #[test]
-    fn layouts_are_permuted() {
-        let shape = Shape::from([1, 2, 1, 3]);
-        let ours = [0., 1., 2., 3., 4., 5.];
-        assert_eq!(to_torch(shape, &ours), [0., 3., 1., 4., 2., 5.]);
-        assert_eq!(from_torch(shape, &to_torch(shape, &ours)), ours);
+    fn features_stay_as_they_lie_where_a_linear_layer_takes_them() {
+        let device = Device::cpu();
+        let of = |phrases: &[&str], seed| {
+            let net: Vec<Box<dyn Layer>> = phrases.iter().map(|p| layer(p).unwrap()).collect();
+            Model::new(net, [2, 3, 2], &device, seed).unwrap()
+        };
+        let image = |m: &Model, key: &str| m.params.list().iter().find(|p| p.key == key).unwrap().image;
+        let x = (0..24).map(|i| (i * i % 17) as f32 / 8.0 - 1.0).collect::<Vec<_>>();
+        let x = Var::constant(Tensor::from_slice(&device, [2, 2, 3, 2], &x).unwrap());
+        // By channels, as PyTorch has them: a layer that looks at places follows.
+        let by_channel = of(&["flatten", "log_softmax", "fc 4", "fc 3"], 3);
+        assert_eq!(image(&by_channel, "2.weight"), None);
+        for phrases in [["flatten", "fc 4", "fc 3"], ["flatten", "relu", "fc 4"], ["flatten", "dropout 0.5", "fc 4"]] {
+            let mut stored = of(&phrases, 3);
+            let first = if phrases[1] == "fc 4" { "1.weight" } else { "2.weight" };
+            assert_eq!(image(&stored, first), Some([2, 3, 2]), "{phrases:?}");
+            assert_eq!(image(&stored, "2.weight").is_some(), first == "2.weight");
+            let state = stored.state_dict().unwrap();
+            assert_eq!(state[first].shape, [4, 12]);
+            // What PyTorch computes with this state dict.
+            let weights = state[first].to_f32().unwrap();
+            let flat = x.flatten(&mut stored.eval()).unwrap();
+            let flat = if phrases[1] == "relu" { flat.relu(&mut stored.eval()).unwrap() } else { flat };
+            let w = Var::constant(Tensor::from_slice(&device, [4, 12], &weights).unwrap());
+            let b = state[&first.replace("weight", "bias")].to_f32().unwrap();
+            let b = Var::constant(Tensor::from_slice(&device, [4], &b).unwrap());
+            let mut want = flat.linear(&w, Some(&b), &mut stored.eval()).unwrap();
+            if first == "1.weight" {
+                let of = |key: &str, shape: &[usize]| {
+                    let values = state[key].to_f32().unwrap();
+                    Var::constant(Tensor::from_slice(&device, Shape::from_slice(shape).unwrap(), &values).unwrap())
+                };
+                let [w, b] = [of("2.weight", &[3, 4]), of("2.bias", &[3])];
+                want = want.linear(&w, Some(&b), &mut stored.eval()).unwrap();
+            }
+            let got = stored.forward(&x, &mut stored.eval()).unwrap();
+            let [got, want] = [got, want].map(|v| v.value().to_vec::<f32>().unwrap());
+            assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-5), "{phrases:?}: {got:?} {want:?}");
+            // The same numbers to begin with as in PyTorch's order, and they come back.
+            let other = of(&phrases, 4).state_dict().unwrap();
+            assert_ne!(other, state);
+            stored.load_state_dict(&other, Path::new("x")).unwrap();
+            assert_eq!(stored.state_dict().unwrap(), other);
+        }
     }
 }

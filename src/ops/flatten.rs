@@ -1,7 +1,7 @@
-//! Flatten: `[n, h, w, c]` to `[n, c·h·w]`, channel-major, so that the weights of a following
-//! linear layer are laid out as PyTorch's.
+//! Flatten: `[n, h, w, c]` to `[n, c·h·w]`, channel-major, as PyTorch's, or to `[n, h·w·c]` as it lies in memory, which
+//! moves nothing.
 //!
-//! `y[n, (c·H + h)·W + w] = x[n, h, w, c]`; the gradient goes back the same way.
+//! `y[n, (c·H + h)·W + w] = x[n, h, w, c]`, or `y[n, (h·W + w)·C + c]`; the gradient goes back the same way.
 
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
@@ -17,16 +17,40 @@ impl Var {
     /// # Errors
     /// [`Error::Shape`] for another rank.
     pub fn flatten(&self, cx: &mut Ctx<'_>) -> Result<Var> {
+        self.flatten_in(Order::ChannelMajor, cx)
+    }
+
+    /// [`Var::flatten`] with the features in the order given.
+    ///
+    /// # Errors
+    /// As [`Var::flatten`].
+    pub fn flatten_in(&self, order: Order, cx: &mut Ctx<'_>) -> Result<Var> {
         if self.shape().rank2().is_some() {
             return Ok(self.clone());
         }
-        let y = forward(self.value())?;
-        Ok(cx.record(y, &[self], || Flatten { x: self.id(), shape: self.shape() }))
+        let y = forward(self.value(), order)?;
+        Ok(cx.record(y, &[self], || Flatten { x: self.id(), shape: self.shape(), order }))
     }
 }
 
-fn forward(x: &Tensor) -> Result<Tensor> {
-    let [n, h, w, c] = x.shape().rank4().ok_or_else(|| {
+/// The order of an image's features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// c, h, w: PyTorch's.
+    ChannelMajor,
+    /// h, w, c: as images lie in memory.
+    AsStored,
+}
+
+impl Order {
+    /// Whether numbers of this size move: with one pixel, or one channel, both orders are the same.
+    fn moves(self, [_, h, w, c]: [usize; 4]) -> bool {
+        self == Order::ChannelMajor && h * w > 1 && c > 1
+    }
+}
+
+fn forward(x: &Tensor, order: Order) -> Result<Tensor> {
+    let shape = x.shape().rank4().ok_or_else(|| {
         Error::shape(
             OP,
             "an activation [n, h, w, c] or a matrix",
@@ -34,8 +58,8 @@ fn forward(x: &Tensor) -> Result<Tensor> {
             "give it the output of a convolution or pool",
         )
     })?;
-    // One pixel, or one channel: both orders are the same.
-    if h * w == 1 || c == 1 {
+    let [n, h, w, c] = shape;
+    if !order.moves(shape) {
         return x.reshape([n, h * w * c]);
     }
     let mut y = Tensor::empty(x.device(), x.dtype(), [n, c * h * w])?;
@@ -48,12 +72,13 @@ fn forward(x: &Tensor) -> Result<Tensor> {
 struct Flatten {
     x: Option<VarId>,
     shape: Shape,
+    order: Order,
 }
 
 impl Backward for Flatten {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        let [_, h, w, c] = self.shape.rank4().unwrap_or([1; 4]);
-        if h * w == 1 || c == 1 {
+        let shape @ [_, h, w, c] = self.shape.rank4().unwrap_or([1; 4]);
+        if !self.order.moves(shape) {
             return grads.add(self.x, gy.reshape(self.shape)?);
         }
         let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape)?;
@@ -118,6 +143,10 @@ fn case(n: usize, h: usize, w: usize, c: usize) -> Case {
     Case::new(format!("[{n}, {h}, {w}, {c}]"), |v, cx| v[0].flatten(cx)).input("x", [n, h, w, c], Fill::Uniform)
 }
 
+fn as_stored(x: [usize; 4]) -> Case {
+    Case::new(format!("{x:?} as stored"), |v, cx| v[0].flatten_in(Order::AsStored, cx)).input("x", x, Fill::Uniform)
+}
+
 /// Shapes that tests and benches share.
 pub fn cases() -> Vec<Case> {
     vec![
@@ -128,6 +157,7 @@ pub fn cases() -> Vec<Case> {
         case(2, 3, 11, 33),
         case(1, 8, 8, 32),
         case(2, 5, 13, 70),
+        as_stored([3, 5, 4, 7]),
         case(4, 5, 5, 16).timed(),
         case(16, 6, 6, 512).timed(),
     ]
@@ -146,6 +176,8 @@ mod tests {
     #[test]
     fn features_are_channel_major() {
         let x = Tensor::from_slice(&Device::cpu(), [1, 1, 2, 3], &[0f32, 1., 2., 3., 4., 5.]).unwrap();
-        assert_eq!(forward(&x).unwrap().to_vec::<f32>().unwrap(), [0., 3., 1., 4., 2., 5.]);
+        let of = |order| forward(&x, order).unwrap().to_vec::<f32>().unwrap();
+        assert_eq!(of(Order::ChannelMajor), [0., 3., 1., 4., 2., 5.]);
+        assert_eq!(of(Order::AsStored), [0., 1., 2., 3., 4., 5.]);
     }
 }

@@ -58,6 +58,9 @@ pub struct Checkpoint {
     pub position: Position,
 }
 
+/// What is written. In format 1 the optimizer's arenas had the weights behind a flattened image in another order.
+const FORMAT: u32 = 2;
+
 #[derive(Serialize, Deserialize)]
 struct Manifest {
     format: u32,
@@ -151,7 +154,7 @@ fn write_all(dir: &Path, contents: &[&Contents], position: &Position) -> Result<
         files.insert(name.to_string(), info.clone());
     }
     let tilework = env!("CARGO_PKG_VERSION").to_string();
-    let manifest = Manifest { format: 1, tilework, position: position.clone(), files };
+    let manifest = Manifest { format: FORMAT, tilework, position: position.clone(), files };
     let text = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::Internal(format!("manifest: {e}")))?;
     // Last, so that a folder with a manifest is complete.
     file::write_synced(&dir.join(MANIFEST), &text)?;
@@ -232,10 +235,10 @@ fn read(dir: &Path) -> Result<Checkpoint> {
     let text = contents(&path)?;
     let manifest: Manifest = serde_json::from_slice(&text)
         .map_err(|e| damaged(&path, format!("not a manifest ({} bytes: {e})", text.len())))?;
-    if manifest.format != 1 {
+    if !(1..=FORMAT).contains(&manifest.format) {
         return Err(Error::file(
             &path,
-            format!("format {}, and this program reads format 1", manifest.format),
+            format!("format {}, and this program reads up to format {FORMAT}", manifest.format),
             "use the program that wrote it",
         ));
     }
@@ -253,7 +256,8 @@ fn read(dir: &Path) -> Result<Checkpoint> {
         deserialize(&bytes, &path).map(Some)
     };
     let model = entries(MODEL)?.ok_or_else(|| damaged(&path, format!("it lists no {MODEL}")))?;
-    let (trained, optimizer) = (entries(TRAINED)?, entries(OPTIMIZER)?);
+    let trained = entries(TRAINED)?;
+    let optimizer = if manifest.format == FORMAT { entries(OPTIMIZER)? } else { None };
     Ok(Checkpoint { model, trained, optimizer, position: manifest.position })
 }
 

@@ -127,7 +127,7 @@ impl Engine {
             (None, Some(_)) => return bad("it has a moving average of the weights, and the recipe has none".into()),
             (Some(_), None) => return bad("it has no moving average of the weights, and the recipe has one".into()),
         }
-        let Some(optimizer) = &saved.optimizer else { return bad("it has no optimizer state".into()) };
+        let Some(optimizer) = &saved.optimizer else { return bad("it has no optimizer state of this version".into()) };
         let mut state = self.optimizer_state();
         if state.len() != optimizer.len() {
             return bad(format!("its optimizer has {} states, the recipe's {}", optimizer.len(), state.len()));

@@ -19,6 +19,10 @@ impl Layer for Dropout {
         x.dropout(self.0, cx)
     }
 
+    fn features(&self) -> Features {
+        Features::Kept
+    }
+
     fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
         // In inference it does nothing.
         let _ = graph;

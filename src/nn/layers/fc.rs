@@ -34,7 +34,7 @@ impl Layer for Fc {
         };
         stated("features", self.from, inputs)?;
         let start = if self.unit { Init::UnitDeviation(inputs) } else { Init::FanIn(inputs) };
-        self.w = b.param("weight", [self.features, inputs], start)?;
+        self.w = b.param_of_features("weight", [self.features, inputs], start)?;
         if let Some(bias) = &mut self.b {
             *bias = b.param("bias", [self.features], Init::FanIn(inputs))?;
         }
@@ -44,6 +44,10 @@ impl Layer for Fc {
 
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
         self.apply(None, x, cx)
+    }
+
+    fn features(&self) -> Features {
+        Features::Free
     }
 
     fn takes(&self, then: Then) -> bool {

@@ -65,6 +65,14 @@ pub trait Layer: std::fmt::Debug + Send + Sync {
         None
     }
 
+    /// What the layer makes of the order of features.
+    fn features(&self) -> Features {
+        match self.activation() {
+            Some(_) => Features::Kept,
+            None => Features::Told,
+        }
+    }
+
     /// Whether [`Layer::forward_then`] saves something on a CUDA device, with all of this.
     fn takes(&self, then: Then) -> bool {
         let _ = then;
@@ -90,6 +98,19 @@ pub trait Layer: std::fmt::Debug + Send + Sync {
 
     /// The layer as a recipe writes it, for tables and errors.
     fn phrase(&self) -> String;
+}
+
+/// What a layer makes of the order of the features in its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Features {
+    /// It makes features of an image, in either order.
+    Made,
+    /// It treats each number by itself, so that its output has the order of its input.
+    Kept,
+    /// It takes either order, if the builder tells it, and its output has its own.
+    Free,
+    /// It takes PyTorch's order alone.
+    Told,
 }
 
 /// A row of the table of layers.
@@ -121,7 +142,7 @@ pub const LAYERS: &[LayerKind] = &[
     LayerKind { name: "adaptive_max_pool", form: "adaptive_max_pool 1x1", help: "max-pool to a given height and width", read: Some(adaptive_pool::read) },
     LayerKind { name: "adaptive_avg_pool", form: "adaptive_avg_pool 1x1", help: "average-pool to a given height and width", read: Some(adaptive_pool::read) },
     LayerKind { name: "dropout", form: "dropout 0.5", help: "zeroes with that probability in training", read: Some(dropout::read) },
-    LayerKind { name: "flatten", form: "flatten", help: "image to features, in PyTorch's order", read: Some(|_| Ok(Box::new(flatten::Flatten))) },
+    LayerKind { name: "flatten", form: "flatten", help: "image to features, in PyTorch's order", read: Some(|_| Ok(Box::new(flatten::Flatten::default()))) },
     LayerKind { name: "log_softmax", form: "log_softmax", help: "log-softmax, for the loss `nll`", read: Some(|_| Ok(Box::new(log_softmax::LogSoftmax))) },
     LayerKind { name: "residual", form: "{ residual = [\"conv ...\", ...] }", help: "`x + f(x)`, f being the layers in the list; or `after(shortcut(x) + f(x))`, with `shortcut = [...]` and `after = [...]`", read: None },
     LayerKind { name: "layers", form: "{ name = \"head\", layers = [\"fc 120\", ...] }", help: "the layers in the list, with keys that begin with the name", read: None },

@@ -23,6 +23,10 @@ impl Layer for Scale {
         x.scale(self.0, cx)
     }
 
+    fn features(&self) -> Features {
+        Features::Kept
+    }
+
     fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {
         let factor = graph.constant("factor", &[1], &[self.0 as f32]);
         Ok(graph.node("Mul", &[x, &factor], &[]))

@@ -77,7 +77,13 @@ impl From<Vec<Box<dyn Layer>>> for Sequential {
 
 impl Layer for Sequential {
     fn infer(&mut self, mut x: Shape, b: &mut Builder<'_>) -> Result<Shape> {
-        for child in &mut self.children {
+        for i in 0..self.children.len() {
+            let mut after = self.children[i + 1..].iter().map(|child| child.layer.features());
+            let free = after.find(|&features| features != Features::Kept) == Some(Features::Free);
+            let child = &mut self.children[i];
+            if child.layer.features() == Features::Made {
+                b.next_takes_any_order(free);
+            }
             (child.key, x) = b.child(&child.name, child.layer.as_mut(), x)?;
         }
         // The layer that computes those behind it, and what it has of them so far.
