@@ -105,7 +105,7 @@ pub struct Recipe {
     /// Random changes to training images.
     #[serde(default)]
     pub augment: Augment,
-    /// The views of a test image whose outputs are averaged.
+    /// The views of a test image whose outputs are averaged, after the last epoch; the epochs before are measured by one.
     #[serde(default, skip_serializing_if = "is_one_view")]
     pub tta: Views,
     /// How the parameters move.

@@ -9,7 +9,7 @@ use super::measures::Measures;
 use super::run::RunDir;
 use super::saver::{Place, Saver, State};
 use crate::data::loader::{Batch, Loader};
-use crate::data::{Dataset, Split, Splits};
+use crate::data::{Dataset, Split, Splits, Views};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::formats::file;
@@ -269,7 +269,8 @@ impl Trainer {
         self.recipe.early_stopping.is_some_and(|e| waited >= e.patience)
     }
 
-    /// Evaluates, reports and saves; false if it was asked to stop before it had evaluated.
+    /// Evaluates, after the last epoch by the recipe's views, reports and saves; false if it was asked to stop before it
+    /// had evaluated.
     fn finish_epoch(&mut self, run: &RunDir, stop: &AtomicBool, observers: &mut [&mut dyn Observer]) -> Result<bool> {
         let start = Instant::now();
         let split = self.measures.split();
@@ -278,7 +279,9 @@ impl Trainer {
             tell(observers, &Event::Evaluating { done, total })?;
             unless(stop)
         };
-        let held_out = match self.evaluate(split, &mut progress) {
+        let last = self.position.epoch + 1 >= self.recipe.epochs;
+        let views = if last { self.recipe.tta } else { Views::One };
+        let held_out = match self.evaluate_by(views, split, &mut progress) {
             Err(_) if stop.load(Ordering::Relaxed) => return Ok(false),
             found => found?,
         };
@@ -355,13 +358,21 @@ impl Trainer {
         (train, validation.as_deref(), test)
     }
 
-    /// A part of the data's loss and accuracy, with the averaged weights where an average is kept.
+    /// A part of the data's loss and accuracy by the recipe's views, with the averaged weights where an average is kept.
     ///
     /// # Errors
     /// [`Error::Config`] if there is no such part; else as [`evaluate_views`].
     pub fn evaluate(&mut self, split: Split, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Evaluation> {
+        self.evaluate_by(self.recipe.tta, split, progress)
+    }
+
+    fn evaluate_by(
+        &mut self,
+        views: Views,
+        split: Split,
+        progress: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Evaluation> {
         let (loss, feed) = (self.recipe.loss.with(0.0), self.measures.feed(split)?);
-        let views = self.recipe.tta;
         self.engine.averaged(|model| evaluate_views(model, feed, views, &loss, progress))
     }
 

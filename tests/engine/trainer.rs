@@ -296,6 +296,25 @@ fn a_validation_set_chooses_the_best_and_the_test_set_measures_it() {
 }
 
 #[test]
+fn several_views_measure_the_last_epoch() {
+    let dir = tempfile::tempdir().unwrap();
+    let of = |set: &[&str], name: &str| {
+        let mut seen = Epochs::default();
+        let set = [&[LAYERS, "epochs=2", "batch_size=30", "data.train=60"], set].concat();
+        let mut t = trainer(&set).unwrap();
+        let run = run_dir(&dir.path().join(name));
+        t.run(&run, Limits::default(), &AtomicBool::new(false), &mut [&mut seen]).unwrap();
+        let measured = t.evaluate(t.split(), &mut |_| Ok(())).unwrap();
+        let losses: Vec<f64> = seen.0.iter().map(|e| e.held_out.loss).collect();
+        assert_eq!(losses[1], measured.loss);
+        losses
+    };
+    let (one, both) = (of(&[], "one"), of(&["tta=mirror"], "mirror"));
+    assert_eq!(one[0], both[0]);
+    assert_ne!(one[1], both[1]);
+}
+
+#[test]
 fn mistakes_in_updates_are_named() {
     for (set, word) in [
         ("optimizer.groups=[{match = \"*.bais\", lr = 0.1}]", "matches no parameter"),
