@@ -66,31 +66,12 @@ struct __align__(8) Deviations {
   }
 };
 
-// The same, and the count of the values.
-struct Moments {
-  float n;
-  float mean, m2;
-  __device__ __forceinline__ void add(Moments o) {
-    if (o.n == 0.0f) return;
-    Deviations all = {mean, m2};
-    all.add({o.mean, o.m2}, Weights(n, o.n));
-    *this = {n + o.n, all.mean, all.m2};
-  }
-  __device__ __forceinline__ Moments down(int lanes) const {
-    return {__shfl_down_sync(ALL_LANES, n, lanes), __shfl_down_sync(ALL_LANES, mean, lanes),
-            __shfl_down_sync(ALL_LANES, m2, lanes)};
-  }
-};
-
 // Sums of gy and of gy * (x - mean).
 struct __align__(8) Sums {
   float gy, gyx;
   __device__ __forceinline__ void add(Sums o) {
     gy += o.gy;
     gyx += o.gyx;
-  }
-  __device__ __forceinline__ Sums down(int lanes) const {
-    return {__shfl_down_sync(ALL_LANES, gy, lanes), __shfl_down_sync(ALL_LANES, gyx, lanes)};
   }
 };
 
@@ -108,23 +89,27 @@ __device__ __forceinline__ void merge_groups(const Share<V>& my, Put put, Add ad
   }
 }
 
-// The merged partial results of the block's channel, in thread 0; all threads call it.
-template <class R>
-__device__ __forceinline__ R merge_ranges(const R* part, int ranges) {
-  SHARED(R, of_warps, [4]);
-  R all = {};
-#pragma unroll 4
-  for (int i = threadIdx.x; i < ranges; i += blockDim.x) all.add(part[i]);
+// use(range, k) for each of the ranges that a thread merges, its k-th: at most eight, as there are at most 1024 ranges.
+constexpr int MERGED = 8;
+template <class Use>
+__device__ __forceinline__ void for_ranges(const BatchNorm2dDims& d, Use use) {
 #pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) all.add(all.down(lanes));
-  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = all;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-#pragma unroll
-    for (int w = 1; w < 4; ++w)
-      if (32 * w < blockDim.x) all.add(of_warps[w]);
+  for (int k = 0; k < MERGED; ++k) {
+    const int range = threadIdx.x + k * blockDim.x;
+    if (range < d.ranges) use(range, k);
   }
-  return all;
+}
+
+// The sum of v over a block of at most four warps, for all its threads; all call it, with four floats for each call.
+__device__ __forceinline__ float few_warps_sum(float v, float* of_warps) {
+  v = warp_sum(v);
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = v;
+  __syncthreads();
+  float total = of_warps[0];
+#pragma unroll
+  for (int w = 1; w < 4; ++w)
+    if (32 * w < blockDim.x) total += of_warps[w];
+  return total;
 }
 
 template <int V, class T>
@@ -172,12 +157,12 @@ __device__ __forceinline__ void moments(Width<V>, const T* x, Deviations (*group
     n += others;
   });
   if (my.group > 0 || my.c >= d.c) return;
-  Moments* out = reinterpret_cast<Moments*>(part) + my.c * d.ranges + blockIdx.x;
+  Deviations* out = reinterpret_cast<Deviations*>(part) + my.c * d.ranges + blockIdx.x;
 #pragma unroll
-  for (int k = 0; k < V; ++k) out[k * d.ranges] = {n, mine[k].mean, mine[k].m2};
+  for (int k = 0; k < V; ++k) out[k * d.ranges] = mine[k];
 }
 
-// part[c, ranges] = count, mean and sum of squared deviations of x over each range of rows.
+// part[c, ranges] = mean and sum of squared deviations of x over each range of rows.
 // Threads: a block has `tile` channels of `chunk` rows; a thread 16 bytes of channels (four or one where c is no multiple of
 // those) of every so many rows. Neighbours along the channels, then along the rows.
 // Traffic: one read of x.
@@ -195,20 +180,34 @@ __global__ void __launch_bounds__(256, 4)
 
 // mean and inv_std = 1 / sqrt(var + eps) of the batch from the partial moments, and the step of the
 // running statistics: running = keep * running + take * batch, with the unbiased variance.
-// Threads: a block for a channel, its threads stride over the ranges.
+// Threads: a block for a channel, a thread at most eight ranges, which it keeps in registers.
 // Traffic: one read of the partial moments.
-// Launch: grid c of 128, or of 32 where that is enough for the ranges; 48 bytes of shared memory.
-// Numerics: Chan's formula in a fixed order.
-// Limits: ranges * c < 2^31.
-// Registers: at most 40.
+// Launch: grid c of 128, or of 32 where that is enough for the ranges; 32 bytes of shared memory.
+// Numerics: the mean about the first range's, then the squares about the mean, summed in a fixed order: a merge in pairs by
+// Chan's formula divides twice for each.
+// Limits: ranges <= 1024, ranges * c < 2^31.
+// Registers: at most 48.
 __global__ void __launch_bounds__(128)
     batch_norm2d_fwd_merge(const float* __restrict__ part, float* __restrict__ mean, float* __restrict__ inv_std,
                            float* __restrict__ running_mean, float* __restrict__ running_var, BatchNorm2dDims d) {
+  SHARED(float, of_warps, [2][4]);
   const int c = blockIdx.x;
-  const Moments all = merge_ranges(reinterpret_cast<const Moments*>(part) + c * d.ranges, d.ranges);
+  const Deviations* ranges = reinterpret_cast<const Deviations*>(part) + c * d.ranges;
+  const auto count = [&](int range) { return (float)min(d.chunk, d.rows - range * d.chunk); };
+  Deviations mine[MERGED];
+  for_ranges(d, [&](int range, int k) { mine[k] = ranges[range]; });
+  const float shift = ranges[0].mean;
+  float sum = 0.0f, squares = 0.0f;
+  for_ranges(d, [&](int range, int k) { sum += count(range) * (mine[k].mean - shift); });
+  const float all = shift + few_warps_sum(sum, of_warps[0]) / d.rows;
+  for_ranges(d, [&](int range, int k) {
+    const float delta = mine[k].mean - all;
+    squares += mine[k].m2 + count(range) * delta * delta;
+  });
+  squares = few_warps_sum(squares, of_warps[1]);
   if (threadIdx.x == 0) {
-    mean[c] = all.mean;
-    inv_std[c] = keep_statistics(c, all.mean, all.m2 / all.n, running_mean, running_var, d);
+    mean[c] = all;
+    inv_std[c] = keep_statistics(c, all, squares / d.rows, running_mean, running_var, d);
   }
 }
 
@@ -307,20 +306,24 @@ __global__ void __launch_bounds__(256, 4)
 }
 
 // ggamma = sum of gy * (x - mean) * inv_std and gbeta = sum of gy, from the partial sums.
-// Threads: a block for a channel, its threads stride over the ranges.
+// Threads: a block for a channel, a thread at most eight ranges.
 // Traffic: one read of the partial sums.
 // Launch: grid c of 128, or of 32 where that is enough for the ranges; 32 bytes of shared memory.
 // Numerics: in a fixed order.
-// Limits: ranges * c < 2^31.
+// Limits: ranges <= 1024, ranges * c < 2^31.
 // Registers: at most 48.
 __global__ void __launch_bounds__(128)
     batch_norm2d_bwd_merge(const float* __restrict__ part, const float* __restrict__ inv_std,
                            float* __restrict__ ggamma, float* __restrict__ gbeta, BatchNorm2dDims d) {
+  SHARED(float, of_warps, [2][4]);
   const int c = blockIdx.x;
-  const Sums all = merge_ranges(reinterpret_cast<const Sums*>(part) + c * d.ranges, d.ranges);
+  const Sums* ranges = reinterpret_cast<const Sums*>(part) + c * d.ranges;
+  Sums all = {};
+  for_ranges(d, [&](int range, int) { all.add(ranges[range]); });
+  const float gy = few_warps_sum(all.gy, of_warps[0]), gyx = few_warps_sum(all.gyx, of_warps[1]);
   if (threadIdx.x == 0) {
-    ggamma[c] = all.gyx * inv_std[c];
-    gbeta[c] = all.gy;
+    ggamma[c] = gyx * inv_std[c];
+    gbeta[c] = gy;
   }
 }
 

@@ -32,9 +32,13 @@ fn rows(x: Shape) -> usize {
     x.len() / x.last()
 }
 
+/// Partial results of a channel, at most: eight (`MERGED` in `kernels/batch_norm2d.cu`) for each of 128 threads.
+const RANGES: usize = 1024;
+const _: () = assert!(RANGES <= 8 * 128);
+
 /// The cut for sums over the rows, whose partial results are added up: some rows for every thread.
 fn sums(x: &Tensor, wide: usize) -> (BatchNorm2dDims, Launch) {
-    cut([rows(x.shape()), x.shape().last()], 4, 1024, wide)
+    cut([rows(x.shape()), x.shape().last()], 4, RANGES, wide)
 }
 
 /// The cut for passes over the elements.
@@ -112,7 +116,7 @@ pub(super) fn forward<T: KernelType>(
     let (mut d, blocks) = sums(x, 16 / size_of::<T>());
     [d.keep, d.take, d.eps] = [keep, take, eps];
     if train {
-        let mut part = Tensor::empty(x.device(), DType::F32, [d.c as usize, d.ranges as usize, 3])?;
+        let mut part = Tensor::empty(x.device(), DType::F32, [d.c as usize, d.ranges as usize, 2])?;
         batch_norm2d_fwd_part::<T>(cuda, blocks, x.input()?, part.output()?, &d)?;
         let (rm, rv) = (running_mean.output()?, running_var.output()?);
         batch_norm2d_fwd_merge(cuda, channels(&d), part.input()?, m, s, rm, rv, &d)?;
