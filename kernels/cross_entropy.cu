@@ -8,6 +8,23 @@ struct CrossEntropyDims {
   float spread;  // smoothing / c: every class's share
 };
 
+// logp[c] = log-softmax of the row x[c], and returned one * logp[label] + spread * (sum over c of logp[c]), NaN where the label
+// is no class; all lanes of a warp call it, lane 0 has the result.
+template <class T>
+__device__ __forceinline__ float row_loss(const T* x, int label, T* logp, const CrossEntropyDims& d, int lane) {
+  const LogSoftmax found = log_softmax(x, d.c, lane);
+  float sum = 0.0f;
+  for (int k = lane; k < d.c; k += 32) {
+    float v = found.of(x[k]);
+    logp[k] = from_float<T>(v);
+    // Without smoothing nothing is added: an infinite logp times 0 would be NaN.
+    if (d.spread > 0.0f) sum += v;
+  }
+  sum = warp_sum(sum) * d.spread;
+  bool known = label >= 0 && label < d.c;
+  return known ? d.one * found.of(x[label]) + sum : nanf("");
+}
+
 // logp[n, c] = log-softmax of x, and rows[n] = one * logp[n, label] + spread * (sum over c of
 // logp[n, c]), NaN where the label is no class.
 // Threads: one warp for a row, neighbours along it.
@@ -23,20 +40,8 @@ __global__ void __launch_bounds__(256)
                       float* __restrict__ rows, CrossEntropyDims d) {
   int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= d.n) return;
-  x += row * d.c;  // [c]
-  logp += row * d.c;
-  const LogSoftmax found = log_softmax(x, d.c, lane);
-  float sum = 0.0f;
-  for (int k = lane; k < d.c; k += 32) {
-    float v = found.of(x[k]);
-    logp[k] = from_float<T>(v);
-    // Without smoothing nothing is added: an infinite logp times 0 would be NaN.
-    if (d.spread > 0.0f) sum += v;
-  }
-  sum = warp_sum(sum) * d.spread;
-  int label = labels[row];
-  bool known = label >= 0 && label < d.c;
-  if (lane == 0) rows[row] = known ? d.one * found.of(x[label]) + sum : nanf("");
+  const float loss = row_loss(x + row * d.c, labels[row], logp + row * d.c, d, lane);
+  if (lane == 0) rows[row] = loss;
 }
 
 // loss = -(sum of rows) / n.
@@ -53,6 +58,31 @@ __global__ void __launch_bounds__(256)
   for (int i = threadIdx.x; i < d.n; i += 256) sum += rows[i];
   sum = block_sum(sum);
   if (threadIdx.x == 0) loss[0] = (float)(-sum / d.n);
+}
+
+// Both for few rows: logp of all, and their loss.
+// Threads: one block; a warp for a row, then for another.
+// Traffic: as the two have.
+// Launch: one block of a warp for each row, at most 32; 256 bytes of shared memory.
+// Numerics: as theirs.
+// Limits: n <= 64.
+// Registers: at most 64.
+template <class T>
+__global__ void __launch_bounds__(1024)
+    cross_entropy_few(const T* __restrict__ x, const int* __restrict__ labels, T* __restrict__ logp,
+                      float* __restrict__ loss, CrossEntropyDims d) {
+  SHARED(float, rows, [64]);
+  const int lane = threadIdx.x % 32;
+  for (int row = threadIdx.x / 32; row < d.n; row += blockDim.x / 32) {
+    const float of_row = row_loss(x + row * d.c, labels[row], logp + row * d.c, d, lane);
+    if (lane == 0) rows[row] = of_row;
+  }
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  double sum = 0.0;
+  for (int row = lane; row < d.n; row += 32) sum += rows[row];
+  sum = first_lane_sum(sum);
+  if (lane == 0) loss[0] = (float)(-sum / d.n);
 }
 
 // gx[n, k] = gloss / n * (exp(logp[n, k]) - spread - (k == label ? one : 0)), NaN where the label is
