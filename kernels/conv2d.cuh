@@ -268,6 +268,7 @@ struct WeightsByTap : InImage<E, N> {
 // What becomes of the sums of a phase: its rows are every so many of gx.
 template <class E>
 struct PhaseEpilogue {
+  static constexpr bool BY_COLUMNS = false;
   Epilogue<E> all;
   const Conv2dDims& d;
   int phase;

@@ -18,7 +18,7 @@
 // A source whose chunks do not lie together is copied by pairs, or if these do not either (three channels, a view that is not
 // aligned) read element by element.
 #pragma once
-#include "operand.cuh"
+#include "cluster_sum.cuh"
 #include "tensor_core.cuh"
 
 template <class E, int LINES, int K, bool ALONG_K>
@@ -146,6 +146,21 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
     }
   }
 
+  if constexpr (takes_clusters<Tile>) {
+    if (in_cluster(cut)) {
+      static_assert(M * SUMS_ROW<Tile> * sizeof(float) <= sizeof as, "the sums fit where A was");
+      float* sums = reinterpret_cast<float*>(as);
+      __syncthreads();  // all warps have done with the last step
+#pragma unroll
+      for (int j = 0; j < NT; ++j)
+#pragma unroll
+        for (int i = 0; i < 2 * MT; ++i) {
+          const Pack<float, 2> v = {{acc[i / 2][j][i % 2 * 2], acc[i / 2][j][i % 2 * 2 + 1]}};
+          store(sums + (wm + 8 * i + lane / 4) * SUMS_ROW<Tile> + wn + 8 * j + lane % 4 * 2, v);
+        }
+      return add_up_in_cluster<Tile>(sums, m0, n0, cut, epilogue);
+    }
+  }
   float* partial = cut.partial_of(blockIdx.z);
   const auto none = epilogue.of_partial(partial);
 #pragma unroll

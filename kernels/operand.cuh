@@ -71,10 +71,11 @@ __device__ __forceinline__ float one_of(const E* data, int at) {
 // What becomes of the sums of C [m][n]: the tile applies it, or split_sum if there are splits.
 template <class E>
 struct Epilogue {
-  E* y;               // [m][n]
-  const float* bias;  // [n] or null, added to every row
-  int accumulate;     // add to y instead of overwriting it
-  int relu;           // store max(y, 0)
+  static constexpr bool BY_COLUMNS = false;  // whether what lies side by side in memory is of one column of C
+  E* y;                                      // [m][n]
+  const float* bias;                         // [n] or null, added to every row
+  int accumulate;                            // add to y instead of overwriting it
+  int relu;                                  // store max(y, 0)
   // For the sums of one split.
   __device__ __forceinline__ Epilogue<float> of_partial(float* partial) const { return {partial, nullptr, 0, 0}; }
   __device__ __forceinline__ float bias_at(int column, int n) const { return bias && column < n ? bias[column] : 0.0f; }
@@ -106,6 +107,7 @@ struct Epilogue {
 // The same where the product is of the transpose: row and column of C are those of y the other way round, y [n][m].
 template <class E>
 struct Transposed {
+  static constexpr bool BY_COLUMNS = true;
   E* y;            // [n][m]
   int m;           // rows of C
   int accumulate;  // add to y instead of overwriting it

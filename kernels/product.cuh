@@ -8,7 +8,8 @@
 // Split-K. A product with few tiles and a long K would leave most of the GPU idle. The grid's z cuts the
 // steps along K into ranges of `split_steps`; each writes its own partial result [z][M][N], and split_sum
 // adds them in a fixed order. No atomics: the bits don't depend on which block ends first. What is done with a sum
-// before it is stored is said once, in Epilogue, for the tile and for split_sum.
+// before it is stored is said once, in Epilogue, for the tile and for split_sum. From sm_90 on the blocks of a cluster can
+// share a tile of some kinds (CLUSTER) and add up its sums by themselves: cluster_sum.cuh.
 //
 // Which tile and how many splits: the host decides from M, N, K alone, never from the GPU, so that all GPUs with the same
 // tiles give the same bits (Rust: `Plan` in src/ops/product.rs). It tries each tile with one split and with 132·i/blocks of
@@ -20,7 +21,8 @@
 //     waves = ceil(each/R)
 //     time = max(waves·steps·S.LATENCY, each·steps·S.M·S.N·S.K/(225·S.SPEED/100)) ns
 // A few blocks wait for their loads, many share the arithmetic. With more splits than one, partial results are added up:
-// 2000 ns and 8·splits·M·N bytes at 4000 bytes a ns; they take 64 MiB at most. The numbers of the tiles were found by
+// 2000 ns and 8·splits·M·N bytes at 4000 bytes a ns; they take 64 MiB at most. With 2 to 8 splits in a cluster it is
+// 900 ns and 4·S.M·S.N bytes at 50 bytes a ns, which is not measured. The numbers of the tiles were found by
 // trying, with whole training steps of eight networks (H100, 2026-11-26): Simt128 has 58 % of the arithmetic with
 // one block on a multiprocessor, and 72 % with two. Those of Mma and Wgmma tiles are what whole products reached
 // there, each tile by itself (`tilework bench --tile`). Wgmma tiles are left out where operands have no chunks of 8: see
@@ -88,6 +90,7 @@ struct Mma32 {
     WM = 16,
     WN = 16,
     STAGES = 4,
+    CLUSTER = 1,
     THREADS = 128,
     BLOCKS = 0,
     LATENCY = 280,
@@ -150,6 +153,7 @@ struct Tma64 {
     K = 64,
     STAGES = 4,
     SHARED = 98368,
+    CLUSTER = 1,
     THREADS = 256,
     MAPS = 1,
     TRANSPOSED = 0,
@@ -168,6 +172,7 @@ struct Tma64Transposed {
     K = 64,
     STAGES = 4,
     SHARED = 98368,
+    CLUSTER = 1,
     THREADS = 256,
     MAPS = 1,
     TRANSPOSED = 1,

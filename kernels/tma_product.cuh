@@ -71,7 +71,7 @@ struct Loads {
 };
 
 // One block's tiles of C. Grid: x = blocks that take every x-th of the ceil(m/M)·ceil(n/N) tiles, which are in the order of
-// `product`; z = splits.
+// `product`, or with splits in clusters as many as there are; z = splits.
 template <class Tile, class A, class B, class Then>
 __device__ __forceinline__ void product_tma(A& a, B& b, const Cut& cut, const Then& epilogue) {
   constexpr int M = Tile::M, N = Tile::N, STAGES = Tile::STAGES, MT = M / 128;
@@ -119,6 +119,6 @@ __device__ __forceinline__ void product_tma(A& a, B& b, const Cut& cut, const Th
     if (loads) loader.next();
 #pragma unroll
     for (int i = 0; i < MT; ++i) wgmma_keep(acc[i]);
-    store_sums(acc, share, group, cut, epilogue);
+    store_sums(acc, share, group, cut, epilogue, slots);
   }
 }

@@ -19,8 +19,7 @@
 //
 // The bits are the same in every run. They need not be those of mma.sync, which rounds the sums of a step otherwise.
 #pragma once
-#include "hopper.cuh"
-#include "operand.cuh"
+#include "cluster_sum.cuh"
 #include "tensor_core.cuh"
 
 // The part that one of THREADS threads has in the copies of an operand's LINES lines: one chunk of every STRIDE-th of its rows
@@ -120,11 +119,28 @@ __device__ __forceinline__ void multiply_step(float (&acc)[MT][Tile::N / 2], uns
   wgmma_commit();
 }
 
-// Stores a warpgroup's sums.
+// Stores a warpgroup's sums; with a split in a cluster by way of `shared` memory, which nothing else is in by then.
 template <class Tile, int MT, class Then>
 __device__ __forceinline__ void store_sums(float (&acc)[MT][Tile::N / 2], const Share<Tile>& share, int group,
-                                           const Cut& cut, const Then& epilogue) {
+                                           const Cut& cut, const Then& epilogue, void* shared) {
   float* partial = cut.partial_of(blockIdx.z);
+  if constexpr (takes_clusters<Tile>) {
+    if (in_cluster(cut)) {
+      static_assert(Tile::M * SUMS_ROW<Tile> * sizeof(float) <= Tile::SHARED, "the sums fit where the operands were");
+      float* sums = static_cast<float*>(shared);
+      const int row = group * MT * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+      __syncthreads();  // both warpgroups have done with the last step
+#pragma unroll
+      for (int j = 0; j < Tile::N / 8; ++j)
+#pragma unroll
+        for (int i = 0; i < 2 * MT; ++i) {
+          const int at = (row + i / 2 * 64 + i % 2 * 8) * SUMS_ROW<Tile> + 8 * j + threadIdx.x % 4 * 2;
+          const Pack<float, 2> v = {{acc[i / 2][4 * j + i % 2 * 2], acc[i / 2][4 * j + i % 2 * 2 + 1]}};
+          store(sums + at, v);
+        }
+      return add_up_in_cluster<Tile>(sums, share.m, share.n, cut, epilogue);
+    }
+  }
   const auto none = epilogue.of_partial(partial);
   const int lane = threadIdx.x % 32;
   const int row = share.m + group * MT * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4;
@@ -198,5 +214,5 @@ __device__ __forceinline__ void product_wgmma(const A& a, const B& b, const Cut&
 #pragma unroll
       for (int j = 0; j < N / 2; ++j) acc[i][j] = 0.0f;
   }
-  store_sums(acc, share, group, cut, epilogue);
+  store_sums(acc, share, group, cut, epilogue, tiles);
 }

@@ -30,6 +30,13 @@ pub(super) const RATE: f64 = 225.0;
 /// Nanoseconds that adding up partial results takes at least, and its bytes in a nanosecond.
 const ADD_UP: (f64, f64) = (2000.0, 4000.0);
 
+/// The same where the blocks of a cluster do it, of the bytes of a tile.
+const IN_CLUSTER: (f64, f64) = (900.0, 50.0);
+/// Blocks of a cluster, at most: what every GPU with clusters can run.
+const MOST_IN_CLUSTER: usize = 8;
+/// The first architecture with clusters.
+const CLUSTERS: u32 = 90;
+
 /// Asked for as a tile: convolutions by strips wherever they are possible (`kernels/conv2d_strip.cu`).
 pub const STRIPS: &str = "Strips";
 
@@ -43,6 +50,8 @@ pub(super) struct Plan {
     pub(super) tile: &'static Tile,
     /// Ranges of K, each with a partial result of its own.
     splits: usize,
+    /// Whether the blocks of a cluster have those of a tile, and add up their results.
+    in_cluster: bool,
     /// Steps of a range.
     pub(super) split_steps: usize,
     /// Its launch.
@@ -52,8 +61,9 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// The fastest cut with one of these tiles, by estimate, and the first of equals; none if there is no tile.
-    fn new([m, n, k]: [usize; 3], tiles: impl Iterator<Item = &'static Tile>) -> Option<Self> {
+    /// The fastest cut with one of these tiles on an architecture, by estimate, and the first of equals; none if there is no
+    /// tile.
+    fn new([m, n, k]: [usize; 3], tiles: impl Iterator<Item = &'static Tile>, arch: u32) -> Option<Self> {
         let mut best: Option<Plan> = None;
         for tile in tiles {
             let [rows, columns] = if tile.transposed { [n, m] } else { [m, n] };
@@ -62,18 +72,25 @@ impl Plan {
             let most = steps.min(MAX_PARTIAL / (m * n).max(1)).max(1);
             // As many splits as give every multiprocessor the same number of blocks.
             let even = (1..=16).map(|each| (MULTIPROCESSORS * each / blocks.max(1)).clamp(1, most));
-            for splits in std::iter::once(1).chain(even) {
+            let clusters = 2..=if tile.cluster && arch >= CLUSTERS { MOST_IN_CLUSTER.min(steps) } else { 1 };
+            let cuts = std::iter::once(1).chain(even).map(|splits| (splits, false));
+            for (splits, in_cluster) in cuts.chain(clusters.map(|splits| (splits, true))) {
                 let split_steps = steps.div_ceil(splits).max(1);
                 let splits = steps.div_ceil(split_steps).max(1);
                 let nanoseconds = nanoseconds(tile, blocks * splits, split_steps)
-                    + if splits == 1 { 0.0 } else { ADD_UP.0 + (8 * splits * m * n) as f64 / ADD_UP.1 };
+                    + match (splits, in_cluster) {
+                        (1, _) => 0.0,
+                        (_, true) => IN_CLUSTER.0 + (4 * tile.m * tile.n) as f64 / IN_CLUSTER.1,
+                        (_, false) => ADD_UP.0 + (8 * splits * m * n) as f64 / ADD_UP.1,
+                    };
                 if best.is_none_or(|best| nanoseconds < best.nanoseconds) {
                     let launch = Launch::new(0, tile.threads).shared(tile.shared as usize);
-                    // Blocks that walk over tiles begin all at once.
+                    // Blocks that walk over tiles begin all at once; those of a cluster share one.
                     let at_once = (MULTIPROCESSORS * resident(tile)).div_ceil(splits);
-                    let across = if tile.maps { blocks.min(at_once) } else { blocks };
+                    let across = if tile.maps && !in_cluster { blocks.min(at_once) } else { blocks };
                     let launch = launch.grid(across, 1, splits).flops(2 * m * n * k);
-                    best = Some(Plan { tile, splits, split_steps, launch, nanoseconds });
+                    let launch = if in_cluster { launch.cluster(1, 1, splits as u32) } else { launch };
+                    best = Some(Plan { tile, splits, in_cluster, split_steps, launch, nanoseconds });
                 }
             }
         }
@@ -127,7 +144,7 @@ impl Product<'_> {
         // The largest steps are not for operands that are read element by element.
         let wide = self.rows.iter().all(|row| row % CHUNK == 0);
         let fits = |t: &&Tile| asked.map_or(wide || t.shared == 0, |name| t.name == name);
-        Plan::new(self.sizes, tiles().filter(fits))
+        Plan::new(self.sizes, tiles().filter(fits), cuda.info().arch)
     }
 
     /// Runs one of some families of kernels for activations of type `T`: `launch` gets the cut, the result, and the
@@ -148,7 +165,7 @@ impl Product<'_> {
         let asked = cuda.options().tile.unwrap_or("any tile");
         let lacks = || families[0].lacks(&format!("{}, {asked}", T::DTYPE));
         let plan = self.plan::<T>(cuda, &families).ok_or_else(lacks)?;
-        if plan.splits == 1 {
+        if plan.splits == 1 || plan.in_cluster {
             return launch(&plan, y, None);
         }
         let mut partial = Tensor::empty(&Device::Cuda(cuda.clone()), DType::F32, [plan.splits, m, n])?;
@@ -343,8 +360,8 @@ mod tests {
 
     #[test]
     fn plans_cover_k_and_fill_the_device() {
-        let plan = |m, n, k| Plan::new([m, n, k], LINEAR_FWD.tiles(DType::F32, 0)).unwrap();
-        let half = |m, n, k, arch| Plan::new([m, n, k], LINEAR_FWD.tiles(DType::F16, arch)).unwrap().tile.name;
+        let plan = |m, n, k| Plan::new([m, n, k], LINEAR_FWD.tiles(DType::F32, 0), 0).unwrap();
+        let half = |m, n, k, arch| Plan::new([m, n, k], LINEAR_FWD.tiles(DType::F16, arch), arch).unwrap().tile.name;
         for (m, n, k) in
             [(1, 1, 1), (4, 120, 400), (3136, 6, 75), (16, 1024, 18_432), (6, 75, 3136), (4096, 4096, 4096)]
         {
@@ -359,18 +376,31 @@ mod tests {
         assert_eq!((half(4096, 4096, 4096, 90), half(16384, 64, 576, 90)), ("Wgmma128", "Wgmma64"));
         assert_eq!((half(4096, 4096, 4096, 80), half(3136, 6, 75, 90)), ("Mma128", "Mma32"));
         // Blocks that walk over tiles are as many as a large GPU holds at once.
-        let tma = |m, n, k| Plan::new([m, n, k], CONV2D_FWD_TMA.tiles(DType::F16, 90)).unwrap();
+        let tma = |m, n, k| Plan::new([m, n, k], CONV2D_FWD_TMA.tiles(DType::F16, 90), 90).unwrap();
         assert_eq!((tma(32_768, 512, 2304).tile.name, tma(32_768, 512, 2304).launch.grid), ("Tma256", [132, 1, 1]));
-        assert_eq!((tma(8192, 64, 576).tile.name, tma(8192, 64, 576).launch.grid), ("Tma64", [64, 1, 1]));
+        assert_eq!((tma(8192, 64, 64).tile.name, tma(8192, 64, 64).launch.grid), ("Tma64", [64, 1, 1]));
         // Of few rows the transpose is cut where that takes fewer blocks.
-        let weights = |o, patch, k| Plan::new([o, patch, k], CONV2D_BWD_W_TMA.tiles(DType::F16, 90)).unwrap();
+        let weights = |o, patch, k| Plan::new([o, patch, k], CONV2D_BWD_W_TMA.tiles(DType::F16, 90), 90).unwrap();
         let (few, many) = (weights(64, 576, 450_000), weights(256, 2304, 98_000));
         assert_eq!((few.tile.name, few.launch.grid), ("Tma64Transposed", [5, 1, few.splits as u32]));
         assert_eq!((many.tile.name, weights(128, 64, 50_000).tile.name), ("Tma256", "Tma64"));
-        assert_eq!(Plan::new([1, 1, 1], std::iter::empty()), None);
+        assert_eq!(Plan::new([1, 1, 1], std::iter::empty(), 90), None);
     }
 
-    /// More steps than a ring of shared memory has slots, in a block that is not split.
+    #[test]
+    fn clusters_share_a_tile_where_there_are_such() {
+        let plan = |arch| Plan::new([512, 256, 2304], CONV2D_FWD_TMA.tiles(DType::F16, 90), arch).unwrap();
+        let (with, without) = (plan(90), plan(80));
+        assert!(with.in_cluster && with.splits <= MOST_IN_CLUSTER && with.launch.cluster == [1, 1, with.splits as u32]);
+        assert!(!without.in_cluster && without.splits > 1 && without.launch.cluster == [1; 3]);
+        // Each tile has a cluster of its own.
+        assert_eq!(with.launch.grid, [16, 1, with.splits as u32]);
+        // The bits of f32 are those of every GPU.
+        assert!(!Plan::new([4, 120, 400], LINEAR_FWD.tiles(DType::F32, 90), 90).unwrap().in_cluster);
+    }
+
+    /// More steps than a ring of shared memory has slots, in a block that is not split, and in clusters whose blocks have ranges
+    /// of K each.
     #[cfg(tilework_emulator)]
     #[test]
     fn slots_are_used_again() {
@@ -378,7 +408,7 @@ mod tests {
         use crate::device::emulator::{EmulatorOptions, Order};
         use crate::kernels::linear::{LinearDims, linear_fwd};
         use half::f16;
-        let [n, inputs, outputs] = [9, 64 * 13 + 8, 10];
+        let [n, inputs, outputs] = [41, 64 * 13 + 8, 10];
         // Small enough for every sum to be exact.
         let number = |i: usize, by: usize| (i * by % 13 % 3) as f32 - 1.0;
         let numbers = |len, by| (0..len).map(|i| f16::from_f32(number(i, by))).collect::<Vec<_>>();
@@ -388,7 +418,7 @@ mod tests {
             (0..inputs).map(|k| number(row + k, 5) * number(column + k, 11)).sum()
         };
         let want: Vec<f16> = (0..n * outputs).map(|i| f16::from_f32(dot(i))).collect();
-        for tile in LINEAR_FWD.tiles(DType::F16, 90).filter(|t| t.shared > 0) {
+        for tile in LINEAR_FWD.tiles(DType::F16, 90).filter(|t| t.shared > 0 || t.cluster) {
             for (order, checked) in [(Order::Forward, false), (Order::Reverse, false), (Order::Random(3), true)] {
                 let options = EmulatorOptions { order, checked, arch: 90, ..EmulatorOptions::default() };
                 let device = Device::emulated_with(CudaOptions::default(), options).unwrap();
@@ -397,8 +427,11 @@ mod tests {
                 let (x, w) = (tensor([n, inputs], &x), tensor([outputs, inputs], &w));
                 let mut y = Tensor::empty(&device, DType::F16, [n, outputs]).unwrap();
                 let [dn, di, dout] = [n, inputs, outputs].map(|size| size as i32);
-                let d = LinearDims { n: dn, inputs: di, outputs: dout, accumulate: 0, split_steps: 14, relu: 0 };
-                let launch = Launch::new(1, tile.threads).shared(tile.shared as usize);
+                let (steps, splits) = (inputs.div_ceil(tile.k), if tile.cluster { 5 } else { 1 });
+                let split_steps = steps.div_ceil(splits) as i32;
+                let d = LinearDims { n: dn, inputs: di, outputs: dout, accumulate: 0, split_steps, relu: 0 };
+                let launch = Launch::new(0, tile.threads).shared(tile.shared as usize);
+                let launch = launch.grid(n.div_ceil(tile.m), 1, splits).cluster(1, 1, splits as u32);
                 let (input, weights, output) = (x.input().unwrap(), w.input().unwrap(), y.output().unwrap());
                 linear_fwd::<f16>(cuda, tile, launch, input, weights, None, output, None, &d).unwrap();
                 assert_eq!(y.to_vec::<f16>().unwrap(), want, "{}, {order:?}", tile.name);

@@ -118,6 +118,8 @@ pub struct Tile {
     pub maps: bool,
     /// Whether it is cut from the transpose of the product: `m` are columns of the product then, and `n` rows.
     pub transposed: bool,
+    /// Whether the blocks of a cluster can share one: from sm_90 on.
+    pub cluster: bool,
 }
 
 /// A kernel compiled for the host; `args[i]` points to its argument `i`.

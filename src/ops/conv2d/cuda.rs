@@ -241,7 +241,8 @@ mod tests {
         }
     }
 
-    /// Blocks that take several tiles of several steps each, in ranges of K, with operands by tensor maps in every pass.
+    /// Blocks that take several tiles of several steps each, in ranges of K, with operands by tensor maps in every pass; and the
+    /// blocks of clusters that share each tile.
     #[cfg(tilework_emulator)]
     #[test]
     fn blocks_walk_over_tiles() {
@@ -280,6 +281,26 @@ mod tests {
                 let (to, out) = (no_sums.output().unwrap(), Some(p.output().unwrap()));
                 conv2d_bwd_w_tma::<f16>(cuda, tile, launch, &a, &b, to, out, &sizes(d, false, 4)).unwrap();
                 check("weight gradient", &p, &e.gw);
+                let whole = |pass: &str, got: &Tensor, want: &[f64]| {
+                    let want =
+                        want.iter().map(|&v| if pass == "weight gradient" { v } else { f16::from_f64(v).to_f64() });
+                    assert!(
+                        got.to_f64().unwrap() == want.collect::<Vec<_>>(),
+                        "{pass} in clusters, {}, {order:?}",
+                        tile.name
+                    );
+                };
+                let clusters = |[m, n]: [usize; 2], splits: u32| {
+                    let tiles = m.div_ceil(tile.m) * n.div_ceil(tile.n);
+                    launch.grid(tiles, 1, splits as usize).cluster(1, 1, splits)
+                };
+                if tile.cluster {
+                    let sides = if tile.transposed { [e.gw.len() / d.o, d.o] } else { [d.o, e.gw.len() / d.o] };
+                    let mut sums = Tensor::empty(&device, DType::F32, [e.gw.len()]).unwrap();
+                    let (launch, to) = (clusters(sides, 4), sums.output().unwrap());
+                    conv2d_bwd_w_tma::<f16>(cuda, tile, launch, &a, &b, to, None, &sizes(d, false, 2)).unwrap();
+                    whole("weight gradient", &sums, &e.gw);
+                }
                 // The other passes are never of a transpose.
                 if tile.transposed {
                     continue;
@@ -292,6 +313,21 @@ mod tests {
                 let (to, out) = (none.output().unwrap(), Some(p.output().unwrap()));
                 conv2d_bwd_x_tma::<f16>(cuda, tile, launch, &a, &b, to, out, &sizes(d, false, 4)).unwrap();
                 check("input gradient", &p, &e.gx);
+                if tile.cluster {
+                    let (mut got, to) =
+                        (tensor([d.n, d.x[0], d.x[1], d.c], &e.x), clusters([d.n * d.image() / d.c, d.c], 3));
+                    let (gx, d) = (got.output().unwrap(), sizes(d, false, 2));
+                    conv2d_bwd_x_tma::<f16>(cuda, tile, to, &a, &b, gx, None, &d).unwrap();
+                    whole("input gradient", &got, &e.gx);
+                    let (mut got, to) =
+                        (tensor([e.d.n, e.d.y[0], e.d.y[1], e.d.o], &e.gy), clusters([e.d.n * e.d.pixels(), e.d.o], 2));
+                    let [a, b] = make(maps::forward::<f16>(&x, &w, &e.d, tile));
+                    let bias: Vec<f32> = e.b.iter().map(|&v| v as f32).collect();
+                    let bias = Tensor::from_slice(&device, [e.d.o], &bias).unwrap();
+                    let (y, bias, d) = (got.output().unwrap(), Some(bias.input().unwrap()), sizes(&e.d, false, 1));
+                    conv2d_fwd_tma::<f16>(cuda, tile, to, &a, &b, bias, y, None, &d).unwrap();
+                    whole("forward", &got, &e.y);
+                }
             }
         }
     }
