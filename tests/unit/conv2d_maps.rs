@@ -1,0 +1,135 @@
+//! The tests of `src/ops/conv2d/cuda.rs`: division, operands by tensor maps, and the blocks of clusters.
+
+use super::*;
+#[cfg(tilework_emulator)]
+use crate::{Device, device::cuda::CudaOptions, dtype::DType, ops::window::Window};
+
+#[test]
+fn division_by_multiplication_is_exact() {
+    let divide = |n: u64, [magic, shift]: [u32; 2]| (((n * u64::from(magic)) >> 32) + n) >> shift;
+    let divisors = (1..200).chain([1023, 1024, 1025, 65_535, 1_000_003, (1 << 30) + 1, (1 << 31) - 1]);
+    for d in divisors {
+        let m = magic(d as usize);
+        let near = |k: u64| [k.saturating_sub(1), k, k + 1];
+        let numbers = (0..50).flat_map(|i| near(i * d)).chain(near((1 << 31) / d * d)).chain([(1 << 31) - 1]);
+        for n in numbers.filter(|&n| n < 1 << 31) {
+            assert_eq!(divide(n, m), n / d, "{n} / {d}");
+        }
+    }
+}
+
+/// Blocks that take several tiles of several steps each, in ranges of K, with operands by tensor maps in every pass; and the
+/// blocks of clusters that share each tile.
+#[cfg(tilework_emulator)]
+#[test]
+fn blocks_walk_over_tiles() {
+    use super::super::definition::Example;
+    use crate::device::emulator::{EmulatorOptions, Order};
+    use half::f16;
+    let window = Window { kernel: [2, 1], stride: [1; 2], pad: [1, 0] };
+    let e = Example::new(Dims { n: 2, x: [13, 15], c: 64, y: [14, 15], o: 192, window });
+    let d = &e.d;
+    // Partial results have no biases yet.
+    let y: Vec<f64> = e.y.iter().zip(e.b.iter().cycle()).map(|(y, b)| y - b).collect();
+    for tile in CONV2D_BWD_W_TMA.tiles(DType::F16, 90) {
+        for (order, checked) in [(Order::Forward, false), (Order::Reverse, false), (Order::Random(3), true)] {
+            let options = EmulatorOptions { order, checked, arch: 90, ..EmulatorOptions::default() };
+            let device = Device::emulated_with(CudaOptions::default(), options).unwrap();
+            let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
+            let tensor = |shape: [usize; 4], of: &[f64]| {
+                let of: Vec<f16> = of.iter().map(|v| f16::from_f64(*v)).collect();
+                Tensor::from_slice(&device, shape, &of).unwrap()
+            };
+            let x = tensor([d.n, d.x[0], d.x[1], d.c], &e.x);
+            let w = tensor([d.o, 2, 1, d.c], &e.w);
+            let gy = tensor([d.n, d.y[0], d.y[1], d.o], &e.gy);
+            let make = |operands: Result<maps::Operands>| maps::make(cuda, &operands.unwrap()).unwrap();
+            let launch = Launch::new(0, tile.threads).grid(2, 1, 2).shared(tile.shared as usize);
+            let partial = |len: usize| Tensor::empty(&device, DType::F32, [2, len]).unwrap();
+            let check = |pass: &str, partial: &Tensor, want: &[f64]| {
+                let partial = partial.to_f64().unwrap();
+                let (first, second) = partial.split_at(want.len());
+                let sum: Vec<f64> = first.iter().zip(second).map(|(a, b)| a + b).collect();
+                assert!(sum == want, "{pass}, {}, {order:?}", tile.name);
+            };
+            // What would be written without splits.
+            let (mut none, mut no_sums) = (tensor([1; 4], &[0.0]), partial(1));
+            let (mut p, [a, b]) = (partial(e.gw.len()), make(maps::backward_w::<f16>(&gy, &x, d)));
+            let (to, out) = (no_sums.output().unwrap(), Some(p.output().unwrap()));
+            conv2d_bwd_w_tma::<f16>(cuda, tile, launch, &a, &b, to, out, &sizes(d, false, 4)).unwrap();
+            check("weight gradient", &p, &e.gw);
+            let whole = |pass: &str, got: &Tensor, want: &[f64]| {
+                let want = want.iter().map(|&v| if pass == "weight gradient" { v } else { f16::from_f64(v).to_f64() });
+                assert!(
+                    got.to_f64().unwrap() == want.collect::<Vec<_>>(),
+                    "{pass} in clusters, {}, {order:?}",
+                    tile.name
+                );
+            };
+            let clusters = |[m, n]: [usize; 2], splits: u32| {
+                let tiles = m.div_ceil(tile.m) * n.div_ceil(tile.n);
+                launch.grid(tiles, 1, splits as usize).cluster(1, 1, splits)
+            };
+            if tile.cluster {
+                let sides = if tile.transposed { [e.gw.len() / d.o, d.o] } else { [d.o, e.gw.len() / d.o] };
+                let mut sums = Tensor::empty(&device, DType::F32, [e.gw.len()]).unwrap();
+                let (launch, to) = (clusters(sides, 4), sums.output().unwrap());
+                conv2d_bwd_w_tma::<f16>(cuda, tile, launch, &a, &b, to, None, &sizes(d, false, 2)).unwrap();
+                whole("weight gradient", &sums, &e.gw);
+            }
+            // The other passes are never of a transpose.
+            if tile.transposed {
+                continue;
+            }
+            let (mut p, [a, b]) = (partial(y.len()), make(maps::forward::<f16>(&x, &w, d, tile)));
+            let (to, out) = (none.output().unwrap(), Some(p.output().unwrap()));
+            conv2d_fwd_tma::<f16>(cuda, tile, launch, &a, &b, None, to, out, &sizes(d, false, 1)).unwrap();
+            check("forward", &p, &y);
+            let (mut p, [a, b]) = (partial(e.gx.len()), make(maps::backward_x::<f16>(&gy, &w, d, tile)));
+            let (to, out) = (none.output().unwrap(), Some(p.output().unwrap()));
+            conv2d_bwd_x_tma::<f16>(cuda, tile, launch, &a, &b, to, out, &sizes(d, false, 4)).unwrap();
+            check("input gradient", &p, &e.gx);
+            if tile.cluster {
+                let (mut got, to) =
+                    (tensor([d.n, d.x[0], d.x[1], d.c], &e.x), clusters([d.n * d.image() / d.c, d.c], 3));
+                let (gx, d) = (got.output().unwrap(), sizes(d, false, 2));
+                conv2d_bwd_x_tma::<f16>(cuda, tile, to, &a, &b, gx, None, &d).unwrap();
+                whole("input gradient", &got, &e.gx);
+                let (mut got, to) =
+                    (tensor([e.d.n, e.d.y[0], e.d.y[1], e.d.o], &e.gy), clusters([e.d.n * e.d.pixels(), e.d.o], 2));
+                let [a, b] = make(maps::forward::<f16>(&x, &w, &e.d, tile));
+                let bias: Vec<f32> = e.b.iter().map(|&v| v as f32).collect();
+                let bias = Tensor::from_slice(&device, [e.d.o], &bias).unwrap();
+                let (y, bias, d) = (got.output().unwrap(), Some(bias.input().unwrap()), sizes(&e.d, false, 1));
+                conv2d_fwd_tma::<f16>(cuda, tile, to, &a, &b, bias, y, None, &d).unwrap();
+                whole("forward", &got, &e.y);
+            }
+        }
+    }
+}
+
+/// A tile with maps that is asked for serves where the sizes allow it; its inputs count as memory of the kernel.
+#[cfg(tilework_emulator)]
+#[test]
+fn maps_are_for_some_sizes() {
+    use crate::device::emulator::EmulatorOptions;
+    let timed = |tile: &'static str, dtype: DType, c: usize| {
+        let options = CudaOptions { tile: Some(tile), ..CudaOptions::default() };
+        let device = Device::emulated_with(options, EmulatorOptions { arch: 90, ..Default::default() }).unwrap();
+        let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
+        let d = Dims { n: 1, x: [2, 2], c, y: [2, 2], o: 8, window: Window::square(3, 1, 1) };
+        let zeros = |shape: [usize; 4]| Tensor::zeros(&device, dtype, shape).unwrap();
+        let (x, w, mut y) = (zeros([1, 2, 2, c]), zeros([8, 3, 3, c]), zeros([1, 2, 2, 8]));
+        let timings = cuda.profile(|| match dtype {
+            DType::F32 => forward::<f32>(cuda, &x, &w, None, false, &mut y, &d),
+            _ => forward::<half::f16>(cuda, &x, &w, None, false, &mut y, &d),
+        });
+        timings.unwrap().iter().map(|t| (t.kernel, t.bytes)).next().unwrap()
+    };
+    let bytes = |c: usize| 2 * (4 * c + 8 * 9 * c + 4 * 8);
+    assert_eq!(timed("Tma64", DType::F16, 64).0, "conv2d_fwd_tma<half, Tma64>");
+    assert_eq!(timed("Halo64", DType::F16, 64), ("conv2d_halo_fwd<half, Halo64>", bytes(64)));
+    assert_eq!(timed("Halo32", DType::F16, 24), ("conv2d_halo_fwd<half, Halo32>", bytes(24)));
+    assert_eq!(timed("Tma64", DType::F16, 72).0, "conv2d_fwd<half, Mma32>");
+    assert_eq!(timed("Halo64", DType::F32, 64).0, "conv2d_fwd<float, Simt32>");
+}
