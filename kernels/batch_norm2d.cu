@@ -5,7 +5,8 @@
 // registers of a block, are treated in batch_norm2d_whole.cu, and a max-pool behind it in batch_norm2d_pool.cu.
 //
 // An activation behind it costs no pass of its own: it is applied as y is written, and its gradient, for which what it was
-// applied to is computed again, as gy is read.
+// applied to is computed again, as gy is read. Nor does a sum with another tensor, as at the end of a residual block, before or
+// behind the activation; behind it ReLU alone, whose gradient takes y.
 // Instances: T = float, half, bf16
 #include "batch_norm2d.cuh"
 
@@ -19,6 +20,7 @@ struct BatchNorm2dDims {
   float eps;         // added to the variance
   float inv_rows;    // 1 / rows; 0 in evaluation, where the statistics are constants
   int activation;    // its number, or 0 for none: activation.cuh
+  int of_sum;        // 1: the activation is of the sum with `plus`; 0: it comes before that
 };
 
 // use(place, v) with what N arrays have there, for each of the thread's rows in order. Several rows are loaded before the
@@ -228,11 +230,21 @@ __global__ void __launch_bounds__(256)
 }
 
 template <int V, class A, class T>
-__device__ __forceinline__ void normalise(Width<V>, A, const T* x, const float* mean, const float* inv_std,
-                                          const float* gamma, const float* beta, T* y, const BatchNorm2dDims& d) {
+__device__ __forceinline__ void normalise(Width<V>, A, const T* x, const T* plus, const float* mean,
+                                          const float* inv_std, const float* gamma, const float* beta, T* y,
+                                          const BatchNorm2dDims& d) {
   Share<V> my(d);
   if (my.first >= my.last) return;
   const Normal<V> normal(mean, inv_std, gamma, beta, my.c);
+  if (plus) {
+    for_rows(my, d, {x, plus}, [&](int at, const Pack<float, V>(&v)[2]) {
+      Pack<float, V> out;
+#pragma unroll
+      for (int k = 0; k < V; ++k) out.v[k] = sum_of<A>(normal.of(v[0].v[k], k), v[1].v[k], d.of_sum);
+      store(y + at, out);
+    });
+    return;
+  }
   for_rows(my, d, {x}, [&](int at, const Pack<float, V>(&v)[1]) {
     Pack<float, V> out;
 #pragma unroll
@@ -241,38 +253,34 @@ __device__ __forceinline__ void normalise(Width<V>, A, const T* x, const float* 
   });
 }
 
-// y = f((x - mean) * (gamma * inv_std) + beta) with the activation f.
+// y = f((x - mean) * (gamma * inv_std) + beta) with the activation f; where there is `plus`, that is added, or f is of the sum.
 // Threads: as in batch_norm2d_fwd_part, but four channels at most (with eight of two bytes it takes 9 % longer); a thread keeps
 // its channels' constants in registers.
-// Traffic: one read of x and one write of y.
+// Traffic: one read of x, and of `plus`, and one write of y.
 // Launch: grid (ranges, ceil(c / tile)) of 256; no shared memory.
-// Numerics: the mean is subtracted first, so that a large one costs no digits.
+// Numerics: the mean is subtracted first, so that a large one costs no digits; one rounding.
 // Limits: rows * c < 2^31.
 // Registers: at most 64.
 template <class T>
 __global__ void __launch_bounds__(256)
-    batch_norm2d_fwd(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
-                     const float* __restrict__ gamma, const float* __restrict__ beta, T* __restrict__ y,
-                     BatchNorm2dDims d) {
+    batch_norm2d_fwd(const T* __restrict__ x, OPTIONAL const T* __restrict__ plus, const float* __restrict__ mean,
+                     const float* __restrict__ inv_std, const float* __restrict__ gamma, const float* __restrict__ beta,
+                     T* __restrict__ y, BatchNorm2dDims d) {
   with_activation<T>(d.activation, [&](auto f) {
-    with_width<4>(d, [&](auto width) { normalise(width, f, x, mean, inv_std, gamma, beta, y, d); }, x, y);
+    with_width<4>(d, [&](auto width) { normalise(width, f, x, plus, mean, inv_std, gamma, beta, y, d); }, x, plus, y);
   });
 }
 
-template <int V, class A, class T>
-__device__ __forceinline__ void sums(Width<V>, A, const T* x, const T* gy, const float* mean, const float* inv_std,
-                                     const float* gamma, const float* beta, Sums (*groups)[256], float* part,
-                                     const BatchNorm2dDims& d) {
-  Share<V> my(d);
+// The sums of a block over what `gradient(place, v, k)` makes of a channel of several arrays, the first of which is x, which has
+// the mean `centre`.
+template <int V, int N, class T, class Gradient>
+__device__ __forceinline__ void sums(const Share<V>& my, const T* const (&from)[N], const float (&centre)[V],
+                                     Gradient gradient, Sums (*groups)[256], float* part, const BatchNorm2dDims& d) {
   Sums mine[V] = {};
-  // Threads without rows may have no channels.
-  const Normal<V> normal(mean, inv_std, gamma, beta, my.first < my.last ? my.c : 0);
-  for_rows(my, d, {x, gy}, [&](int, const Pack<float, V>(&v)[2]) {
+  for_rows(my, d, from, [&](int at, const Pack<float, V>(&v)[N]) {
+    const Pack<float, V> g = gradient(at, v);
 #pragma unroll
-    for (int k = 0; k < V; ++k) {
-      const float gradient = A::gradient(normal.of(v[0].v[k], k), v[1].v[k]);
-      mine[k].add({gradient, gradient * (v[0].v[k] - normal.centre[k])});
-    }
+    for (int k = 0; k < V; ++k) mine[k].add({g.v[k], g.v[k] * (v[0].v[k] - centre[k])});
   });
   const auto put = [&] {
 #pragma unroll
@@ -288,6 +296,22 @@ __device__ __forceinline__ void sums(Width<V>, A, const T* x, const T* gy, const
   for (int k = 0; k < V; ++k) out[k * d.ranges] = mine[k];
 }
 
+template <int V, class A, class T>
+__device__ __forceinline__ void sums_behind(Width<V>, A, const T* x, const T* gy, const float* mean,
+                                            const float* inv_std, const float* gamma, const float* beta,
+                                            Sums (*groups)[256], float* part, const BatchNorm2dDims& d) {
+  const Share<V> my(d);
+  // Threads without rows may have no channels.
+  const Normal<V> normal(mean, inv_std, gamma, beta, my.first < my.last ? my.c : 0);
+  const auto gradient = [&](int, const Pack<float, V>(&v)[2]) {
+    Pack<float, V> g;
+#pragma unroll
+    for (int k = 0; k < V; ++k) g.v[k] = A::gradient(normal.of(v[0].v[k], k), v[1].v[k]);
+    return g;
+  };
+  sums(my, {x, gy}, normal.centre, gradient, groups, part, d);
+}
+
 // part[c, ranges] = the sums of gy and of gy * (x - mean) over each range of rows; gy as the activation passes it on.
 // Threads: as in batch_norm2d_fwd_part, but four channels of whatever type: eight would take twice the registers, and two
 // arrays have as many bytes on their way.
@@ -301,8 +325,35 @@ __global__ void __launch_bounds__(256, 4)
                           const float* __restrict__ beta, float* __restrict__ part, BatchNorm2dDims d) {
   SHARED(Sums, groups, [4][256]);
   with_activation<T>(d.activation, [&](auto f) {
-    with_width<4>(d, [&](auto width) { sums(width, f, x, gy, mean, inv_std, gamma, beta, groups, part, d); }, x, gy);
+    with_width<4>(
+        d, [&](auto width) { sums_behind(width, f, x, gy, mean, inv_std, gamma, beta, groups, part, d); }, x, gy);
   });
+}
+
+template <int V, class T>
+__device__ __forceinline__ void sums_of_masked(Width<V>, const T* x, const T* gy, const T* y, const float* mean, T* g,
+                                               Sums (*groups)[256], float* part, const BatchNorm2dDims& d) {
+  const Share<V> my(d);
+  float centre[V];
+#pragma unroll
+  for (int k = 0; k < V; ++k) centre[k] = mean[(my.first < my.last ? my.c : 0) + k];
+  const auto masked = [&](int at, const Pack<float, V>(&v)[3]) {
+    const Pack<float, V> passed = map_pack<V>([](float y, float gy) { return Relu::gradient(y, gy); }, v[2], v[1]);
+    store(g + at, passed);
+    return passed;
+  };
+  sums(my, {x, gy, y}, centre, masked, groups, part, d);
+}
+
+// g = gy where y > 0, else 0, and `part` as above of that: what y was made of, by a sum and ReLU of it, has the gradient g.
+// Traffic: one read of x, gy and y and one write of g.
+template <class T>
+__global__ void __launch_bounds__(256, 4)
+    batch_norm2d_bwd_part_masked(const T* __restrict__ x, const T* __restrict__ gy, const T* __restrict__ y,
+                                 const float* __restrict__ mean, T* __restrict__ g, float* __restrict__ part,
+                                 BatchNorm2dDims d) {
+  SHARED(Sums, groups, [4][256]);
+  with_width<4>(d, [&](auto width) { sums_of_masked(width, x, gy, y, mean, g, groups, part, d); }, x, gy, y, g);
 }
 
 // ggamma = sum of gy * (x - mean) * inv_std and gbeta = sum of gy, from the partial sums.

@@ -56,6 +56,12 @@ __device__ __forceinline__ float keep_statistics(int c, float mean, float var, f
   return 1.0f / sqrtf(var + d.eps);
 }
 
+// What becomes of a normalised value and what is added to it: an activation of their sum, or of the first alone.
+template <class A>
+__device__ __forceinline__ float sum_of(float normal, float plus, bool of_sum) {
+  return of_sum ? A::of(normal + plus) : A::of(normal) + plus;
+}
+
 // What a thread knows of V channels, from c on, to normalise them.
 template <int V>
 struct Normal {

@@ -12,6 +12,7 @@ struct BatchNorm2dWholeDims {
   float eps;         // added to the variance
   float inv_rows;    // 1 / rows
   int activation;    // its number, or 0 for none: activation.cuh
+  int of_sum;        // 1: the activation is of the sum with `plus`; 0: it comes before that
 };
 
 constexpr int MOST = 4;  // rows that a thread has (Rust: `WHOLE` in src/ops/batch_norm2d/cuda.rs)
@@ -131,18 +132,19 @@ __device__ __forceinline__ void block_sums(float (&v)[N], float (*of_warps)[32],
 }
 
 // Mean and variance of the block's channels, the step of their running statistics, and
-// y = f((x - mean) * (gamma * inv_std) + beta) with the activation f.
+// y = f((x - mean) * (gamma * inv_std) + beta) with the activation f; where there is `plus`, that is added, or f is of the sum.
 // Threads: a block has 16 bytes of channels of all rows; thread t has rows t, t + threads, ..., at most four, in its
 // registers.
-// Traffic: one read of x and one write of y.
+// Traffic: one read of x, and of `plus`, and one write of y.
 // Launch: grid ceil(c / V), V being the elements of 16 bytes, of 256 or 512; at most 1184 bytes of shared memory.
 // Numerics: sums about the value of the first row, again about what they give, then squares about the mean, in a fixed order.
 // Limits: rows at most four times the threads, rows * c < 2^31.
 // Registers: at most 64.
 template <class T>
 __global__ void __launch_bounds__(512, 2)
-    batch_norm2d_whole_fwd(const T* __restrict__ x, const float* __restrict__ gamma, const float* __restrict__ beta,
-                           float* __restrict__ mean, float* __restrict__ inv_std, float* __restrict__ running_mean,
+    batch_norm2d_whole_fwd(const T* __restrict__ x, OPTIONAL const T* __restrict__ plus,
+                           const float* __restrict__ gamma, const float* __restrict__ beta, float* __restrict__ mean,
+                           float* __restrict__ inv_std, float* __restrict__ running_mean,
                            float* __restrict__ running_var, T* __restrict__ y, BatchNorm2dWholeDims d) {
   constexpr int V = 16 / sizeof(T);
   SHARED(float, of_warps, [V][32]);
@@ -206,10 +208,17 @@ __global__ void __launch_bounds__(512, 2)
 #pragma unroll
     for (int first = 0; first < V; first += 4) {
       const Normal<4> normal(constants[0], constants[1], constants[2], constants[3], first);
-      each_row(d, [&](int i, int) {
+      each_row(d, [&](int i, int row) {
         Pack<float, 4> v = held.template get<4>(i, first);
+        if (plus) {
+          Pack<float, 4> other = {};
+          if (c + first < d.c) other = some_of<4>(plus + row * d.c, c + first, d.c);
 #pragma unroll
-        for (int k = 0; k < 4; ++k) v.v[k] = decltype(f)::of(normal.of(v.v[k], k));
+          for (int k = 0; k < 4; ++k) v.v[k] = sum_of<decltype(f)>(normal.of(v.v[k], k), other.v[k], d.of_sum);
+        } else {
+#pragma unroll
+          for (int k = 0; k < 4; ++k) v.v[k] = decltype(f)::of(normal.of(v.v[k], k));
+        }
         held.set(i, first, v);
       });
     }
@@ -218,14 +227,16 @@ __global__ void __launch_bounds__(512, 2)
 }
 
 // gbeta = sum of gy, ggamma = sum of gy * (x - mean) * inv_std, and
-// gx = gamma * inv_std * (gy - gbeta / rows - (x - mean) * inv_std * ggamma / rows), gy as the activation passes it on.
+// gx = gamma * inv_std * (gy - gbeta / rows - (x - mean) * inv_std * ggamma / rows), gy as the activation passes it on. Where
+// there is y, made by ReLU of a sum, gy is first what that passes on, which is g.
 // Threads: as above, but 8 bytes of channels: those of gy are in registers too.
-// Traffic: one read of x and of gy and one write of gx.
+// Traffic: one read of x and of gy and one write of gx; one read of y and one write of g.
 // Launch: grid ceil(c / V), V being the elements of 8 bytes, of 256 or 512; at most 1136 bytes of shared memory.
 // Numerics: by rows of a thread, then over threads in a fixed order.
 template <class T>
 __global__ void __launch_bounds__(512, 2)
-    batch_norm2d_whole_bwd(const T* __restrict__ x, const T* __restrict__ gy, const float* __restrict__ mean,
+    batch_norm2d_whole_bwd(const T* __restrict__ x, const T* __restrict__ gy, OPTIONAL const T* __restrict__ y,
+                           OPTIONAL T* __restrict__ g, const float* __restrict__ mean,
                            const float* __restrict__ inv_std, const float* __restrict__ gamma,
                            const float* __restrict__ beta, float* __restrict__ ggamma, float* __restrict__ gbeta,
                            T* __restrict__ gx, BatchNorm2dWholeDims d) {
@@ -235,6 +246,13 @@ __global__ void __launch_bounds__(512, 2)
   SHARED(float, constants, [5][V]);
   Held<T, V> held(x, d), gradients(gy, d);
   const int c = blockIdx.x * V;
+  if (y) {
+    each_row(d, [&](int i, int row) {
+      const Pack<float, V> of = some_of<V>(y + row * d.c, c, d.c), all = gradients.template get<V>(i, 0);
+      gradients.set(i, 0, map_pack<V>([](float y, float gy) { return Relu::gradient(y, gy); }, of, all));
+    });
+    gradients.store(g, d);
+  }
   if (threadIdx.x < V) {
     const int k = threadIdx.x;
     const bool there = c + k < d.c;

@@ -25,6 +25,34 @@ pub struct Then {
     pub pool: bool,
 }
 
+/// What is added to a result, and the activation of the sum or, before it, of the result alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Sum<'a> {
+    /// The other summand.
+    pub plus: &'a Var,
+    /// The activation of the result, before the sum.
+    pub before: Option<Activation>,
+    /// The activation of the sum.
+    pub after: Option<Activation>,
+}
+
+impl Sum<'_> {
+    /// With a result `y`, as ops of their own.
+    ///
+    /// # Errors
+    /// As the ops.
+    pub fn of(self, y: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        let y = self.before.map_or_else(|| Ok(y.clone()), |a| a.of(y, cx))?;
+        self.plus.add_then(self.after, &y, cx)
+    }
+
+    /// Whether a batch-norm on a device can be computed with it: not with an activation on either side, nor with one of the sum
+    /// that is not [stored](Activation::is_stored).
+    pub fn is_joined(before: Option<Activation>, after: Option<Activation>) -> bool {
+        matches!((before, after), (_, None) | (None, Some(Activation::Relu)))
+    }
+}
+
 impl Then {
     /// The window of its max-pool.
     pub const POOL: Window = Window { kernel: [2; 2], stride: [2; 2], pad: [0; 2] };

@@ -8,7 +8,7 @@ use tilework::data::shapes;
 use tilework::device::cuda::CudaOptions;
 use tilework::nn::{LayerSpec, Model};
 use tilework::ops::Case;
-use tilework::ops::activation::{Activation, Then};
+use tilework::ops::activation::{Activation, Sum, Then};
 use tilework::ops::batch_norm2d::running;
 use tilework::ops::case::Fill;
 use tilework::ops::parity;
@@ -81,6 +81,33 @@ fn activations_in_batch_norm() {
             let device = &under.devices[0].1;
             let [fused, apart] = [true, false].map(|fused| run(&twin(fused), device, DType::F32).remove(0));
             assert_eq!(fused, apart, "{then:?} {c}");
+        }
+    }
+}
+
+/// So does batch-norm that adds another tensor as it stores, before or after an activation, and passes on its gradient.
+#[test]
+fn sums_in_batch_norm() {
+    let Some(under) = Under::new() else { return };
+    let relu = Some(Activation::Relu);
+    for (before, after) in [(None, None), (None, relu), (relu, None), (Some(Activation::Gelu), None)] {
+        // As many rows as are treated whole, and more; channels one by one and by fours.
+        for (c, rows) in [(3, 63), (8, 63), (5, 2101), (8, 2101)] {
+            let twin = |fused: bool| {
+                let case = Case::new(format!("{before:?} plus {after:?} {c}"), move |v, cx| {
+                    let [mut mean, mut var] = running(cx.device(), DType::F32, c)?;
+                    let (sum, running) = (Sum { plus: &v[3], before, after }, [&mut mean, &mut var]);
+                    if fused {
+                        return v[0].batch_norm2d_plus(sum, &v[1], &v[2], running, 0.1, 1e-5, cx);
+                    }
+                    sum.of(&v[0].batch_norm2d(&v[1], &v[2], running, 0.1, 1e-5, cx)?, cx)
+                });
+                let case = case.input("x", [1, rows, 1, c], Fill::Uniform).param("gamma", [c], Fill::NonZero);
+                case.param("beta", [c], Fill::Uniform).input("plus", [1, rows, 1, c], Fill::Uniform)
+            };
+            let device = &under.devices[0].1;
+            let [fused, apart] = [true, false].map(|fused| run(&twin(fused), device, DType::F32));
+            assert_eq!(fused, apart, "{before:?} plus {after:?} {c} {rows}");
         }
     }
 }
@@ -221,6 +248,8 @@ fn residual_blocks_add_no_pass() {
         let count = |name: &str| kernels.iter().filter(|t| t.kernel.starts_with(name)).count();
         assert_eq!((count("conv2d_bwd_w"), count("conv2d_bwd_x")), (5, 4), "{precision}");
         assert_eq!(count("tensor_accumulate"), 0, "{precision}");
+        // The sum of two, and the ReLU of one, are batch-norm's.
+        assert_eq!((count("add_fwd"), count("relu_bwd"), count("relu_fwd")), (1, 1, 1), "{precision}");
     }
 }
 

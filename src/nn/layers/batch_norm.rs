@@ -31,12 +31,14 @@ pub(super) fn read(p: &mut Phrase<'_>) -> Result<Box<dyn Layer>> {
 }
 
 impl BatchNorm {
-    fn apply(&self, then: Then, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+    fn apply(&self, then: Then, sum: Option<Sum<'_>>, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
         let (gamma, beta) = (cx.param(self.gamma)?, cx.param(self.beta)?);
         let (mut mean, mut var) = (cx.buffers()?.get(self.mean)?, cx.buffers()?.get(self.var)?);
         let mode = if self.frozen { Mode::Eval } else { cx.mode() };
-        cx.with_mode_during(mode, |cx| {
-            x.batch_norm2d_then(then, &gamma, &beta, [&mut mean, &mut var], self.momentum, self.eps, cx)
+        let running = [&mut *mean, &mut *var];
+        cx.with_mode_during(mode, |cx| match sum {
+            Some(sum) => x.batch_norm2d_plus(sum, &gamma, &beta, running, self.momentum, self.eps, cx),
+            None => x.batch_norm2d_then(then, &gamma, &beta, running, self.momentum, self.eps, cx),
         })
     }
 }
@@ -56,7 +58,7 @@ impl Layer for BatchNorm {
     }
 
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
-        self.apply(Then::default(), x, cx)
+        self.apply(Then::default(), None, x, cx)
     }
 
     fn takes(&self, _: Then) -> bool {
@@ -64,7 +66,15 @@ impl Layer for BatchNorm {
     }
 
     fn forward_then(&self, then: Then, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
-        self.apply(then, x, cx)
+        self.apply(then, None, x, cx)
+    }
+
+    fn takes_sum(&self, after: Option<Activation>) -> bool {
+        Sum::is_joined(None, after)
+    }
+
+    fn forward_plus(&self, sum: Sum<'_>, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        self.apply(Then::default(), Some(sum), x, cx)
     }
 
     fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {

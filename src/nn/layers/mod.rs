@@ -29,7 +29,7 @@ use super::onnx::{Attribute, Onnx, window};
 use super::phrase::{Phrase, arrow, by, part};
 use crate::autograd::{Ctx, Var};
 use crate::error::Result;
-use crate::ops::activation::{Activation, Then};
+use crate::ops::activation::{Activation, Sum, Then};
 use crate::ops::window::Window;
 use crate::params::{BufferId, Init, ParamId};
 use crate::shape::Shape;
@@ -85,6 +85,20 @@ pub trait Layer: std::fmt::Debug + Send + Sync {
     /// Whatever its ops report.
     fn forward_then(&self, then: Then, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
         then.of(&self.forward(x, cx)?, cx)
+    }
+
+    /// Whether [`Layer::forward_plus`] saves something on a CUDA device, with this activation of the sum.
+    fn takes_sum(&self, after: Option<Activation>) -> bool {
+        let _ = after;
+        false
+    }
+
+    /// [`Layer::forward`], and a sum of what it computes and another tensor.
+    ///
+    /// # Errors
+    /// Whatever its ops report.
+    fn forward_plus(&self, sum: Sum<'_>, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        sum.of(&self.forward(x, cx)?, cx)
     }
 
     /// Adds the nodes that compute the same in inference to an ONNX model; `x` is the input's name. Returns the output's.

@@ -20,8 +20,10 @@ impl Layer for Residual {
         let (main, shortcut) = (self.main.infer(x, b)?, self.shortcut.infer(x, b)?);
         if main == shortcut {
             let y = self.after.infer(main, b)?;
-            if let Some((Activation::Relu, key)) = self.after.first_activation() {
-                b.note_joined(b.key(), key);
+            let then = self.after.first_activation();
+            let summing = self.main.summing(then.map(|(activation, _)| activation));
+            if let Some((Activation::Relu, key)) = then {
+                b.note_joined(summing.map_or(b.key(), String::from), key);
             }
             return Ok(y);
         }
@@ -39,11 +41,16 @@ impl Layer for Residual {
     }
 
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
-        let main = self.main.forward(x, cx)?;
         let shortcut = self.shortcut.forward(x, cx)?;
-        match self.after.first_activation().filter(|_| cx.joins()) {
-            Some((Activation::Relu, _)) => {
-                let sum = shortcut.add_then(Some(Activation::Relu), &main, cx)?;
+        let after = self.after.first_activation().map(|(activation, _)| activation).filter(|_| cx.joins());
+        if cx.joins() && self.main.takes_sum(after) {
+            let sum = self.main.forward_plus(Sum { plus: &shortcut, before: None, after }, x, cx)?;
+            return self.after.forward_from(usize::from(after.is_some()), &sum, cx);
+        }
+        let main = self.main.forward(x, cx)?;
+        match after {
+            Some(Activation::Relu) => {
+                let sum = shortcut.add_then(after, &main, cx)?;
                 self.after.forward_from(1, &sum, cx)
             }
             _ => self.after.forward(&shortcut.add(&main, cx)?, cx),

@@ -40,8 +40,12 @@ impl Sequential {
 
     /// Layers from the one of this number on.
     pub(super) fn forward_from(&self, first: usize, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        self.run(&self.children[first..], x, cx)
+    }
+
+    fn run(&self, children: &[Child], x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
         let mut x = x.clone();
-        let mut children = self.children.iter().skip(first).peekable();
+        let mut children = children.iter().peekable();
         while let Some(child) = children.next() {
             let mut then = Then::default();
             while let Some(next) = children.next_if(|next| next.joined && cx.joins()) {
@@ -54,6 +58,21 @@ impl Sequential {
             cx.passed(&child.key, &x)?;
         }
         Ok(x)
+    }
+
+    /// The number of the last layer that is not computed by one before it, and what it computes of those behind it.
+    fn last(&self) -> Option<(usize, Then)> {
+        let last = self.children.iter().rposition(|child| !child.joined)?;
+        let behind = self.children[last + 1..].iter();
+        Some((last, behind.fold(Then::default(), |then, next| and(then, next.layer.as_ref()).unwrap_or(then))))
+    }
+
+    /// The key of the layer that can compute a sum behind the list, with an activation of the sum, if one can.
+    pub(super) fn summing(&self, after: Option<Activation>) -> Option<&str> {
+        let (last, then) = self.last()?;
+        let child = &self.children[last];
+        let takes = !then.pool && Sum::is_joined(then.activation, after) && child.layer.takes_sum(after);
+        takes.then_some(child.key.as_str())
     }
 
     /// The activation that comes first, if one does, and its key.
@@ -104,6 +123,16 @@ impl Layer for Sequential {
 
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
         self.forward_from(0, x, cx)
+    }
+
+    fn takes_sum(&self, after: Option<Activation>) -> bool {
+        self.summing(after).is_some()
+    }
+
+    fn forward_plus(&self, sum: Sum<'_>, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+        let Some((last, then)) = self.last() else { return sum.of(x, cx) };
+        let x = self.run(&self.children[..last], x, cx)?;
+        self.children[last].layer.forward_plus(Sum { before: then.activation.or(sum.before), ..sum }, &x, cx)
     }
 
     fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {

@@ -1,6 +1,6 @@
 //! Batch normalisation on a CUDA device: how the rows are cut, and the launches.
 
-use super::{Activation, BatchNorm2d, Then};
+use super::{Activation, BatchNorm2d, Sum, Then};
 use crate::device::cuda::{BLOCK, Cuda, KernelType, Launch};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -103,14 +103,18 @@ pub(super) fn forward<T: KernelType>(
     [momentum, eps]: [f64; 2],
     train: bool,
     Then { activation: then, pool }: Then,
+    sum: Option<Sum<'_>>,
 ) -> Result<Option<Winners>> {
+    let plus = sum.map(|sum| sum.plus.value().input::<T>()).transpose()?;
+    let (then, of_sum) = sum.map_or((then, 0), |s| (s.after.or(s.before), s.after.is_some().into()));
     let [keep, take, eps] = [1.0 - momentum, momentum, eps].map(|v| v as f32);
     let (m, s) = (mean.output()?, inv_std.output()?);
     if train && rows(x.shape()) <= WHOLE {
         let (mut d, blocks) = whole(x, then, 16);
         [d.keep, d.take, d.eps] = [keep, take, eps];
+        d.of_sum = of_sum;
         let (g, b, rm, rv) = (gamma.input()?, beta.input()?, running_mean.output()?, running_var.output()?);
-        batch_norm2d_whole_fwd::<T>(cuda, blocks, x.input()?, g, b, m, s, rm, rv, y.output()?, &d)?;
+        batch_norm2d_whole_fwd::<T>(cuda, blocks, x.input()?, plus, g, b, m, s, rm, rv, y.output()?, &d)?;
         return Ok(None);
     }
     let (mut d, blocks) = sums(x, 16 / size_of::<T>());
@@ -136,20 +140,22 @@ pub(super) fn forward<T: KernelType>(
         return Ok(Some(won));
     }
     let (mut d, blocks) = passes(x);
-    d.activation = Activation::number(then);
-    batch_norm2d_fwd::<T>(cuda, blocks, x.input()?, m, s, g, b, y.output()?, &d)?;
+    (d.activation, d.of_sum) = (Activation::number(then), of_sum);
+    batch_norm2d_fwd::<T>(cuda, blocks, x.input()?, plus, m, s, g, b, y.output()?, &d)?;
     Ok(None)
 }
 
-/// `ggamma` and `gbeta`, and gx if it is wanted.
+/// `ggamma` and `gbeta`; gx if it is wanted; and the gradient of a sum that ReLU was applied to, if it was.
 pub(super) fn backward<T: KernelType>(
     cuda: &Cuda,
     node: &BatchNorm2d,
     gy: &Tensor,
     [ggamma, gbeta]: [&mut Tensor; 2],
-) -> Result<Option<Tensor>> {
+) -> Result<[Option<Tensor>; 2]> {
     let (x, mean, inv_std) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?);
     let (gamma, beta, from) = (node.gamma.input()?, node.beta.input()?, gy.input()?);
+    let y = node.masks.as_ref().map(Tensor::input).transpose()?;
+    let mut masked = y.map(|_| Tensor::empty(gy.device(), gy.dtype(), gy.shape())).transpose()?;
     let is_whole = node.train && node.winners.is_none() && rows(node.x.shape()) <= WHOLE;
     // In one launch gx is computed in any case: the sums have the same bits whether it is wanted or not.
     let mut gx = match is_whole || node.ids[0].is_some() {
@@ -159,14 +165,22 @@ pub(super) fn backward<T: KernelType>(
     if let (true, Some(gx)) = (is_whole, &mut gx) {
         let (d, blocks) = whole(gy, node.then, 8);
         let (gg, gb, to) = (ggamma.output()?, gbeta.output()?, gx.output()?);
-        batch_norm2d_whole_bwd::<T>(cuda, blocks, x, from, mean, inv_std, gamma, beta, gg, gb, to, &d)?;
+        let g = masked.as_mut().map(Tensor::output).transpose()?;
+        batch_norm2d_whole_bwd::<T>(cuda, blocks, x, from, y, g, mean, inv_std, gamma, beta, gg, gb, to, &d)?;
     } else {
         let (mut d, blocks) = sums(gy, 4);
         d.activation = Activation::number(node.then);
         let mut part = Tensor::empty(gy.device(), DType::F32, [d.c as usize, d.ranges as usize, 2])?;
         // Only what won has a gradient.
         let of = node.winners.as_ref().map_or(Ok(x), |won| won.x.input())?;
-        batch_norm2d_bwd_part::<T>(cuda, blocks, of, from, mean, inv_std, gamma, beta, part.output()?, &d)?;
+        match (y, &mut masked) {
+            (Some(y), Some(g)) => {
+                let (g, part) = (g.output()?, part.output()?);
+                batch_norm2d_bwd_part_masked::<T>(cuda, blocks, of, from, y, mean, g, part, &d)?
+            }
+            _ => batch_norm2d_bwd_part::<T>(cuda, blocks, of, from, mean, inv_std, gamma, beta, part.output()?, &d)?,
+        }
+        let from = masked.as_ref().map_or(Ok(from), Tensor::input)?;
         batch_norm2d_bwd_merge(cuda, channels(&d), part.input()?, inv_std, ggamma.output()?, gbeta.output()?, &d)?;
         let (gg, gb) = (ggamma.input()?, gbeta.input()?);
         match (&mut gx, &node.winners) {
@@ -187,5 +201,5 @@ pub(super) fn backward<T: KernelType>(
             (None, _) => {}
         }
     }
-    Ok(gx.filter(|_| node.ids[0].is_some()))
+    Ok([gx.filter(|_| node.ids[0].is_some()), masked])
 }

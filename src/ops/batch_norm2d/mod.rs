@@ -11,8 +11,9 @@
 
 mod cpu;
 mod cuda;
+mod special;
 
-use super::activation::{Activation, Then};
+use super::activation::{Activation, Sum, Then};
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Mode, Var, VarId};
 use crate::device::Device;
@@ -20,6 +21,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
+use special::{after_training, far_from_zero, plus, pooled, then};
 
 const OP: &str = "batch_norm2d";
 
@@ -70,10 +72,46 @@ impl Var {
         eps: f64,
         cx: &mut Ctx<'_>,
     ) -> Result<Var> {
-        let x = self.value();
-        if let (Device::Cpu(_), true) = (x.device(), then != Then::default()) {
+        if let (Device::Cpu(_), true) = (self.value().device(), then != Then::default()) {
             return then.of(&self.batch_norm2d(gamma, beta, running, momentum, eps, cx)?, cx);
         }
+        self.normalised([gamma, beta], running, [momentum, eps], then, None, cx)
+    }
+
+    /// [`Var::batch_norm2d`], and a sum of the result and another tensor, as at the end of a residual block. On a CUDA device the
+    /// sum takes no pass of its own, and what it is of is not rounded in between; nor does an activation on one side of it, after
+    /// it ReLU alone.
+    ///
+    /// # Errors
+    /// As [`Var::batch_norm2d`]; [`Error::Shape`] if the other tensor has another shape.
+    #[expect(clippy::too_many_arguments, reason = "what batch-norm takes")]
+    pub fn batch_norm2d_plus(
+        &self,
+        sum: Sum<'_>,
+        gamma: &Var,
+        beta: &Var,
+        running: [&mut Tensor; 2],
+        momentum: f64,
+        eps: f64,
+        cx: &mut Ctx<'_>,
+    ) -> Result<Var> {
+        if matches!(self.value().device(), Device::Cpu(_)) || !Sum::is_joined(sum.before, sum.after) {
+            return sum.of(&self.batch_norm2d(gamma, beta, running, momentum, eps, cx)?, cx);
+        }
+        sum.plus.value().expect_like(OP, self.value())?;
+        self.normalised([gamma, beta], running, [momentum, eps], sum.before.into(), Some(sum), cx)
+    }
+
+    fn normalised(
+        &self,
+        [gamma, beta]: [&Var; 2],
+        running: [&mut Tensor; 2],
+        [momentum, eps]: [f64; 2],
+        then: Then,
+        sum: Option<Sum<'_>>,
+        cx: &mut Ctx<'_>,
+    ) -> Result<Var> {
+        let x = self.value();
         let pooled = if then.pool { Then::POOL.pooled("max_pool2d", x.shape())? } else { x.shape() };
         let train = cx.mode() == Mode::Train;
         if then.pool && !(train && cuda::pools(x.shape())) {
@@ -84,19 +122,10 @@ impl Var {
         let channels = Shape::from([x.shape().last()]);
         let others = [gamma.shape(), beta.shape(), running_mean.shape(), running_var.shape()];
         if x.shape().rank() != 4 || others != [channels; 4] {
-            let got = format!(
-                "x {}, gamma {}, beta {}, running {}",
-                x.shape(),
-                gamma.shape(),
-                beta.shape(),
-                running_mean.shape()
-            );
-            return Err(Error::shape(
-                OP,
-                "x [n, h, w, c] and [c] for the others",
-                got,
-                "put it after a convolution of as many channels",
-            ));
+            let [g, b, running, _] = others;
+            let got = format!("x {}, gamma {g}, beta {b}, running {running}", x.shape());
+            let remedy = "put it after a convolution of as many channels";
+            return Err(Error::shape(OP, "x [n, h, w, c] and [c] for the others", got, remedy));
         }
         let rows = x.len() / x.shape().last().max(1);
         if train && rows < 2 {
@@ -129,11 +158,16 @@ impl Var {
         cuda => {
             let (stats, params) = ([&mut mean, &mut inv_std], [gamma.value(), beta.value()]);
             let running = [running_mean, running_var];
-            winners = cuda::forward::<T>(&cuda, x, params, &mut y, stats, running, [momentum, eps], train, then)?;
+            winners = cuda::forward::<T>(&cuda, x, params, &mut y, stats, running, [momentum, eps], train, then, sum)?;
             Ok(())
         });
-        Ok(cx.record(y, &[self, gamma, beta], || BatchNorm2d {
+        let plus = sum.map(|sum| sum.plus);
+        let masks = sum.and_then(|sum| sum.after).map(|_| y.clone());
+        let inputs: Vec<&Var> = [self, gamma, beta].into_iter().chain(plus).collect();
+        Ok(cx.record(y, &inputs, || BatchNorm2d {
             ids: [self.id(), gamma.id(), beta.id()],
+            plus: plus.and_then(Var::id),
+            masks,
             x: x.clone(),
             gamma: gamma.value().clone(),
             beta: beta.value().clone(),
@@ -156,6 +190,10 @@ struct BatchNorm2d {
     train: bool,
     /// What was applied to the result; on the CPU that is an op of its own.
     then: Option<Activation>,
+    /// What was added to the result.
+    plus: Option<VarId>,
+    /// The sum, if ReLU was applied to it.
+    masks: Option<Tensor>,
     /// Where the result was pooled.
     winners: Option<cuda::Winners>,
 }
@@ -180,8 +218,9 @@ impl Backward for BatchNorm2d {
             gx = Some(g);
         },
         cuda => {
-            gx = cuda::backward::<T>(&cuda, &self, &gy, [&mut ggamma, &mut gbeta])?;
-            Ok(())
+            let [of_x, masked] = cuda::backward::<T>(&cuda, &self, &gy, [&mut ggamma, &mut gbeta])?;
+            gx = of_x;
+            grads.add(self.plus, masked.unwrap_or(gy))
         });
         // A bias in front of it changes nothing.
         grads.note_sums_to_zero(self.ids[0].filter(|_| self.train));
@@ -193,58 +232,6 @@ impl Backward for BatchNorm2d {
 
 fn case(x: [usize; 4], train: bool) -> Case {
     then(Then::default(), x, train)
-}
-
-/// A max-pool of the result. In two bytes values are equal that are not, and another one wins; finite differences end at the
-/// corner of ReLU.
-fn pooled(activation: Option<Activation>, x: [usize; 4]) -> Case {
-    let mut case = then(Then { activation, pool: true }, x, true);
-    case.inputs[0].fill = Fill::Distinct;
-    Case { half: false, smooth: false, ..case }
-}
-
-fn then(then: Then, x: [usize; 4], train: bool) -> Case {
-    let c = x[3];
-    let mode = if train { Mode::Train } else { Mode::Eval };
-    let pool = if then.pool { " pooled" } else { "" };
-    let name = Activation::in_a_name(then.activation) + pool;
-    Case::new(format!("{x:?} {mode:?}{name}"), move |v, cx| {
-        let [mut mean, mut var] = running(cx.device(), v[0].value().dtype().sums(), c)?;
-        cx.with_mode_during(mode, |cx| v[0].batch_norm2d_then(then, &v[1], &v[2], [&mut mean, &mut var], 0.1, 1e-5, cx))
-    })
-    .input("x", x, Fill::Uniform)
-    .param("gamma", [c], Fill::NonZero)
-    .param("beta", [c], Fill::Uniform)
-    .flops(x.iter().product::<usize>() * 7)
-}
-
-/// Values of 10000 ± 0.5, which must not cost the variance its digits; `x` is added afterwards.
-fn far_from_zero(x: [usize; 4]) -> Case {
-    let Case { inputs, apply, .. } = case(x, true);
-    let [n, h, w, c] = x;
-    let far = move |v: &[Var], cx: &mut Ctx<'_>| {
-        let of = |i: usize| 10_000.0 + if i < n * h * w * c / 2 { 0.5 } else { -0.5 };
-        let values: Vec<f32> = (0..n * h * w * c).map(of).collect();
-        let values = Tensor::from_slice(cx.device(), x, &values)?.to_dtype(v[0].value().dtype())?;
-        apply(&[Var::constant(values), v[1].clone(), v[2].clone()], cx)?.add(&v[0], cx)
-    };
-    Case { inputs, half: false, ..Case::new(format!("{x:?} far from zero"), far) }
-}
-
-/// Evaluation after two steps of training. The gradient takes the running statistics for constants,
-/// which a finite difference does not.
-fn after_training(x: [usize; 4]) -> Case {
-    let c = x[3];
-    let apply = move |v: &[Var], cx: &mut Ctx<'_>| {
-        let [mut mean, mut var] = running(cx.device(), v[0].value().dtype().sums(), c)?;
-        for momentum in [0.3, 0.6] {
-            cx.with_mode_during(Mode::Train, |cx| {
-                v[0].batch_norm2d(&v[1], &v[2], [&mut mean, &mut var], momentum, 1e-5, cx)
-            })?;
-        }
-        cx.with_mode_during(Mode::Eval, |cx| v[0].batch_norm2d(&v[1], &v[2], [&mut mean, &mut var], 0.1, 1e-3, cx))
-    };
-    Case { inputs: case(x, false).inputs, smooth: false, ..Case::new(format!("{x:?} after training"), apply) }
 }
 
 /// Shapes that tests and benches share.
@@ -287,6 +274,15 @@ pub fn cases() -> Vec<Case> {
         pooled(Some(Activation::Relu), [3, 46, 60, 4]),
         pooled(Some(Activation::Silu), [3, 51, 55, 5]),
         pooled(Some(Activation::Gelu), [2, 3, 1371, 12]),
+        plus([None, None], [2, 3, 5, 3], true),
+        plus([None, Some(Activation::Relu)], [2, 4, 3, 8], true),
+        plus([None, Some(Activation::Relu)], [2, 3, 5, 4], true),
+        plus([None, Some(Activation::Relu)], [1, 683, 3, 5], true),
+        plus([None, Some(Activation::Relu)], [1, 683, 3, 12], true),
+        plus([None, Some(Activation::Relu)], [2, 3, 5, 8], false),
+        plus([Some(Activation::Relu), None], [2, 4, 3, 8], true),
+        plus([Some(Activation::Gelu), None], [1, 683, 3, 4], true),
+        plus([Some(Activation::Silu), Some(Activation::Silu)], [2, 4, 3, 3], true),
         case([16, 28, 28, 32], true).timed(),
         case([16, 8, 8, 256], true).timed(),
         case([16, 28, 28, 32], false).timed(),

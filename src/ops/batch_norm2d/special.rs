@@ -1,0 +1,74 @@
+//! Cases of batch-norm in which there is more than it: a pool, a sum, a large mean, training before evaluation.
+
+use super::*;
+
+/// What follows in the same pass.
+pub(super) fn then(then: Then, x: [usize; 4], train: bool) -> Case {
+    let c = x[3];
+    let mode = if train { Mode::Train } else { Mode::Eval };
+    let pool = if then.pool { " pooled" } else { "" };
+    let name = Activation::in_a_name(then.activation) + pool;
+    Case::new(format!("{x:?} {mode:?}{name}"), move |v, cx| {
+        let [mut mean, mut var] = running(cx.device(), v[0].value().dtype().sums(), c)?;
+        cx.with_mode_during(mode, |cx| v[0].batch_norm2d_then(then, &v[1], &v[2], [&mut mean, &mut var], 0.1, 1e-5, cx))
+    })
+    .input("x", x, Fill::Uniform)
+    .param("gamma", [c], Fill::NonZero)
+    .param("beta", [c], Fill::Uniform)
+    .flops(x.iter().product::<usize>() * 7)
+}
+
+/// A max-pool of the result. In two bytes values are equal that are not, and another one wins; finite differences end at the
+/// corner of ReLU.
+pub(super) fn pooled(activation: Option<Activation>, x: [usize; 4]) -> Case {
+    let mut case = then(Then { activation, pool: true }, x, true);
+    case.inputs[0].fill = Fill::Distinct;
+    Case { half: false, smooth: false, ..case }
+}
+
+/// Values of 10000 ± 0.5, which must not cost the variance its digits; `x` is added afterwards.
+pub(super) fn far_from_zero(x: [usize; 4]) -> Case {
+    let Case { inputs, apply, .. } = case(x, true);
+    let [n, h, w, c] = x;
+    let far = move |v: &[Var], cx: &mut Ctx<'_>| {
+        let of = |i: usize| 10_000.0 + if i < n * h * w * c / 2 { 0.5 } else { -0.5 };
+        let values: Vec<f32> = (0..n * h * w * c).map(of).collect();
+        let values = Tensor::from_slice(cx.device(), x, &values)?.to_dtype(v[0].value().dtype())?;
+        apply(&[Var::constant(values), v[1].clone(), v[2].clone()], cx)?.add(&v[0], cx)
+    };
+    Case { inputs, half: false, ..Case::new(format!("{x:?} far from zero"), far) }
+}
+
+/// Evaluation after two steps of training. The gradient takes the running statistics for constants,
+/// which a finite difference does not.
+pub(super) fn after_training(x: [usize; 4]) -> Case {
+    let c = x[3];
+    let apply = move |v: &[Var], cx: &mut Ctx<'_>| {
+        let [mut mean, mut var] = running(cx.device(), v[0].value().dtype().sums(), c)?;
+        for momentum in [0.3, 0.6] {
+            cx.with_mode_during(Mode::Train, |cx| {
+                v[0].batch_norm2d(&v[1], &v[2], [&mut mean, &mut var], momentum, 1e-5, cx)
+            })?;
+        }
+        cx.with_mode_during(Mode::Eval, |cx| v[0].batch_norm2d(&v[1], &v[2], [&mut mean, &mut var], 0.1, 1e-3, cx))
+    };
+    Case { inputs: case(x, false).inputs, smooth: false, ..Case::new(format!("{x:?} after training"), apply) }
+}
+
+/// A sum with another tensor, and the activations on its sides.
+pub(super) fn plus([before, after]: [Option<Activation>; 2], x: [usize; 4], train: bool) -> Case {
+    let (c, mode) = (x[3], if train { Mode::Train } else { Mode::Eval });
+    let [of_it, of_sum] = [before, after].map(Activation::in_a_name);
+    let apply = move |v: &[Var], cx: &mut Ctx<'_>| {
+        let [mut mean, mut var] = running(cx.device(), v[0].value().dtype().sums(), c)?;
+        let sum = Sum { plus: &v[3], before, after };
+        cx.with_mode_during(mode, |cx| v[0].batch_norm2d_plus(sum, &v[1], &v[2], [&mut mean, &mut var], 0.1, 1e-5, cx))
+    };
+    // Finite differences end at the corner of ReLU.
+    let smooth = ![before, after].contains(&Some(Activation::Relu));
+    let case = Case::new(format!("{x:?} {mode:?}{of_it} plus{of_sum}"), apply);
+    // Apart, what they are of is rounded in between.
+    let case = Case { smooth, half: Sum::is_joined(before, after), ..case };
+    let case = case.input("x", x, Fill::Uniform).param("gamma", [c], Fill::NonZero);
+    case.param("beta", [c], Fill::Uniform).input("plus", x, Fill::Uniform)
+}
