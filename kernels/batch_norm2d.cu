@@ -21,6 +21,7 @@ struct BatchNorm2dDims {
   float inv_rows;    // 1 / rows; 0 in evaluation, where the statistics are constants
   int activation;    // its number, or 0 for none: activation.cuh
   int of_sum;        // 1: the activation is of the sum with `plus`; 0: it comes before that
+  int x_is_relu;     // 1: gx is what ReLU, which made x, passes on
 };
 
 // use(place, v) with what N arrays have there, for each of the thread's rows in order. Several rows are loaded before the
@@ -392,13 +393,14 @@ __device__ __forceinline__ void input_gradient(Width<V>, A, const T* x, const fl
     for (int k = 0; k < V; ++k) {
       const float gradient = A::gradient(normal.of(v[0].v[k], k), v[1].v[k]);
       out.v[k] = slopes.of(normal, v[0].v[k], gradient, k);
+      if (d.x_is_relu) out.v[k] = Relu::gradient(v[0].v[k], out.v[k]);
     }
     store(gx + at, out);
   });
 }
 
 // gx = gamma * inv_std * (gy - gbeta / rows - (x - mean) * inv_std * ggamma / rows), gy as the activation passes it on. In
-// evaluation inv_rows is 0 and the last two terms with it.
+// evaluation inv_rows is 0 and the last two terms with it. Where ReLU made x, what that passes on.
 // Threads: as in batch_norm2d_bwd_part; a thread keeps its channels' constants in registers.
 // Traffic: one read of x and of gy and one write of gx.
 // Launch: grid (ranges, ceil(c / tile)) of 256; no shared memory.

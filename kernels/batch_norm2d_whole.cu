@@ -13,6 +13,7 @@ struct BatchNorm2dWholeDims {
   float inv_rows;    // 1 / rows
   int activation;    // its number, or 0 for none: activation.cuh
   int of_sum;        // 1: the activation is of the sum with `plus`; 0: it comes before that
+  int x_is_relu;     // 1: gx is what ReLU, which made x, passes on
 };
 
 constexpr int MOST = 4;  // rows that a thread has (Rust: `WHOLE` in src/ops/batch_norm2d/cuda.rs)
@@ -228,7 +229,7 @@ __global__ void __launch_bounds__(512, 2)
 
 // gbeta = sum of gy, ggamma = sum of gy * (x - mean) * inv_std, and
 // gx = gamma * inv_std * (gy - gbeta / rows - (x - mean) * inv_std * ggamma / rows), gy as the activation passes it on. Where
-// there is y, made by ReLU of a sum, gy is first what that passes on, which is g.
+// there is y, made by ReLU of a sum, gy is first what that passes on, which is g. Where ReLU made x, gx is what that passes on.
 // Threads: as above, but 8 bytes of channels: those of gy are in registers too.
 // Traffic: one read of x and of gy and one write of gx; one read of y and one write of g.
 // Launch: grid ceil(c / V), V being the elements of 8 bytes, of 256 or 512; at most 1136 bytes of shared memory.
@@ -305,7 +306,8 @@ __global__ void __launch_bounds__(512, 2)
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
           const float gradient = decltype(f)::gradient(normal.of(v.v[k], k), g.v[k]);
-          v.v[k] = slopes.of(normal, v.v[k], gradient, k);
+          const float of_x = slopes.of(normal, v.v[k], gradient, k);
+          v.v[k] = d.x_is_relu ? Relu::gradient(v.v[k], of_x) : of_x;
         }
         held.set(i, first, v);
       });

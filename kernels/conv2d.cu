@@ -29,21 +29,22 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
 }
 
 // gx = taps·w': every input pixel gathers what the output pixels that saw it send back; m = n·h·w, n = c, k = kh·kw·o. With a
-// stride each phase is such a product of its own, of fewer pixels and fewer taps (conv2d.cuh). Or gx += that, as linear_bwd_x.
+// stride each phase is such a product of its own, of fewer pixels and fewer taps (conv2d.cuh). Or gx += that, and what ReLU passes
+// on of it, as in linear_bwd_x.
 // Launch: as above, with sh·sw phases as the grid's y, and tiles for the largest; splits are of the phase with the most taps.
 // Limits: as above, windows of 15x15 and 65535 phases at most: more take linear_bwd_x and conv2d_col2im.
 // Measured: as above, 512 from 256 channels at 8x8, one block on a multiprocessor, 415 µs (SM 57 %).
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
-    conv2d_bwd_x(const T* __restrict__ gy, const T* __restrict__ w, T* __restrict__ gx,
-                 OPTIONAL float* __restrict__ partial, Conv2dDims d) {
+    conv2d_bwd_x(const T* __restrict__ gy, const T* __restrict__ w, OPTIONAL const T* __restrict__ masks,
+                 T* __restrict__ gx, OPTIONAL float* __restrict__ partial, Conv2dDims d) {
   const Phase phase(phase_of_block(d), d);
   // Without taps the gradient is zero.
-  if (d.accumulate && !partial && phase.size(d) == 0) return;
+  if (d.accumulate && !partial && !masks && phase.size(d) == 0) return;
   const TapsAlongK<T, Tile::CHUNK> a(gy, d, phase);   // A = taps  [n·h·w][kh·kw·o], of the phase
   const WeightsByTap<T, Tile::CHUNK> b(w, d, phase);  // B = w'    [kh·kw·o][c]
   product<Tile>(a, b, {phase.pixels(d), d.c, phase.size(d), d.split_steps, partial, pixels_in(d)},
-                PhaseEpilogue<T>{{gx, nullptr, d.accumulate, 0}, d, phase.phase});
+                PhaseEpilogue<T>{{gx, nullptr, d.accumulate, 0, masks}, d, phase.phase});
 }
 
 // gw = gyᵀ·patches, m = o, n = kh·kw·c, k = n·ho·wo.
@@ -129,12 +130,13 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
 // Measured: as above, 165 µs, 700 TFLOP/s, and 95 µs.
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
-    conv2d_bwd_x_tma(const __grid_constant__ CUtensorMap gy, const __grid_constant__ CUtensorMap w, T* __restrict__ gx,
-                     OPTIONAL float* __restrict__ partial, Conv2dDims d) {
+    conv2d_bwd_x_tma(const __grid_constant__ CUtensorMap gy, const __grid_constant__ CUtensorMap w,
+                     OPTIONAL const T* __restrict__ masks, T* __restrict__ gx, OPTIONAL float* __restrict__ partial,
+                     Conv2dDims d) {
   TapBoxesAlongK<T> a(&gy, d);
   WeightBoxesByTap<T, Tile::N> b(&w, d);
   product_tma<Tile>(a, b, {pixels_in(d), d.c, d.kh * d.kw * d.o, d.split_steps, partial},
-                    Epilogue<T>{gx, nullptr, d.accumulate, 0});
+                    Epilogue<T>{gx, nullptr, d.accumulate, 0, masks});
 }
 
 // conv2d_bwd_w likewise: `gy` is a map of the matrix [n·ho·wo][o], 64 rows of 64 a box, `x` one of patches, 64 pixels of 64

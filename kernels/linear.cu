@@ -35,14 +35,16 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
 }
 
 // gx = gy·W, or gx += that where x has a gradient from another op already.
+// Where x is what ReLU made, its gradient is what that passes on: 0 where `masks`, which is x, is not above 0.
 // Numerics: what was there is added last.
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
-    linear_bwd_x(const T* __restrict__ gy, const T* __restrict__ w, T* __restrict__ gx,
-                 OPTIONAL float* __restrict__ partial, LinearDims d) {
+    linear_bwd_x(const T* __restrict__ gy, const T* __restrict__ w, OPTIONAL const T* __restrict__ masks,
+                 T* __restrict__ gx, OPTIONAL float* __restrict__ partial, LinearDims d) {
   const AlongK<T, Tile::CHUNK> a(gy, d.n, d.outputs);       // A = gy  [n][outputs]
   const AcrossK<T, Tile::CHUNK> b(w, d.inputs, d.outputs);  // B = W   [outputs][inputs]
-  product<Tile>(a, b, {d.n, d.inputs, d.outputs, d.split_steps, partial}, Epilogue<T>{gx, nullptr, d.accumulate, 0});
+  product<Tile>(a, b, {d.n, d.inputs, d.outputs, d.split_steps, partial},
+                Epilogue<T>{gx, nullptr, d.accumulate, 0, masks});
 }
 
 // gW = gyᵀ·x.
@@ -91,10 +93,10 @@ struct SplitSumDims {
 // Measured: H100, 2026-11-26: 2.7 µs for small sums (a1-lenet), 1.7 TB/s for large ones (e1-resnet9-onecycle).
 template <class T>
 __global__ void __launch_bounds__(256)
-    linear_split_sum(const float* __restrict__ partial, OPTIONAL const float* __restrict__ b, T* __restrict__ y,
-                     SplitSumDims d) {
+    linear_split_sum(const float* __restrict__ partial, OPTIONAL const float* __restrict__ b,
+                     OPTIONAL const T* __restrict__ masks, T* __restrict__ y, SplitSumDims d) {
   SHARED(float, sums, [256]);
-  const Epilogue<T> epilogue = {y, b, d.accumulate, d.relu};
+  const Epilogue<T> epilogue = {y, b, d.accumulate, d.relu, masks};
   const int t = threadIdx.x, width = 256 / d.groups;
   const int i = blockIdx.x * width + t % width;
   const int first = t / width * d.share, last = min(first + d.share, d.splits);

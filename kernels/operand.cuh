@@ -68,6 +68,16 @@ __device__ __forceinline__ float one_of(const E* data, int at) {
   return at == NOWHERE ? 0.0f : to_float(data[at]);
 }
 
+// N neighbours, one by one if they are not aligned.
+template <int N, class E>
+__device__ __forceinline__ Pack<float, N> some(const E* from, bool aligned) {
+  if (aligned) return load<N>(from);
+  Pack<float, N> v;
+#pragma unroll
+  for (int i = 0; i < N; ++i) v.v[i] = to_float(from[i]);
+  return v;
+}
+
 // What becomes of the sums of C [m][n]: the tile applies it, or split_sum if there are splits.
 template <class E>
 struct Epilogue {
@@ -76,6 +86,8 @@ struct Epilogue {
   const float* bias;                         // [n] or null, added to every row
   int accumulate;                            // add to y instead of overwriting it
   int relu;                                  // store max(y, 0)
+  const E* masks =
+      nullptr;  // [m][n] or null: store 0 where this is not above 0, as ReLU that made it passes on no gradient
   // For the sums of one split.
   __device__ __forceinline__ Epilogue<float> of_partial(float* partial) const { return {partial, nullptr, 0, 0}; }
   __device__ __forceinline__ float bias_at(int column, int n) const { return bias && column < n ? bias[column] : 0.0f; }
@@ -85,7 +97,8 @@ struct Epilogue {
     return relu ? Relu::of(v) : v;
   }
   __device__ __forceinline__ void store(size_t at, float v) const {
-    y[at] = from_float<E>(result(v, accumulate ? to_float(y[at]) : 0.0f));
+    v = result(v, accumulate ? to_float(y[at]) : 0.0f);
+    y[at] = from_float<E>(masks ? Relu::gradient(to_float(masks[at]), v) : v);
   }
   // N neighbours of a row, as many of them as there are columns.
   template <int N>
@@ -96,6 +109,11 @@ struct Epilogue {
       Pack<float, N> out;
 #pragma unroll
       for (int i = 0; i < N; ++i) out.v[i] = result(v.v[i], old.v[i]);
+      if (masks) {
+        const Pack<float, N> of = some<N>(masks + at, rows_of<N>(masks, n));
+#pragma unroll
+        for (int i = 0; i < N; ++i) out.v[i] = Relu::gradient(of.v[i], out.v[i]);
+      }
       return ::store(y + at, out);
     }
 #pragma unroll

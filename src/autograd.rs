@@ -17,14 +17,18 @@
 //! # Ok::<(), tilework::Error>(())
 //! ```
 
+mod grads;
+
+pub use grads::Grads;
+
 use crate::device::Device;
-use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::params::{Buffers, ParamGrads, ParamId, Params, Slot};
+use crate::params::{Buffers, ParamGrads, ParamId, Params};
 use crate::rng::stream;
 use crate::shape::Shape;
 use crate::step::Step;
 use crate::tensor::Tensor;
+use grads::Known;
 
 /// Names a tracked variable on its tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,12 +39,24 @@ pub struct VarId(u32);
 pub struct Var {
     value: Tensor,
     id: Option<VarId>,
+    relu: bool,
 }
 
 impl Var {
     /// A variable that no gradient flows to.
     pub fn constant(value: Tensor) -> Self {
-        Var { value, id: None }
+        Var { value, id: None, relu: false }
+    }
+
+    /// With a note whether ReLU made it, in a product or a sum, or a pool or dropout of what ReLU made: then its gradient may
+    /// be taken for 0 where it is not above 0 itself.
+    pub(crate) fn made_by_relu(self, relu: bool) -> Self {
+        Var { relu, ..self }
+    }
+
+    /// Whether that is noted.
+    pub(crate) fn is_relu(&self) -> bool {
+        self.relu
     }
 
     /// The numbers.
@@ -176,7 +192,7 @@ impl<'p> Ctx<'p> {
 
     /// A tracked input.
     pub fn leaf(&mut self, value: Tensor) -> Var {
-        Var { value, id: self.tape.as_mut().map(|t| t.new_var(None)) }
+        Var { id: self.tape.as_mut().map(|t| t.new_var(None)), ..Var::constant(value) }
     }
 
     /// A parameter, tracked unless it is frozen.
@@ -200,7 +216,7 @@ impl<'p> Ctx<'p> {
     fn tracked(&mut self, id: ParamId, value: Tensor) -> Result<Var> {
         let (params, _) = self.network()?;
         let tape = self.tape.as_mut().filter(|_| params.list()[id.0].trainable);
-        Ok(Var { value, id: tape.map(|t| t.new_var(Some(id))) })
+        Ok(Var { id: tape.map(|t| t.new_var(Some(id))), ..Var::constant(value) })
     }
 
     /// The buffers of the network.
@@ -239,7 +255,7 @@ impl<'p> Ctx<'p> {
             Some(tape) if inputs.iter().any(|v| v.id.is_some()) => {
                 let id = tape.new_var(None);
                 tape.nodes.push((id, Box::new(node())));
-                Var { value: y, id: Some(id) }
+                Var { id: Some(id), ..Var::constant(y) }
             }
             _ => Var::constant(y),
         }
@@ -253,14 +269,14 @@ impl<'p> Ctx<'p> {
     pub fn backward<'g>(self, y: &Var, gy: Tensor, params: Option<&'g mut ParamGrads>) -> Result<Grads<'g>> {
         y.value.expect_like("backward", &gy)?;
         let tape = self.tape.ok_or_else(|| Error::Internal("backward without a tape".into()))?;
-        let (of, sums_to_zero) = ((0..tape.vars.len()).map(|_| None).collect(), vec![false; tape.vars.len()]);
+        let (of, known) = ((0..tape.vars.len()).map(|_| None).collect(), vec![Known::default(); tape.vars.len()]);
         let mut grads = Grads {
             device: self.device,
             of,
             param: tape.vars,
             arena: params,
-            sums_to_zero,
-            at_hand: false,
+            known,
+            at_hand: Known::default(),
             read_beside: Vec::new(),
             is_beside: false,
         };
@@ -270,7 +286,7 @@ impl<'p> Ctx<'p> {
         grads.add(y.id, gy)?;
         for (id, node) in tape.nodes.into_iter().rev() {
             if let Some(gy) = grads.of[id.0 as usize].take() {
-                grads.at_hand = grads.sums_to_zero[id.0 as usize];
+                grads.at_hand = grads.known[id.0 as usize];
                 node.backward(gy, &mut grads)?;
                 grads.bound_what_is_held()?;
             }
@@ -290,135 +306,5 @@ impl<'p> Ctx<'p> {
         let mut one = Tensor::empty(loss.value.device(), loss.value.dtype(), loss.shape())?;
         one.fill(1.0)?;
         self.backward(loss, one, params)
-    }
-}
-
-/// The gradients of a backward pass.
-pub struct Grads<'g> {
-    device: Device,
-    of: Vec<Option<Tensor>>,
-    param: Vec<Option<ParamId>>,
-    arena: Option<&'g mut ParamGrads>,
-    /// Of each variable, whether the sums over the rows of its gradient are zero.
-    sums_to_zero: Vec<bool>,
-    /// The same of the gradient that the op at hand was given.
-    at_hand: bool,
-    /// What work beside the backward pass reads, which nobody may change meanwhile.
-    read_beside: Vec<Tensor>,
-    is_beside: bool,
-}
-
-/// Bytes that work beside the backward pass keeps alive, at most: kernels on more of them fill a GPU by themselves.
-const READ_BESIDE: usize = 256 << 20;
-
-impl Grads<'_> {
-    /// Whether a variable is a parameter, whose gradient no node of the tape reads.
-    pub(crate) fn is_param(&self, id: VarId) -> bool {
-        self.arena.is_some() && self.param[id.0 as usize].is_some()
-    }
-
-    /// Notes that the sums over the rows of a variable's gradient are zero but for rounding, as behind a batch-norm, if nothing
-    /// else is added to it. Nothing is noted on the CPU, or where nothing is to be fused: there the gradient of a bias is added up.
-    pub(crate) fn note_sums_to_zero(&mut self, id: Option<VarId>) {
-        let skips = matches!(&self.device, Device::Cuda(cuda) if !cuda.options().no_fuse);
-        if let Some(VarId(id)) = id.filter(|_| skips) {
-            self.sums_to_zero[id as usize] = self.of[id as usize].is_none();
-        }
-    }
-
-    /// Whether the sums over the rows of the gradient that the op at hand was given are known to be zero: then the gradient of a
-    /// bias is.
-    pub(crate) fn sums_are_zero(&self) -> bool {
-        self.at_hand
-    }
-
-    /// Writes gradients of parameters that nothing in the backward pass waits for: where a step is recorded, a GPU does it beside
-    /// what follows. `reads` are the tensors that it reads.
-    ///
-    /// # Errors
-    /// Whatever `work` reports; [`Error::Device`] if the device fails.
-    pub(crate) fn beside(&mut self, reads: &[&Tensor], work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
-        let Device::Cuda(cuda) = self.device.clone() else { return work(self) };
-        if !cuda.is_recording() {
-            return work(self);
-        }
-        self.read_beside.extend(reads.iter().map(|&tensor| tensor.clone()));
-        self.is_beside = true;
-        let done = cuda.beside(0, || work(self));
-        self.is_beside = false;
-        done?;
-        let bytes = self.read_beside.iter().map(|t| t.len() * t.dtype().size()).sum::<usize>();
-        if bytes > READ_BESIDE { self.join() } else { Ok(()) }
-    }
-
-    /// Waits for work that others do beside the pass, if the memory that is held for it becomes much.
-    fn bound_what_is_held(&self) -> Result<()> {
-        match &self.device {
-            Device::Cuda(cuda) if self.read_beside.is_empty() && cuda.held() > READ_BESIDE => cuda.join(),
-            _ => Ok(()),
-        }
-    }
-
-    /// What follows waits for the work beside.
-    fn join(&mut self) -> Result<()> {
-        if let (Device::Cuda(cuda), false) = (&self.device, self.read_beside.is_empty()) {
-            cuda.join()?;
-        }
-        self.read_beside.clear();
-        Ok(())
-    }
-
-    /// The gradient of a leaf after the pass; `None` if nothing flowed there.
-    pub fn of(&self, leaf: &Var) -> Option<&Tensor> {
-        self.of.get(leaf.id?.0 as usize)?.as_ref()
-    }
-
-    /// Adds `g` to the gradient of a variable. Nothing happens for an untracked one.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if an earlier contribution has another shape.
-    pub fn add(&mut self, id: Option<VarId>, g: Tensor) -> Result<()> {
-        let Some(id) = id else { return Ok(()) };
-        let is_param = self.arena.is_some() && self.param[id.0 as usize].is_some();
-        let current = &mut self.of[id.0 as usize];
-        if !is_param && current.is_none() {
-            *current = Some(g);
-            return Ok(());
-        }
-        let Some(mut slot) = self.slot(Some(id), g.dtype(), g.shape())? else { return Ok(()) };
-        slot.put(&g)
-    }
-
-    /// The place where an op writes the gradient of a variable itself, to save a copy; `None` for an
-    /// untracked variable. Every element must be written, or added to if [`Slot::accumulate`] says so.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if an earlier contribution has another shape.
-    pub fn slot(&mut self, id: Option<VarId>, dtype: DType, shape: Shape) -> Result<Option<Slot<'_>>> {
-        let Some(VarId(id)) = id else { return Ok(None) };
-        if let (Some(arena), Some(param)) = (&mut self.arena, self.param[id as usize]) {
-            // What is added to may be written beside.
-            let wait = !self.is_beside && arena.is_written(param);
-            if wait {
-                self.join()?;
-            }
-            return self.arena.as_mut().map(|arena| arena.slot(param)).transpose();
-        }
-        let current = &mut self.of[id as usize];
-        let accumulate = current.is_some();
-        self.sums_to_zero[id as usize] = false;
-        let t = match current {
-            Some(t) => t,
-            None => current.insert(Tensor::empty(&self.device, dtype, shape)?),
-        };
-        if t.shape() != shape {
-            return Err(Error::shape(
-                "Grads::slot",
-                t.shape().to_string(),
-                shape,
-                "report this: an op's gradient has the wrong shape",
-            ));
-        }
-        Slot::of_tensor(t, accumulate).map(Some)
     }
 }

@@ -48,7 +48,7 @@ impl Sum<'_> {
 
     /// Whether a batch-norm on a device can be computed with it: not with an activation on either side, nor with one of the sum
     /// that is not [stored](Activation::is_stored).
-    pub fn is_joined(before: Option<Activation>, after: Option<Activation>) -> bool {
+    pub(crate) fn is_joined(before: Option<Activation>, after: Option<Activation>) -> bool {
         matches!((before, after), (_, None) | (None, Some(Activation::Relu)))
     }
 }

@@ -28,7 +28,7 @@ impl Var {
         let relu = Activation::is_stored(then, self.value().device());
         let y = forward(self.value(), other.value(), relu)?;
         let masks = relu.then(|| y.clone());
-        let y = cx.record(y, &[self, other], || Add { a: self.id(), b: other.id(), y: masks });
+        let y = cx.record(y, &[self, other], || Add { a: self.id(), b: other.id(), y: masks }).made_by_relu(relu);
         Activation::unless_stored(then, y, cx)
     }
 }
@@ -53,8 +53,8 @@ struct Add {
 impl Backward for Add {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let gy = match &self.y {
-            Some(y) => relu::backward(y, gy)?,
-            None => gy,
+            Some(y) if !grads.is_masked() => relu::backward(y, gy)?,
+            _ => gy,
         };
         grads.add(self.a, gy.clone())?;
         grads.add(self.b, gy)

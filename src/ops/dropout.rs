@@ -30,7 +30,9 @@ impl Var {
             return Ok(self.clone());
         }
         let y = mask.apply(self.value())?;
-        Ok(cx.record(y, &[self], || Dropout { x: self.id(), mask }))
+        let y = cx.record(y, &[self], || Dropout { x: self.id(), mask });
+        // What it zeroes has no gradient either way.
+        Ok(y.made_by_relu(self.is_relu()))
     }
 }
 
@@ -70,7 +72,8 @@ struct Dropout {
 
 impl Backward for Dropout {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        grads.add(self.x, self.mask.apply(&gy)?)
+        let masked = grads.is_masked();
+        grads.add_masked(self.x, self.mask.apply(&gy)?, masked)
     }
 }
 

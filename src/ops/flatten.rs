@@ -29,7 +29,8 @@ impl Var {
             return Ok(self.clone());
         }
         let y = forward(self.value(), order)?;
-        Ok(cx.record(y, &[self], || Flatten { x: self.id(), shape: self.shape(), order }))
+        let y = cx.record(y, &[self], || Flatten { x: self.id(), shape: self.shape(), order });
+        Ok(y.made_by_relu(self.is_relu()))
     }
 }
 
@@ -77,15 +78,15 @@ struct Flatten {
 
 impl Backward for Flatten {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        let shape @ [_, h, w, c] = self.shape.rank4().unwrap_or([1; 4]);
+        let (masked, shape @ [_, h, w, c]) = (grads.is_masked(), self.shape.rank4().unwrap_or([1; 4]));
         if !self.order.moves(shape) {
-            return grads.add(self.x, gy.reshape(self.shape)?);
+            return grads.add_masked(self.x, gy.reshape(self.shape)?, masked);
         }
         let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape)?;
         on_device!(OP, gy, T,
             cpu => cpu::transpose(gy.host::<T>()?, gx.host_mut::<T>()?, c, h * w),
             cuda => cuda::transpose::<T>(&cuda, &gy, &mut gx, c, h * w));
-        grads.add(self.x, gx)
+        grads.add_masked(self.x, gx, masked)
     }
 }
 

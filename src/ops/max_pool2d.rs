@@ -26,7 +26,9 @@ impl Var {
             return Ok(self.clone());
         }
         let (y, arg) = forward(self.value(), window, out)?;
-        Ok(cx.record(y, &[self], || MaxPool2d { x: self.id(), shape: self.shape(), window, arg }))
+        let y = cx.record(y, &[self], || MaxPool2d { x: self.id(), shape: self.shape(), window, arg });
+        // What is not above 0 has won where nothing is, so ReLU passes no gradient on from there.
+        Ok(y.made_by_relu(self.is_relu()))
     }
 }
 
@@ -60,7 +62,8 @@ impl Backward for MaxPool2d {
         on_device!(OP, gy, T,
             cpu => cpu::backward(gy.host::<T>()?, self.arg.host()?, gx.host_mut::<T>()?, self.shape, gy.shape()),
             cuda => cuda::backward::<T>(&cuda, &gy, &self.arg, &mut gx, self.window));
-        grads.add(self.x, gx)
+        let masked = grads.is_masked();
+        grads.add_masked(self.x, gx, masked)
     }
 }
 

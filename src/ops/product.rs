@@ -37,6 +37,10 @@ const MOST_IN_CLUSTER: usize = 8;
 /// The first architecture with clusters.
 const CLUSTERS: u32 = 90;
 
+/// Where a recording has gradients of weights and of biases: beside the backward pass, and beside each other.
+const WEIGHTS: usize = 0;
+const SUMS: usize = 2;
+
 /// Asked for as a tile: convolutions by strips wherever they are possible (`kernels/conv2d_strip.cu`).
 pub const STRIPS: &str = "Strips";
 
@@ -127,9 +131,16 @@ pub(super) struct Product<'a> {
     pub(super) accumulate: bool,
     /// ReLU of the result.
     pub(super) relu: bool,
+    /// `[m, n]`, what ReLU made: the result is its gradient, and 0 where it is not above 0.
+    pub(super) masks: Option<&'a Tensor>,
 }
 
 impl Product<'_> {
+    /// A product that is stored as it is.
+    pub(super) fn of(sizes: [usize; 3], rows: [usize; 2]) -> Self {
+        Product { sizes, rows, bias: None, accumulate: false, relu: false, masks: None }
+    }
+
     /// What the best cut takes, by estimate.
     pub(super) fn nanoseconds<T: KernelType>(&self, cuda: &Cuda, families: &[&Family]) -> f64 {
         self.plan::<T>(cuda, families).map_or(f64::INFINITY, |plan| plan.nanoseconds)
@@ -191,7 +202,8 @@ impl Product<'_> {
             relu: self.relu.into(),
         };
         let launch = Launch::new((size * groups).div_ceil(256), 256).flops(partial.len());
-        linear_split_sum::<Y>(cuda, launch, partial.input()?, self.bias, y, &d)
+        let masks = self.masks.map(Tensor::input).transpose()?;
+        linear_split_sum::<Y>(cuda, launch, partial.input()?, self.bias, masks, y, &d)
     }
 }
 
@@ -203,6 +215,8 @@ pub(super) struct Operands {
     pub(super) w: Tensor,
     /// The result, if the product has applied ReLU to it: no gradient passes where it is 0.
     y: Option<Tensor>,
+    /// Whether x is what ReLU made, so that the product can write what that passes on of its gradient.
+    x_is_relu: bool,
 }
 
 impl Operands {
@@ -223,24 +237,32 @@ impl Operands {
         let inputs: Vec<&Var> = [Some(x), Some(w), b].into_iter().flatten().collect();
         let applied = Activation::is_stored(then, y.device());
         let masks = applied.then(|| y.clone());
-        let operands = || Operands { ids, x: x.value().clone(), w: w.value().clone(), y: masks };
-        let y = cx.record(y, &inputs, || node(operands()));
+        let (x_is_relu, x, w) = (x.is_relu(), x.value().clone(), w.value().clone());
+        let operands = || Operands { ids, x, w, y: masks, x_is_relu };
+        let y = cx.record(y, &inputs, || node(operands())).made_by_relu(applied);
         Activation::unless_stored(then, y, cx)
+    }
+
+    /// What the gradient of x is to be masked by, if a product can do so.
+    pub(super) fn masks(&self) -> Option<&Tensor> {
+        Some(&self.x).filter(|_| self.x_is_relu)
     }
 
     /// The gradients that are wanted, in this order: of the bias, the sums of gy's columns; of the weights,
     /// which `weights` writes; of the input, which `input` writes. Both are called with the gradient of the product, and
-    /// `input` adds to what is there on a CUDA device alone, where that costs the product no pass of its own.
+    /// `input` adds to what is there on a CUDA device alone, where that costs the product no pass of its own; it says whether
+    /// the sum is [masked](Operands::masks).
     pub(super) fn backward(
         &self,
         gy: Tensor,
         grads: &mut Grads<'_>,
         weights: impl FnOnce(&Tensor, &mut Slot<'_>) -> Result<()>,
-        input: impl FnOnce(&Tensor, &mut Slot<'_>) -> Result<()>,
+        input: impl FnOnce(&Tensor, &mut Slot<'_>) -> Result<bool>,
     ) -> Result<()> {
+        let y = self.y.as_ref().filter(|_| !grads.is_masked());
         let sums = gy.dtype().sums();
         let of_bias = gy.shape().last();
-        let gy = match &self.y {
+        let gy = match y {
             None => gy,
             Some(y) => match grads.slot(self.ids[2], sums, [of_bias].into())? {
                 None => relu::backward(y, gy)?,
@@ -250,20 +272,30 @@ impl Operands {
         let gy = &gy;
         // Unless it has been written above, or is zero.
         let is_zero = |grads: &Grads<'_>, id| grads.sums_are_zero() && grads.is_param(id);
-        let bias = self.ids[2].filter(|&id| self.y.is_none() && !is_zero(grads, id));
-        let write = |grads: &mut Grads<'_>| {
+        let bias = self.ids[2].filter(|&id| y.is_none() && !is_zero(grads, id));
+        let of_bias = |grads: &mut Grads<'_>| {
             let gb = grads.slot(bias, sums, [of_bias].into())?;
-            gb.map_or(Ok(()), |mut gb| column_sums(gy, &mut gb))?;
+            gb.map_or(Ok(()), |mut gb| column_sums(gy, &mut gb))
+        };
+        let of_weights = |grads: &mut Grads<'_>| {
             grads.slot(self.ids[1], sums, self.w.shape())?.map_or(Ok(()), |mut gw| weights(gy, &mut gw))
         };
         // Weights that an op has made have a gradient that is read in this pass.
-        match [bias, self.ids[1]].into_iter().flatten().all(|id| grads.is_param(id)) {
-            true if bias.or(self.ids[1]).is_some() => grads.beside(&[gy, &self.x], write)?,
-            _ => write(grads)?,
+        let [sums, products] = [bias, self.ids[1]].map(|id| id.is_some_and(|id| grads.is_param(id)));
+        match sums {
+            // The product keeps gy as well, for as long.
+            true => grads.beside(SUMS, &[gy][usize::from(products)..], of_bias)?,
+            false => of_bias(grads)?,
+        }
+        match products {
+            true => grads.beside(WEIGHTS, &[gy, &self.x], of_weights)?,
+            false => of_weights(grads)?,
         }
         let (id, dtype, shape) = (self.ids[0], gy.dtype(), self.x.shape());
         if let Device::Cuda(_) = gy.device() {
-            return grads.slot(id, dtype, shape)?.map_or(Ok(()), |mut gx| input(gy, &mut gx));
+            let masked = grads.slot(id, dtype, shape)?.map_or(Ok(false), |mut gx| input(gy, &mut gx))?;
+            grads.note_masked(id, masked);
+            return Ok(());
         }
         if id.is_some() {
             let mut gx = Tensor::empty(gy.device(), dtype, shape)?;
@@ -333,8 +365,7 @@ fn device_sums(
     let strips = (rows * width).div_ceil(4096).min((528 / blocks).max(1)).max(1);
     let strip = rows.div_ceil(strips).max(1);
     let strips = rows.div_ceil(strip).max(1);
-    let sum =
-        Product { sizes: [1, columns, rows], rows: [columns; 2], bias: None, accumulate: gb.accumulate, relu: false };
+    let sum = Product { accumulate: gb.accumulate, ..Product::of([1, columns, rows], [columns; 2]) };
     let d = ColumnSumsDims {
         rows: rows as i32,
         columns: columns as i32,

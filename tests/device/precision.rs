@@ -72,8 +72,36 @@ fn fused_layers_are_those_by_themselves() {
             let mut trainer = trainer(&recipe, under.first());
             cuda.profile(|| trainer.bench_steps(1)).unwrap().len()
         };
-        let what = "six activations, the gradients of all but one, and those of two biases before batch-norms";
-        assert_eq!(launches(&apart) - launches(&fused), 13, "{what}");
+        let what = "six activations, the gradients of all, and those of two biases before batch-norms";
+        assert_eq!(launches(&apart) - launches(&fused), 14, "{what}");
+    }
+}
+
+/// What ReLU passes on is written by what follows it, through pools and dropout, so that its own pass is none; the numbers are
+/// those with one.
+#[test]
+fn relu_s_gradient_takes_no_pass() {
+    let options = CudaOptions { no_fuse: true, ..CudaOptions::default() };
+    let (Some(fused), Some(apart)) = (Under::new(), Under::with(options)) else { return };
+    let layers = r#"layers=["conv 3x3, 8 channels, stride 2", "relu", "max_pool 3x3, stride 2", "conv 3x3, 4 channels", "relu",
+        "batch_norm", { residual = ["conv 1x1, 4 channels", "batch_norm"], after = ["relu"] }, "conv 2x2, 8 channels, stride 2",
+        "relu", "flatten", "fc 16", "relu", "dropout 0.3", "fc 10"]"#;
+    for (precision, difference) in [("f32", 0.0), ("f16", 1e-3), ("bf16", 1e-2)] {
+        let recipe = recipe("a1-lenet", &[layers, "batch_size=6", &format!("precision={precision}")]);
+        let [(one, _), (other, _)] = [&fused, &apart].map(|under| train(&recipe, under.first(), 4, true));
+        for (one, other) in one.iter().zip(&other) {
+            let (step, one, other) = (one.step, one.loss, other.loss);
+            assert!((one - other).abs() <= difference, "{precision}, step {step}: {one} fused and {other} not");
+        }
+        let masks = |under: &Under| {
+            let Device::Cuda(cuda) = under.first() else { return 0 };
+            let mut trainer = trainer(&recipe, under.first());
+            let kernels = cuda.profile(|| trainer.bench_steps(1)).unwrap();
+            let by_itself =
+                |name: &str| ["relu_bwd", "linear_relu_sums", "batch_norm2d_bwd_part_masked"].contains(&name);
+            kernels.iter().filter(|t| by_itself(t.kernel.split('<').next().unwrap_or_default())).count()
+        };
+        assert_eq!((masks(&fused), masks(&apart)), (0, 5), "{precision}");
     }
 }
 

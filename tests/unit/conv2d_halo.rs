@@ -86,7 +86,7 @@ fn sizes_choose() {
     let chosen = |n: usize, side: usize, c: usize, o: usize| {
         let d = dims(n, [side; 2], [c, o], [3, 3], [1, 1]);
         let pixels = n * side * side;
-        let product = |sizes: [usize; 3]| Product { sizes, rows: [c, o], bias: None, accumulate: false, relu: false };
+        let product = |sizes: [usize; 3]| Product::of(sizes, [c, o]);
         let (forward, backward) = (product([pixels, o, 9 * c]), product([pixels, c, 9 * o]));
         let strips = [Strip::forward::<f16>(cuda, &d), Strip::backward_x::<f16>(cuda, &d)];
         let other = |i: usize, product, families| Else { strip: strips[i].as_ref(), product, families };

@@ -87,13 +87,13 @@ fn blocks_walk_over_tiles() {
             check("forward", &p, &y);
             let (mut p, [a, b]) = (partial(e.gx.len()), make(maps::backward_x::<f16>(&gy, &w, d, tile)));
             let (to, out) = (none.output().unwrap(), Some(p.output().unwrap()));
-            conv2d_bwd_x_tma::<f16>(cuda, tile, launch, &a, &b, to, out, &sizes(d, false, 4)).unwrap();
+            conv2d_bwd_x_tma::<f16>(cuda, tile, launch, &a, &b, None, to, out, &sizes(d, false, 4)).unwrap();
             check("input gradient", &p, &e.gx);
             if tile.cluster {
                 let (mut got, to) =
                     (tensor([d.n, d.x[0], d.x[1], d.c], &e.x), clusters([d.n * d.image() / d.c, d.c], 3));
                 let (gx, d) = (got.output().unwrap(), sizes(d, false, 2));
-                conv2d_bwd_x_tma::<f16>(cuda, tile, to, &a, &b, gx, None, &d).unwrap();
+                conv2d_bwd_x_tma::<f16>(cuda, tile, to, &a, &b, None, gx, None, &d).unwrap();
                 whole("input gradient", &got, &e.gx);
                 let (mut got, to) =
                     (tensor([e.d.n, e.d.y[0], e.d.y[1], e.d.o], &e.gy), clusters([e.d.n * e.d.pixels(), e.d.o], 2));

@@ -145,16 +145,17 @@ pub(super) fn forward<T: KernelType>(
     Ok(None)
 }
 
-/// `ggamma` and `gbeta`; gx if it is wanted; and the gradient of a sum that ReLU was applied to, if it was.
+/// `ggamma` and `gbeta`; gx if it is wanted; and the gradient of a sum that ReLU made `masks` of, unless gy is that already.
 pub(super) fn backward<T: KernelType>(
     cuda: &Cuda,
     node: &BatchNorm2d,
     gy: &Tensor,
+    masks: Option<&Tensor>,
     [ggamma, gbeta]: [&mut Tensor; 2],
 ) -> Result<[Option<Tensor>; 2]> {
     let (x, mean, inv_std) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?);
     let (gamma, beta, from) = (node.gamma.input()?, node.beta.input()?, gy.input()?);
-    let y = node.masks.as_ref().map(Tensor::input).transpose()?;
+    let y = masks.map(Tensor::input).transpose()?;
     let mut masked = y.map(|_| Tensor::empty(gy.device(), gy.dtype(), gy.shape())).transpose()?;
     let is_whole = node.train && node.winners.is_none() && rows(node.x.shape()) <= WHOLE;
     // In one launch gx is computed in any case: the sums have the same bits whether it is wanted or not.
@@ -163,7 +164,8 @@ pub(super) fn backward<T: KernelType>(
         false => None,
     };
     if let (true, Some(gx)) = (is_whole, &mut gx) {
-        let (d, blocks) = whole(gy, node.then, 8);
+        let (mut d, blocks) = whole(gy, node.then, 8);
+        d.x_is_relu = node.x_is_relu.into();
         let (gg, gb, to) = (ggamma.output()?, gbeta.output()?, gx.output()?);
         let g = masked.as_mut().map(Tensor::output).transpose()?;
         batch_norm2d_whole_bwd::<T>(cuda, blocks, x, from, y, g, mean, inv_std, gamma, beta, gg, gb, to, &d)?;
@@ -191,7 +193,7 @@ pub(super) fn backward<T: KernelType>(
             }
             (Some(gx), None) => {
                 let (mut d, blocks) = passes(gy);
-                d.activation = Activation::number(node.then);
+                (d.activation, d.x_is_relu) = (Activation::number(node.then), node.x_is_relu.into());
                 if !node.train {
                     d.inv_rows = 0.0;
                 }

@@ -161,10 +161,10 @@ impl Var {
             winners = cuda::forward::<T>(&cuda, x, params, &mut y, stats, running, [momentum, eps], train, then, sum)?;
             Ok(())
         });
-        let plus = sum.map(|sum| sum.plus);
-        let masks = sum.and_then(|sum| sum.after).map(|_| y.clone());
+        let (plus, masks) = (sum.map(|s| s.plus), sum.and_then(|s| s.after).map(|_| y.clone()));
         let inputs: Vec<&Var> = [self, gamma, beta].into_iter().chain(plus).collect();
-        Ok(cx.record(y, &inputs, || BatchNorm2d {
+        let relu_of_sum = masks.is_some();
+        let y = cx.record(y, &inputs, || BatchNorm2d {
             ids: [self.id(), gamma.id(), beta.id()],
             plus: plus.and_then(Var::id),
             masks,
@@ -175,8 +175,10 @@ impl Var {
             inv_std,
             train,
             then: then.activation,
+            x_is_relu: self.is_relu() && winners.is_none(),
             winners,
-        }))
+        });
+        Ok(y.made_by_relu(relu_of_sum))
     }
 }
 
@@ -190,10 +192,11 @@ struct BatchNorm2d {
     train: bool,
     /// What was applied to the result; on the CPU that is an op of its own.
     then: Option<Activation>,
-    /// What was added to the result.
     plus: Option<VarId>,
-    /// The sum, if ReLU was applied to it.
+    /// The sum with it, if ReLU was applied to that.
     masks: Option<Tensor>,
+    /// Whether the pass that writes the gradient of x masks it for ReLU, which made x.
+    x_is_relu: bool,
     /// Where the result was pooled.
     winners: Option<cuda::Winners>,
 }
@@ -218,13 +221,14 @@ impl Backward for BatchNorm2d {
             gx = Some(g);
         },
         cuda => {
-            let [of_x, masked] = cuda::backward::<T>(&cuda, &self, &gy, [&mut ggamma, &mut gbeta])?;
+            let masks = self.masks.as_ref().filter(|_| !grads.is_masked());
+            let [of_x, masked] = cuda::backward::<T>(&cuda, &self, &gy, masks, [&mut ggamma, &mut gbeta])?;
             gx = of_x;
             grads.add(self.plus, masked.unwrap_or(gy))
         });
         // A bias in front of it changes nothing.
-        grads.note_sums_to_zero(self.ids[0].filter(|_| self.train));
-        gx.map_or(Ok(()), |gx| grads.add(self.ids[0], gx))?;
+        grads.note_sums_to_zero(self.ids[0].filter(|_| self.train && !self.x_is_relu));
+        gx.map_or(Ok(()), |gx| grads.add_masked(self.ids[0], gx, self.x_is_relu))?;
         grads.add(self.ids[1], ggamma)?;
         grads.add(self.ids[2], gbeta)
     }

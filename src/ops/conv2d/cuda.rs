@@ -117,7 +117,7 @@ pub(super) fn forward<T: KernelType>(
         return linear::forward::<T>(cuda, &im2col::<T>(cuda, x, d)?, w, b, relu, y, as_linear(d));
     }
     let bias = b.map(Tensor::input).transpose()?;
-    let product = Product { sizes: [d.n * d.pixels(), d.o, d.patch()], rows: [d.c; 2], bias, accumulate: false, relu };
+    let product = Product { bias, relu, ..Product::of([d.n * d.pixels(), d.o, d.patch()], [d.c; 2]) };
     let operands = |tile: &Tile| maps::forward::<T>(x, w, d, tile);
     let possible = || maps::possible(d.c, d, || operands(&TMA64));
     let families = families::<T>(cuda, &CONV2D_FWD, &CONV2D_FWD_TMA, possible)?;
@@ -141,24 +141,27 @@ pub(super) fn forward<T: KernelType>(
     })
 }
 
+/// Whether gx is 0 where `masks` is not above 0: products alone do that.
 pub(super) fn backward_x<T: KernelType>(
     cuda: &Cuda,
     gy: &Tensor,
     w: &Tensor,
+    masks: Option<&Tensor>,
     gx: &mut Slot<'_>,
     d: &Dims,
-) -> Result<()> {
+) -> Result<bool> {
     let (accumulate, len) = (gx.accumulate, d.n * d.image());
     let many =
         d.window.kernel.iter().any(|&size| size > MOST_TAPS) || d.window.stride.iter().product::<usize>() > MOST_PHASES;
     if cuda.options().explicit_conv || many {
         let mut cols = Tensor::empty(gy.device(), gy.dtype(), [d.n * d.pixels(), d.patch()])?;
-        linear::backward_x::<T>(cuda, gy, w, &mut Slot::of_tensor(&mut cols, false)?, as_linear(d))?;
+        linear::backward_x::<T>(cuda, gy, w, None, &mut Slot::of_tensor(&mut cols, false)?, as_linear(d))?;
         let launch = Launch::new(len.div_ceil(256), 256).flops(cols.len());
-        return conv2d_col2im::<T>(cuda, launch, cols.input()?, gx.output()?, &sizes(d, accumulate, 0));
+        conv2d_col2im::<T>(cuda, launch, cols.input()?, gx.output()?, &sizes(d, accumulate, 0))?;
+        return Ok(false);
     }
     let sizes_of = [len / d.c, d.c, taps(d) * d.o];
-    let product = Product { sizes: sizes_of, rows: [d.o, d.c], bias: None, accumulate, relu: false };
+    let product = Product { accumulate, masks, ..Product::of(sizes_of, [d.o, d.c]) };
     let operands = |tile: &Tile| maps::backward_x::<T>(gy, w, d, tile);
     let possible = || Ok(d.window.stride == [1; 2] && maps::possible(d.o, d, || operands(&TMA64))?);
     let families = families::<T>(cuda, &CONV2D_BWD_X, &CONV2D_BWD_X_TMA, possible)?;
@@ -167,24 +170,26 @@ pub(super) fn backward_x<T: KernelType>(
     if let Some(halo) = Halo::backward_x::<T>(cuda, d, &other)
         && halo.takes::<T>([gy, w], d, &gx.output()?)?
     {
-        return halo.multiply::<T>(cuda, [gy, w], d, None, [accumulate, false], gx.output()?);
+        return halo.multiply::<T>(cuda, [gy, w], d, None, [accumulate, false], gx.output()?).map(|()| false);
     }
     if let Some(strip) = strip {
-        return strip.multiply::<T>(cuda, [gy, w], None, [accumulate, false], gx.output()?);
+        return strip.multiply::<T>(cuda, [gy, w], None, [accumulate, false], gx.output()?).map(|()| false);
     }
+    let of = masks.map(Tensor::input).transpose()?;
     product.run::<T, T>(cuda, families, gx.output()?, |plan, gx, partial| {
         let (Dims { n, o, .. }, tile) = (d, plan.tile);
         let (launch, sizes) =
             (plan.launch.flops(2 * n * d.pixels() * d.patch() * o), sizes(d, accumulate, plan.split_steps));
         if tile.maps {
             let [gy, w] = maps::make(cuda, &operands(tile)?)?;
-            return conv2d_bwd_x_tma::<T>(cuda, tile, launch, &gy, &w, gx, partial, &sizes);
+            return conv2d_bwd_x_tma::<T>(cuda, tile, launch, &gy, &w, of, gx, partial, &sizes);
         }
         let [sh, sw] = d.window.stride;
         let tiles = (d.n * d.x[0].div_ceil(sh) * d.x[1].div_ceil(sw)).div_ceil(tile.m) * d.c.div_ceil(tile.n);
         let launch = launch.grid(tiles, sh * sw, launch.grid[2] as usize);
-        conv2d_bwd_x::<T>(cuda, tile, launch, gy.input()?, w.input()?, gx, partial, &sizes)
-    })
+        conv2d_bwd_x::<T>(cuda, tile, launch, gy.input()?, w.input()?, of, gx, partial, &sizes)
+    })?;
+    Ok(masks.is_some())
 }
 
 /// Taps of the window that reach an input pixel, at most.
@@ -206,8 +211,7 @@ pub(super) fn backward_w<T: KernelType>(
         return strip.gather::<T>(cuda, gy, x, gw, d);
     }
     let accumulate = gw.accumulate;
-    let product =
-        Product { sizes: [d.o, d.patch(), d.n * d.pixels()], rows: [d.o, d.c], bias: None, accumulate, relu: false };
+    let product = Product { accumulate, ..Product::of([d.o, d.patch(), d.n * d.pixels()], [d.o, d.c]) };
     let operands = || maps::backward_w::<T>(gy, x, d);
     let possible = || maps::possible(d.c, d, operands);
     let families = families::<T>(cuda, &CONV2D_BWD_W, &CONV2D_BWD_W_TMA, possible)?;

@@ -163,9 +163,12 @@ impl Backward for Conv2d {
         let input = |gy: &Tensor, gx: &mut Slot<'_>| match &device {
             Device::Cpu(cpu) => with_real!(OP, dtype, T => {
                 cpu::backward_x(gy.host::<T>()?, w.host::<T>()?, gx.host_mut::<T>()?, d, cpu);
-                Ok(())
+                Ok(false)
             }),
-            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => cuda::backward_x::<T>(cuda, gy, w, gx, d)),
+            Device::Cuda(cuda) => {
+                let masks = self.operands.masks();
+                with_kernel_type!(OP, dtype, T => cuda::backward_x::<T>(cuda, gy, w, masks, gx, d))
+            }
         };
         self.operands.backward(gy, grads, weights, input)
     }

@@ -227,7 +227,7 @@ impl Strip {
         let mut partial = Tensor::empty(&Device::Cuda(cuda.clone()), DType::F32, [blocks, d.o, d.patch()])?;
         conv2d_strip_bwd_w::<T>(cuda, launch, gy.input()?, x.input()?, partial.output()?, &self.sizes)?;
         let sizes = [d.o, d.patch(), d.n * d.pixels()];
-        let sum = Product { sizes, rows: [d.o, d.c], bias: None, accumulate: gw.accumulate, relu: false };
+        let sum = Product { accumulate: gw.accumulate, ..Product::of(sizes, [d.o, d.c]) };
         sum.add_up::<f32>(cuda, &partial, gw.output()?)
     }
 }

@@ -109,7 +109,7 @@ pub(crate) fn matrix_product(factors: Factors, a: &Tensor, b: &Tensor) -> Result
             params_round::<T>(cuda, launch, sums.input()?, y.output()?, &d)
         })?,
         (Device::Cuda(cuda), false) => with_kernel_type!(OP, a.dtype(), T => {
-            cuda::backward_x::<T>(cuda, a, b, &mut Slot::of_tensor(&mut y, false)?, dims)
+            cuda::backward_x::<T>(cuda, a, b, None, &mut Slot::of_tensor(&mut y, false)?, dims)
         })?,
     }
     Ok(y)
@@ -133,9 +133,11 @@ impl Backward for Linear {
         let input = |gy: &Tensor, gx: &mut Slot<'_>| match &device {
             Device::Cpu(_) => with_real!(OP, dtype, T => {
                 cpu::backward_x(gy.host::<T>()?, w.host::<T>()?, gx.host_mut::<T>()?, dims);
-                Ok(())
+                Ok(false)
             }),
-            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => cuda::backward_x::<T>(cuda, gy, w, gx, dims)),
+            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => {
+                cuda::backward_x::<T>(cuda, gy, w, self.0.masks(), gx, dims).map(|()| self.0.masks().is_some())
+            }),
         };
         self.0.backward(gy, grads, weights, input)
     }
@@ -171,7 +173,7 @@ pub(super) mod cuda {
     ) -> Result<()> {
         let [n, inputs, outputs] = dims;
         let bias = b.map(Tensor::input).transpose()?;
-        let product = Product { sizes: [n, outputs, inputs], rows: [inputs; 2], bias, accumulate: false, relu };
+        let product = Product { bias, relu, ..Product::of([n, outputs, inputs], [inputs; 2]) };
         product.run::<T, T>(cuda, [&LINEAR_FWD], y.output()?, |plan, y, partial| {
             let d = LinearDims { relu: relu.into(), ..sizes(dims, false, plan) };
             linear_fwd::<T>(cuda, plan.tile, plan.launch, x.input()?, w.input()?, bias, y, partial, &d)
@@ -182,15 +184,15 @@ pub(super) mod cuda {
         cuda: &Cuda,
         gy: &Tensor,
         w: &Tensor,
+        masks: Option<&Tensor>,
         gx: &mut Slot<'_>,
         dims: [usize; 3],
     ) -> Result<()> {
         let ([n, inputs, outputs], accumulate) = (dims, gx.accumulate);
-        let product =
-            Product { sizes: [n, inputs, outputs], rows: [outputs, inputs], bias: None, accumulate, relu: false };
+        let product = Product { accumulate, masks, ..Product::of([n, inputs, outputs], [outputs, inputs]) };
         product.run::<T, T>(cuda, [&LINEAR_BWD_X], gx.output()?, |plan, gx, partial| {
-            let d = sizes(dims, accumulate, plan);
-            linear_bwd_x::<T>(cuda, plan.tile, plan.launch, gy.input()?, w.input()?, gx, partial, &d)
+            let (d, masks) = (sizes(dims, accumulate, plan), masks.map(Tensor::input).transpose()?);
+            linear_bwd_x::<T>(cuda, plan.tile, plan.launch, gy.input()?, w.input()?, masks, gx, partial, &d)
         })
     }
 
@@ -202,8 +204,7 @@ pub(super) mod cuda {
         dims: [usize; 3],
     ) -> Result<()> {
         let ([n, inputs, outputs], accumulate) = (dims, gw.accumulate);
-        let product =
-            Product { sizes: [outputs, inputs, n], rows: [outputs, inputs], bias: None, accumulate, relu: false };
+        let product = Product { accumulate, ..Product::of([outputs, inputs, n], [outputs, inputs]) };
         product.run::<T, f32>(cuda, [&LINEAR_BWD_W], gw.output()?, |plan, gw, partial| {
             let d = sizes(dims, accumulate, plan);
             linear_bwd_w::<T>(cuda, plan.tile, plan.launch, gy.input()?, x.input()?, gw, partial, &d)
