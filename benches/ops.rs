@@ -6,25 +6,16 @@
 //! computes about twice as much, and is stated so.
 
 mod device;
+mod rotation;
 
 use criterion::{Criterion, SamplingMode, Throughput};
 use device::Chosen;
+use rotation::{Rotation, bytes, forward, in_pool, rate};
 use std::time::{Duration, Instant};
-use tilework::device::cuda::{Captured, Cuda, Timing};
+use tilework::device::cuda::Cuda;
 use tilework::ops::ceiling::Ceiling;
 use tilework::ops::{Case, ROOMS, Room};
-use tilework::{DType, Device, Error, Result, Tensor, Var};
-
-/// Runs `f` on a thread of rayon's pool, where the program's own work runs.
-fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
-    rayon::join(f, || ()).0
-}
-
-fn forward(case: &Case, inputs: &[Tensor], device: &Device) -> Result<Var> {
-    let mut cx = Case::ctx(device);
-    let vars: Vec<Var> = inputs.iter().map(|t| Var::constant(t.clone())).collect();
-    (case.apply)(&vars, &mut cx)
-}
+use tilework::{DType, Device, Result, Tensor, Var};
 
 /// The time of the backward pass alone.
 fn backward(case: &Case, inputs: &[Tensor], gy: &Tensor, device: &Device) -> Result<Duration> {
@@ -36,10 +27,6 @@ fn backward(case: &Case, inputs: &[Tensor], gy: &Tensor, device: &Device) -> Res
     let time = start.elapsed();
     drop(grads);
     Ok(time)
-}
-
-fn rate(per_iteration: f64, what: &str, seconds: f64) -> String {
-    format!("{:.1} {what}", per_iteration / seconds / 1e9)
 }
 
 fn bench(c: &mut Criterion, room: &str, case: &Case) -> Result<()> {
@@ -84,134 +71,6 @@ fn bench(c: &mut Criterion, room: &str, case: &Case) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that the forward pass must move.
-fn bytes(inputs: &[Tensor], y: &Tensor) -> usize {
-    inputs.iter().chain([y]).map(|t| t.len() * t.dtype().size()).sum()
-}
-
-/// An op on a CUDA device, with as many copies of its inputs as it takes to leave the L2 behind.
-struct Rotation<'c> {
-    case: &'c Case,
-    device: Device,
-    cuda: Cuda,
-    sets: Vec<Vec<Tensor>>,
-    gy: Tensor,
-    bytes: usize,
-    /// The forward passes of all sets, and those with the backward passes; `None` for an op that
-    /// gets something from the host within the pass and so cannot be recorded.
-    recorded: Option<[Captured; 2]>,
-}
-
-/// Copies that are made at most: those of the smallest cases stay in the L2, and are bound by their
-/// launches anyway.
-const MOST_SETS: usize = 512;
-
-impl<'c> Rotation<'c> {
-    fn new(case: &'c Case, dtype: DType, cuda: &Cuda) -> Result<Self> {
-        let device = Device::Cuda(cuda.clone());
-        let first = case.tensors(&device, dtype, 1)?;
-        // Also the warm-up: kernels are compiled, and blocks get into the pool.
-        let y = forward(case, &first, &device)?.value().clone();
-        let gy = Tensor::from_slice(&device, y.shape(), &vec![0.5f32; y.len()])?.to_dtype(y.dtype())?;
-        backward(case, &first, &gy, &device)?;
-        let bytes = bytes(&first, &y);
-        let count = (2 * cuda.info().l2_bytes).div_ceil(bytes).clamp(2, MOST_SETS);
-        let copy = |t: &Tensor| -> Result<Tensor> {
-            let mut copy = Tensor::empty(&device, t.dtype(), t.shape())?;
-            copy.copy_from(t)?;
-            Ok(copy)
-        };
-        let mut sets = vec![first];
-        while sets.len() < count {
-            sets.push(sets[0].iter().map(copy).collect::<Result<_>>()?);
-        }
-        let mut rotation = Rotation { case, device, cuda: cuda.clone(), sets, gy, bytes, recorded: None };
-        if let (Ok(forward), Ok(both)) = (rotation.record(false), rotation.record(true)) {
-            rotation.recorded = Some([forward, both]);
-        }
-        cuda.sync()?;
-        Ok(rotation)
-    }
-
-    /// Records the forward passes of all sets, tracked as in training, and the backward passes if asked.
-    fn record(&self, backward: bool) -> Result<Captured> {
-        self.cuda.capture(|| {
-            // What is saved and what results is kept to the end, so that each set has its own.
-            let (mut kept, mut grads) = (Vec::new(), Vec::new());
-            for set in &self.sets {
-                let mut cx = Case::ctx(&self.device);
-                let vars: Vec<Var> = set.iter().map(|t| cx.leaf(t.clone())).collect();
-                let y = (self.case.apply)(&vars, &mut cx)?;
-                match backward {
-                    true => {
-                        grads.push(cx.backward(&y, self.gy.clone(), None)?);
-                        kept.push((y, None));
-                    }
-                    false => kept.push((y, Some(cx))),
-                }
-            }
-            Ok(())
-        })
-    }
-
-    /// Whether the pass has anything to time: some ops hand their gradient on as it is.
-    fn launches(&self, pass: &str) -> bool {
-        let Some([forward, both]) = &self.recorded else { return true };
-        if pass == "fwd" { forward.launches() > 0 } else { both.launches() > forward.launches() }
-    }
-
-    /// The device's time for that many passes.
-    fn time(&mut self, pass: &str, iterations: u64) -> Result<Duration> {
-        let Some([forward, both]) = &self.recorded else { return self.one_by_one(pass, iterations) };
-        let rounds = iterations.div_ceil(self.sets.len() as u64);
-        let replays = |graph: &Captured| self.cuda.time(&mut || (0..rounds).try_for_each(|_| graph.replay()));
-        let time = match pass {
-            "fwd" => replays(forward)?,
-            // Backward needs what forward saved: both are run, and forward's time is taken off.
-            _ => replays(both)?.saturating_sub(replays(forward)?).max(Duration::from_nanos(iterations)),
-        };
-        Ok(time.mul_f64(iterations as f64 / (rounds * self.sets.len() as u64) as f64))
-    }
-
-    /// The same as the sum of what each kernel takes by itself.
-    fn one_by_one(&self, pass: &str, iterations: u64) -> Result<Duration> {
-        let sum = |timings: Vec<Timing>| timings.iter().map(|t| t.time).sum::<Duration>();
-        let mut cx = Case::ctx(&self.device);
-        let vars: Vec<Var> = self.sets[0].iter().map(|t| cx.leaf(t.clone())).collect();
-        let mut y = None;
-        let forward = self.cuda.profile(|| {
-            y = Some((self.case.apply)(&vars, &mut cx)?);
-            Ok(())
-        })?;
-        let y = y.ok_or_else(|| Error::Internal("a forward pass without a result".into()))?;
-        let time = sum(match pass {
-            "fwd" => forward,
-            _ => self.cuda.profile(|| cx.backward(&y, self.gy.clone(), None).map(drop))?,
-        });
-        Ok(time.mul_f64(iterations as f64))
-    }
-
-    fn numbers(&self, work: f64, seconds: f64, ceiling: Ceiling) -> Vec<String> {
-        let with_share = |per_iteration: f64, unit: &str, most: f64| {
-            let share = 100.0 * per_iteration / seconds / most;
-            format!("{} ({share:.0} % of the ceiling)", rate(per_iteration, unit, seconds))
-        };
-        let mut numbers = vec![with_share(self.bytes as f64 * work, "GB/s", ceiling.bandwidth)];
-        if self.case.flops > 0.0 {
-            // In two bytes what has much arithmetic is a product, on tensor cores.
-            let most = if self.gy.dtype() == DType::F32 { ceiling.flops } else { ceiling.tensor };
-            numbers.push(with_share(self.case.flops * work, "GFLOP/s", most));
-        }
-        if self.sets.len() * self.bytes < 2 * self.cuda.info().l2_bytes {
-            numbers.push("in the L2".into());
-        }
-        if self.recorded.is_none() {
-            numbers.push("each kernel timed by itself".into());
-        }
-        numbers
-    }
-}
-
 fn bench_cuda(
     c: &mut Criterion,
     room: &str,
@@ -219,7 +78,7 @@ fn bench_cuda(
     cuda: &Cuda,
     ceiling: Ceiling,
 ) -> Result<()> {
-    let mut rotation = Rotation::new(case, dtype, cuda)?;
+    let mut rotation = Rotation::new(case, dtype, cuda, |_| true)?;
     let of = if dtype == DType::F32 { String::new() } else { format!("/{dtype}") };
     let name = format!("{}/{room}{of}", device::prefix(cuda));
     let mut group = c.benchmark_group(&name);

@@ -29,9 +29,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NAME = "tilework-gpu-bundle"
 # Of the archive, so that it can be sent.
 LIMIT = 32 << 20
-BENCHES = ["ops", "train_step"]
+BENCHES = ["ops", "products", "train_step"]
 # Beside the binaries; from the repository's root to the bundle's.
-FILES = {"tools/bundle/run.py": "run.py", "tools/bundle/harness.py": "harness.py", "tools/bundle/README.md": "README.md", "tools/compare_pytorch.py": "tools/", "tools/compare_gpu.py": "tools/", "tools/networks.py": "tools/", "tests/goldens": "tests/goldens"}
+FILES = {"tools/bundle/run.py": "run.py", "tools/bundle/harness.py": "harness.py", "tools/bundle/README.md": "README.md", "tools/compare_pytorch.py": "tools/", "tools/compare_gpu.py": "tools/", "tools/compare_products.py": "tools/", "tools/networks.py": "tools/", "tests/goldens": "tests/goldens"}
 
 
 def stop(problem):

@@ -18,7 +18,9 @@ pub struct LayerInfo {
     pub key: String,
     /// The layer as it was written.
     pub spec: String,
-    /// Its output without the batch dimension: `[h, w, c]` or `[features]`.
+    /// Its input without the batch dimension: `[h, w, c]` or `[features]`.
+    pub input: Shape,
+    /// Its output, likewise.
     pub output: Shape,
     /// Trainable numbers of its own, without those of layers inside it.
     pub params: usize,
@@ -205,8 +207,10 @@ impl<'a> Builder<'a> {
         });
         let (key, (params, macs)) = (replace(&mut self.key, outer.0), replace(&mut self.own, outer.1));
         let output = output.map_err(|e| self.with_table(&key, layer, x, e))?;
-        self.layers
-            .insert(at, LayerInfo { key: key.clone(), spec: layer.phrase(), output, params, macs, joined: None });
+        self.layers.insert(
+            at,
+            LayerInfo { key: key.clone(), spec: layer.phrase(), input: x, output, params, macs, joined: None },
+        );
         Ok((key, output))
     }
 

@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 BIN = HERE / "bin"
 TILEWORK = BIN / "tilework"
 # Seconds of each stage, on a GPU and in a rehearsal.
-LIMITS = {"doctor": (60, 60), "check": (300, 120), "tests": (600, 300), "train": (900, 300), "recipes": (3600, 120), "bench": (300, 120), "pytorch": (90, 90), "memcheck": (300, 60), "racecheck": (300, 60), "initcheck": (300, 60), "synccheck": (300, 60), "criterion": (400, 120), "profile": (200, 10)}
+LIMITS = {"doctor": (60, 60), "check": (300, 120), "tests": (600, 300), "train": (900, 300), "recipes": (3600, 120), "bench": (300, 120), "pytorch": (90, 90), "memcheck": (300, 60), "racecheck": (300, 60), "initcheck": (300, 60), "synccheck": (300, 60), "criterion": (400, 120), "products": (400, 120), "profile": (200, 10)}
 # What compute-sanitizer exits with if it found something; the program itself never does.
 FOUND = 99
 # What a network must reach, of all its epochs, for its training to count as right.
@@ -255,15 +255,47 @@ def criterion(stage, args):
             stage.row(id, "ok", result=f"{us} µs, {numbers}", us=float(us))
 
 
-def pytorch(stage, args):
+def has_torch(stage, args):
+    """Whether there is a PyTorch to compare with, on a GPU one that finds it; says so if not."""
     done = stage.command("torch", [args.python, "-c", "import torch; print(torch.__version__, torch.cuda.is_available())"])
     if not done:
-        return
+        return False
     if done.code != 0:
         stage.row("PyTorch", "skipped", result=f"there is no torch for {args.python}: give a Python that has it with --python")
-        return
+        return False
     if args.device == "cuda" and not done.last_line().endswith("True"):
         stage.row("PyTorch", "skipped", result=f"torch {done.last_line().split()[0]} finds no GPU")
+        return False
+    return True
+
+
+def products(stage, args):
+    """The products of the recipes' networks by themselves, and cuDNN's and cuBLAS's times beside them."""
+    quick = [] if args.short else ["--warm-up-time", "0.05", "--measurement-time", "0.1", "--sample-size", "10"]
+    env = {"TILEWORK_DEVICE": args.device, "CRITERION_HOME": str(stage.out / "criterion")}
+    done = stage.command("bench", [BIN / "bench-products", "--bench", "--noplot", *quick], limit=0.6 * stage.left(), env=env)
+    if not done:
+        return
+    count = len(re.findall(r"^    = \w+/products/", done.text, re.M))
+    stage.row("bench", done.status if count else "FAILED", done.seconds, f"{count} products" if done.code == 0 else f"{count} products; {done.short()}")
+    if not count or not has_torch(stage, args):
+        return
+    file = stage.out / "products.json"
+    options = ["--device", "cuda" if args.device == "cuda" else "cpu", "--budget", f"{max(5.0, stage.left() - 15):.0f}", "--json", file]
+    beside = stage.command("beside PyTorch", [args.python, HERE / "tools/compare_products.py", done.log, *options])
+    if not beside:
+        return
+    if beside.code != 0 or not file.exists():
+        stage.row("beside PyTorch", "FAILED" if beside.code == 0 else beside.status, beside.seconds, beside.short())
+        return
+    stage.more["products"] = result = json.loads(file.read_text())
+    for line in result["summary"]:
+        text = f"{line['products']} products, {line['as_fast']} at least as fast as PyTorch's, its time / ours {line['mean']:.2f} in the mean, {line['least']:.2f} at least"
+        stage.row(line["what"], "ok", beside.seconds, text)
+
+
+def pytorch(stage, args):
+    if not has_torch(stage, args):
         return
     # PyTorch gets what our side and its own start leave of the stage.
     budget = max(10.0, stage.left() - (60 if args.short else 15))
@@ -316,7 +348,7 @@ def profile(stage, args):
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 STAGES = {f.__name__: f for f in (doctor, check, tests)}
 STAGES |= {kind: sanitize(kind) for kind in SANITIZERS}
-STAGES |= {f.__name__: f for f in (train, recipes, bench, pytorch, criterion, profile)}
+STAGES |= {f.__name__: f for f in (train, recipes, bench, pytorch, criterion, products, profile)}
 # Of these it is asked whether they pass, not how long they take: neighbours run side by side.
 UNTIMED = ("check", "tests", *SANITIZERS)
 
