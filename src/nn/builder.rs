@@ -46,6 +46,8 @@ pub struct Builder<'a> {
     /// The key of the layer at hand, and what it has declared of its own.
     key: String,
     own: (usize, usize),
+    /// The key of the layer that computes the one at hand.
+    joined: Option<String>,
     /// Whether the next that looks at the features of an image takes them in any order.
     any_order: bool,
     /// The image whose features come as they lie in memory.
@@ -92,6 +94,7 @@ impl<'a> Builder<'a> {
             input,
             key: String::new(),
             own: (0, 0),
+            joined: None,
             any_order: false,
             as_stored: None,
             params,
@@ -167,6 +170,11 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// Notes that the layer of a key, inside the one at hand, computes that one too.
+    pub(super) fn note_computed_by(&mut self, key: &str) {
+        self.joined = Some(key.into());
+    }
+
     /// Whether the layer at hand is the first: the network's input is its own.
     pub fn is_first(&self) -> bool {
         self.layers.is_empty()
@@ -198,7 +206,7 @@ impl<'a> Builder<'a> {
     /// [`Error::Model`] if it does not fit `x`; what else the layer reports.
     pub fn child(&mut self, name: &str, layer: &mut dyn Layer, x: Shape) -> Result<(String, Shape)> {
         let key = self.join(name);
-        let outer = (replace(&mut self.key, key), take(&mut self.own));
+        let outer = (replace(&mut self.key, key), take(&mut self.own), take(&mut self.joined));
         // Before the layers inside it.
         let at = self.layers.len();
         let output = layer.infer(x, self).and_then(|y| match product(y.dims()) > TOO_MANY {
@@ -206,11 +214,10 @@ impl<'a> Builder<'a> {
             false => Ok(y),
         });
         let (key, (params, macs)) = (replace(&mut self.key, outer.0), replace(&mut self.own, outer.1));
+        let joined = replace(&mut self.joined, outer.2);
         let output = output.map_err(|e| self.with_table(&key, layer, x, e))?;
-        self.layers.insert(
-            at,
-            LayerInfo { key: key.clone(), spec: layer.phrase(), input: x, output, params, macs, joined: None },
-        );
+        self.layers
+            .insert(at, LayerInfo { key: key.clone(), spec: layer.phrase(), input: x, output, params, macs, joined });
         Ok((key, output))
     }
 

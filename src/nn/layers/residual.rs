@@ -24,6 +24,9 @@ impl Layer for Residual {
             let summing = self.main.summing(then.map(|(activation, _)| activation));
             if let Some((Activation::Relu, key)) = then {
                 b.note_joined(summing.map_or(b.key(), String::from), key);
+                if let Some(summing) = summing {
+                    b.note_computed_by(summing);
+                }
             }
             return Ok(y);
         }
