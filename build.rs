@@ -168,7 +168,9 @@ fn generate_tile(out: &mut String, tile: &Tile) -> Result<(), Problem> {
     // Most tiles have static shared memory alone, and most are for operands at addresses.
     let (shared, maps) = (tile.number("SHARED").unwrap_or(0), tile.number("MAPS").is_some());
     let [transposed, cluster] = ["TRANSPOSED", "CLUSTER"].map(|name| tile.number(name) == Some(1));
-    let _ = writeln!(out, ", shared: {shared}, maps: {maps}, transposed: {transposed}, cluster: {cluster} }};");
+    let masks = tile.number("UNMASKED").is_none();
+    let _ = write!(out, ", shared: {shared}, maps: {maps}, transposed: {transposed}");
+    let _ = writeln!(out, ", cluster: {cluster}, masks: {masks} }};");
     Ok(())
 }
 

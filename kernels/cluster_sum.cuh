@@ -13,9 +13,6 @@ constexpr bool CLUSTERS = true;
 constexpr bool CLUSTERS = false;
 #endif
 
-template <class>
-using Void = void;
-
 // Whether a tile has splits in clusters: its struct says CLUSTER = 1.
 template <class Tile, class = void>
 constexpr bool takes_clusters = false;

@@ -40,11 +40,11 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
                  T* __restrict__ gx, OPTIONAL float* __restrict__ partial, Conv2dDims d) {
   const Phase phase(phase_of_block(d), d);
   // Without taps the gradient is zero.
-  if (d.accumulate && !partial && !masks && phase.size(d) == 0) return;
+  if (d.accumulate && !partial && !(masks && takes_masks<Tile>) && phase.size(d) == 0) return;
   const TapsAlongK<T, Tile::CHUNK> a(gy, d, phase);   // A = taps  [n·h·w][kh·kw·o], of the phase
   const WeightsByTap<T, Tile::CHUNK> b(w, d, phase);  // B = w'    [kh·kw·o][c]
   product<Tile>(a, b, {phase.pixels(d), d.c, phase.size(d), d.split_steps, partial, pixels_in(d)},
-                PhaseEpilogue<T>{{gx, nullptr, d.accumulate, 0, masks}, d, phase.phase});
+                PhaseEpilogue<T>{{gx, nullptr, d.accumulate, 0, takes_masks<Tile> ? masks : nullptr}, d, phase.phase});
 }
 
 // gw = gyᵀ·patches, m = o, n = kh·kw·c, k = n·ho·wo.

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
   const AlongK<T, Tile::CHUNK> a(gy, d.n, d.outputs);       // A = gy  [n][outputs]
   const AcrossK<T, Tile::CHUNK> b(w, d.inputs, d.outputs);  // B = W   [outputs][inputs]
   product<Tile>(a, b, {d.n, d.inputs, d.outputs, d.split_steps, partial},
-                Epilogue<T>{gx, nullptr, d.accumulate, 0, masks});
+                Epilogue<T>{gx, nullptr, d.accumulate, 0, takes_masks<Tile> ? masks : nullptr});
 }
 
 // gW = gyᵀ·x.

@@ -78,6 +78,15 @@ __device__ __forceinline__ Pack<float, N> some(const E* from, bool aligned) {
   return v;
 }
 
+template <class>
+using Void = void;
+
+// Whether a tile masks what it stores: its struct does not say UNMASKED = 1.
+template <class Tile, class = void>
+constexpr bool takes_masks = true;
+template <class Tile>
+constexpr bool takes_masks<Tile, Void<decltype(Tile::UNMASKED)>> = false;
+
 // What becomes of the sums of C [m][n]: the tile applies it, or split_sum if there are splits.
 template <class E>
 struct Epilogue {

@@ -9,7 +9,8 @@
 // steps along K into ranges of `split_steps`; each writes its own partial result [z][M][N], and split_sum
 // adds them in a fixed order. No atomics: the bits don't depend on which block ends first. What is done with a sum
 // before it is stored is said once, in Epilogue, for the tile and for split_sum. From sm_90 on the blocks of a cluster can
-// share a tile of some kinds (CLUSTER) and add up its sums by themselves: cluster_sum.cuh.
+// share a tile of some kinds (CLUSTER) and add up its sums by themselves: cluster_sum.cuh. A tile that has no registers for it
+// does not mask what it stores (UNMASKED).
 //
 // Which tile and how many splits: the host decides from M, N, K alone, never from the GPU, so that all GPUs with the same
 // tiles give the same bits (Rust: `Plan` in src/ops/product.rs). It tries each tile with one split and with 132·i/blocks of
@@ -60,6 +61,7 @@ struct Mma128 {
     WM = 64,
     WN = 32,
     STAGES = 3,
+    UNMASKED = 1,
     THREADS = 256,
     BLOCKS = 2,
     LATENCY = 650,

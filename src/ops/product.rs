@@ -159,7 +159,7 @@ impl Product<'_> {
     }
 
     /// Runs one of some families of kernels for activations of type `T`: `launch` gets the cut, the result, and the
-    /// memory for the partial results if there are several, which are then added up.
+    /// memory for the partial results if there are several, which are then added up. Returns whether the result is masked.
     ///
     /// # Errors
     /// [`crate::Error::Device`] if the families have no tile for the type, or the one that the device's
@@ -170,18 +170,18 @@ impl Product<'_> {
         families: impl IntoIterator<Item = &'f Family>,
         mut y: Out<'_, Y>,
         launch: impl FnOnce(&Plan, Out<'_, Y>, Option<Out<'_, f32>>) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let [m, n, _] = self.sizes;
         let families: Vec<&Family> = families.into_iter().collect();
         let asked = cuda.options().tile.unwrap_or("any tile");
         let lacks = || families[0].lacks(&format!("{}, {asked}", T::DTYPE));
         let plan = self.plan::<T>(cuda, &families).ok_or_else(lacks)?;
         if plan.splits == 1 || plan.in_cluster {
-            return launch(&plan, y, None);
+            return launch(&plan, y, None).map(|()| self.masks.is_some() && plan.tile.masks);
         }
         let mut partial = Tensor::empty(&Device::Cuda(cuda.clone()), DType::F32, [plan.splits, m, n])?;
         launch(&plan, y.again(), Some(partial.output()?))?;
-        self.add_up(cuda, &partial, y)
+        self.add_up(cuda, &partial, y).map(|()| self.masks.is_some())
     }
 
     /// `y (+)= sum of the partial results [splits, m, n] (+ bias)`.

@@ -93,6 +93,9 @@ fn mapped_cases(device: &Device) -> Vec<(&'static str, Case)> {
         ("conv2d", mapped([3, 8, 6, 72], 64, [[3, 3], [2, 2], [1, 1]], None, true)),
         // Of the transpose in the weight gradient a tail of rows and of columns.
         ("conv2d", mapped([1, 6, 5, 64], 40, [[3, 1], [1, 1], [1, 0]], relu, true)),
+        // Sums of so many steps that a cluster has them: forward and of the input; of the weights, of the transpose.
+        ("conv2d", mapped([1, 6, 5, 128], 128, [[3, 1], [1, 1], [1, 0]], relu, true)),
+        ("conv2d", mapped([2, 16, 10, 64], 40, [[3, 1], [1, 1], [1, 0]], None, false)),
     ];
     if matches!(device, Device::Cuda(cuda) if !cuda.is_emulated()) {
         // Of millions of sums some are so near 0 that rounding the inputs to two bytes takes them over it: with ReLU they

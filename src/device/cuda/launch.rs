@@ -120,6 +120,8 @@ pub struct Tile {
     pub transposed: bool,
     /// Whether the blocks of a cluster can share one: from sm_90 on.
     pub cluster: bool,
+    /// Whether its kernels can store a gradient as ReLU passes it on.
+    pub masks: bool,
 }
 
 /// A kernel compiled for the host; `args[i]` points to its argument `i`.

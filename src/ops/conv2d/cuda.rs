@@ -138,10 +138,11 @@ pub(super) fn forward<T: KernelType>(
             return conv2d_fwd_tma::<T>(cuda, plan.tile, plan.launch, &x, &w, bias, y, partial, &d);
         }
         conv2d_fwd::<T>(cuda, plan.tile, plan.launch, x.input()?, w.input()?, bias, y, partial, &d)
-    })
+    })?;
+    Ok(())
 }
 
-/// Whether gx is 0 where `masks` is not above 0: products alone do that.
+/// Whether gx is 0 where `masks` is not above 0, which products alone do.
 pub(super) fn backward_x<T: KernelType>(
     cuda: &Cuda,
     gy: &Tensor,
@@ -188,8 +189,7 @@ pub(super) fn backward_x<T: KernelType>(
         let tiles = (d.n * d.x[0].div_ceil(sh) * d.x[1].div_ceil(sw)).div_ceil(tile.m) * d.c.div_ceil(tile.n);
         let launch = launch.grid(tiles, sh * sw, launch.grid[2] as usize);
         conv2d_bwd_x::<T>(cuda, tile, launch, gy.input()?, w.input()?, of, gx, partial, &sizes)
-    })?;
-    Ok(masks.is_some())
+    })
 }
 
 /// Taps of the window that reach an input pixel, at most.
@@ -222,7 +222,8 @@ pub(super) fn backward_w<T: KernelType>(
             return conv2d_bwd_w_tma::<T>(cuda, plan.tile, plan.launch, &gy, &x, gw, partial, &d);
         }
         conv2d_bwd_w::<T>(cuda, plan.tile, plan.launch, gy.input()?, x.input()?, gw, partial, &d)
-    })
+    })?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -109,7 +109,7 @@ pub(crate) fn matrix_product(factors: Factors, a: &Tensor, b: &Tensor) -> Result
             params_round::<T>(cuda, launch, sums.input()?, y.output()?, &d)
         })?,
         (Device::Cuda(cuda), false) => with_kernel_type!(OP, a.dtype(), T => {
-            cuda::backward_x::<T>(cuda, a, b, None, &mut Slot::of_tensor(&mut y, false)?, dims)
+            cuda::backward_x::<T>(cuda, a, b, None, &mut Slot::of_tensor(&mut y, false)?, dims).map(drop)
         })?,
     }
     Ok(y)
@@ -135,9 +135,10 @@ impl Backward for Linear {
                 cpu::backward_x(gy.host::<T>()?, w.host::<T>()?, gx.host_mut::<T>()?, dims);
                 Ok(false)
             }),
-            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => {
-                cuda::backward_x::<T>(cuda, gy, w, self.0.masks(), gx, dims).map(|()| self.0.masks().is_some())
-            }),
+            Device::Cuda(cuda) => {
+                let masks = self.0.masks();
+                with_kernel_type!(OP, dtype, T => cuda::backward_x::<T>(cuda, gy, w, masks, gx, dims))
+            }
         };
         self.0.backward(gy, grads, weights, input)
     }
@@ -177,9 +178,11 @@ pub(super) mod cuda {
         product.run::<T, T>(cuda, [&LINEAR_FWD], y.output()?, |plan, y, partial| {
             let d = LinearDims { relu: relu.into(), ..sizes(dims, false, plan) };
             linear_fwd::<T>(cuda, plan.tile, plan.launch, x.input()?, w.input()?, bias, y, partial, &d)
-        })
+        })?;
+        Ok(())
     }
 
+    /// Whether gx is 0 where `masks` is not above 0.
     pub(in crate::ops) fn backward_x<T: KernelType>(
         cuda: &Cuda,
         gy: &Tensor,
@@ -187,7 +190,7 @@ pub(super) mod cuda {
         masks: Option<&Tensor>,
         gx: &mut Slot<'_>,
         dims: [usize; 3],
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let ([n, inputs, outputs], accumulate) = (dims, gx.accumulate);
         let product = Product { accumulate, masks, ..Product::of([n, inputs, outputs], [outputs, inputs]) };
         product.run::<T, T>(cuda, [&LINEAR_BWD_X], gx.output()?, |plan, gx, partial| {
@@ -208,7 +211,8 @@ pub(super) mod cuda {
         product.run::<T, f32>(cuda, [&LINEAR_BWD_W], gw.output()?, |plan, gw, partial| {
             let d = sizes(dims, accumulate, plan);
             linear_bwd_w::<T>(cuda, plan.tile, plan.launch, gy.input()?, x.input()?, gw, partial, &d)
-        })
+        })?;
+        Ok(())
     }
 }
 
