@@ -23,6 +23,7 @@
 // Instances: sm_90a: T = half, bf16; Tile = Halo64, Halo32
 #include "hopper.cuh"
 #include "operand.cuh"
+#include "pool.cuh"
 #include "tensor_core.cuh"
 
 struct Conv2dHaloDims {
@@ -34,8 +35,11 @@ struct Conv2dHaloDims {
   int run;               // places that M windows see
   int runs, weights;     // slots in shared memory
   int accumulate, relu;  // what is done with y (operand.cuh)
-  // Divisors, as `divide` (common.cuh) takes them.
-  unsigned by_row[2], by_rows[2];
+  // Where y is pooled: pairs of rows of a tile; and its windows whose last place is among the first 64, 128, 192 and 256.
+  int pairs;
+  int ended[4];
+  // Divisors, as `divide` (common.cuh) takes them; across: w, down: pairs of rows of an image.
+  unsigned by_row[2], by_rows[2], by_across[2], by_down[2];
 };
 
 // M places of the line to N channels, in steps of one place of the window and K channels: rows of 2·K bytes. BLOCKS on a
@@ -109,26 +113,33 @@ struct Layout {
   }
 };
 
+// Places from one tile to the next: M, or where y is pooled whole pairs of rows.
+template <class Tile, bool POOL>
+__device__ __forceinline__ int span_of(const Conv2dHaloDims& d) {
+  return POOL ? 2 * d.row * d.pairs : Tile::M;
+}
+
 // The steps of a tile, each with weights of its own; and how many tiles there are.
 template <class Tile>
 __device__ __forceinline__ int steps_of(const Conv2dHaloDims& d) {
   return d.kh * d.kw * ((d.c + Tile::K - 1) / Tile::K);
 }
-template <class Tile>
+template <class Tile, bool POOL>
 __device__ __forceinline__ int tiles_of(const Conv2dHaloDims& d) {
-  return (d.n * d.rows * d.row + Tile::M - 1) / Tile::M;
+  const int span = span_of<Tile, POOL>(d);
+  return (d.n * d.rows * d.row + span - 1) / span;
 }
 
 // Asks for the boxes of a block's tiles, in the order in which they are multiplied.
-template <class Tile, bool TURNED>
+template <class Tile, bool TURNED, bool POOL>
 __device__ __forceinline__ void bring(const CUtensorMap* x, const CUtensorMap* w, const Layout<Tile>& layout,
                                       const Conv2dHaloDims& d) {
   Slots runs = layout.runs, weights = layout.weights;
-  const int taps = d.kh * d.kw, tiles = tiles_of<Tile>(d);
+  const int taps = d.kh * d.kw, tiles = tiles_of<Tile, POOL>(d);
   const bool stay = d.weights == steps_of<Tile>(d);
 #pragma unroll 1
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const Place from(tile * Tile::M, d);
+    const Place from(tile * span_of<Tile, POOL>(d), d);
 #pragma unroll 1
     for (int c = 0; c < d.c; c += Tile::K) {
       // The phase before a barrier's first counts as past: all slots are free to begin with.
@@ -149,23 +160,52 @@ __device__ __forceinline__ void bring(const CUtensorMap* x, const CUtensorMap* w
   }
 }
 
-// Stores a warpgroup's sums: through slabs, so that eight threads have the channels of a pixel side by side.
-template <class T, class Tile>
-__device__ __forceinline__ void store_places(const float (&acc)[Tile::M / 2], int first, Chunk<T>* slabs, int group,
-                                             const float (&bias)[2], const Epilogue<T>& epilogue,
-                                             const Conv2dHaloDims& d) {
-  const int t = threadIdx.x % 128, warp = t / 32, lane = t % 32, channel = t % 8 * 8;
+// Two slabs of a warpgroup are 128 places of 64 channels, one behind the other: where it has a chunk of a place.
+template <class T>
+__device__ __forceinline__ Chunk<T>* chunk_of(Chunk<T>* slabs, int place, int chunk) {
+  return slabs + 8 * place + (chunk ^ place % 8);
+}
+
+// Puts what becomes of a warpgroup's sums of the 64 places from 64 * i on into a slab, to which y there has been brought if
+// it is to be added.
+template <class T, int SUMS>
+__device__ __forceinline__ void stage(const float (&acc)[SUMS], int i, Chunk<T>* slab, const float (&bias)[2],
+                                      const Epilogue<T>& epilogue) {
+  const int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
   // What is stored of a sum, in 16 bits, as epilogue.result has it; but ReLU without a branch: no number is below -infinity.
   const float least = epilogue.relu ? 0.0f : __uint_as_float(0xff800000);
   const auto result = [&](float v, unsigned old) -> unsigned {
     if (epilogue.accumulate) v += to_float(T{(unsigned short)old});
     return from_float<T>(v < least ? least : v).bits;
   };
+  // A warp has 16 channels: matrices of 8 places, first their first 8 channels, then the others, then 8 places more.
+  Chunk<T>* mine = chunk_of(slab, lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2);
+#pragma unroll
+  for (int j = 0; j < 8; j += 2) {
+    unsigned v[4] = {};
+    if (epilogue.accumulate) {
+      load_matrices<true>(v, mine + 64 * j);
+      __syncwarp();  // all lanes have read what they will overwrite for each other
+    }
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const float* sum = acc + 32 * i + 4 * j + 2 * q;
+      v[q] = result(sum[0] + bias[q % 2], v[q]) | result(sum[1] + bias[q % 2], v[q] >> 16) << 16;
+    }
+    store_tiles_transposed(smem_address(mine + 64 * j), v[0], v[1], v[2], v[3]);
+  }
+}
+
+// Stores a warpgroup's sums: through slabs, so that eight threads have the channels of a pixel side by side.
+template <class T, class Tile>
+__device__ __forceinline__ void store_places(const float (&acc)[Tile::M / 2], int first, Chunk<T>* slabs, int group,
+                                             const float (&bias)[2], const Epilogue<T>& epilogue,
+                                             const Conv2dHaloDims& d) {
+  const int t = threadIdx.x % 128, channel = t % 8 * 8;
 #pragma unroll
   for (int i = 0; i < Tile::M / 64; ++i) {
     // All have read what was in this slab when they meet at the barrier of the other.
-    Chunk<T>* slab = slabs + (2 * group + i % 2) * (SLAB / 16);
-    const auto chunk_of = [&](int row, int chunk) { return slab + 8 * row + (chunk ^ row % 8); };
+    Chunk<T>* slab = slabs + i % 2 * (SLAB / 16);
     int at[4];
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
@@ -175,41 +215,57 @@ __device__ __forceinline__ void store_places(const float (&acc)[Tile::M / 2], in
     if (epilogue.accumulate) {
 #pragma unroll
       for (int q = 0; q < 4; ++q)
-        *chunk_of(t / 8 + 16 * q, t % 8) =
+        *chunk_of(slab, t / 8 + 16 * q, t % 8) =
             at[q] != NOWHERE ? *reinterpret_cast<const Chunk<T>*>(epilogue.y + at[q]) : Chunk<T>{};
       named_sync(1 + group, 128);
     }
-    // A warp has 16 channels: matrices of 8 places, first their first 8 channels, then the others, then 8 places more.
-    Chunk<T>* mine = chunk_of(lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2);
-#pragma unroll
-    for (int j = 0; j < 8; j += 2) {
-      unsigned v[4] = {};
-      if (epilogue.accumulate) {
-        load_matrices<true>(v, mine + 64 * j);
-        __syncwarp();  // all lanes have read what they will overwrite for each other
-      }
-#pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        const float* sum = acc + 32 * i + 4 * j + 2 * q;
-        v[q] = result(sum[0] + bias[q % 2], v[q]) | result(sum[1] + bias[q % 2], v[q] >> 16) << 16;
-      }
-      store_tiles_transposed(smem_address(mine + 64 * j), v[0], v[1], v[2], v[3]);
-    }
+    stage(acc, i, slab, bias, epilogue);
     named_sync(1 + group, 128);
 #pragma unroll
     for (int q = 0; q < 4; ++q)
-      if (at[q] != NOWHERE) *reinterpret_cast<Chunk<T>*>(epilogue.y + at[q]) = *chunk_of(t / 8 + 16 * q, t % 8);
+      if (at[q] != NOWHERE) *reinterpret_cast<Chunk<T>*>(epilogue.y + at[q]) = *chunk_of(slab, t / 8 + 16 * q, t % 8);
+  }
+}
+
+// The same for windows of 2x2, of which the largest value and its place are stored. A window is of two rows: those that end in
+// one slab begin in it or in the one before, if a row has less than 64 places.
+template <class T, class Tile>
+__device__ __forceinline__ void pool_places(const float (&acc)[Tile::M / 2], int tile, Chunk<T>* slabs, int group,
+                                            const float (&bias)[2], const Epilogue<T>& epilogue, unsigned char* place,
+                                            const Conv2dHaloDims& d) {
+  const int t = threadIdx.x % 128, channel = t % 8 * 8;
+  int window = t / 8;
+#pragma unroll
+  for (int i = 0; i < Tile::M / 64; ++i) {
+    named_sync(1 + group, 128);  // all have read what was in this slab
+    stage(acc, i, slabs + i % 2 * (SLAB / 16), bias, epilogue);
+    named_sync(1 + group, 128);
+#pragma unroll 1
+    for (; window < d.ended[i]; window += 16) {
+      const int pair = divide(window, d.by_across), q = window - pair * d.w;
+      const int line = tile * d.pairs + pair, image = divide(line, d.by_down), p = line - image * (d.rows / 2);
+      if (image >= d.n || p >= d.h || channel >= d.o) continue;
+      const auto at = [&](int r, int s) {
+        return to_floats(*chunk_of(slabs, ((2 * pair + r) * d.row + 2 * q + s) % 128, t % 8));
+      };
+      Largest<8> found(at(0, 0), 0);
+      found.see(at(0, 1), 1);
+      found.see(at(1, 0), 2);
+      found.see(at(1, 1), 3);
+      store_winners(epilogue.y, place, ((image * d.h + p) * d.w + q) * d.o + channel, epilogue.relu, found);
+    }
   }
 }
 
 // Multiplies and stores every second tile of the block's, from the one of this warpgroup's number on.
-template <class T, class Tile, bool TURNED>
+template <class T, class Tile, bool TURNED, bool POOL>
 __device__ __forceinline__ void multiply_runs(Chunk<T>* smem, const Layout<Tile>& layout, int group,
-                                              const Epilogue<T>& epilogue, const Conv2dHaloDims& d) {
+                                              const Epilogue<T>& epilogue, unsigned char* place,
+                                              const Conv2dHaloDims& d) {
   constexpr int M = Tile::M, ROW = 2 * Tile::K;
   Slots runs = layout.runs, weights = layout.weights;
-  Chunk<T>* slabs = smem + (layout.slabs - runs.tiles) / 16;
-  const int tiles = tiles_of<Tile>(d), steps = steps_of<Tile>(d), chunks = steps / (d.kh * d.kw);
+  Chunk<T>* slabs = smem + (layout.slabs + 2 * group * SLAB - runs.tiles) / 16;
+  const int tiles = tiles_of<Tile, POOL>(d), steps = steps_of<Tile>(d), chunks = steps / (d.kh * d.kw);
   const bool stay = d.weights == steps, speaks = threadIdx.x % 128 == 0;
   const int channel = threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
   const float bias[2] = {epilogue.bias_at(channel, d.o), epilogue.bias_at(channel + 8, d.o)};
@@ -262,14 +318,15 @@ __device__ __forceinline__ void multiply_runs(Chunk<T>* smem, const Layout<Tile>
     // Those of the other warpgroup's tile.
     runs.skip(chunks);
     weights.skip(steps);
-    store_places<T, Tile>(acc, tile * M, slabs, group, bias, epilogue, d);
+    if constexpr (POOL) pool_places<T, Tile>(acc, tile, slabs, group, bias, epilogue, place, d);
+    else store_places<T, Tile>(acc, tile * M, slabs, group, bias, epilogue, d);
   }
 }
 
 // A block's tiles.
-template <class T, class Tile, bool TURNED>
+template <class T, class Tile, bool TURNED, bool POOL = false>
 __device__ __forceinline__ void halo(const CUtensorMap* x, const CUtensorMap* w, const Epilogue<T>& epilogue,
-                                     const Conv2dHaloDims& d) {
+                                     const Conv2dHaloDims& d, unsigned char* place = nullptr) {
   static_assert(Tile::M == 256 && Tile::N == 64 && Tile::THREADS == 384, "a warpgroup multiplies a whole tile");
   DYN_TILES(Chunk<T>, smem);
   const Layout<Tile> layout(smem_address(smem), d);
@@ -284,10 +341,10 @@ __device__ __forceinline__ void halo(const CUtensorMap* x, const CUtensorMap* w,
   const int group = threadIdx.x / 128;
   if (group == 2) {
     registers_down<40>();
-    if (threadIdx.x % 128 == 0) bring<Tile, TURNED>(x, w, layout, d);
+    if (threadIdx.x % 128 == 0) bring<Tile, TURNED, POOL>(x, w, layout, d);
   } else {
     registers_up<232>();
-    multiply_runs<T, Tile, TURNED>(smem, layout, group, epilogue, d);
+    multiply_runs<T, Tile, TURNED, POOL>(smem, layout, group, epilogue, place, d);
   }
 }
 
@@ -309,6 +366,19 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     conv2d_halo_fwd(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
                     OPTIONAL const float* __restrict__ b, T* __restrict__ y, Conv2dHaloDims d) {
   halo<T, Tile, false>(&x, &w, {y, b, 0, d.relu}, d);
+}
+
+// The same, and of that a max-pool of 2x2: y [n, h/2, w/2, o], and of each of its values the place in its window that won, or
+// NOBODY where the ReLU passes nothing on (pool.cuh).
+// Traffic: as above, but a quarter of the write and a byte an output. What is pooled stays in shared memory.
+// Numerics: as above; rounded before it is compared.
+// Limits: as above; rows of 63 places at most. An image has an even number of rows, one more than it needs if need be.
+template <class T, class Tile>
+__global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
+    conv2d_halo_pool_fwd(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
+                         OPTIONAL const float* __restrict__ b, T* __restrict__ y, unsigned char* __restrict__ place,
+                         Conv2dHaloDims d) {
+  halo<T, Tile, false, true>(&x, &w, {y, b, 0, d.relu}, d, place);
 }
 
 // The input gradient likewise: `gy` is a map of images that the window sees turned round, `w` one of the weights [c][kh·kw][o],

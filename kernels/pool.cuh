@@ -2,6 +2,9 @@
 #pragma once
 #include "four.cuh"
 
+// In place of a winner: the window passes no gradient on.
+constexpr int NOBODY = 255;
+
 // The largest value of a window in each of V neighbouring channels, and the place that has it: the first of equal
 // values, NaN over all. It begins as one value of the window, and sees them all in their order.
 template <int V>
@@ -22,3 +25,14 @@ struct Largest {
     }
   }
 };
+
+// Stores what won in N neighbouring channels of a window, from element `at` of y and `place` on. If the values have been through
+// ReLU (`masks`), of one that is not above 0 nobody gets the gradient.
+template <class T, int N>
+__device__ __forceinline__ void store_winners(T* y, unsigned char* place, int at, bool masks, const Largest<N>& found) {
+  Pack<unsigned char, N> won;
+#pragma unroll
+  for (int k = 0; k < N; ++k) won.v[k] = !masks || found.value.v[k] > 0.0f ? found.place[k] : NOBODY;
+  store(y + at, found.value);
+  *reinterpret_cast<Pack<unsigned char, N>*>(place + at) = won;
+}

@@ -56,6 +56,11 @@ impl Grads<'_> {
         self.at_hand.sums_to_zero
     }
 
+    /// That is no longer known, as the op at hand passes on a part of the gradient alone.
+    pub(crate) fn forget_sums(&mut self) {
+        self.at_hand.sums_to_zero = false;
+    }
+
     /// Notes that all that has been added to a variable's gradient, as far as it is `masked`, is 0 where the variable, which ReLU
     /// made, is not above 0.
     pub(crate) fn note_masked(&mut self, id: Option<VarId>, masked: bool) {

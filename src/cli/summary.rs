@@ -21,7 +21,8 @@ pub(super) struct SummaryArgs {
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     batch_size: Option<u32>,
     /// Also which layers a CUDA device computes together: a column with the key of the one that has the kernels; what lies
-    /// between them is not stored, and not counted
+    /// between them is not stored, and not counted, but for max-pools that the kernels of a convolution's size leave to one of
+    /// their own
     #[arg(long)]
     fused: bool,
     #[command(flatten)]

@@ -26,8 +26,8 @@ pub struct LayerInfo {
     pub params: usize,
     /// Multiply-adds of the forward pass, likewise.
     pub macs: usize,
-    /// The key of the layer that computes it together with its own on a CUDA device, if one does. A max-pool of 2x2 it computes
-    /// in training, of more than 2048 values a channel.
+    /// The key of the layer that computes it together with its own on a CUDA device, if one does. A max-pool of 2x2 a
+    /// batch-norm computes in training, of more than 2048 values a channel, and a convolution where the kernel of its size does.
     pub joined: Option<String>,
 }
 

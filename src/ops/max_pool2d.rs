@@ -58,13 +58,18 @@ struct MaxPool2d {
 
 impl Backward for MaxPool2d {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
-        let mut gx = Tensor::empty(gy.device(), gy.dtype(), self.shape)?;
-        on_device!(OP, gy, T,
-            cpu => cpu::backward(gy.host::<T>()?, self.arg.host()?, gx.host_mut::<T>()?, self.shape, gy.shape()),
-            cuda => cuda::backward::<T>(&cuda, &gy, &self.arg, &mut gx, self.window));
         let masked = grads.is_masked();
-        grads.add_masked(self.x, gx, masked)
+        grads.add_masked(self.x, backward(&gy, &self.arg, self.shape, self.window)?, masked)
     }
+}
+
+/// The gradient of what was pooled, of a shape, where `arg` says what won.
+pub(super) fn backward(gy: &Tensor, arg: &Tensor, shape: Shape, window: Window) -> Result<Tensor> {
+    let mut gx = Tensor::empty(gy.device(), gy.dtype(), shape)?;
+    on_device!(OP, gy, T,
+        cpu => cpu::backward(gy.host::<T>()?, arg.host()?, gx.host_mut::<T>()?, shape, gy.shape()),
+        cuda => cuda::backward::<T>(&cuda, gy, arg, &mut gx, window));
+    Ok(gx)
 }
 
 mod cpu {

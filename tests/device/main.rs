@@ -6,6 +6,7 @@ mod goldens;
 mod half;
 mod kernels;
 mod kernels_beyond;
+mod pools;
 mod precision;
 mod rest;
 mod training;

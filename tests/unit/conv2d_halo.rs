@@ -11,6 +11,24 @@ fn dims(n: usize, x: [usize; 2], [c, o]: [usize; 2], kernel: [usize; 2], pad: [u
     Dims { n, x, c, y: window.output("conv2d", x).unwrap(), o, window }
 }
 
+/// The largest values of windows of 2x2 of y, or of its ReLU, and where they are from.
+fn max_pool(y: &[f64], d: &Dims, relu: bool) -> (Vec<f64>, Vec<u8>) {
+    let ([h, w], mut all) = (d.y, (vec![], vec![]));
+    for i in 0..d.n * (h / 2) * (w / 2) * d.o {
+        let (channel, window) = (i % d.o, i / d.o);
+        let (q, line) = (window % (w / 2), window / (w / 2));
+        let row = line / (h / 2) * h + line % (h / 2) * 2;
+        let value = |place: usize| {
+            let v = y[((row + place / 2) * w + 2 * q + place % 2) * d.o + channel];
+            if relu { v.max(0.0) } else { v }
+        };
+        let won = (1..4).fold(0, |best, place| if value(place) > value(best) { place } else { best });
+        all.0.push(value(won));
+        all.1.push(if relu && value(won) <= 0.0 { 255 } else { won as u8 });
+    }
+    all
+}
+
 /// Blocks that walk over several tiles with tails, images that end in a run, weights that stay and weights that come again.
 #[cfg(tilework_emulator)]
 #[test]
@@ -27,6 +45,7 @@ fn runs_give_what_the_definition_says() {
         (dims(7, [11, 16], [24, 8], [3, 2], [0, 1]), 2, None),
         (dims(1, [40, 37], [40, 64], [1, 4], [0, 3]), 2, Some([3, 2])),
         (dims(9, [9, 8], [8, 24], [5, 5], [4, 2]), 1, Some([2, 4])),
+        (dims(4, [6, 61], [8, 16], [3, 3], [1, 2]), 2, None),
     ];
     let orders = [(Order::Forward, false), (Order::Reverse, false), (Order::Random(3), true)];
     for ((d, blocks, slots), (order, checked)) in cases.iter().flat_map(|case| orders.map(|order| (case, order))) {
@@ -38,6 +57,7 @@ fn runs_give_what_the_definition_says() {
             let of: Vec<f16> = of.iter().map(|v| f16::from_f64(*v)).collect();
             Tensor::from_slice(&device, shape, &of).unwrap()
         };
+        let rounded = |of: &[f64]| of.iter().map(|v| f16::from_f64(*v).to_f64()).collect::<Vec<_>>();
         let [kh, kw] = d.window.kernel;
         let x = tensor([d.n, d.x[0], d.x[1], d.c], &e.x);
         let (w, gy) = (tensor([d.o, kh, kw, d.c], &e.w), tensor([d.n, d.y[0], d.y[1], d.o], &e.gy));
@@ -49,14 +69,23 @@ fn runs_give_what_the_definition_says() {
             Some(Halo { blocks: *blocks, sizes: Conv2dHaloDims { runs, weights, ..halo.sizes }, ..halo })
         };
         let same = |what: &str, got: &Tensor, want: &[f64]| {
-            let rounded: Vec<f64> = want.iter().map(|v| f16::from_f64(*v).to_f64()).collect();
-            assert!(got.to_f64().unwrap() == rounded, "{what}, {d:?}, {order:?}");
+            assert!(got.to_f64().unwrap() == rounded(want), "{what}, {d:?}, {order:?}");
         };
         for tile in TILES {
             if let Some(halo) = walks(Halo::cut_forward(d, tile)) {
                 let mut y = Tensor::empty(&device, DType::F16, gy.shape()).unwrap();
                 halo.multiply::<f16>(cuda, [&x, &w], d, Some(&b), [false; 2], y.output().unwrap()).unwrap();
                 same(tile.name, &y, &e.y);
+            }
+            for relu in [false, true] {
+                let halo = walks(Halo::cut_forward(d, tile).and_then(|halo| halo.pooled(d)));
+                let shape = [d.n, d.y[0] / 2, d.y[1] / 2, d.o];
+                let (values, places) = max_pool(&rounded(&e.y), d, relu);
+                let [mut y, mut place] =
+                    [DType::F16, DType::U8].map(|dtype| Tensor::empty(&device, dtype, shape).unwrap());
+                halo.unwrap().pool::<f16>(cuda, [&x, &w], d, Some(&b), relu, [&mut y, &mut place]).unwrap();
+                same("pooled", &y, &values);
+                assert_eq!(place.to_vec::<u8>().unwrap(), places, "{d:?}, {order:?}");
             }
             // Added to itself.
             if let Some(halo) = walks(Halo::cut_backward_x(d, tile)) {
@@ -116,6 +145,17 @@ fn what_a_cut_takes() {
     assert_eq!(slots(halo(dims(128, [56, 56], [64, 64], [3, 3], [1, 1]), 0)), Some([2, 9]));
     assert_eq!(slots(halo(dims(2000, [15, 15], [256, 64], [3, 3], [1, 1]), 0)), Some([3, 10]));
     assert_eq!(slots(halo(dims(2000, [31, 31], [24, 64], [3, 3], [1, 1]), 1)), Some([4, 9]));
+    // A pooled y: pairs of rows a tile, none of which is left out of airbench94's; windows that end in each of four slabs; rows of
+    // 63 places at most.
+    let pooled = |side: usize, pad: usize| {
+        let d = dims(2000, [side; 2], [24, 64], [3, 3], [pad; 2]);
+        let sizes = halo(d, 1)?.pooled(&d)?.sizes;
+        Some((sizes.pairs, sizes.ended, sizes.rows))
+    };
+    assert_eq!(pooled(31, 1), Some((4, [15, 30, 45, 60], 32)));
+    assert_eq!(pooled(32, 1), Some((3, [15, 30, 45, 48], 34)));
+    assert_eq!(pooled(63, 0), Some((2, [0, 30, 31, 60], 64)));
+    assert_eq!(pooled(64, 0), None);
     // As many places as a box may have.
     assert!(halo(dims(1, [3, 382], [64, 64], [3, 3], [1, 1]), 1).is_some());
     let none = [

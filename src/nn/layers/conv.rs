@@ -51,7 +51,7 @@ pub(super) fn read(p: &mut Phrase<'_>) -> Result<Box<dyn Layer>> {
 }
 
 impl Conv {
-    fn apply(&self, then: Option<Activation>, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
+    fn apply(&self, then: Then, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
         let (w, b) = (cx.weight(self.w)?, self.b.map(|b| cx.param(b)).transpose()?);
         x.conv2d_then(then, &w, b.as_ref(), self.window.stride, self.window.pad, cx)
     }
@@ -91,16 +91,15 @@ impl Layer for Conv {
     }
 
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
-        self.apply(None, x, cx)
+        self.apply(Then::default(), x, cx)
     }
 
     fn takes(&self, then: Then) -> bool {
-        then == Some(Activation::Relu).into()
+        matches!(then.activation, None | Some(Activation::Relu))
     }
 
     fn forward_then(&self, then: Then, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
-        let y = self.apply(then.activation, x, cx)?;
-        Then { activation: None, ..then }.of(&y, cx)
+        self.apply(then, x, cx)
     }
 
     fn onnx(&self, x: &str, graph: &mut Onnx<'_>) -> Result<String> {

@@ -8,7 +8,8 @@
 use super::halo::{Else, Halo};
 use super::strip::Strip;
 use super::{Dims, maps};
-use crate::device::cuda::{Cuda, Family, KernelType, Launch, Tile};
+use crate::device::cuda::{Cuda, Family, KernelType, Launch, Out, Tile};
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::TMA64;
 use crate::kernels::conv2d::*;
@@ -116,30 +117,91 @@ pub(super) fn forward<T: KernelType>(
     if cuda.options().explicit_conv {
         return linear::forward::<T>(cuda, &im2col::<T>(cuda, x, d)?, w, b, relu, y, as_linear(d));
     }
-    let bias = b.map(Tensor::input).transpose()?;
-    let product = Product { bias, relu, ..Product::of([d.n * d.pixels(), d.o, d.patch()], [d.c; 2]) };
-    let operands = |tile: &Tile| maps::forward::<T>(x, w, d, tile);
-    let possible = || maps::possible(d.c, d, || operands(&TMA64));
-    let families = families::<T>(cuda, &CONV2D_FWD, &CONV2D_FWD_TMA, possible)?;
-    let strip = Strip::forward::<T>(cuda, d);
-    let other = Else { strip: strip.as_ref(), product: &product, families: &families };
-    if let Some(halo) = Halo::forward::<T>(cuda, d, &other)
-        && halo.takes::<T>([x, w], d, &y.output()?)?
-    {
-        return halo.multiply::<T>(cuda, [x, w], d, b, [false, relu], y.output()?);
-    }
-    if let Some(strip) = strip {
-        return strip.multiply::<T>(cuda, [x, w], b, [false, relu], y.output()?);
-    }
+    let product = product(b, relu, d.n * d.pixels(), d)?;
+    let families = match Forward::choose::<T>(cuda, [x, w], &product, &y.output()?, d)? {
+        Forward::Halo(halo) => return halo.multiply::<T>(cuda, [x, w], d, b, [false, relu], y.output()?),
+        Forward::Strip(strip) => return strip.multiply::<T>(cuda, [x, w], b, [false, relu], y.output()?),
+        Forward::Product(families) => families,
+    };
+    let bias = product.bias;
     product.run::<T, T>(cuda, families, y.output()?, |plan, y, partial| {
-        let d = Conv2dDims { relu: relu.into(), ..sizes(d, false, plan.split_steps) };
+        let sizes = Conv2dDims { relu: relu.into(), ..sizes(d, false, plan.split_steps) };
         if plan.tile.maps {
-            let [x, w] = maps::make(cuda, &operands(plan.tile)?)?;
-            return conv2d_fwd_tma::<T>(cuda, plan.tile, plan.launch, &x, &w, bias, y, partial, &d);
+            let [x, w] = maps::make(cuda, &maps::forward::<T>(x, w, d, plan.tile)?)?;
+            return conv2d_fwd_tma::<T>(cuda, plan.tile, plan.launch, &x, &w, bias, y, partial, &sizes);
         }
-        conv2d_fwd::<T>(cuda, plan.tile, plan.launch, x.input()?, w.input()?, bias, y, partial, &d)
+        conv2d_fwd::<T>(cuda, plan.tile, plan.launch, x.input()?, w.input()?, bias, y, partial, &sizes)
     })?;
     Ok(())
+}
+
+/// What a max-pool of its own takes: nanoseconds, and the bytes in one of what it reads, which would not be written either.
+const POOL: (f64, f64) = (2000.0, 3000.0);
+
+/// `y = max_pool(conv(x, w) + b)` with a window of 2x2, or of the ReLU of that; and where in its window each value is from, for
+/// the gradient. Nothing if a max-pool of its own is as fast, by estimate.
+pub(super) fn forward_pooled<T: KernelType>(
+    cuda: &Cuda,
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    relu: bool,
+    d: &Dims,
+) -> Result<Option<[Tensor; 2]>> {
+    let [h, wide] = d.y.map(|side| side / 2);
+    if cuda.options().explicit_conv || h * wide == 0 {
+        return Ok(None);
+    }
+    let shape = [d.n, h, wide, d.o];
+    let mut y = Tensor::empty(x.device(), x.dtype(), shape)?;
+    let place = || Tensor::empty(x.device(), DType::U8, shape);
+    let apart = POOL.0 + (2 * size_of::<T>() * d.n * d.pixels() * d.o) as f64 / POOL.1;
+    let full = product(b, relu, d.n * d.pixels(), d)?;
+    match Forward::choose::<T>(cuda, [x, w], &full, &y.output()?, d)? {
+        Forward::Halo(halo) => {
+            let pooled = halo.pooled(d).filter(|pooled| pooled.nanoseconds < halo.nanoseconds + apart);
+            let Some(pooled) = pooled else { return Ok(None) };
+            let mut place = place()?;
+            pooled.pool::<T>(cuda, [x, w], d, b, relu, [&mut y, &mut place])?;
+            Ok(Some([y, place]))
+        }
+        Forward::Strip(_) | Forward::Product(_) => Ok(None),
+    }
+}
+
+/// The product of a forward pass, of so many pixels.
+fn product<'a>(b: Option<&'a Tensor>, relu: bool, pixels: usize, d: &Dims) -> Result<Product<'a>> {
+    let bias = b.map(Tensor::input).transpose()?;
+    Ok(Product { bias, relu, ..Product::of([pixels, d.o, d.patch()], [d.c; 2]) })
+}
+
+/// What a forward pass is done by.
+enum Forward {
+    Halo(Halo),
+    Strip(Strip),
+    /// A product by one of these.
+    Product(Vec<&'static Family>),
+}
+
+impl Forward {
+    fn choose<T: KernelType>(
+        cuda: &Cuda,
+        [x, w]: [&Tensor; 2],
+        product: &Product<'_>,
+        y: &Out<'_, T>,
+        d: &Dims,
+    ) -> Result<Self> {
+        let possible = || maps::possible(d.c, d, || maps::forward::<T>(x, w, d, &TMA64));
+        let families = families::<T>(cuda, &CONV2D_FWD, &CONV2D_FWD_TMA, possible)?;
+        let strip = Strip::forward::<T>(cuda, d);
+        let halo = Halo::forward::<T>(cuda, d, &Else { strip: strip.as_ref(), product, families: &families });
+        if let Some(halo) = halo
+            && halo.takes::<T>([x, w], d, y)?
+        {
+            return Ok(Forward::Halo(halo));
+        }
+        Ok(strip.map_or(Forward::Product(families), Forward::Strip))
+    }
 }
 
 /// Whether gx is 0 where `masks` is not above 0, which products alone do.

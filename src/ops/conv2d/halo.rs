@@ -17,6 +17,8 @@ const LEAST_WEIGHTS: usize = 4;
 /// Instead of strips, which take no more channels than there are: channels that are read, at least, and tiles.
 const LEAST_CHANNELS: i32 = 16;
 const LEAST_TILES: usize = 4 * MULTIPROCESSORS;
+/// Places of a row where y is pooled, at most: a window is in 128 places, of which the last 64 are those that it ends in.
+const MOST_IN_ROW: usize = 63;
 
 /// What a pass is done by if not by this: strips, or a product by one of some families.
 pub(super) struct Else<'a> {
@@ -37,7 +39,7 @@ pub(super) struct Halo {
     flops: usize,
     tiles: usize,
     /// What it takes, by estimate.
-    nanoseconds: f64,
+    pub(super) nanoseconds: f64,
 }
 
 impl Halo {
@@ -48,6 +50,45 @@ impl Halo {
 
     fn cut_forward(d: &Dims, tile: &'static Tile) -> Option<Self> {
         Self::cut(d, (d.x, d.c), (d.y, d.o), d.window.pad, tile)
+    }
+
+    /// The same, and a max-pool of 2x2 of its result, if rows are short enough.
+    pub(super) fn pooled(&self, d: &Dims) -> Option<Self> {
+        let Conv2dHaloDims { row, rows, .. } = self.sizes;
+        let (row, rows) = (row as usize, (rows as usize).next_multiple_of(2));
+        if row > MOST_IN_ROW {
+            return None;
+        }
+        // Whole pairs of rows a tile.
+        let pairs = self.tile.m / (2 * row);
+        let [h, w] = d.y.map(|side| side / 2);
+        let tiles = (d.n * rows / 2).div_ceil(pairs);
+        let ended = [1, 2, 3, 4].map(|slabs| {
+            let (whole, rest) = (64 * slabs / (2 * row), 64 * slabs % (2 * row));
+            ((whole * w + (rest.saturating_sub(row) / 2).min(w)).min(pairs * w)) as i32
+        });
+        let sizes = Conv2dHaloDims {
+            h: h as i32,
+            w: w as i32,
+            rows: rows as i32,
+            pairs: pairs as i32,
+            ended,
+            by_rows: magic(rows),
+            by_across: magic(w),
+            by_down: magic(rows / 2),
+            ..self.sizes
+        };
+        let steps = self.nanoseconds - f64::from(2 * self.tile.latency);
+        let slower = tiles.div_ceil(MULTIPROCESSORS) as f64 / self.tiles.div_ceil(MULTIPROCESSORS) as f64;
+        let nanoseconds = f64::from(2 * self.tile.latency) + steps * slower;
+        let fits = d.n * rows * row + self.tile.m < 1 << 31;
+        (fits && h > 0 && w > 0).then_some(Halo {
+            sizes,
+            blocks: tiles.min(MULTIPROCESSORS),
+            tiles,
+            nanoseconds,
+            ..*self
+        })
     }
 
     /// The input gradient: a convolution of gy with the window turned round.
@@ -123,6 +164,7 @@ impl Halo {
             relu: 0,
             by_row: magic(row),
             by_rows: magic(rows),
+            ..Conv2dHaloDims::default()
         };
         let step = (tile.m * tile.n * tile.k) as f64 / (RATE * f64::from(tile.speed) / 100.0);
         let nanoseconds = f64::from(2 * tile.latency) + (tiles.div_ceil(MULTIPROCESSORS) * steps) as f64 * step;
@@ -142,12 +184,14 @@ impl Halo {
 
     /// What is read, runs and weights, by maps.
     fn operands<T: KernelType>(&self, inputs: [&Tensor; 2], d: &Dims) -> Result<maps::Operands> {
-        let Conv2dHaloDims { up, left, run, .. } = self.sizes;
+        let Conv2dHaloDims { up, left, run, rows, .. } = self.sizes;
         let (image, part) = match self.turned {
             false => ([d.x[0], d.x[1], d.c], [self.tile.k, self.tile.n]),
             true => ([d.y[0], d.y[1], d.o], [self.tile.n, self.tile.k]),
         };
-        maps::runs::<T>(inputs, d, image, [up, left], [run as usize, self.tile.k], part)
+        // Where y is pooled there may be a row below the image.
+        let below = rows - up - image[0] as i32;
+        maps::runs::<T>(inputs, d, image, [[-up, -left], [below, 0]], [run as usize, self.tile.k], part)
     }
 
     /// Whether maps can describe the operands, and the result is aligned.
@@ -168,13 +212,33 @@ impl Halo {
     ) -> Result<()> {
         let b = b.map(Tensor::input).transpose()?;
         let sizes = Conv2dHaloDims { accumulate: accumulate.into(), relu: relu.into(), ..self.sizes };
-        let launch = Launch::new(self.blocks, self.tile.threads).shared(self.tile.shared as usize).flops(self.flops);
-        let launch = Launch { strides: true, ..launch };
         let [x, w] = maps::make(cuda, &self.operands::<T>(inputs, d)?)?;
         match self.turned {
-            false => conv2d_halo_fwd::<T>(cuda, self.tile, launch, &x, &w, b, y, &sizes),
-            true => conv2d_halo_bwd_x::<T>(cuda, self.tile, launch, &x, &w, y, &sizes),
+            false => conv2d_halo_fwd::<T>(cuda, self.tile, self.launch(), &x, &w, b, y, &sizes),
+            true => conv2d_halo_bwd_x::<T>(cuda, self.tile, self.launch(), &x, &w, y, &sizes),
         }
+    }
+
+    /// `y = max_pool(conv(x, w) + b)`, or of its ReLU, of one that [pools](Halo::pooled); and where its values are from.
+    pub(super) fn pool<T: KernelType>(
+        &self,
+        cuda: &Cuda,
+        inputs: [&Tensor; 2],
+        d: &Dims,
+        b: Option<&Tensor>,
+        relu: bool,
+        [y, place]: [&mut Tensor; 2],
+    ) -> Result<()> {
+        let b = b.map(Tensor::input).transpose()?;
+        let sizes = Conv2dHaloDims { relu: relu.into(), ..self.sizes };
+        let [x, w] = maps::make(cuda, &self.operands::<T>(inputs, d)?)?;
+        let (y, place) = (y.output()?, place.output()?);
+        conv2d_halo_pool_fwd::<T>(cuda, self.tile, self.launch(), &x, &w, b, y, place, &sizes)
+    }
+
+    fn launch(&self) -> Launch {
+        let launch = Launch::new(self.blocks, self.tile.threads).shared(self.tile.shared as usize).flops(self.flops);
+        Launch { strides: true, ..launch }
     }
 }
 

@@ -37,17 +37,17 @@ pub(super) fn backward_w<T: KernelType>(gy: &Tensor, x: &Tensor, d: &Dims) -> Re
     Ok([rows, patches::<T>(x, d, WIDE)?])
 }
 
-/// Runs of images `[h, w, c]` (`kernels/conv2d_halo.cu`), so many places and channels a box, with the padding above and left of
-/// them; and the weights, so many inputs and outputs a box.
+/// Runs of images `[h, w, c]` (`kernels/conv2d_halo.cu`), so many places and channels a box, between two corners beside
+/// theirs; and the weights, so many inputs and outputs a box.
 pub(super) fn runs<T: KernelType>(
     [x, w]: [&Tensor; 2],
     d: &Dims,
     image: [usize; 3],
-    pad: [i32; 2],
+    corners: [[i32; 2]; 2],
     run: [usize; 2],
     part: [usize; 2],
 ) -> Result<Operands> {
-    let runs = images::<T>(x, image, [pad.map(|p| -p), [0; 2]], [1; 2], run)?;
+    let runs = images::<T>(x, image, corners, [1; 2], run)?;
     Ok([runs, weights::<T>(w, d, part)?])
 }
 

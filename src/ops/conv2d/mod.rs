@@ -20,8 +20,9 @@ mod maps;
 mod pixelwise;
 mod strip;
 
-use super::activation::Activation;
+use super::activation::{Activation, Then};
 use super::case::{Case, Draw, Fill};
+use super::max_pool2d;
 use super::product::Operands;
 use super::window::Window;
 use crate::autograd::{Backward, Ctx, Grads, Var};
@@ -107,13 +108,14 @@ impl Var {
         self.conv2d_then(None, w, b, stride, pad, cx)
     }
 
-    /// [`Var::conv2d`], and an activation of the result, as in [`Var::linear_then`].
+    /// [`Var::conv2d`], and an activation of the result, as in [`Var::linear_then`], and a max-pool of that. Behind ReLU, or no
+    /// activation, some of the kernels pool what they are about to store; what is pooled is rounded first, as it would be stored.
     ///
     /// # Errors
-    /// As [`Var::conv2d`].
+    /// As [`Var::conv2d`] and [`Var::max_pool2d`].
     pub fn conv2d_then(
         &self,
-        then: Option<Activation>,
+        then: impl Into<Then>,
         w: &Var,
         b: Option<&Var>,
         stride: [usize; 2],
@@ -121,8 +123,15 @@ impl Var {
         cx: &mut Ctx<'_>,
     ) -> Result<Var> {
         let d = Dims::new(self.shape(), w.shape(), b.map(Var::shape), stride, pad)?;
-        let y = forward(self.value(), w.value(), b.map(Var::value), then, &d)?;
-        Operands::record(y, then, [self, w], b, cx, |operands| Conv2d { operands, d })
+        let (then, inputs): (Then, _) = (then.into(), [self, w]);
+        if let Some([y, place]) = forward_pooled(self.value(), w.value(), b.map(Var::value), then, &d)? {
+            let place = Some((place, then.activation.is_some()));
+            return Operands::record(y, None, inputs, b, cx, |operands| Conv2d { operands, d, place });
+        }
+        let y = forward(self.value(), w.value(), b.map(Var::value), then.activation, &d)?;
+        let node = |operands| Conv2d { operands, d, place: None };
+        let y = Operands::record(y, then.activation, inputs, b, cx, node)?;
+        Then { activation: None, ..then }.of(&y, cx)
     }
 }
 
@@ -143,14 +152,36 @@ fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, then: Option<Activation>,
     Ok(y)
 }
 
+/// With all that follows, and where the values of a max-pool are from, if a kernel does that as well.
+fn forward_pooled(x: &Tensor, w: &Tensor, b: Option<&Tensor>, then: Then, d: &Dims) -> Result<Option<[Tensor; 2]>> {
+    let relu = Activation::is_stored(then.activation, x.device());
+    match x.device() {
+        Device::Cuda(cuda) if then.pool && (relu || then.activation.is_none()) => {
+            with_kernel_type!(OP, x.dtype(), T => cuda::forward_pooled::<T>(cuda, x, w, b, relu, d))
+        }
+        _ => Ok(None),
+    }
+}
+
 struct Conv2d {
     operands: Operands,
     d: Dims,
+    /// Where in their windows the values are from, if they are of a max-pool, and whether ReLU came before it.
+    place: Option<(Tensor, bool)>,
 }
 
 impl Backward for Conv2d {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let (Operands { x, w, .. }, d) = (&self.operands, &self.d);
+        let gy = match &self.place {
+            Some((place, relu)) => {
+                if *relu {
+                    grads.forget_sums();
+                }
+                max_pool2d::backward(&gy, place, [d.n, d.y[0], d.y[1], d.o].into(), Then::POOL)?
+            }
+            None => gy,
+        };
         let (device, dtype) = (gy.device().clone(), gy.dtype());
         let weights = |gy: &Tensor, gw: &mut Slot<'_>| match &device {
             Device::Cpu(cpu) => with_real!(OP, dtype, T => {
@@ -175,15 +206,23 @@ impl Backward for Conv2d {
 }
 
 fn case(x: [usize; 4], o: usize, win: Window, bias: bool) -> Case {
-    then(None, x, o, win, bias)
+    then(Then::default(), x, o, win, bias)
 }
 
-fn then(activation: Option<Activation>, x: [usize; 4], o: usize, win: Window, bias: bool) -> Case {
+/// A max-pool of the result. In two bytes values are equal that are not, and another one wins; finite differences end where
+/// another does.
+fn pooled(activation: Option<Activation>, x: [usize; 4], o: usize, win: Window, bias: bool) -> Case {
+    let case = then(Then { activation, pool: true }, x, o, win, bias);
+    Case { half: false, smooth: false, ..case }
+}
+
+fn then(then: impl Into<Then>, x: [usize; 4], o: usize, win: Window, bias: bool) -> Case {
+    let then: Then = then.into();
     let [kh, kw] = win.kernel;
     let pixels = win.output(OP, [x[1], x[2]]).map_or(0, |s| s[0] * s[1]);
-    let name = Activation::in_a_name(activation);
+    let name = Activation::in_a_name(then.activation) + if then.pool { " pooled" } else { "" };
     let name = format!("{x:?} to {o} {win}{}{name}", if bias { "" } else { " no bias" });
-    let case = Case::new(name, move |v, cx| v[0].conv2d_then(activation, &v[1], v.get(2), win.stride, win.pad, cx))
+    let case = Case::new(name, move |v, cx| v[0].conv2d_then(then, &v[1], v.get(2), win.stride, win.pad, cx))
         .input("x", x, Fill::Uniform)
         .input("w", [o, kh, kw, x[3]], Fill::Uniform)
         .flops(2 * x[0] * pixels * o * kh * kw * x[3]);
@@ -210,6 +249,9 @@ pub fn cases() -> Vec<Case> {
         case([3, 9, 7, 8], 16, Window { kernel: [4, 3], stride: [3, 2], pad: [2, 1] }, true),
         then(Some(Activation::Relu), [5, 4, 4, 9], 17, plain(1), true),
         then(Some(Activation::Relu), [17, 5, 5, 9], 10, Window::square(3, 2, 1), false),
+        pooled(None, [2, 6, 7, 3], 5, plain(2), true),
+        pooled(Some(Activation::Relu), [3, 9, 8, 4], 8, Window::square(3, 2, 1), false),
+        pooled(Some(Activation::Silu), [2, 5, 4, 3], 4, plain(1), true),
         case([4, 32, 32, 3], 6, plain(5), true).timed(),
         case([4, 14, 14, 6], 16, plain(5), true).timed(),
         case([16, 30, 30, 16], 32, plain(3), true).timed(),

@@ -1,0 +1,116 @@
+//! A max-pool in the epilogue of a convolution against one by itself: the same numbers, and the same pixels win. In two bytes
+//! many are equal.
+
+use crate::under::Under;
+use tilework::device::cuda::CudaOptions;
+use tilework::dtype::Precision;
+use tilework::nn::Model;
+use tilework::ops::Case;
+use tilework::ops::activation::{Activation, Then};
+use tilework::ops::case::Fill;
+use tilework::ops::parity;
+use tilework::step::Step;
+use tilework::{DType, Device, Tensor, Var};
+
+/// A convolution of images to so many channels, its activation and its max-pool, together or apart.
+#[derive(Clone, Copy)]
+struct Block {
+    x: [usize; 4],
+    o: usize,
+    kernel: [usize; 2],
+    stride: [usize; 2],
+    pad: [usize; 2],
+    activation: Option<Activation>,
+}
+
+impl Block {
+    /// Its output and gradients, as bits.
+    fn run(self, device: &Device, dtype: DType, together: bool) -> Vec<(String, Vec<u64>)> {
+        let Block { x, o, kernel, stride, pad, activation } = self;
+        let case = Case::new("block", move |v, cx| {
+            let then = Then { activation, pool: together };
+            let y = v[0].conv2d_then(then, &v[1], v.get(2), stride, pad, cx)?;
+            if together { Ok(y) } else { y.max_pool2d(Then::POOL, cx) }
+        });
+        let case = case.input("x", x, Fill::Uniform).input("w", [o, kernel[0], kernel[1], x[3]], Fill::Uniform);
+        let case = case.param("b", [o], Fill::Uniform);
+        let results = parity::run(&case, device, dtype, 6).unwrap().into_iter();
+        results.map(|(name, t)| (name, t.to_f64().unwrap().into_iter().map(f64::to_bits).collect())).collect()
+    }
+
+    /// Holds the two against each other; `kernel` is what pools.
+    #[track_caller]
+    fn is_its_twin(self, under: &Under, dtype: DType, kernel: &str) {
+        let Device::Cuda(cuda) = under.first() else { panic!("a CUDA device") };
+        let mut apart = Vec::new();
+        for together in [true, false] {
+            let kernels = cuda.profile(|| {
+                apart = self.run(under.first(), dtype, together);
+                Ok(())
+            });
+            let kernels = kernels.unwrap();
+            let ran = |name: &str| kernels.iter().any(|t| t.kernel.starts_with(name));
+            assert_eq!([ran(kernel), ran("max_pool2d_fwd")], [together, !together], "{kernels:?}");
+        }
+        for (name, device) in &under.devices {
+            for ((what, got), (_, want)) in self.run(device, dtype, true).iter().zip(&apart) {
+                assert!(got == want, "{what} of {:?} to {}, {dtype}, {kernel} ({name})", self.x, self.o);
+            }
+        }
+    }
+}
+
+/// Rows and columns that no window has, and an odd number of rows with their padding. Blocks with several tiles, and windows of
+/// which a row is in another slab: `src/ops/conv2d/halo.rs`.
+#[test]
+fn of_few_channels_on_hopper() {
+    for tile in ["Halo64", "Halo32"] {
+        let options = CudaOptions { tile: Some(tile), max_blocks: Some(2), ..CudaOptions::default() };
+        let Some(under) = Under::of(options, 90) else { return };
+        if matches!(under.first(), Device::Cuda(cuda) if cuda.info().arch != 90) {
+            return crate::under::skip("sm_90a", "this GPU has no wgmma");
+        }
+        let block = |x, o, kernel, pad, activation| Block { x, o, kernel, stride: [1; 2], pad, activation };
+        for block in [
+            block([1, 7, 9, 24], 16, [3; 2], [1; 2], None),
+            block([2, 4, 9, 8], 24, [3, 2], [1, 0], Some(Activation::Relu)),
+        ] {
+            let dtype = if tile == "Halo64" { DType::F16 } else { DType::BF16 };
+            block.is_its_twin(&under, dtype, "conv2d_halo_pool_fwd");
+        }
+    }
+}
+
+/// Behind ReLU and a pool a batch-norm's gradient has sums of zero, and what ReLU lets through of it has not: the bias in front of
+/// them is trained.
+#[test]
+fn biases_before_relu_and_a_pool() {
+    let options = CudaOptions { tile: Some("Halo64"), ..CudaOptions::default() };
+    let no_fuse = CudaOptions { no_fuse: true, ..options };
+    let (Some(fused), Some(apart)) = (Under::of(options, 90), Under::of(no_fuse, 90)) else { return };
+    if matches!(fused.first(), Device::Cuda(cuda) if cuda.info().arch != 90) {
+        return crate::under::skip("sm_90a", "this GPU has no wgmma");
+    }
+    let layers = ["conv 3x3, 16 channels, pad 1", "relu", "max_pool 2", "batch_norm"].map(|l| l.into());
+    let of = |device: &Device| {
+        let mut model = Model::build(&layers, [7, 9, 24], device, 0).unwrap();
+        model.params.set_precision(Precision::F16).unwrap();
+        let mut grads = model.params.grads().unwrap();
+        let numbers = |shape: [usize; 4], by: usize| {
+            let numbers: Vec<f32> =
+                (0..shape.iter().product()).map(|i: usize| (i * by % 13) as f32 / 8.0 - 0.7).collect();
+            Tensor::from_slice(device, shape, &numbers).unwrap().to_dtype(DType::F16).unwrap()
+        };
+        let mut cx = model.train(Step::default());
+        let y = model.forward(&Var::constant(numbers([2, 7, 9, 24], 7)), &mut cx).unwrap();
+        drop(cx.backward(&y, numbers([2, 3, 4, 16], 5), Some(&mut grads)).unwrap());
+        grads.of(1).unwrap()
+    };
+    let want = of(apart.first());
+    let most = want.iter().fold(0f32, |most, v| most.max(v.abs()));
+    for (name, device) in &fused.devices {
+        for (got, want) in of(device).iter().zip(&want) {
+            assert!((got - want).abs() <= 0.02 * most, "{got}, apart {want} ({name})");
+        }
+    }
+}
