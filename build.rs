@@ -3,6 +3,7 @@
 //! also compiles the kernels for the host, twice: plain, and with every memory access reported to the
 //! checker. What is written where in a kernel file: `kernels/README.md`.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -137,8 +138,16 @@ fn generate(files: &[File], tiles: &[Tile], emulated: bool) -> Result<String, Pr
     let mut index = 0;
     for f in files.iter().filter(|f| !f.families.is_empty()) {
         let _ = writeln!(out, "\n/// Kernels of `{}`.\npub mod {} {{\n    use super::*;", f.name, f.stem);
-        // Those of a header of the file's own name too.
+        // Those of a header of the file's own name too; and sizes that are another's.
         files.iter().filter(|h| h.stem == f.stem).flat_map(|h| &h.structs).for_each(|s| generate_struct(&mut out, s));
+        let params = f.families.iter().flat_map(|family| &family.params);
+        let sizes: BTreeSet<&String> =
+            params.filter_map(|p| if let Kind::Dims(of) = &p.kind { Some(of) } else { None }).collect();
+        for of in sizes {
+            for h in files.iter().filter(|h| h.stem != f.stem && h.structs.iter().any(|s| s.name == *of)) {
+                let _ = writeln!(out, "    pub use super::{}::{of};", h.stem);
+            }
+        }
         let families: String = f.families.iter().map(|f| format!("&{}, ", f.name.to_uppercase())).collect();
         let _ = writeln!(
             out,

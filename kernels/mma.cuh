@@ -19,6 +19,7 @@
 // aligned) read element by element.
 #pragma once
 #include "cluster_sum.cuh"
+#include "pool.cuh"
 #include "tensor_core.cuh"
 
 template <class E, int LINES, int K, bool ALONG_K>
@@ -146,37 +147,65 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
     }
   }
 
-  if constexpr (takes_clusters<Tile>) {
-    if (in_cluster(cut)) {
-      static_assert(M * SUMS_ROW<Tile> * sizeof(float) <= sizeof as, "the sums fit where A was");
-      float* sums = reinterpret_cast<float*>(as);
-      __syncthreads();  // all warps have done with the last step
+  if constexpr (pools<Then>) {
 #pragma unroll
-      for (int j = 0; j < NT; ++j)
+    for (int j = 0; j < NT; ++j) {
+      const int c = n0 + wn + 8 * j + lane % 4 * 2;
 #pragma unroll
-        for (int i = 0; i < 2 * MT; ++i) {
-          const Pack<float, 2> v = {{acc[i / 2][j][i % 2 * 2], acc[i / 2][j][i % 2 * 2 + 1]}};
-          store(sums + (wm + 8 * i + lane / 4) * SUMS_ROW<Tile> + wn + 8 * j + lane % 4 * 2, v);
+      for (int i = 0; i < 2 * MT; ++i) {
+        // Lanes that differ in bits 2 and 3 of their number have the four rows of a window. The first of them sees them in
+        // their order.
+        const int r = m0 + wm + 8 * i + lane / 4;
+        Pack<float, 2> v;
+#pragma unroll
+        for (int q = 0; q < 2; ++q) v.v[q] = acc[i / 2][j][i % 2 * 2 + q] + epilogue.bias_at(c + q, cut.n);
+        Largest<2> found(epilogue.stored(v), r % 4);
+#pragma unroll
+        for (int bit = 4; bit <= 8; bit *= 2) {
+#pragma unroll
+          for (int q = 0; q < 2; ++q) {
+            const float value = __shfl_xor_sync(0xffffffffu, found.value.v[q], bit);
+            const int place = __shfl_xor_sync(0xffffffffu, found.place[q], bit);
+            found.see(q, value, place);
+          }
         }
-      return add_up_in_cluster<Tile>(sums, m0, n0, cut, epilogue);
+        if (r % 4 == 0 && r < cut.m && c < cut.n) epilogue.store(r / 4, c, cut.n, found);
+      }
     }
-  }
-  float* partial = cut.partial_of(blockIdx.z);
-  const auto none = epilogue.of_partial(partial);
+    return;
+  } else {
+    if constexpr (takes_clusters<Tile>) {
+      if (in_cluster(cut)) {
+        static_assert(M * SUMS_ROW<Tile> * sizeof(float) <= sizeof as, "the sums fit where A was");
+        float* sums = reinterpret_cast<float*>(as);
+        __syncthreads();  // all warps have done with the last step
 #pragma unroll
-  for (int j = 0; j < NT; ++j) {
-    const int c = n0 + wn + 8 * j + lane % 4 * 2;
-    if (c >= cut.n) continue;
-    float bias[2];
+        for (int j = 0; j < NT; ++j)
 #pragma unroll
-    for (int q = 0; q < 2; ++q) bias[q] = partial ? 0.0f : epilogue.bias_at(c + q, cut.n);
+          for (int i = 0; i < 2 * MT; ++i) {
+            const Pack<float, 2> v = {{acc[i / 2][j][i % 2 * 2], acc[i / 2][j][i % 2 * 2 + 1]}};
+            store(sums + (wm + 8 * i + lane / 4) * SUMS_ROW<Tile> + wn + 8 * j + lane % 4 * 2, v);
+          }
+        return add_up_in_cluster<Tile>(sums, m0, n0, cut, epilogue);
+      }
+    }
+    float* partial = cut.partial_of(blockIdx.z);
+    const auto none = epilogue.of_partial(partial);
 #pragma unroll
-    for (int i = 0; i < 2 * MT; ++i) {
-      const int r = m0 + wm + 8 * i + lane / 4;
-      if (r >= cut.m) continue;
-      const Pack<float, 2> v = {{acc[i / 2][j][i % 2 * 2] + bias[0], acc[i / 2][j][i % 2 * 2 + 1] + bias[1]}};
-      if (partial) none.store(r, c, cut.n, v);
-      else epilogue.store(r, c, cut.n, v);
+    for (int j = 0; j < NT; ++j) {
+      const int c = n0 + wn + 8 * j + lane % 4 * 2;
+      if (c >= cut.n) continue;
+      float bias[2];
+#pragma unroll
+      for (int q = 0; q < 2; ++q) bias[q] = partial ? 0.0f : epilogue.bias_at(c + q, cut.n);
+#pragma unroll
+      for (int i = 0; i < 2 * MT; ++i) {
+        const int r = m0 + wm + 8 * i + lane / 4;
+        if (r >= cut.m) continue;
+        const Pack<float, 2> v = {{acc[i / 2][j][i % 2 * 2] + bias[0], acc[i / 2][j][i % 2 * 2 + 1] + bias[1]}};
+        if (partial) none.store(r, c, cut.n, v);
+        else epilogue.store(r, c, cut.n, v);
+      }
     }
   }
 }

@@ -131,6 +131,10 @@ struct Epilogue {
   }
 };
 
+// Whether the rows of C are four of a window each, of which the largest is stored: PoolEpilogue in conv2d_pool.cu.
+template <class Then>
+constexpr bool pools = false;
+
 // The same where the product is of the transpose: row and column of C are those of y the other way round, y [n][m].
 template <class E>
 struct Transposed {

@@ -17,12 +17,13 @@ struct Largest {
   }
   __device__ __forceinline__ void see(const Pack<float, V>& v, int at) {
 #pragma unroll
-    for (int k = 0; k < V; ++k) {
-      // Neither <= nor == holds for NaN.
-      if (v.v[k] <= value.v[k] || value.v[k] != value.v[k]) continue;
-      value.v[k] = v.v[k];
-      place[k] = at;
-    }
+    for (int k = 0; k < V; ++k) see(k, v.v[k], at);
+  }
+  __device__ __forceinline__ void see(int k, float v, int at) {
+    // Neither <= nor == holds for NaN.
+    if (v <= value.v[k] || value.v[k] != value.v[k]) return;
+    value.v[k] = v;
+    place[k] = at;
   }
 };
 

@@ -8,6 +8,7 @@
 // on their way to registers, and they are put into the other buffer afterwards: one barrier per step.
 #pragma once
 #include "operand.cuh"
+#include "pool.cuh"
 
 // Floats of a row of a tile in shared memory. Padding by 4 keeps rows 16-byte aligned and puts k and k + 4 into
 // different halves of the banks, so that storing a line that came along K has no conflicts.
@@ -119,25 +120,50 @@ __device__ __forceinline__ void product_simt(A a, B b, const Cut& cut, const The
   }
 
   if (!busy) return;
-  // A partial result is stored as it is: the epilogue comes when all are added up.
-  float* partial = cut.partial_of(blockIdx.z);
-  const auto none = epilogue.of_partial(partial);
+  if constexpr (pools<Then>) {
 #pragma unroll
-  for (int j = 0; j < TN; j += 4) {
-    const int c = n0 + column + j * 8;
-    if (c >= cut.n) continue;
-    Four<float> bias = {};
+    for (int j = 0; j < TN; j += 4) {
+      const int c = n0 + column + j * 8;
+      if (c >= cut.n) continue;
 #pragma unroll
-    for (int q = 0; q < 4; ++q) bias.v[q] = partial ? 0.0f : epilogue.bias_at(c + q, cut.n);
+      for (int i = 0; i < TM; i += 4) {
+        // Four rows that are neighbours are of one thread, and there together.
+        const int r = m0 + row + i * 4;
+        if (r >= cut.m) continue;
+        const auto at = [&](int place) {
+          Four<float> v;
 #pragma unroll
-    for (int i = 0; i < TM; ++i) {
-      const int r = m0 + row + i / 4 * 16 + i % 4;
-      if (r >= cut.m) continue;
-      Four<float> v;
+          for (int q = 0; q < 4; ++q) v.v[q] = acc[i + place][j + q] + epilogue.bias_at(c + q, cut.n);
+          return epilogue.stored(v);
+        };
+        Largest<4> found(at(0), 0);
 #pragma unroll
-      for (int q = 0; q < 4; ++q) v.v[q] = acc[i][j + q] + bias.v[q];
-      if (partial) none.store(r, c, cut.n, v);
-      else epilogue.store(r, c, cut.n, v);
+        for (int place = 1; place < 4; ++place) found.see(at(place), place);
+        epilogue.store(r / 4, c, cut.n, found);
+      }
+    }
+    return;
+  } else {
+    // A partial result is stored as it is: the epilogue comes when all are added up.
+    float* partial = cut.partial_of(blockIdx.z);
+    const auto none = epilogue.of_partial(partial);
+#pragma unroll
+    for (int j = 0; j < TN; j += 4) {
+      const int c = n0 + column + j * 8;
+      if (c >= cut.n) continue;
+      Four<float> bias = {};
+#pragma unroll
+      for (int q = 0; q < 4; ++q) bias.v[q] = partial ? 0.0f : epilogue.bias_at(c + q, cut.n);
+#pragma unroll
+      for (int i = 0; i < TM; ++i) {
+        const int r = m0 + row + i / 4 * 16 + i % 4;
+        if (r >= cut.m) continue;
+        Four<float> v;
+#pragma unroll
+        for (int q = 0; q < 4; ++q) v.v[q] = acc[i][j + q] + bias.v[q];
+        if (partial) none.store(r, c, cut.n, v);
+        else epilogue.store(r, c, cut.n, v);
+      }
     }
   }
 }

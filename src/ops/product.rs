@@ -61,22 +61,22 @@ pub(super) struct Plan {
     /// Its launch.
     pub(super) launch: Launch,
     /// What it takes, by estimate.
-    nanoseconds: f64,
+    pub(super) nanoseconds: f64,
 }
 
 impl Plan {
-    /// The fastest cut with one of these tiles on an architecture, by estimate, and the first of equals; none if there is no
-    /// tile.
-    fn new([m, n, k]: [usize; 3], tiles: impl Iterator<Item = &'static Tile>, arch: u32) -> Option<Self> {
+    /// The fastest cut with one of these tiles on an architecture, into so many splits at most, by estimate, and the first of
+    /// equals; none if there is no tile.
+    fn new([m, n, k]: [usize; 3], tiles: impl Iterator<Item = &'static Tile>, arch: u32, limit: usize) -> Option<Self> {
         let mut best: Option<Plan> = None;
         for tile in tiles {
             let [rows, columns] = if tile.transposed { [n, m] } else { [m, n] };
             let blocks = rows.div_ceil(tile.m) * columns.div_ceil(tile.n);
             let steps = k.div_ceil(tile.k);
-            let most = steps.min(MAX_PARTIAL / (m * n).max(1)).max(1);
+            let most = steps.min(MAX_PARTIAL / (m * n).max(1)).min(limit).max(1);
             // As many splits as give every multiprocessor the same number of blocks.
             let even = (1..=16).map(|each| (MULTIPROCESSORS * each / blocks.max(1)).clamp(1, most));
-            let clusters = 2..=if tile.cluster && arch >= CLUSTERS { MOST_IN_CLUSTER.min(steps) } else { 1 };
+            let clusters = 2..=if tile.cluster && arch >= CLUSTERS { MOST_IN_CLUSTER.min(steps).min(limit) } else { 1 };
             let cuts = std::iter::once(1).chain(even).map(|splits| (splits, false));
             for (splits, in_cluster) in cuts.chain(clusters.map(|splits| (splits, true))) {
                 let split_steps = steps.div_ceil(splits).max(1);
@@ -143,10 +143,16 @@ impl Product<'_> {
 
     /// What the best cut takes, by estimate.
     pub(super) fn nanoseconds<T: KernelType>(&self, cuda: &Cuda, families: &[&Family]) -> f64 {
-        self.plan::<T>(cuda, families).map_or(f64::INFINITY, |plan| plan.nanoseconds)
+        self.plan::<T>(cuda, families, usize::MAX).map_or(f64::INFINITY, |plan| plan.nanoseconds)
     }
 
-    fn plan<T: KernelType>(&self, cuda: &Cuda, families: &[&Family]) -> Option<Plan> {
+    /// The best cut that leaves K whole, if there is one.
+    pub(super) fn whole<T: KernelType>(&self, cuda: &Cuda, family: &Family) -> Option<Plan> {
+        self.plan::<T>(cuda, &[family], 1)
+    }
+
+    /// The best with so many splits at most.
+    fn plan<T: KernelType>(&self, cuda: &Cuda, families: &[&Family], limit: usize) -> Option<Plan> {
         let tiles = || families.iter().flat_map(|family| family.tiles(T::DTYPE, cuda.info().arch));
         // Where a tile that suits some sizes alone is asked for and cannot be had, it does not matter which.
         let is_for_some =
@@ -155,7 +161,7 @@ impl Product<'_> {
         // The largest steps are not for operands that are read element by element.
         let wide = self.rows.iter().all(|row| row % CHUNK == 0);
         let fits = |t: &&Tile| asked.map_or(wide || t.shared == 0, |name| t.name == name);
-        Plan::new(self.sizes, tiles().filter(fits), cuda.info().arch)
+        Plan::new(self.sizes, tiles().filter(fits), cuda.info().arch, limit)
     }
 
     /// Runs one of some families of kernels for activations of type `T`: `launch` gets the cut, the result, and the
@@ -175,7 +181,7 @@ impl Product<'_> {
         let families: Vec<&Family> = families.into_iter().collect();
         let asked = cuda.options().tile.unwrap_or("any tile");
         let lacks = || families[0].lacks(&format!("{}, {asked}", T::DTYPE));
-        let plan = self.plan::<T>(cuda, &families).ok_or_else(lacks)?;
+        let plan = self.plan::<T>(cuda, &families, usize::MAX).ok_or_else(lacks)?;
         if plan.splits == 1 || plan.in_cluster {
             return launch(&plan, y, None).map(|()| self.masks.is_some() && plan.tile.masks);
         }
@@ -391,8 +397,10 @@ mod tests {
 
     #[test]
     fn plans_cover_k_and_fill_the_device() {
-        let plan = |m, n, k| Plan::new([m, n, k], LINEAR_FWD.tiles(DType::F32, 0), 0).unwrap();
-        let half = |m, n, k, arch| Plan::new([m, n, k], LINEAR_FWD.tiles(DType::F16, arch), arch).unwrap().tile.name;
+        let plan = |m, n, k| Plan::new([m, n, k], LINEAR_FWD.tiles(DType::F32, 0), 0, usize::MAX).unwrap();
+        let half = |m, n, k, arch| {
+            Plan::new([m, n, k], LINEAR_FWD.tiles(DType::F16, arch), arch, usize::MAX).unwrap().tile.name
+        };
         for (m, n, k) in
             [(1, 1, 1), (4, 120, 400), (3136, 6, 75), (16, 1024, 18_432), (6, 75, 3136), (4096, 4096, 4096)]
         {
@@ -407,27 +415,28 @@ mod tests {
         assert_eq!((half(4096, 4096, 4096, 90), half(16384, 64, 576, 90)), ("Wgmma128", "Wgmma64"));
         assert_eq!((half(4096, 4096, 4096, 80), half(3136, 6, 75, 90)), ("Mma128", "Mma32"));
         // Blocks that walk over tiles are as many as a large GPU holds at once.
-        let tma = |m, n, k| Plan::new([m, n, k], CONV2D_FWD_TMA.tiles(DType::F16, 90), 90).unwrap();
+        let tma = |m, n, k| Plan::new([m, n, k], CONV2D_FWD_TMA.tiles(DType::F16, 90), 90, usize::MAX).unwrap();
         assert_eq!((tma(32_768, 512, 2304).tile.name, tma(32_768, 512, 2304).launch.grid), ("Tma256", [132, 1, 1]));
         assert_eq!((tma(8192, 64, 64).tile.name, tma(8192, 64, 64).launch.grid), ("Tma64", [64, 1, 1]));
         // Of few rows the transpose is cut where that takes fewer blocks.
-        let weights = |o, patch, k| Plan::new([o, patch, k], CONV2D_BWD_W_TMA.tiles(DType::F16, 90), 90).unwrap();
+        let weights =
+            |o, patch, k| Plan::new([o, patch, k], CONV2D_BWD_W_TMA.tiles(DType::F16, 90), 90, usize::MAX).unwrap();
         let (few, many) = (weights(64, 576, 450_000), weights(256, 2304, 98_000));
         assert_eq!((few.tile.name, few.launch.grid), ("Tma64Transposed", [5, 1, few.splits as u32]));
         assert_eq!((many.tile.name, weights(128, 64, 50_000).tile.name), ("Tma256", "Tma64"));
-        assert_eq!(Plan::new([1, 1, 1], std::iter::empty(), 90), None);
+        assert_eq!(Plan::new([1, 1, 1], std::iter::empty(), 90, usize::MAX), None);
     }
 
     #[test]
     fn clusters_share_a_tile_where_there_are_such() {
-        let plan = |arch| Plan::new([512, 256, 2304], CONV2D_FWD_TMA.tiles(DType::F16, 90), arch).unwrap();
+        let plan = |arch| Plan::new([512, 256, 2304], CONV2D_FWD_TMA.tiles(DType::F16, 90), arch, usize::MAX).unwrap();
         let (with, without) = (plan(90), plan(80));
         assert!(with.in_cluster && with.splits <= MOST_IN_CLUSTER && with.launch.cluster == [1, 1, with.splits as u32]);
         assert!(!without.in_cluster && without.splits > 1 && without.launch.cluster == [1; 3]);
         // Each tile has a cluster of its own.
         assert_eq!(with.launch.grid, [16, 1, with.splits as u32]);
         // The bits of f32 are those of every GPU.
-        assert!(!Plan::new([4, 120, 400], LINEAR_FWD.tiles(DType::F32, 90), 90).unwrap().in_cluster);
+        assert!(!Plan::new([4, 120, 400], LINEAR_FWD.tiles(DType::F32, 90), 90, usize::MAX).unwrap().in_cluster);
     }
 
     /// More steps than a ring of shared memory has slots, in a block that is not split, and in clusters whose blocks have ranges

@@ -114,3 +114,20 @@ fn biases_before_relu_and_a_pool() {
         }
     }
 }
+
+/// Rows and columns that no window has, channels that fill no tile, strides and padding. K is of one step, which nothing splits.
+#[test]
+fn of_pixels_that_are_gathered_by_windows() {
+    let Some(under) = Under::new() else { return };
+    let block =
+        |x, o, [kernel, stride, pad]: [[usize; 2]; 3], activation| Block { x, o, kernel, stride, pad, activation };
+    for block in [
+        block([2, 9, 8, 3], 5, [[2, 2], [1, 1], [1, 0]], None),
+        block([3, 11, 13, 4], 36, [[2, 2], [2, 1], [0, 1]], Some(Activation::Relu)),
+        block([5, 15, 16, 8], 40, [[1, 2], [1, 2], [0, 1]], Some(Activation::Relu)),
+    ] {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            block.is_its_twin(&under, dtype, "conv2d_pool_fwd");
+        }
+    }
+}

@@ -13,8 +13,10 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::TMA64;
 use crate::kernels::conv2d::*;
+use crate::kernels::conv2d_pool::{CONV2D_POOL_FWD, conv2d_pool_fwd};
 use crate::ops::linear::cuda as linear;
-use crate::ops::product::Product;
+use crate::ops::product::{Plan, Product};
+use crate::ops::window::Window;
 use crate::params::Slot;
 use crate::tensor::Tensor;
 
@@ -165,7 +167,18 @@ pub(super) fn forward_pooled<T: KernelType>(
             pooled.pool::<T>(cuda, [x, w], d, b, relu, [&mut y, &mut place])?;
             Ok(Some([y, place]))
         }
-        Forward::Strip(_) | Forward::Product(_) => Ok(None),
+        Forward::Product(families) => {
+            let stride = d.window.stride.map(|step| 2 * step);
+            let windows = Dims { y: [h, wide], window: Window { stride, ..d.window }, ..*d };
+            let product = product(b, relu, 4 * d.n * h * wide, d)?;
+            let faster = |plan: &Plan| plan.nanoseconds < full.nanoseconds::<T>(cuda, &families) + apart;
+            let Some(plan) = product.whole::<T>(cuda, &CONV2D_POOL_FWD).filter(faster) else { return Ok(None) };
+            let (mut place, sizes) = (place()?, sizes(&windows, false, plan.split_steps));
+            let (sizes, (to, at)) = (Conv2dDims { relu: relu.into(), ..sizes }, (y.output()?, place.output()?));
+            conv2d_pool_fwd::<T>(cuda, plan.tile, plan.launch, x.input()?, w.input()?, product.bias, to, at, &sizes)?;
+            Ok(Some([y, place]))
+        }
+        Forward::Strip(_) => Ok(None),
     }
 }
 
