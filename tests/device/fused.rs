@@ -112,6 +112,29 @@ fn sums_in_batch_norm() {
     }
 }
 
+/// Batch-norm of what ReLU made writes what that passes on: the gradients are those of ReLU by itself.
+#[test]
+fn batch_norm_behind_relu() {
+    let Some(under) = Under::new() else { return };
+    // As many rows as are treated whole, and more; channels one by one and by fours.
+    for (c, rows) in [(3, 63), (8, 63), (5, 2101), (8, 2101)] {
+        let twin = |fused: bool| {
+            let case = Case::new(format!("{c} {rows}"), move |v, cx| {
+                let [mut mean, mut var] = running(cx.device(), DType::F32, c)?;
+                let then = fused.then_some(Activation::Relu);
+                let y = v[0].conv2d_then(then, &v[1], None, [1; 2], [0; 2], cx)?;
+                let y = if fused { y } else { y.relu(cx)? };
+                y.batch_norm2d(&v[2], &v[3], [&mut mean, &mut var], 0.1, 1e-5, cx)
+            });
+            let case = case.input("x", [1, rows, 1, 4], Fill::Uniform).input("w", [c, 1, 1, 4], Fill::Uniform);
+            case.param("gamma", [c], Fill::NonZero).param("beta", [c], Fill::Uniform)
+        };
+        let device = &under.devices[0].1;
+        let [fused, apart] = [true, false].map(|fused| run(&twin(fused), device, DType::F32));
+        assert_eq!(fused, apart, "{c} {rows}");
+    }
+}
+
 /// A max-pool in batch-norm's passes has the numbers of one by itself, and the same pixels win: in two bytes many are equal.
 #[test]
 fn max_pools_in_batch_norm() {
