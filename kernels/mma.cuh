@@ -172,7 +172,6 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
         if (r % 4 == 0 && r < cut.m && c < cut.n) epilogue.store(r / 4, c, cut.n, found);
       }
     }
-    return;
   } else {
     if constexpr (takes_clusters<Tile>) {
       if (in_cluster(cut)) {

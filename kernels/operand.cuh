@@ -95,8 +95,8 @@ struct Epilogue {
   const float* bias;                         // [n] or null, added to every row
   int accumulate;                            // add to y instead of overwriting it
   int relu;                                  // store max(y, 0)
-  const E* masks =
-      nullptr;  // [m][n] or null: store 0 where this is not above 0, as ReLU that made it passes on no gradient
+  // [m][n] or null: store 0 where this is not above 0, as ReLU that made it passes on no gradient.
+  const E* masks = nullptr;
   // For the sums of one split.
   __device__ __forceinline__ Epilogue<float> of_partial(float* partial) const { return {partial, nullptr, 0, 0}; }
   __device__ __forceinline__ float bias_at(int column, int n) const { return bias && column < n ? bias[column] : 0.0f; }

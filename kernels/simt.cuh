@@ -142,7 +142,6 @@ __device__ __forceinline__ void product_simt(A a, B b, const Cut& cut, const The
         epilogue.store(r / 4, c, cut.n, found);
       }
     }
-    return;
   } else {
     // A partial result is stored as it is: the epilogue comes when all are added up.
     float* partial = cut.partial_of(blockIdx.z);

@@ -52,6 +52,16 @@ fn losses_are_those_of_f32() {
     }
 }
 
+/// The losses of four steps, fused and apart, differ by so much at most.
+#[track_caller]
+fn losses_agree(recipe: &Recipe, [fused, apart]: [&Under; 2], difference: f64) {
+    let [(one, _), (other, _)] = [fused, apart].map(|under| train(recipe, under.first(), 4, true));
+    for (one, other) in one.iter().zip(&other) {
+        let (step, one, other, precision) = (one.step, one.loss, other.loss, recipe.precision);
+        assert!((one - other).abs() <= difference, "{precision:?}, step {step}: {one} fused and {other} not");
+    }
+}
+
 /// Layers that are computed together give the bits of layers that are not in f32, and nearly so in two bytes.
 #[test]
 fn fused_layers_are_those_by_themselves() {
@@ -62,11 +72,7 @@ fn fused_layers_are_those_by_themselves() {
         "relu", { residual = ["conv 3x3, 8 channels, pad 1"], after = ["relu"] }, "flatten", "fc 12", "relu", "fc 10"]"#;
     for (precision, difference) in [("f32", 0.0), ("f16", 1e-3), ("bf16", 1e-2)] {
         let recipe = recipe("a1-lenet", &[layers, "batch_size=6", &format!("precision={precision}")]);
-        let [(one, _), (other, _)] = [&fused, &apart].map(|under| train(&recipe, under.first(), 4, true));
-        for (one, other) in one.iter().zip(&other) {
-            let (step, one, other) = (one.step, one.loss, other.loss);
-            assert!((one - other).abs() <= difference, "{precision}, step {step}: {one} fused and {other} not");
-        }
+        losses_agree(&recipe, [&fused, &apart], difference);
         let launches = |under: &Under| {
             let Device::Cuda(cuda) = under.first() else { return 0 };
             let mut trainer = trainer(&recipe, under.first());
@@ -88,11 +94,7 @@ fn relu_s_gradient_takes_no_pass() {
         "relu", "flatten", "fc 16", "relu", "dropout 0.3", "fc 10"]"#;
     for (precision, difference) in [("f32", 0.0), ("f16", 1e-3), ("bf16", 1e-2)] {
         let recipe = recipe("a1-lenet", &[layers, "batch_size=6", &format!("precision={precision}")]);
-        let [(one, _), (other, _)] = [&fused, &apart].map(|under| train(&recipe, under.first(), 4, true));
-        for (one, other) in one.iter().zip(&other) {
-            let (step, one, other) = (one.step, one.loss, other.loss);
-            assert!((one - other).abs() <= difference, "{precision}, step {step}: {one} fused and {other} not");
-        }
+        losses_agree(&recipe, [&fused, &apart], difference);
         let masks = |under: &Under| {
             let Device::Cuda(cuda) = under.first() else { return 0 };
             let mut trainer = trainer(&recipe, under.first());

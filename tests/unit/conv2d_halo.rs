@@ -53,15 +53,8 @@ fn runs_give_what_the_definition_says() {
         let options = EmulatorOptions { order, checked, arch: 90, ..EmulatorOptions::default() };
         let device = Device::emulated_with(CudaOptions::default(), options).unwrap();
         let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
-        let tensor = |shape: [usize; 4], of: &[f64]| {
-            let of: Vec<f16> = of.iter().map(|v| f16::from_f64(*v)).collect();
-            Tensor::from_slice(&device, shape, &of).unwrap()
-        };
         let rounded = |of: &[f64]| of.iter().map(|v| f16::from_f64(*v).to_f64()).collect::<Vec<_>>();
-        let [kh, kw] = d.window.kernel;
-        let x = tensor([d.n, d.x[0], d.x[1], d.c], &e.x);
-        let (w, gy) = (tensor([d.o, kh, kw, d.c], &e.w), tensor([d.n, d.y[0], d.y[1], d.o], &e.gy));
-        let b = Tensor::from_slice(&device, [d.o], &e.b.iter().map(|v| *v as f32).collect::<Vec<_>>()).unwrap();
+        let [x, w, gy, b] = e.tensors(&device);
         let walks = |halo: Option<Halo>| {
             let halo = halo?;
             assert!(halo.tiles > 2 * blocks);

@@ -36,13 +36,8 @@ fn blocks_walk_over_tiles() {
             let options = EmulatorOptions { order, checked, arch: 90, ..EmulatorOptions::default() };
             let device = Device::emulated_with(CudaOptions::default(), options).unwrap();
             let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
-            let tensor = |shape: [usize; 4], of: &[f64]| {
-                let of: Vec<f16> = of.iter().map(|v| f16::from_f64(*v)).collect();
-                Tensor::from_slice(&device, shape, &of).unwrap()
-            };
-            let x = tensor([d.n, d.x[0], d.x[1], d.c], &e.x);
-            let w = tensor([d.o, 2, 1, d.c], &e.w);
-            let gy = tensor([d.n, d.y[0], d.y[1], d.o], &e.gy);
+            let [x, w, gy, bias] = e.tensors(&device);
+            let empty = |like: &Tensor| Tensor::empty(&device, DType::F16, like.shape()).unwrap();
             let make = |operands: Result<maps::Operands>| maps::make(cuda, &operands.unwrap()).unwrap();
             let launch = Launch::new(0, tile.threads).grid(2, 1, 2).shared(tile.shared as usize);
             let partial = |len: usize| Tensor::empty(&device, DType::F32, [2, len]).unwrap();
@@ -53,7 +48,7 @@ fn blocks_walk_over_tiles() {
                 assert!(sum == want, "{pass}, {}, {order:?}", tile.name);
             };
             // What would be written without splits.
-            let (mut none, mut no_sums) = (tensor([1; 4], &[0.0]), partial(1));
+            let (mut none, mut no_sums) = (Tensor::empty(&device, DType::F16, [1; 4]).unwrap(), partial(1));
             let (mut p, [a, b]) = (partial(e.gw.len()), make(maps::backward_w::<f16>(&gy, &x, d)));
             let (to, out) = (no_sums.output().unwrap(), Some(p.output().unwrap()));
             conv2d_bwd_w_tma::<f16>(cuda, tile, launch, &a, &b, to, out, &sizes(d, false, 4)).unwrap();
@@ -90,16 +85,12 @@ fn blocks_walk_over_tiles() {
             conv2d_bwd_x_tma::<f16>(cuda, tile, launch, &a, &b, None, to, out, &sizes(d, false, 4)).unwrap();
             check("input gradient", &p, &e.gx);
             if tile.cluster {
-                let (mut got, to) =
-                    (tensor([d.n, d.x[0], d.x[1], d.c], &e.x), clusters([d.n * d.image() / d.c, d.c], 3));
+                let (mut got, to) = (empty(&x), clusters([d.n * d.image() / d.c, d.c], 3));
                 let (gx, d) = (got.output().unwrap(), sizes(d, false, 2));
                 conv2d_bwd_x_tma::<f16>(cuda, tile, to, &a, &b, None, gx, None, &d).unwrap();
                 whole("input gradient", &got, &e.gx);
-                let (mut got, to) =
-                    (tensor([e.d.n, e.d.y[0], e.d.y[1], e.d.o], &e.gy), clusters([e.d.n * e.d.pixels(), e.d.o], 2));
+                let (mut got, to) = (empty(&gy), clusters([e.d.n * e.d.pixels(), e.d.o], 2));
                 let [a, b] = make(maps::forward::<f16>(&x, &w, &e.d, tile));
-                let bias: Vec<f32> = e.b.iter().map(|&v| v as f32).collect();
-                let bias = Tensor::from_slice(&device, [e.d.o], &bias).unwrap();
                 let (y, bias, d) = (got.output().unwrap(), Some(bias.input().unwrap()), sizes(&e.d, false, 1));
                 conv2d_fwd_tma::<f16>(cuda, tile, to, &a, &b, bias, y, None, &d).unwrap();
                 whole("forward", &got, &e.y);

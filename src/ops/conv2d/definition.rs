@@ -3,6 +3,10 @@
 use super::Dims;
 use crate::ops::case::Draw;
 use crate::ops::window::Window;
+#[cfg(tilework_emulator)]
+use crate::{device::Device, tensor::Tensor};
+#[cfg(tilework_emulator)]
+use half::f16;
 
 /// A convolution of small whole numbers: every sum is exact, in whatever order.
 pub(super) struct Example {
@@ -54,5 +58,22 @@ impl Example {
             }
         }
         Example { d, x, w, b, y, gy, gx, gw }
+    }
+
+    /// x, w and gy in f16 on a device, and b.
+    #[cfg(tilework_emulator)]
+    pub(super) fn tensors(&self, device: &Device) -> [Tensor; 4] {
+        let (d, [kh, kw]) = (&self.d, self.d.window.kernel);
+        let halves = |shape: [usize; 4], of: &[f64]| {
+            let of: Vec<f16> = of.iter().map(|v| f16::from_f64(*v)).collect();
+            Tensor::from_slice(device, shape, &of).unwrap()
+        };
+        let b: Vec<f32> = self.b.iter().map(|v| *v as f32).collect();
+        [
+            halves([d.n, d.x[0], d.x[1], d.c], &self.x),
+            halves([d.o, kh, kw, d.c], &self.w),
+            halves([d.n, d.y[0], d.y[1], d.o], &self.gy),
+            Tensor::from_slice(device, [d.o], &b).unwrap(),
+        ]
     }
 }

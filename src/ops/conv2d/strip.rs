@@ -267,10 +267,6 @@ mod tests {
             let device =
                 Device::emulated_with(CudaOptions { tile: Some(STRIPS), ..CudaOptions::default() }, options).unwrap();
             let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
-            let tensor = |shape: [usize; 4], of: &[f64]| {
-                let of: Vec<f16> = of.iter().map(|v| f16::from_f64(*v)).collect();
-                Tensor::from_slice(&device, shape, &of).unwrap()
-            };
             let same = |pass: &str, got: &Tensor, want: &[f64]| {
                 let want: Vec<f64> = match got.dtype() {
                     DType::F16 => want.iter().map(|v| f16::from_f64(*v).to_f64()).collect(),
@@ -279,10 +275,7 @@ mod tests {
                 assert!(got.to_f64().unwrap() == want, "{pass}, {d:?}, {order:?}");
             };
             let walks = |strip: Strip| Strip { blocks: 2, ..strip };
-            let [kh, kw] = d.window.kernel;
-            let inputs = tensor([d.n, d.x[0], d.x[1], c], &e.x);
-            let (w, gy) = (tensor([o, kh, kw, c], &e.w), tensor([d.n, d.y[0], d.y[1], o], &e.gy));
-            let b = Tensor::from_slice(&device, [o], &e.b.iter().map(|v| *v as f32).collect::<Vec<_>>()).unwrap();
+            let [inputs, w, gy, b] = e.tensors(&device);
             if let Some(strip) = Strip::forward::<f16>(cuda, d) {
                 let mut y = Tensor::empty(&device, DType::F16, gy.shape()).unwrap();
                 walks(strip).multiply::<f16>(cuda, [&inputs, &w], Some(&b), [false; 2], y.output().unwrap()).unwrap();
