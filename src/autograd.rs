@@ -28,7 +28,6 @@ use crate::rng::stream;
 use crate::shape::Shape;
 use crate::step::Step;
 use crate::tensor::Tensor;
-use grads::Known;
 
 /// Names a tracked variable on its tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,22 +268,13 @@ impl<'p> Ctx<'p> {
     pub fn backward<'g>(self, y: &Var, gy: Tensor, params: Option<&'g mut ParamGrads>) -> Result<Grads<'g>> {
         y.value.expect_like("backward", &gy)?;
         let tape = self.tape.ok_or_else(|| Error::Internal("backward without a tape".into()))?;
-        let (of, known) = ((0..tape.vars.len()).map(|_| None).collect(), vec![Known::default(); tape.vars.len()]);
-        let mut grads = Grads {
-            device: self.device,
-            of,
-            param: tape.vars,
-            arena: params,
-            known,
-            at_hand: Known::default(),
-            read_beside: Vec::new(),
-            is_beside: false,
-        };
+        let mut grads = Grads::new(self.device, tape.vars, params);
         if let Some(arena) = &mut grads.arena {
             arena.begin(self.step);
         }
         grads.add(y.id, gy)?;
         for (id, node) in tape.nodes.into_iter().rev() {
+            grads.note_passed(id)?;
             if let Some(gy) = grads.of[id.0 as usize].take() {
                 grads.at_hand = grads.known[id.0 as usize];
                 node.backward(gy, &mut grads)?;

@@ -13,8 +13,8 @@ mod rounded;
 mod scaling;
 
 pub use buffers::{BufferId, Buffers};
-pub(crate) use grads::norm_of;
 pub use grads::{ParamGrads, Slot};
+pub(crate) use grads::{Part, norm_of};
 pub(crate) use layout::{channels_first, channels_last};
 pub use pattern::matches;
 pub use scaling::Scaling;
@@ -22,9 +22,9 @@ pub use scaling::Scaling;
 use rounded::Rounded;
 
 use crate::device::cpu::{Cpu, for_pieces};
-use crate::device::cuda::In;
+use crate::device::cuda::{In, Out};
 use crate::device::{Buffer, Device};
-use crate::dtype::{DType, Precision};
+use crate::dtype::{DType, Element, Precision};
 use crate::error::{Error, Result};
 use crate::rng::{normals, stream, to_unit};
 use crate::shape::Shape;
@@ -293,7 +293,7 @@ impl Params {
     /// # Errors
     /// As [`Params::values_mut`].
     pub(crate) fn update(&mut self) -> Result<Update<'_>> {
-        let groups = self.groups.as_ref().map(|g| g.input(0..g.len())).transpose()?;
+        let groups = self.groups.as_ref();
         let rounded = self.rounded.as_mut().map(Rounded::owned).transpose()?;
         Ok(Update { values: owned(&mut self.values)?, groups, rounded })
     }
@@ -358,14 +358,32 @@ impl Params {
 /// What an optimizer's kernel moves.
 pub(crate) struct Update<'a> {
     /// The arena.
-    pub(crate) values: &'a mut Buffer,
+    values: &'a mut Buffer,
+    groups: Option<&'a Buffer>,
+    rounded: Option<&'a mut Buffer>,
+}
+
+/// A part of it.
+pub(crate) struct Moved<'a, T> {
+    /// The parameters.
+    pub(crate) p: Out<'a, f32>,
+    /// The weights as products take them, where that is not f32.
+    pub(crate) copy: Option<Out<'a, T>>,
     /// The group of each [`ALIGN`] elements; `None` if all are trained in group 0.
     pub(crate) groups: Option<In<'a, u8>>,
-    /// The weights as products take them, where that is not f32.
-    pub(crate) rounded: Option<&'a mut Buffer>,
 }
 
 impl Update<'_> {
+    /// A part of the arena, for a kernel.
+    pub(crate) fn part<T: Element>(&mut self, part: Range<usize>) -> Result<Moved<'_, T>> {
+        let of_groups = part.start / ALIGN..part.end.div_ceil(ALIGN);
+        Ok(Moved {
+            groups: self.groups.map(|g| g.input(of_groups)).transpose()?,
+            copy: self.rounded.as_mut().map(|copy| copy.output(part.clone())).transpose()?,
+            p: self.values.output(part)?,
+        })
+    }
+
     /// The type of the rounded weights: f32 where there are none.
     pub(crate) fn dtype(&self) -> DType {
         self.rounded.as_ref().map_or(DType::F32, |r| r.dtype())

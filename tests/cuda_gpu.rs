@@ -15,7 +15,8 @@ use std::time::Duration;
 use tilework::device::cuda::cache::{Cache, CompiledCode};
 use tilework::device::cuda::gpu::{Gpu, GpuOptions};
 use tilework::device::cuda::{
-    Arg, Driver, Family, Kernel, Launch, MappedTensor, Source, Swizzle, TensorMap, TensorMapBox, TensorMapSpec, Timing,
+    Arg, Driver, Family, Kernel, Launch, Line, MappedTensor, Source, Swizzle, TensorMap, TensorMapBox, TensorMapSpec,
+    Timing,
 };
 
 static TOY: Source = Source {
@@ -338,10 +339,9 @@ fn a_graph_records_and_replays() {
         return;
     }
     let gpu = open();
-    let (x, y, z) = (alloc(&gpu, 40), alloc(&gpu, 40), alloc(&gpu, 40));
+    let [x, y, z, w] = [(); 4].map(|()| alloc(&gpu, 40));
     write(&gpu, x, &bytes(&[1.0; 10]));
-    write(&gpu, y, &bytes(&[7.0; 10]));
-    write(&gpu, z, &bytes(&[7.0; 10]));
+    [y, z].iter().for_each(|&at| write(&gpu, at, &bytes(&[7.0; 10])));
     gpu.sync().unwrap();
     assert!(gpu.end_capture().is_err());
     gpu.begin_capture().unwrap();
@@ -349,31 +349,34 @@ fn a_graph_records_and_replays() {
     // SAFETY: all are 40 bytes.
     unsafe {
         // What is beside the main line comes behind it in the fake, but for what waits for both.
-        gpu.line(Some(1)).unwrap();
+        gpu.line(Line::Beside(1)).unwrap();
         gpu.zero(z, 40).unwrap();
-        assert!(gpu.line(Some(2)).is_err() && gpu.line(None).is_ok() && gpu.line(None).is_err());
+        assert!(gpu.line(Line::Beside(2)).is_err() && gpu.line(Line::Main).is_ok() && gpu.line(Line::Main).is_err());
         gpu.join().unwrap();
+        let main = count("priority");
+        gpu.line(Line::Behind(gpu.point().unwrap())).unwrap();
+        scale(&gpu, y, w, 10, 1.0);
+        gpu.line(Line::Main).unwrap();
+        assert_eq!((main, count("priority")), (-5, 0));
         gpu.copy(z, y, 20).unwrap();
         gpu.copy(x, y, 40).unwrap();
+        gpu.join().unwrap();
     }
     // Loading code and reserving memory are done at once, and do not spoil the graph.
     launch(&gpu, LATE, 0, &[]).unwrap();
-    let late = alloc(&gpu, 8);
+    let (late, mut host) = (alloc(&gpu, 40), [0u8; 4]);
     // What cannot be recorded is refused before it could.
-    let mut host = [0u8; 4];
     // SAFETY: refused before anything is done.
     let refused = unsafe { [gpu.write(x, &[0; 4]), gpu.read(x, &mut host), gpu.sync(), gpu.begin_capture()] };
     assert!(refused.into_iter().all(|r| r.unwrap_err().to_string().contains("captur")));
     assert!(gpu.time(&mut || Ok(())).is_err());
     let graph = gpu.end_capture().unwrap();
-    assert_eq!((graph.launches(), count("launches")), (2, 0));
+    assert_eq!((graph.launches(), count("launches")), (3, 0));
     assert_eq!(floats(&read(&gpu, y, 40)), [7.0; 10]);
-    for _ in 0..3 {
-        graph.replay().unwrap();
-    }
-    assert_eq!(floats(&read(&gpu, x, 40)), [8.0; 10]);
+    (0..3).for_each(|_| graph.replay().unwrap());
+    assert_eq!([x, w].map(|at| floats(&read(&gpu, at, 40))), [[8.0; 10]; 2]);
     assert_eq!(floats(&read(&gpu, z, 40)), [vec![8.0f32; 5], vec![0.0; 5]].concat());
-    assert_eq!((count("launches"), count("graphs")), (6, 3));
+    assert_eq!((count("launches"), count("graphs")), (9, 3));
     // A second graph counts for itself.
     gpu.begin_capture().unwrap();
     launch(&gpu, PLAIN, 0, &[]).unwrap();
@@ -387,7 +390,7 @@ fn a_graph_records_and_replays() {
     assert_eq!(count("waits"), waits);
     assert_eq!(floats(&read(&gpu, x, 40)), [8.0; 10]);
     // The graph keeps alive what it needs, whichever goes first.
-    for at in [x, y, z, late] {
+    for at in [x, y, z, w, late] {
         // SAFETY: from `alloc`, and not used any more.
         unsafe { gpu.free(at, 40) };
     }
@@ -428,8 +431,7 @@ fn a_kernel_is_timed_without_its_launch() {
     time(PLAIN, &[]).unwrap();
     time(PLAIN, &[memory(0, 0)]).unwrap();
     let rest = alloc(&gpu, gpu.memory().unwrap().0 - 3 * 8 * n);
-    let timing = time(PLAIN, &[memory(x, 4 * n), memory(y, 4 * n)]).unwrap();
-    assert_eq!(timing.time, Duration::from_millis(33) / 32);
+    assert_eq!(time(PLAIN, &[memory(x, 4 * n), memory(y, 4 * n)]).unwrap().time, Duration::from_millis(33) / 32);
     // SAFETY: from `alloc`, and not used any more.
     unsafe { gpu.free(rest, 0) };
     alloc(&gpu, gpu.memory().unwrap().0);

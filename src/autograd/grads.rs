@@ -22,6 +22,8 @@ pub struct Grads<'g> {
     pub(super) device: Device,
     pub(super) of: Vec<Option<Tensor>>,
     pub(super) param: Vec<Option<ParamId>>,
+    /// Of each parameter, the variable of its first use.
+    first_use: Vec<VarId>,
     pub(super) arena: Option<&'g mut ParamGrads>,
     /// Of each variable, what is known of its gradient.
     pub(super) known: Vec<Known>,
@@ -35,7 +37,30 @@ pub struct Grads<'g> {
 /// Bytes that work beside the backward pass keeps alive, at most: kernels on more of them fill a GPU by themselves.
 const READ_BESIDE: usize = 256 << 20;
 
-impl Grads<'_> {
+impl<'g> Grads<'g> {
+    /// None so far, of variables that are these parameters.
+    pub(super) fn new(device: Device, param: Vec<Option<ParamId>>, arena: Option<&'g mut ParamGrads>) -> Self {
+        let mut first_use = Vec::new();
+        for (var, id) in param.iter().enumerate().rev() {
+            let Some(ParamId(id)) = *id else { continue };
+            first_use.resize(first_use.len().max(id + 1), VarId(u32::MAX));
+            first_use[id] = VarId(var as u32);
+        }
+        let (of, known) = ((0..param.len()).map(|_| None).collect(), vec![Known::default(); param.len()]);
+        let (at_hand, read_beside, is_beside) = Default::default();
+        Grads { device, of, param, first_use, arena, known, at_hand, read_beside, is_beside }
+    }
+
+    /// Notes that the pass has come to the node of a variable, which parameters that are first used behind it have no part in.
+    pub(super) fn note_passed(&mut self, node: VarId) -> Result<()> {
+        match (&self.device, &mut self.arena) {
+            (Device::Cuda(cuda), Some(arena)) if cuda.is_recording() => {
+                arena.note_passed(cuda, |id| self.first_use.get(id).is_none_or(|first| first.0 > node.0))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether a variable is a parameter, whose gradient no node of the tape reads.
     pub(crate) fn is_param(&self, id: VarId) -> bool {
         self.arena.is_some() && self.param[id.0 as usize].is_some()

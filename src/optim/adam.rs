@@ -5,13 +5,13 @@
 //! Sources: Kingma, Ba, "Adam", ICLR 2015; Loshchilov, Hutter, "Decoupled Weight Decay
 //! Regularization", ICLR 2019.
 
-use super::{Optimizer, PIECE, gradient_scale, norm_for_clipping, used, zeros_like};
+use super::{Optimizer, PIECE, by_parts, gradient_scale, norm_for_clipping, used, zeros_like};
 use crate::device::cpu::{for_pieces, vectorised};
 use crate::device::cuda::{Cuda, Launch, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::kernels::adam::{AdamDims, adam_step};
-use crate::params::{ParamGrads, Params, Scaling};
+use crate::params::{Moved, ParamGrads, Params, Scaling};
 use crate::step::Rate;
 
 /// Adam and AdamW.
@@ -75,26 +75,28 @@ impl Adam {
 
     /// The kernel computes the rates that depend on the step, so that a recorded step can be replayed.
     fn step_cuda(&mut self, cuda: &Cuda, params: &mut Params, grads: &ParamGrads) -> Result<()> {
-        let (n, b2) = (params.values().len(), self.beta2);
-        let d = AdamDims {
-            fours: (n / 4) as i32,
+        let b2 = self.beta2;
+        let dims = AdamDims {
             b2: b2 as f32,
             c2: (1.0 - b2) as f32,
             log_b2: b2.ln() as f32,
             eps: self.eps as f32,
             decoupled: self.decoupled.into(),
+            ..Default::default()
         };
-        let mut update = params.update()?;
+        let (mut update, norm) = (params.update()?, norm_for_clipping(cuda, grads)?);
         let dtype = update.dtype();
-        let (m, v) = (self.mean.output(0..n)?, self.square.output(0..n)?);
-        let norm = norm_for_clipping(cuda, grads)?;
-        let norm = norm.as_ref().map(|b| b.input(0..1)).transpose()?;
-        let (g, step) = (grads.buffer().input(0..n)?, cuda.step(grads.step())?);
-        let scaling = grads.scaling().map(Scaling::input).transpose()?;
-        with_kernel_type!("adam", dtype, T => {
-            let copy = update.rounded.as_mut().map(|c| c.output::<T>(0..n)).transpose()?;
-            let (p, groups) = (update.values.output(0..n)?, update.groups);
-            adam_step::<T>(cuda, Launch::each(n / 4), g, m, v, p, copy, groups, norm, scaling, step, &d)
+        by_parts(cuda, grads, |part| {
+            let fours = part.len() / 4;
+            let d = AdamDims { fours: fours as i32, ..dims };
+            let (g, step) = (grads.buffer().input(part.clone())?, cuda.step(grads.step())?);
+            let (m, v) = (self.mean.output(part.clone())?, self.square.output(part.clone())?);
+            let norm = norm.as_ref().map(|b| b.input(0..1)).transpose()?;
+            let scaling = grads.scaling().map(Scaling::input).transpose()?;
+            with_kernel_type!("adam", dtype, T => {
+                let Moved { p, copy, groups } = update.part(part)?;
+                adam_step::<T>(cuda, Launch::each(fours), g, m, v, p, copy, groups, norm, scaling, step, &d)
+            })
         })
     }
 }

@@ -18,7 +18,8 @@ use crate::device::Buffer;
 use crate::device::cuda::Cuda;
 use crate::dtype::Real;
 use crate::error::Result;
-use crate::params::{ParamGrads, Params};
+use crate::params::{ParamGrads, Params, Part};
+use std::ops::Range;
 
 /// What an optimizer does each step.
 pub trait Optimizer: Send {
@@ -54,6 +55,15 @@ fn gradient_scale(grads: &ParamGrads) -> Result<f32> {
     }
     let shrink = f64::from(step.clip_norm) / (grads.norm()? * f64::from(unscale) + 1e-6);
     Ok(if shrink < 1.0 { (f64::from(unscale) * shrink) as f32 } else { unscale })
+}
+
+/// Calls `update` with the parts of the arena that may move at once: in a recorded step the last layers' parameters move while
+/// the backward pass goes on.
+fn by_parts(cuda: &Cuda, grads: &ParamGrads, mut update: impl FnMut(Range<usize>) -> Result<()>) -> Result<()> {
+    grads.parts().into_iter().try_for_each(|Part { range, point }| match point {
+        Some(point) => cuda.behind(point, || update(range)),
+        None => update(range),
+    })
 }
 
 /// The gradients' norm for a kernel, where the step clips it.

@@ -21,7 +21,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::kernels::muon::*;
 use crate::ops::linear::{Factors, matrix_product};
-use crate::params::{Param, ParamGrads, Params, Scaling, norm_of};
+use crate::params::{Moved, Param, ParamGrads, Params, Scaling, norm_of};
 use crate::step::{GROUPS, Rate};
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -154,19 +154,19 @@ impl Muon {
         let scaling = grads.scaling().map(Scaling::input).transpose()?;
         muon_momentum(cuda, launch, g, v, u.output()?, clipped, scaling, cuda.step(step)?, &d)?;
         let length = norm_of(cuda, u.input()?, n)?;
-        let mut update = params.update()?;
-        let (dtype, values) = (update.dtype(), &mut *update.values);
+        let dtype = params.update()?.dtype();
         let mut x = Tensor::empty(u.device(), dtype, [rows, columns])?;
         let unit = UnitDims { n: n as i32, nothing: NOTHING };
         with_kernel_type!("muon", dtype, T => {
             muon_unit::<T>(cuda, launch, u.input()?, x.output()?, length.input(0..1)?, &unit)
         })?;
         let x = orthogonalise(x, spec.steps)?;
-        let length = spec.normalise.then(|| norm_of(cuda, values.input(range.clone())?, n)).transpose()?;
+        let length = spec.normalise.then(|| norm_of(cuda, params.values().input(range.clone())?, n)).transpose()?;
         let length = length.as_ref().map(|b| b.input(0..1)).transpose()?;
+        let mut update = params.update()?;
         with_kernel_type!("muon", dtype, T => {
-            let copy = update.rounded.as_mut().map(|c| c.output::<T>(range.clone())).transpose()?;
-            muon_step::<T>(cuda, launch, x.input()?, values.output(range)?, copy, length, scaling, cuda.step(step)?, &d)
+            let Moved { p, copy, .. } = update.part(range)?;
+            muon_step::<T>(cuda, launch, x.input()?, p, copy, length, scaling, cuda.step(step)?, &d)
         })
     }
 }

@@ -6,13 +6,13 @@
 //! Source: Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum in
 //! deep learning", ICML 2013, in PyTorch's form (the rate outside the momentum, no dampening).
 
-use super::{Optimizer, PIECE, gradient_scale, norm_for_clipping, used, zeros_like};
+use super::{Optimizer, PIECE, by_parts, gradient_scale, norm_for_clipping, used, zeros_like};
 use crate::device::cpu::{for_pieces, vectorised};
 use crate::device::cuda::{Cuda, Launch, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::kernels::sgd::{SgdDims, sgd_step};
-use crate::params::{ParamGrads, Params, Scaling};
+use crate::params::{Moved, ParamGrads, Params, Scaling};
 use crate::step::Rate;
 
 /// Stochastic gradient descent with momentum.
@@ -73,19 +73,19 @@ impl Sgd {
     }
 
     fn step_cuda(&mut self, cuda: &Cuda, params: &mut Params, grads: &ParamGrads) -> Result<()> {
-        let n = params.values().len();
-        let d = SgdDims { fours: (n / 4) as i32, nesterov: self.nesterov.into(), decoupled: self.decoupled.into() };
-        let mut update = params.update()?;
+        let (mut update, norm) = (params.update()?, norm_for_clipping(cuda, grads)?);
         let dtype = update.dtype();
-        let v = self.velocity.as_mut().map(|v| v.output(0..n)).transpose()?;
-        let norm = norm_for_clipping(cuda, grads)?;
-        let norm = norm.as_ref().map(|b| b.input(0..1)).transpose()?;
-        let (g, step) = (grads.buffer().input(0..n)?, cuda.step(grads.step())?);
-        let scaling = grads.scaling().map(Scaling::input).transpose()?;
-        with_kernel_type!("sgd", dtype, T => {
-            let copy = update.rounded.as_mut().map(|c| c.output::<T>(0..n)).transpose()?;
-            let (p, groups) = (update.values.output(0..n)?, update.groups);
-            sgd_step::<T>(cuda, Launch::each(n / 4), g, v, p, copy, groups, norm, scaling, step, &d)
+        by_parts(cuda, grads, |part| {
+            let fours = part.len() / 4;
+            let d = SgdDims { fours: fours as i32, nesterov: self.nesterov.into(), decoupled: self.decoupled.into() };
+            let (g, step) = (grads.buffer().input(part.clone())?, cuda.step(grads.step())?);
+            let v = self.velocity.as_mut().map(|v| v.output(part.clone())).transpose()?;
+            let norm = norm.as_ref().map(|b| b.input(0..1)).transpose()?;
+            let scaling = grads.scaling().map(Scaling::input).transpose()?;
+            with_kernel_type!("sgd", dtype, T => {
+                let Moved { p, copy, groups } = update.part(part)?;
+                sgd_step::<T>(cuda, Launch::each(fours), g, v, p, copy, groups, norm, scaling, step, &d)
+            })
         })
     }
 }

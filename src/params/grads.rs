@@ -2,7 +2,7 @@
 
 use super::{ParamId, Scaling};
 use crate::device::cpu::for_pieces;
-use crate::device::cuda::{BLOCK, Cuda, In, Launch, Out, with_kernel_type};
+use crate::device::cuda::{BLOCK, Cuda, In, Launch, Out, Point, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::dtype::{DType, Element, with_real};
 use crate::error::{Error, Result};
@@ -15,6 +15,18 @@ use std::ops::Range;
 /// Gradients per piece of work of a sum over all.
 const PIECE: usize = 1 << 15;
 
+/// Parameters of a part of the arena, at least: the update of fewer takes no longer than their launch.
+const PART: usize = 1 << 19;
+
+/// A part of the arena.
+#[derive(Debug)]
+pub(crate) struct Part {
+    /// Where it lies.
+    pub(crate) range: Range<usize>,
+    /// The point of a recording from which on its gradients are complete and nothing reads its parameters; `None`: here.
+    pub(crate) point: Option<Point>,
+}
+
 /// The gradients of all parameters, laid out like the parameters.
 #[derive(Debug)]
 pub struct ParamGrads {
@@ -25,6 +37,8 @@ pub struct ParamGrads {
     /// the same of them.
     zero: Vec<bool>,
     keep: bool,
+    /// The parts that were complete before the pass had ended, from the arena's end on; of the ranges, where they begin.
+    parts: Vec<(usize, Point)>,
     step: Step,
     /// What they are multiplied by, beside the step's own scale.
     scaling: Option<Scaling>,
@@ -40,6 +54,7 @@ impl ParamGrads {
             zero: vec![false; ranges.len()],
             ranges,
             keep: false,
+            parts: Vec::new(),
             step: Step::default(),
             scaling: None,
             seeds: Vec::new(),
@@ -48,6 +63,7 @@ impl ParamGrads {
 
     pub(crate) fn begin(&mut self, step: Step) {
         self.written.fill(std::mem::take(&mut self.keep));
+        self.parts.clear();
         self.step = step;
     }
 
@@ -124,6 +140,34 @@ impl ParamGrads {
             }
         }
         Ok(())
+    }
+
+    /// Notes that a pass which is being recorded has come to where it no longer reads or writes anything of the parameters that
+    /// are `passed`.
+    pub(crate) fn note_passed(&mut self, cuda: &Cuda, passed: impl Fn(usize) -> bool) -> Result<()> {
+        let last = self.parts.last().map_or(self.ranges.len(), |(first, _)| *first);
+        // What it has not reached is zeroed in the end.
+        let complete = |i: &usize| passed(*i) && (self.written[*i] || self.zero[*i]);
+        let Some(first) = (0..last).rev().take_while(complete).last().filter(|first| *first > 0) else { return Ok(()) };
+        if self.ranges[last - 1].end - self.ranges[first].start >= PART {
+            self.parts.push((first, cuda.point()?));
+        }
+        Ok(())
+    }
+
+    /// The arena in the parts in which an optimizer that takes each number by itself may move the parameters: where a step is
+    /// recorded, those of the last layers while the pass goes on. It is one part where the update of a parameter waits for all
+    /// gradients: for their norm, or to know whether one has overflowed.
+    pub(crate) fn parts(&self) -> Vec<Part> {
+        let (mut parts, mut end) = (Vec::new(), self.buffer.len());
+        if self.scaling.is_none() && self.step.clip_norm == 0.0 {
+            for &(first, point) in &self.parts {
+                let start = self.ranges[first].start;
+                parts.push(Part { range: start..std::mem::replace(&mut end, start), point: Some(point) });
+            }
+        }
+        parts.push(Part { range: 0..end, point: None });
+        parts
     }
 
     /// Whether the pass has written this gradient before.
@@ -245,5 +289,49 @@ impl<'a> Slot<'a> {
                 tensor_accumulate::<T>(cuda, launch, g.input()?, self.output()?, &d)
             }),
         }
+    }
+}
+
+#[cfg(all(test, tilework_emulator))]
+mod tests {
+    use super::*;
+    use crate::device::cuda::CudaOptions;
+    use crate::device::emulator::EmulatorOptions;
+
+    #[test]
+    fn parts_are_complete_before_the_pass_ends() {
+        let device = Device::emulated_with(CudaOptions::default(), EmulatorOptions::default()).unwrap();
+        let Device::Cuda(cuda) = &device else { panic!("a CUDA device") };
+        let ranges = [0..16, 16..16 + PART, 16 + PART..32 + PART, 32 + PART..32 + 2 * PART];
+        let len = ranges[3].end;
+        let mut grads = ParamGrads::new(device.alloc(DType::F32, len).unwrap(), ranges.to_vec());
+        let found = |grads: &ParamGrads| {
+            let parts = grads.parts();
+            assert!(parts.iter().all(|part| part.point.is_some() == (part.range.start > 0)));
+            parts.into_iter().map(|part| part.range).collect::<Vec<_>>()
+        };
+        // A pass that writes these, and comes to the nodes before them; without `small` nothing reaches one.
+        let pass = |grads: &mut ParamGrads, small: bool, clip_norm: f32| {
+            grads.begin(Step { clip_norm, ..Step::default() });
+            let recorded = cuda.capture(|| {
+                for i in (0..4).rev().filter(|i| small || *i != 2) {
+                    let _ = grads.slot(ParamId(i))?;
+                    grads.note_passed(cuda, |passed| passed >= i)?;
+                }
+                grads.finish()
+            });
+            recorded.unwrap();
+            found(grads)
+        };
+        let (last, middle) = (32 + PART..len, 16..32 + PART);
+        assert_eq!(pass(&mut grads, true, 0.0), [last.clone(), middle.clone(), 0..16]);
+        // One that is zeroed when all is done keeps those before it back; not once it is known to be zero.
+        assert_eq!(pass(&mut grads, false, 0.0), [last.clone(), 0..32 + PART]);
+        grads.zero[2] = true;
+        assert_eq!(pass(&mut grads, false, 0.0), [last, middle, 0..16]);
+        // Where all wait for all gradients there is one part.
+        assert_eq!(pass(&mut grads, true, 1.0).len(), 1);
+        grads.scale().unwrap();
+        assert_eq!(pass(&mut grads, true, 0.0).len(), 1);
     }
 }

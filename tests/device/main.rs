@@ -8,6 +8,7 @@ mod kernels;
 mod kernels_beyond;
 mod pools;
 mod precision;
+mod recorded;
 mod rest;
 mod training;
 mod under;

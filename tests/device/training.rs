@@ -6,13 +6,11 @@ use std::sync::atomic::AtomicBool;
 use tilework::data::loader::Loader;
 use tilework::data::{Split, shapes};
 use tilework::device::cuda::CudaOptions;
-use tilework::nn::Model;
-use tilework::optim::{Optimizer, Sgd};
 use tilework::recipes::Recipe;
-use tilework::step::{Rate, Step};
+use tilework::step::Step;
 use tilework::train::lr_find::Ramp;
-use tilework::train::{Engine, Event, Limits, Observer, Outcome, RunDir, StepReport, Trainer, checkpoint};
-use tilework::{Ctx, DType, Device, Error, Result, Tensor, Var};
+use tilework::train::{Event, Limits, Observer, Outcome, RunDir, StepReport, Trainer, checkpoint};
+use tilework::{Ctx, Device, Error, Result, Tensor};
 
 /// Keeps the steps' reports.
 #[derive(Default)]
@@ -252,44 +250,6 @@ fn dropout_in_a_loop_by_hand_draws_anew_each_step() {
     }
 }
 
-/// A schedule by hand: rate, momentum and decay change with each step, and a recorded step need not be recorded anew.
-#[test]
-fn a_recorded_step_follows_any_schedule() {
-    let Some(under) = Under::new() else { return };
-    for kind in ["sgd", "adamw"] {
-        let set = [format!("optimizer={{ kind = \"{kind}\", lr = 0.1 }}")];
-        let recipe = recipe("a1-lenet", &set.each_ref().map(String::as_str));
-        let losses = |device: &Device, graph: bool| {
-            let data = std::sync::Arc::new(shapes::generate(0, 20, 1).train);
-            let loader = Loader::new(data, 5, &[0.5; 3], &[0.25; 3], device).unwrap();
-            let model = Model::build(&recipe.network().unwrap(), [32, 32, 3], device, 7).unwrap();
-            // SGD keeps a velocity, whatever the momentum of the first step.
-            let optimizer: Box<dyn Optimizer> = match kind {
-                "sgd" => Box::new(Sgd::new(&model.params, true, true).unwrap()),
-                _ => recipe.optimizer.build(&model.params).unwrap(),
-            };
-            let loss = |s: &Var, labels: &Tensor, cx: &mut Ctx<'_>| s.cross_entropy(labels, 0.1, cx);
-            let mut engine = Engine::new(model, optimizer, loader.feed(true), loss).unwrap();
-            if !graph {
-                engine.without_graph();
-            }
-            for step in 0..9 {
-                let wave = (step as f64).sin().abs();
-                let rate = Rate { lr: 0.01 * wave, momentum: 0.9 - 0.5 * wave, decay: 0.1 * wave };
-                let (epoch, batch_offset) = ((step / 4) as u32, 5 * (step % 4) as u32);
-                let clip = if step % 3 == 0 { 0.01 } else { 0.0 };
-                engine.step(&Step { step, epoch, batch_offset, clip, ..Step::default() }.rate(rate)).unwrap();
-            }
-            engine.results(0, 9).unwrap().into_iter().map(|(loss, _)| loss).collect::<Vec<_>>()
-        };
-        let (replayed, launched) = (losses(under.first(), true), losses(under.first(), false));
-        assert_eq!(replayed, launched, "{kind}");
-        for (got, want) in replayed.iter().zip(losses(&Device::cpu(), true)) {
-            assert!((got - want).abs() <= 1e-4, "{kind}: {got} and {want}");
-        }
-    }
-}
-
 /// All that a recipe has for its updates, at once: groups, clipping by norm, accumulation with a smaller last group, an
 /// average, a schedule for each update; from the steps to the checkpoint, and on from it.
 #[test]
@@ -459,41 +419,4 @@ fn a_recorded_step_notices_what_is_frozen_later() {
         after
     };
     assert!(state(true) == state(false));
-}
-
-/// What was captured is replayed on the state of the day, and keeps its memory to itself.
-#[test]
-fn captured_work_is_replayed() {
-    let Some(under) = Under::new() else { return };
-    let device = under.first();
-    let Device::Cuda(cuda) = device else { panic!("a CUDA device") };
-    let x = Var::constant(Tensor::from_slice(device, [64], &[1f32; 64]).unwrap());
-    let mut kept = Tensor::zeros(device, DType::F32, [64]).unwrap();
-    let dropped = |step: u64, kept: &mut Tensor| {
-        let state = Step { step, ..Step::default() };
-        let y = x.dropout(0.5, &mut Ctx::train(device).at(state))?;
-        kept.copy_from(y.value())
-    };
-    let state = |step| Step { step, ..Step::default() };
-    device.set_step(&state(1)).unwrap();
-    dropped(1, &mut kept).unwrap();
-    let first = kept.to_vec::<f32>().unwrap();
-    let recorded = cuda.capture(|| dropped(1, &mut kept)).unwrap();
-    assert_eq!(recorded.launches(), 1);
-    device.set_step(&state(2)).unwrap();
-    recorded.replay().unwrap();
-    let second = kept.to_vec::<f32>().unwrap();
-    assert_ne!(first, second);
-    // Its temporary is not handed out while it may be replayed.
-    let others: Vec<Tensor> = (0..4).map(|_| Tensor::from_slice(device, [64], &[7f32; 64]).unwrap()).collect();
-    recorded.replay().unwrap();
-    assert!(others.iter().all(|t| t.to_vec::<f32>().unwrap() == [7.0; 64]));
-    device.set_step(&state(1)).unwrap();
-    recorded.replay().unwrap();
-    assert_eq!(kept.to_vec::<f32>().unwrap(), first);
-    // A failure within leaves the device usable.
-    assert!(cuda.capture(|| Err(Error::Internal("planned".into()))).is_err());
-    recorded.replay().unwrap();
-    drop(recorded);
-    assert_eq!(kept.to_vec::<f32>().unwrap(), first);
 }

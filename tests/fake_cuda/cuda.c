@@ -36,7 +36,7 @@ static void *ends[256];  // what the next node waits for
 static size_t end_count;
 static Range ranges[1024], pinned[64];
 static size_t used;
-static long last_cluster, last_map, map_aligned;
+static long last_cluster, last_priority, last_map, map_aligned;
 static long count_launch, count_graph, count_wait, count_alloc, count_context;
 
 static long number(const char *name, long otherwise) {
@@ -47,6 +47,7 @@ static long number(const char *name, long otherwise) {
 // What the tests ask: launches done, graphs replayed, objects alive.
 API long fake_count(const char *what) {
     if (!strcmp(what, "cluster")) return last_cluster;
+    if (!strcmp(what, "priority")) return last_priority;
     if (!strcmp(what, "map")) return map_aligned ? last_map : -1;
     if (!strcmp(what, "launches")) return count_launch;
     if (!strcmp(what, "graphs")) return count_graph;
@@ -132,6 +133,7 @@ API Result cuDeviceGetAttribute(int *v, int what, int d) {
 }
 API Result cuDevicePrimaryCtxRetain(void **c, int d) { (void)d; *c = &context; count_context++; return ready ? OK : NOT_READY; }
 API Result cuDevicePrimaryCtxRelease_v2(int d) { (void)d; count_context--; return OK; }
+API Result cuCtxGetStreamPriorityRange(int *least, int *greatest) { *least = 0; *greatest = -5; return check(); }
 API Result cuCtxSetCurrent(void *c) { current = c; return ready ? OK : NOT_READY; }
 
 API Result cuStreamCreate(void **s, unsigned flags) { (void)flags; Result r = check(); *s = &stream; live++; return r; }
@@ -274,11 +276,21 @@ API Result cuLaunchKernelEx(const Config *c, Function *f, void **args, void **ex
     int most = f->dynamic ? f->dynamic : 49152 - fixed(f);
     if ((int)c->shared > most) return INVALID;
     // Clusters: from sm_90 on, of at most 8 blocks, each side a divisor of the grid's.
-    if (c->count > 1 || (c->count && (c->attributes->id != 4 || number("FAKE_CUDA_ARCH", 90) < 90))) return INVALID;
-    for (int i = 0; c->count && i < 3; i++)
-        if (!c->attributes->value[i] || c->grid[i] % c->attributes->value[i]) return INVALID;
-    last_cluster = c->count ? c->attributes->value[0] * c->attributes->value[1] * c->attributes->value[2] : 0;
-    if (last_cluster > 8) return INVALID;
+    last_cluster = last_priority = 0;
+    for (unsigned a = 0; a < c->count; a++) {
+        const unsigned *value = c->attributes[a].value;
+        switch (c->attributes[a].id) {
+        case 4:
+            if (number("FAKE_CUDA_ARCH", 90) < 90) return INVALID;
+            for (int i = 0; i < 3; i++) if (!value[i] || c->grid[i] % value[i]) return INVALID;
+            last_cluster = value[0] * value[1] * value[2];
+            if (last_cluster > 8) return INVALID;
+            break;
+        case 8: last_priority = *(const int *)value; break;
+        default: return INVALID;
+        }
+    }
+    if (last_priority > 0 || last_priority < -5) return INVALID;
     if (!strncmp(f->name, "map_fwd", 7)) { last_map = ((uint64_t *)args[0])[15]; map_aligned = (uint64_t)args[0] % 64 == 0; }
     if (!strcmp(f->name, "heavy_fwd")) return RESOURCES;
     Op op = {.kind = RUN, .f = f};

@@ -30,6 +30,8 @@ pub(super) struct Context {
     pub(super) device: CUdevice,
     raw: CUcontext,
     pub(super) stream: CUstream,
+    /// The least and the greatest that a launch can have.
+    pub(super) priorities: [i32; 2],
     /// Wait after every launch.
     pub(super) sync_each_launch: AtomicBool,
     /// Loaded code. It is here so that a graph keeps it alive.
@@ -76,6 +78,7 @@ impl Context {
             device: 0,
             raw: std::ptr::null_mut(),
             stream: std::ptr::null_mut(),
+            priorities: [0; 2],
             sync_each_launch: AtomicBool::new(false),
             modules: Mutex::default(),
             last: Mutex::new(Last::Nothing),
@@ -90,6 +93,10 @@ impl Context {
         let result = unsafe { sys::cuDevicePrimaryCtxRetain(&mut out.raw, out.device) };
         out.check("opening the GPU", result)?;
         out.enter()?;
+        let [least, greatest] = &mut out.priorities;
+        // SAFETY: the pointers are to live integers.
+        let result = unsafe { sys::cuCtxGetStreamPriorityRange(least, greatest) };
+        out.check("asking for priorities", result)?;
         // An explicit stream, which does not wait for the default one.
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: as above.

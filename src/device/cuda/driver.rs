@@ -23,6 +23,21 @@ pub struct Info {
     pub l2_bytes: usize,
 }
 
+/// A line of a recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// That which what waits goes on with.
+    Main,
+    /// One beside it, by its number: behind what that line and the main one have so far.
+    Beside(usize),
+    /// One of its own, behind a point of the recording.
+    Behind(Point),
+}
+
+/// A point of a recording, by a number of the driver's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Point(pub usize);
+
 /// A device's driver: memory, one stream of work, capture. All work goes to one stream, in order; only what is recorded may lie
 /// beside it ([`Driver::line`]).
 pub trait Driver: Send + Sync {
@@ -104,13 +119,18 @@ pub trait Driver: Send + Sync {
     /// [`crate::Error::Device`] if the device fails.
     fn begin_capture(&self) -> Result<()>;
 
-    /// Which line of a recording what follows belongs to: the main one, or with a number one beside it, which goes on behind
-    /// what that line and the main one have so far. The main one waits for none of them before [`Driver::join`]. Without a
-    /// recording there is one line.
+    /// Which line of a recording what follows belongs to. The main one waits for none of the others before [`Driver::join`].
+    /// Without a recording there is one line.
     ///
     /// # Errors
     /// [`crate::Error::Device`] if the device fails.
-    fn line(&self, beside: Option<usize>) -> Result<()>;
+    fn line(&self, line: Line) -> Result<()>;
+
+    /// Where a recording is: behind all that its lines have so far.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device fails.
+    fn point(&self) -> Result<Point>;
 
     /// What follows in a recording waits for all lines.
     ///

@@ -3,7 +3,7 @@
 use super::arch::Arch;
 use super::chain;
 use super::context::{Context, Module, in_words, lock};
-use super::driver::{Driver, Graph, Info};
+use super::driver::{Driver, Graph, Info, Line, Point};
 use super::graph::{CapturedGraph, Lines};
 use super::launch::{Address, Arg, Kernel, Launch, TensorMap};
 use super::nvrtc::{Compiler, Unit};
@@ -283,13 +283,20 @@ impl Driver for Gpu {
             };
         }
         let [x, y, z] = launch.cluster;
-        let mut cluster = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue {
-                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z },
-            },
-        };
+        // What all else waits for goes first: blocks of other lines take what multiprocessors it leaves.
+        let [least, greatest] = self.context.priorities;
+        let is_first = lock(&self.lines).is_main();
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let mut attributes = [
+            attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PRIORITY,
+                sys::CUlaunchAttributeValue { priority: if is_first { greatest } else { least } },
+            ),
+            attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                sys::CUlaunchAttributeValue { clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z } },
+            ),
+        ];
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
         let config = sys::CUlaunchConfig {
             gridDimX: gx,
@@ -300,9 +307,9 @@ impl Driver for Gpu {
             blockDimZ: bz,
             sharedMemBytes: launch.shared,
             hStream: self.context.stream,
-            attrs: &raw mut cluster,
+            attrs: attributes.as_mut_ptr(),
             // GPUs before sm_90 know no clusters, not even of one block.
-            numAttrs: u32::from(launch.cluster != [1; 3]),
+            numAttrs: 1 + u32::from(launch.cluster != [1; 3]),
         };
         // SAFETY: function and stream are alive; there are as many pointers as the kernel has parameters,
         // of its types, which the generated launchers see to; the caller vouches for the memory.
@@ -350,8 +357,12 @@ impl Driver for Gpu {
         Ok(())
     }
 
-    fn line(&self, beside: Option<usize>) -> Result<()> {
-        if self.capturing.load(Relaxed) { lock(&self.lines).turn(&self.context, beside) } else { Ok(()) }
+    fn line(&self, line: Line) -> Result<()> {
+        if self.capturing.load(Relaxed) { lock(&self.lines).turn(&self.context, line) } else { Ok(()) }
+    }
+
+    fn point(&self) -> Result<Point> {
+        if self.capturing.load(Relaxed) { lock(&self.lines).point(&self.context) } else { Ok(Point(0)) }
     }
 
     fn join(&self) -> Result<()> {

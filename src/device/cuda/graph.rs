@@ -1,7 +1,7 @@
 //! Graphs of a real GPU: how lines of work lie beside each other while one is recorded, and a recorded one.
 
 use super::context::Context;
-use super::driver::Graph;
+use super::driver::{Graph, Line, Point};
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{self, CUgraph, CUgraphExec, CUgraphNode, CUresult, CUstream, CUstreamCaptureStatus};
 use std::collections::BTreeMap;
@@ -50,7 +50,11 @@ pub(super) struct Lines {
     /// Of the main line, while one beside it is recorded.
     main: Vec<Node>,
     beside: BTreeMap<usize, Vec<Node>>,
-    current: Option<usize>,
+    /// Of those behind a point.
+    behind: Vec<Node>,
+    /// What lies before each point.
+    points: Vec<Vec<Node>>,
+    current: Option<Line>,
 }
 
 #[derive(Clone, Copy)]
@@ -60,18 +64,27 @@ struct Node(CUgraphNode);
 unsafe impl Send for Node {}
 
 impl Lines {
-    /// Goes on with a line beside the main one, behind both, or with the main one.
-    pub(super) fn turn(&mut self, context: &Context, beside: Option<usize>) -> Result<()> {
-        match (self.current, beside) {
-            (None, Some(line)) => {
+    /// Goes on with another line than the main one, or with the main one again.
+    pub(super) fn turn(&mut self, context: &Context, line: Line) -> Result<()> {
+        match (self.current, line) {
+            (None, Line::Beside(number)) => {
                 self.main = ends(context)?;
                 let behind: Vec<Node> =
-                    self.main.iter().chain(self.beside.get(&line).into_iter().flatten()).copied().collect();
+                    self.main.iter().chain(self.beside.get(&number).into_iter().flatten()).copied().collect();
                 self.current = Some(line);
                 go_on_behind(context, &behind)
             }
-            (Some(line), None) => {
-                self.beside.insert(line, ends(context)?);
+            (None, Line::Behind(Point(number))) => {
+                self.main = ends(context)?;
+                self.current = Some(line);
+                go_on_behind(context, self.points.get(number).map_or(&[], Vec::as_slice))
+            }
+            (Some(left), Line::Main) => {
+                let ends = ends(context)?;
+                match left {
+                    Line::Beside(number) => drop(self.beside.insert(number, ends)),
+                    _ => self.behind.extend(ends),
+                }
                 self.current = None;
                 go_on_behind(context, &self.main)
             }
@@ -79,14 +92,27 @@ impl Lines {
         }
     }
 
+    /// Whether what is recorded now is for the main line.
+    pub(super) fn is_main(&self) -> bool {
+        self.current.is_none()
+    }
+
+    /// Where the recording is.
+    pub(super) fn point(&mut self, context: &Context) -> Result<Point> {
+        let mut all = ends(context)?;
+        all.extend(self.beside.values().flatten());
+        self.points.push(all);
+        Ok(Point(self.points.len() - 1))
+    }
+
     /// Goes on behind all lines.
     pub(super) fn join(&mut self, context: &Context) -> Result<()> {
-        let beside = std::mem::take(&mut self.beside);
-        if beside.is_empty() {
+        let (beside, behind) = (std::mem::take(&mut self.beside), std::mem::take(&mut self.behind));
+        if beside.is_empty() && behind.is_empty() {
             return Ok(());
         }
         let mut all = ends(context)?;
-        all.extend(beside.values().flatten());
+        all.extend(beside.values().flatten().chain(&behind));
         go_on_behind(context, &all)
     }
 }

@@ -23,7 +23,7 @@ mod tensor_map;
 mod timing;
 
 pub use arch::Arch;
-pub use driver::{Address, Driver, Graph, Info};
+pub use driver::{Address, Driver, Graph, Info, Line, Point};
 pub use launch::{
     Arg, BLOCK, Family, In, Kernel, KernelType, Launch, MappedTensor, Order, Out, Source, TensorMap, Thunk, Tile,
 };
@@ -291,9 +291,28 @@ impl Cuda {
             return work();
         }
         lock(&self.inner.pool).hold();
-        self.driver().line(Some(line))?;
+        self.driver().line(Line::Beside(line))?;
         let result = work();
-        self.driver().line(None)?;
+        self.driver().line(Line::Main)?;
+        result
+    }
+
+    /// [`Driver::point`].
+    pub(crate) fn point(&self) -> Result<Point> {
+        self.driver().point()
+    }
+
+    /// Does work in a recording that waits for nothing behind `point`, where nothing else writes what it reads, or uses what it
+    /// writes, before [`Cuda::join`]. It gets no memory, which may be in use behind the point.
+    ///
+    /// # Errors
+    /// Whatever `work` reports; [`Error::Internal`] if it asks for memory; [`Error::Device`] if the device fails.
+    pub(crate) fn behind<R>(&self, point: Point, work: impl FnOnce() -> Result<R>) -> Result<R> {
+        lock(&self.inner.pool).close(true);
+        self.driver().line(Line::Behind(point))?;
+        let result = work();
+        self.driver().line(Line::Main)?;
+        lock(&self.inner.pool).close(false);
         result
     }
 

@@ -17,6 +17,7 @@ pub(super) struct Pool {
     capture: Option<Free>,
     /// What was returned while lines of a capture go on side by side: one may still use what another returns.
     held: Option<Vec<(usize, Address)>>,
+    closed: bool,
     stats: MemoryStats,
 }
 
@@ -27,6 +28,9 @@ impl Pool {
 
     /// A block of `bytes` bytes.
     pub(super) fn alloc(&mut self, driver: &dyn Driver, bytes: usize) -> Result<Address> {
+        if self.closed {
+            return Err(Error::Internal("memory for work that goes back behind a point of a recording".into()));
+        }
         let take = |free: &mut Free| free.get_mut(&bytes).and_then(Vec::pop);
         let recycled = self.capture.as_mut().and_then(take).or_else(|| take(&mut self.free));
         let address = match recycled {
@@ -97,6 +101,11 @@ impl Pool {
     /// From here on no block is handed out twice, until the lines of a capture have met.
     pub(super) fn hold(&mut self) {
         self.held.get_or_insert_default();
+    }
+
+    /// From here on no block is handed out, or again.
+    pub(super) fn close(&mut self, closed: bool) {
+        self.closed = closed;
     }
 
     /// Bytes of what was returned since.

@@ -2,7 +2,7 @@
 
 use super::{Follow, Order, Region, TraceEvent, run, run_checked, run_traced};
 use crate::device::cpu::free_memory;
-use crate::device::cuda::{Address, Arg, Driver, Graph, Info, Kernel, Launch, TensorMap, TensorMapSpec};
+use crate::device::cuda::{Address, Arg, Driver, Graph, Info, Kernel, Launch, Line, Point, TensorMap, TensorMapSpec};
 use crate::error::{Error, Result};
 use std::alloc::Layout;
 use std::ffi::c_void;
@@ -77,12 +77,35 @@ const ALIGN: usize = 256;
 /// next piece.
 const GAP: usize = 64;
 
-/// Work that is being recorded. Lines beside the main one are done as late as can be: when all meet.
-#[derive(Default)]
+/// Work that is being recorded. Lines beside the main one are done as late as can be, when all meet; or as early, where threads
+/// go in reverse order.
 struct Recording {
     nodes: Vec<Node>,
     beside: Vec<Node>,
-    is_beside: bool,
+    /// Before which of the nodes they are to be done.
+    behind: Vec<(usize, Node)>,
+    line: Line,
+    early: bool,
+}
+
+impl Recording {
+    fn push(&mut self, node: Node) {
+        match self.line {
+            Line::Behind(Point(at)) if self.early => self.behind.push((at, node)),
+            Line::Beside(_) | Line::Behind(_) if !self.early => self.beside.push(node),
+            _ => self.nodes.push(node),
+        }
+    }
+
+    fn finish(mut self) -> Vec<Node> {
+        self.nodes.append(&mut self.beside);
+        // From the end, so that places stay what they are.
+        self.behind.sort_by_key(|(at, _)| *at);
+        for (at, node) in self.behind.into_iter().rev() {
+            self.nodes.insert(at, node);
+        }
+        self.nodes
+    }
 }
 
 /// What was recorded.
@@ -139,8 +162,8 @@ impl Emulated {
     /// Records a node if a capture is under way.
     fn record(&self, node: impl FnOnce() -> Node) -> bool {
         match lock(&self.recording).as_mut() {
-            Some(Recording { nodes, beside, is_beside }) => {
-                if *is_beside { beside } else { nodes }.push(node());
+            Some(recording) => {
+                recording.push(node());
                 true
             }
             None => false,
@@ -298,15 +321,21 @@ impl Driver for Emulated {
     }
 
     fn begin_capture(&self) -> Result<()> {
-        *lock(&self.recording) = Some(Recording::default());
+        let early = self.options.order == Order::Reverse;
+        let (nodes, beside, behind) = Default::default();
+        *lock(&self.recording) = Some(Recording { nodes, beside, behind, line: Line::Main, early });
         Ok(())
     }
 
-    fn line(&self, beside: Option<usize>) -> Result<()> {
+    fn line(&self, line: Line) -> Result<()> {
         if let Some(recording) = lock(&self.recording).as_mut() {
-            recording.is_beside = beside.is_some();
+            recording.line = line;
         }
         Ok(())
+    }
+
+    fn point(&self) -> Result<Point> {
+        Ok(Point(lock(&self.recording).as_ref().map_or(0, |recording| recording.nodes.len())))
     }
 
     fn join(&self) -> Result<()> {
@@ -317,8 +346,7 @@ impl Driver for Emulated {
     }
 
     fn end_capture(&self) -> Result<Box<dyn Graph>> {
-        let Recording { mut nodes, beside, .. } = lock(&self.recording).take().unwrap_or_default();
-        nodes.extend(beside);
+        let nodes = lock(&self.recording).take().map(Recording::finish).unwrap_or_default();
         Ok(Box::new(Recorded { nodes, options: self.options.clone() }))
     }
 
