@@ -24,11 +24,11 @@ struct BatchNorm2dDims {
   int x_is_relu;     // 1: gx is what ReLU, which made x, passes on
 };
 
-// use(place, v) with what N arrays have there, for each of the thread's rows in order. Several rows are loaded before the
-// first is used: with one at a time the memory would wait for the threads.
-template <int V, int N, class T, class Use>
+// use(place, v) with what N arrays have there, for each of the thread's rows in order, and begin(v) before the first. Several rows
+// are loaded before the first is used: with one at a time the memory would wait for the threads.
+template <int V, int N, class T, class Use, class Begin>
 __device__ __forceinline__ void for_rows(const Share<V>& my, const BatchNorm2dDims& d, const T* const (&from)[N],
-                                         Use use) {
+                                         Use use, Begin begin) {
   constexpr int FIT = 64 / (N * V * sizeof(T)), AHEAD = FIT < 4 ? FIT : 4;  // at most 64 bytes
   for (int row = my.first; row < my.last; row += AHEAD * my.step) {
     Pack<T, V> ahead[AHEAD][N];
@@ -37,7 +37,7 @@ __device__ __forceinline__ void for_rows(const Share<V>& my, const BatchNorm2dDi
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         const int r = row + k * my.step;
-        if (r < my.last) ahead[k][i] = *reinterpret_cast<const Pack<T, V>*>(from[i] + r * d.c + my.c);
+        if (r < my.last) ahead[k][i] = *reinterpret_cast<const Pack<T, V>*>(from[i] + (r * d.c + my.c));
       }
 #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
@@ -46,50 +46,70 @@ __device__ __forceinline__ void for_rows(const Share<V>& my, const BatchNorm2dDi
       Pack<float, V> v[N];
 #pragma unroll
       for (int i = 0; i < N; ++i) v[i] = to_floats(ahead[k][i]);
+      if (k == 0 && row == my.first) begin(v);
       use(r * d.c + my.c, v);
     }
   }
 }
+template <int V, int N, class T, class Use>
+__device__ __forceinline__ void for_rows(const Share<V>& my, const BatchNorm2dDims& d, const T* const (&from)[N],
+                                         Use use) {
+  for_rows(my, d, from, use, [](const Pack<float, V>(&)[N]) {});
+}
 
-// What the second of two sets of values counts for in those of both, and what the square of the difference of their means
-// does. Source: Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
-struct Weights {
-  float second, square;
-  __device__ __forceinline__ Weights(float n, float o) : second(o / (n + o)), square(n * o / (n + o)) {}
+// Two sums over rows.
+struct Sums {
+  float first, second;
 };
 
-// Mean and sum of squared deviations of some values.
-struct __align__(8) Deviations {
-  float mean, m2;
-  // Of the values of both.
-  __device__ __forceinline__ void add(Deviations o, Weights w) {
-    float delta = o.mean - mean;
-    mean += delta * w.second;
-    m2 += o.m2 + delta * delta * w.square;
-  }
-};
-
-// Sums of gy and of gy * (x - mean).
-struct __align__(8) Sums {
-  float gy, gyx;
-  __device__ __forceinline__ void add(Sums o) {
-    gy += o.gy;
-    gyx += o.gyx;
-  }
-};
-
-// Merges what the groups of a block have for their channels, in a tree: `add(thread)` adds what that thread has put to this
-// one's, which `put()` puts into shared memory. The first group has the result.
-template <int V, class Put, class Add>
-__device__ __forceinline__ void merge_groups(const Share<V>& my, Put put, Add add) {
-  put();
-  for (int half = 1; half < my.step; half *= 2) {
-    __syncthreads();
-    if (my.group % (2 * half) == 0 && my.group + half < my.step) {
-      add(threadIdx.x + half * my.lanes);
-      put();
+// What the sums of a block's groups come to for each of its channels: a thread has a channel, at first of every so many groups.
+// Those below `tile` return that of the channel of their number. Takes 512 * V floats of shared memory.
+template <int V>
+__device__ __forceinline__ Sums merge_groups(const Share<V>& my, const BatchNorm2dDims& d, const Pack<float, V>& first,
+                                             const Pack<float, V>& second, float* shared) {
+  float *of_first = shared, *of_second = shared + 256 * V;
+  store(of_first + V * threadIdx.x, first);
+  store(of_second + V * threadIdx.x, second);
+  __syncthreads();
+  // threadIdx.x / tile, and how many of those are whole.
+  const int part = my.group / V, parts = min(my.step / V, 16), channel = threadIdx.x - part * d.tile;
+  // The sums of the sets begin, begin + step, ... below end; V at a time, whose loads wait together.
+  const auto sum = [&](int begin, int end, int step) {
+    Sums all = {};
+#pragma unroll 1
+    for (int set = begin; set < end; set += V * step) {
+      Sums some[V] = {};
+#pragma unroll
+      for (int k = 0; k < V; ++k)
+        if (set + k * step < end) {
+          const int at = (set + k * step) * d.tile + channel;
+          some[k] = {of_first[at], of_second[at]};
+        }
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        all.first += some[k].first;
+        all.second += some[k].second;
+      }
     }
+    return all;
+  };
+  Sums mine = {};
+  if (part < parts) mine = sum(part, my.step, parts);
+  if (parts == 1) return mine;
+  __syncthreads();
+  if (part < parts) {
+    of_first[threadIdx.x] = mine.first;
+    of_second[threadIdx.x] = mine.second;
   }
+  __syncthreads();
+  return part == 0 ? sum(0, parts, 1) : mine;
+}
+
+// Two numbers that a range of rows has for a channel, into part[c, ranges]: of each of the block's channels a thread has them.
+__device__ __forceinline__ void store_part(float* part, float first, float second, const BatchNorm2dDims& d) {
+  const int c = blockIdx.y * d.tile + threadIdx.x;
+  if (threadIdx.x >= d.tile || c >= d.c) return;
+  reinterpret_cast<Pack<float, 2>*>(part)[c * d.ranges + blockIdx.x] = {first, second};
 }
 
 // use(range, k) for each of the ranges that a thread merges, its k-th: at most eight, as there are at most 1024 ranges.
@@ -116,69 +136,60 @@ __device__ __forceinline__ float few_warps_sum(float v, float* of_warps) {
 }
 
 template <int V, class T>
-__device__ __forceinline__ void moments(Width<V>, const T* x, Deviations (*groups)[256], float* counts, float* part,
-                                        const BatchNorm2dDims& d) {
-  Share<V> my(d);
+__device__ __forceinline__ void moments(Width<V>, const T* x, float* shared, float* part, const BatchNorm2dDims& d) {
+  const Share<V> my(d);
   // Sums about the thread's first value. It is one of the values, so (shift - mean)^2 is at most n
   // times their variance: a large mean costs no digits.
-  float shift[V] = {}, sum[V] = {}, squares[V] = {};
-  if (my.first < my.last) {
-    Pack<float, V> v = load<V>(x + my.first * d.c + my.c);
-#pragma unroll
-    for (int k = 0; k < V; ++k) shift[k] = v.v[k];
-  }
+  Pack<float, V> shift = {}, sum = {}, squares = {};
   float n = 0.0f;
-  for_rows(my, d, {x}, [&](int, const Pack<float, V>(&v)[1]) {
-    n += 1.0f;
+  for_rows(
+      my, d, {x},
+      [&](int, const Pack<float, V>(&v)[1]) {
+        n += 1.0f;
 #pragma unroll
-    for (int k = 0; k < V; ++k) {
-      float delta = v[0].v[k] - shift[k];
-      sum[k] += delta;
-      squares[k] += delta * delta;
-    }
-  });
-  Deviations mine[V] = {};
-  if (n > 0.0f) {
-#pragma unroll
-    for (int k = 0; k < V; ++k) {
-      float mean = sum[k] / n;
-      mine[k] = {shift[k] + mean, squares[k] - sum[k] * mean};
-    }
+        for (int k = 0; k < V; ++k) {
+          const float delta = v[0].v[k] - shift.v[k];
+          sum.v[k] += delta;
+          squares.v[k] += delta * delta;
+        }
+      },
+      [&](const Pack<float, V>(&v)[1]) { shift = v[0]; });
+  // Those of all threads about the mean of the first group's rows, so that they can be added.
+  float* centres = shared + 512 * V;
+  if (my.group == 0) {
+    const float by_n = 1.0f / fmaxf(n, 1.0f);
+    store(centres + V * threadIdx.x,
+          map_pack<V>([&](float shift, float sum) { return shift + sum * by_n; }, shift, sum));
   }
-  const auto put = [&] {
-    counts[threadIdx.x] = n;
+  __syncthreads();
+  const Pack<float, V> centre = load<V>(centres + (my.c - blockIdx.y * d.tile));
 #pragma unroll
-    for (int k = 0; k < V; ++k) groups[k][threadIdx.x] = mine[k];
-  };
-  merge_groups(my, put, [&](int thread) {
-    // The same for all channels: divisions cost much.
-    const float others = counts[thread];
-    if (others == 0.0f) return;
-    const Weights weights(n, others);
-#pragma unroll
-    for (int k = 0; k < V; ++k) mine[k].add(groups[k][thread], weights);
-    n += others;
-  });
-  if (my.group > 0 || my.c >= d.c) return;
-  Deviations* out = reinterpret_cast<Deviations*>(part) + my.c * d.ranges + blockIdx.x;
-#pragma unroll
-  for (int k = 0; k < V; ++k) out[k * d.ranges] = mine[k];
+  for (int k = 0; k < V; ++k) {
+    const float far = shift.v[k] - centre.v[k], about_shift = sum.v[k];
+    sum.v[k] += n * far;
+    squares.v[k] += far * (about_shift + sum.v[k]);
+  }
+  const Sums all = merge_groups(my, d, sum, squares, shared);
+  if (threadIdx.x >= d.tile) return;
+  const float far = all.first / min(d.chunk, d.rows - (int)blockIdx.x * d.chunk);
+  store_part(part, centres[threadIdx.x] + far, all.second - all.first * far, d);
 }
 
 // part[c, ranges] = mean and sum of squared deviations of x over each range of rows.
 // Threads: a block has `tile` channels of `chunk` rows; a thread 16 bytes of channels (four or one where c is no multiple of
 // those) of every so many rows. Neighbours along the channels, then along the rows.
 // Traffic: one read of x.
-// Launch: grid (ranges, ceil(c / tile)) of 256; 9216 bytes of shared memory, of two-byte elements 17408.
-// Numerics: sums about the thread's first value, merged by Chan's formula in a fixed order.
+// Launch: grid (ranges, ceil(c / tile)) of 256; 8704 bytes of shared memory, of two-byte elements 17408.
+// Numerics: sums about the thread's first value, then about the mean of the first few rows, added in a fixed order.
 // Limits: rows * c < 2^31.
 // Registers: at most 64.
 template <class T>
 __global__ void __launch_bounds__(256, 4)
     batch_norm2d_fwd_part(const T* __restrict__ x, float* __restrict__ part, BatchNorm2dDims d) {
-  SHARED(Deviations, groups, [16 / sizeof(T)][256]);
-  SHARED(float, counts, [256]);
-  with_width<16 / sizeof(T)>(d, [&](auto width) { moments(width, x, groups, counts, part, d); }, x);
+  constexpr int V = 16 / sizeof(T);
+  using Floats = Pack<float, V>;
+  SHARED(Floats, shared, [512 + 32]);
+  with_width<V>(d, [&](auto width) { moments(width, x, shared->v, part, d); }, x);
 }
 
 // mean and inv_std = 1 / sqrt(var + eps) of the batch from the partial moments, and the step of the
@@ -195,17 +206,17 @@ __global__ void __launch_bounds__(128)
                            float* __restrict__ running_mean, float* __restrict__ running_var, BatchNorm2dDims d) {
   SHARED(float, of_warps, [2][4]);
   const int c = blockIdx.x;
-  const Deviations* ranges = reinterpret_cast<const Deviations*>(part) + c * d.ranges;
+  const Pack<float, 2>* ranges = reinterpret_cast<const Pack<float, 2>*>(part) + c * d.ranges;
   const auto count = [&](int range) { return (float)min(d.chunk, d.rows - range * d.chunk); };
-  Deviations mine[MERGED];
+  Pack<float, 2> mine[MERGED];  // mean and sum of squared deviations
   for_ranges(d, [&](int range, int k) { mine[k] = ranges[range]; });
-  const float shift = ranges[0].mean;
+  const float shift = ranges[0].v[0];
   float sum = 0.0f, squares = 0.0f;
-  for_ranges(d, [&](int range, int k) { sum += count(range) * (mine[k].mean - shift); });
+  for_ranges(d, [&](int range, int k) { sum += count(range) * (mine[k].v[0] - shift); });
   const float all = shift + few_warps_sum(sum, of_warps[0]) / d.rows;
   for_ranges(d, [&](int range, int k) {
-    const float delta = mine[k].mean - all;
-    squares += mine[k].m2 + count(range) * delta * delta;
+    const float delta = mine[k].v[0] - all;
+    squares += mine[k].v[1] + count(range) * delta * delta;
   });
   squares = few_warps_sum(squares, of_warps[1]);
   if (threadIdx.x == 0) {
@@ -276,31 +287,24 @@ __global__ void __launch_bounds__(256)
 // the mean `centre`.
 template <int V, int N, class T, class Gradient>
 __device__ __forceinline__ void sums(const Share<V>& my, const T* const (&from)[N], const float (&centre)[V],
-                                     Gradient gradient, Sums (*groups)[256], float* part, const BatchNorm2dDims& d) {
-  Sums mine[V] = {};
+                                     Gradient gradient, float* shared, float* part, const BatchNorm2dDims& d) {
+  Pack<float, V> gy = {}, gyx = {};
   for_rows(my, d, from, [&](int at, const Pack<float, V>(&v)[N]) {
     const Pack<float, V> g = gradient(at, v);
 #pragma unroll
-    for (int k = 0; k < V; ++k) mine[k].add({g.v[k], g.v[k] * (v[0].v[k] - centre[k])});
+    for (int k = 0; k < V; ++k) {
+      gy.v[k] += g.v[k];
+      gyx.v[k] += g.v[k] * (v[0].v[k] - centre[k]);
+    }
   });
-  const auto put = [&] {
-#pragma unroll
-    for (int k = 0; k < V; ++k) groups[k][threadIdx.x] = mine[k];
-  };
-  merge_groups(my, put, [&](int thread) {
-#pragma unroll
-    for (int k = 0; k < V; ++k) mine[k].add(groups[k][thread]);
-  });
-  if (my.group > 0 || my.c >= d.c) return;
-  Sums* out = reinterpret_cast<Sums*>(part) + my.c * d.ranges + blockIdx.x;
-#pragma unroll
-  for (int k = 0; k < V; ++k) out[k * d.ranges] = mine[k];
+  const Sums all = merge_groups(my, d, gy, gyx, shared);
+  store_part(part, all.first, all.second, d);
 }
 
 template <int V, class A, class T>
 __device__ __forceinline__ void sums_behind(Width<V>, A, const T* x, const T* gy, const float* mean,
-                                            const float* inv_std, const float* gamma, const float* beta,
-                                            Sums (*groups)[256], float* part, const BatchNorm2dDims& d) {
+                                            const float* inv_std, const float* gamma, const float* beta, float* shared,
+                                            float* part, const BatchNorm2dDims& d) {
   const Share<V> my(d);
   // Threads without rows may have no channels.
   const Normal<V> normal(mean, inv_std, gamma, beta, my.first < my.last ? my.c : 0);
@@ -310,7 +314,7 @@ __device__ __forceinline__ void sums_behind(Width<V>, A, const T* x, const T* gy
     for (int k = 0; k < V; ++k) g.v[k] = A::gradient(normal.of(v[0].v[k], k), v[1].v[k]);
     return g;
   };
-  sums(my, {x, gy}, normal.centre, gradient, groups, part, d);
+  sums(my, {x, gy}, normal.centre, gradient, shared, part, d);
 }
 
 // part[c, ranges] = the sums of gy and of gy * (x - mean) over each range of rows; gy as the activation passes it on.
@@ -324,16 +328,16 @@ __global__ void __launch_bounds__(256, 4)
     batch_norm2d_bwd_part(const T* __restrict__ x, const T* __restrict__ gy, const float* __restrict__ mean,
                           const float* __restrict__ inv_std, const float* __restrict__ gamma,
                           const float* __restrict__ beta, float* __restrict__ part, BatchNorm2dDims d) {
-  SHARED(Sums, groups, [4][256]);
+  SHARED(Four<float>, shared, [512]);
   with_activation<T>(d.activation, [&](auto f) {
     with_width<4>(
-        d, [&](auto width) { sums_behind(width, f, x, gy, mean, inv_std, gamma, beta, groups, part, d); }, x, gy);
+        d, [&](auto width) { sums_behind(width, f, x, gy, mean, inv_std, gamma, beta, shared->v, part, d); }, x, gy);
   });
 }
 
 template <int V, class T>
 __device__ __forceinline__ void sums_of_masked(Width<V>, const T* x, const T* gy, const T* y, const float* mean, T* g,
-                                               Sums (*groups)[256], float* part, const BatchNorm2dDims& d) {
+                                               float* shared, float* part, const BatchNorm2dDims& d) {
   const Share<V> my(d);
   float centre[V];
 #pragma unroll
@@ -343,7 +347,7 @@ __device__ __forceinline__ void sums_of_masked(Width<V>, const T* x, const T* gy
     store(g + at, passed);
     return passed;
   };
-  sums(my, {x, gy, y}, centre, masked, groups, part, d);
+  sums(my, {x, gy, y}, centre, masked, shared, part, d);
 }
 
 // g = gy where y > 0, else 0, and `part` as above of that: what y was made of, by a sum and ReLU of it, has the gradient g.
@@ -353,8 +357,8 @@ __global__ void __launch_bounds__(256, 4)
     batch_norm2d_bwd_part_masked(const T* __restrict__ x, const T* __restrict__ gy, const T* __restrict__ y,
                                  const float* __restrict__ mean, T* __restrict__ g, float* __restrict__ part,
                                  BatchNorm2dDims d) {
-  SHARED(Sums, groups, [4][256]);
-  with_width<4>(d, [&](auto width) { sums_of_masked(width, x, gy, y, mean, g, groups, part, d); }, x, gy, y, g);
+  SHARED(Four<float>, shared, [512]);
+  with_width<4>(d, [&](auto width) { sums_of_masked(width, x, gy, y, mean, g, shared->v, part, d); }, x, gy, y, g);
 }
 
 // ggamma = sum of gy * (x - mean) * inv_std and gbeta = sum of gy, from the partial sums.
@@ -369,10 +373,14 @@ __global__ void __launch_bounds__(128)
                            float* __restrict__ ggamma, float* __restrict__ gbeta, BatchNorm2dDims d) {
   SHARED(float, of_warps, [2][4]);
   const int c = blockIdx.x;
-  const Sums* ranges = reinterpret_cast<const Sums*>(part) + c * d.ranges;
-  Sums all = {};
-  for_ranges(d, [&](int range, int) { all.add(ranges[range]); });
-  const float gy = few_warps_sum(all.gy, of_warps[0]), gyx = few_warps_sum(all.gyx, of_warps[1]);
+  const Pack<float, 2>* ranges = reinterpret_cast<const Pack<float, 2>*>(part) + c * d.ranges;
+  float gy = 0.0f, gyx = 0.0f;
+  for_ranges(d, [&](int range, int) {
+    gy += ranges[range].v[0];
+    gyx += ranges[range].v[1];
+  });
+  gy = few_warps_sum(gy, of_warps[0]);
+  gyx = few_warps_sum(gyx, of_warps[1]);
   if (threadIdx.x == 0) {
     ggamma[c] = gyx * inv_std[c];
     gbeta[c] = gy;

@@ -110,7 +110,8 @@ pub struct Terms<'c> {
     /// The case.
     pub case: &'c Case,
     seed: u64,
-    /// For each result and element, the root mean square of what f32 differed by from f64, in roundings of 1.
+    /// For each result and element, the root mean square of what f32 differed by from f64, in roundings of 1. It is not known, and
+    /// NaN, where every result was 0, as behind a ReLU.
     errors: Vec<Vec<f32>>,
 }
 
@@ -149,10 +150,13 @@ impl<'c> Terms<'c> {
             };
             let (ones, others) = (run(DType::F32)?, run(DType::F64)?);
             if squares.is_empty() {
-                squares = ones.iter().map(|(_, v)| vec![0.0; v.len()]).collect();
+                squares = ones.iter().map(|(_, v)| vec![f64::NAN; v.len()]).collect();
             }
             for ((squares, (_, one)), (_, other)) in squares.iter_mut().zip(ones).zip(others) {
-                squares.iter_mut().zip(one).zip(other).for_each(|((sum, a), b)| *sum += (a - b).powi(2));
+                for ((sum, a), b) in squares.iter_mut().zip(one).zip(other).filter(|((_, a), b)| *a != 0.0 || *b != 0.0)
+                {
+                    *sum = if sum.is_nan() { 0.0 } else { *sum } + (a - b).powi(2);
+                }
             }
         }
         let error = |sum: f64| ((sum / f64::from(Self::DRAWS)).sqrt() / DType::F32.rounding(1.0)) as f32;
@@ -178,9 +182,14 @@ impl<'c> Terms<'c> {
             let rounded = case.inputs.get(i).is_some_and(|input| !input.param);
             if rounded { tensor.to_dtype(dtype)?.to_dtype(DType::F32) } else { Ok(tensor) }
         })?)?;
-        // The result itself is rounded too.
-        let size = |(e, v): (&f32, &f64)| f64::from(*e) + v.abs();
-        let sizes = self.errors.iter().zip(&values).map(|(e, (_, v))| e.iter().zip(v).map(size).collect());
+        let sizes = self.errors.iter().zip(&values).map(|(errors, (_, values))| {
+            let largest = errors.iter().copied().fold(0.0, f32::max);
+            // What is not 0 from inputs that were rounded has terms like the others.
+            let error = |e: f32, v: f64| if e.is_nan() { if v == 0.0 { 0.0 } else { largest } } else { e };
+            // The result itself is rounded too.
+            let size = |(e, v): (&f32, &f64)| f64::from(error(*e, *v)) + v.abs();
+            errors.iter().zip(values).map(size).collect()
+        });
         Ok(Expected { room: self.room, sizes: sizes.collect(), values })
     }
 }

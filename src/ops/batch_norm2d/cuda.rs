@@ -36,9 +36,13 @@ fn rows(x: Shape) -> usize {
 const RANGES: usize = 1024;
 const _: () = assert!(RANGES <= 8 * 128);
 
-/// The cut for sums over the rows, whose partial results are added up: some rows for every thread.
+/// The cut for sums over the rows, whose partial results are added up: some rows for every thread. What a block does besides
+/// takes its threads as long as six rows: where the blocks that a large GPU holds at once have few, there are no more.
 fn sums(x: &Tensor, wide: usize) -> (BatchNorm2dDims, Launch) {
-    cut([rows(x.shape()), x.shape().last()], 4, RANGES, wide)
+    let of = |blocks| cut([rows(x.shape()), x.shape().last()], 4, blocks, wide);
+    let few = of(512);
+    let rows_each = few.0.chunk * few.0.tile / (BLOCK as usize * wide) as i32;
+    if rows_each <= 16 { few } else { of(RANGES) }
 }
 
 /// The cut for passes over the elements.
