@@ -206,6 +206,7 @@ __global__ void __launch_bounds__(128)
                            float* __restrict__ running_mean, float* __restrict__ running_var, BatchNorm2dDims d) {
   SHARED(float, of_warps, [2][4]);
   const int c = blockIdx.x;
+  const Running running(running_mean, running_var, c);
   const Pack<float, 2>* ranges = reinterpret_cast<const Pack<float, 2>*>(part) + c * d.ranges;
   const auto count = [&](int range) { return (float)min(d.chunk, d.rows - range * d.chunk); };
   Pack<float, 2> mine[MERGED];  // mean and sum of squared deviations
@@ -221,7 +222,7 @@ __global__ void __launch_bounds__(128)
   squares = few_warps_sum(squares, of_warps[1]);
   if (threadIdx.x == 0) {
     mean[c] = all;
-    inv_std[c] = keep_statistics(c, all, squares / d.rows, running_mean, running_var, d);
+    inv_std[c] = running.keep(running_mean, running_var, c, all, squares / d.rows, d);
   }
 }
 
@@ -373,6 +374,7 @@ __global__ void __launch_bounds__(128)
                            float* __restrict__ ggamma, float* __restrict__ gbeta, BatchNorm2dDims d) {
   SHARED(float, of_warps, [2][4]);
   const int c = blockIdx.x;
+  const float by = inv_std[c];  // now: nothing waits for it then
   const Pack<float, 2>* ranges = reinterpret_cast<const Pack<float, 2>*>(part) + c * d.ranges;
   float gy = 0.0f, gyx = 0.0f;
   for_ranges(d, [&](int range, int) {
@@ -382,7 +384,7 @@ __global__ void __launch_bounds__(128)
   gy = few_warps_sum(gy, of_warps[0]);
   gyx = few_warps_sum(gyx, of_warps[1]);
   if (threadIdx.x == 0) {
-    ggamma[c] = gyx * inv_std[c];
+    ggamma[c] = gyx * by;
     gbeta[c] = gy;
   }
 }

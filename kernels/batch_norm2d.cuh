@@ -46,15 +46,20 @@ __device__ __forceinline__ void opaque(unsigned& word) { asm("" : "+r"(word)); }
 
 #endif
 
-// The step of a channel's running statistics: running = keep * running + take * batch, with the unbiased variance. Returns
-// 1 / sqrt(var + eps).
-template <class Dims>
-__device__ __forceinline__ float keep_statistics(int c, float mean, float var, float* running_mean, float* running_var,
-                                                 const Dims& d) {
-  running_mean[c] = d.keep * running_mean[c] + d.take * mean;
-  running_var[c] = d.keep * running_var[c] + d.take * var * d.unbias;
-  return 1.0f / sqrtf(var + d.eps);
-}
+// The running statistics of a channel, which are loaded before its own are known: nothing waits for them then.
+struct Running {
+  float mean, var;
+  __device__ __forceinline__ Running(const float* running_mean, const float* running_var, int c)
+      : mean(running_mean[c]), var(running_var[c]) {}
+  // Their step: running = keep * running + take * batch, with the unbiased variance. Returns 1 / sqrt(var + eps).
+  template <class Dims>
+  __device__ __forceinline__ float keep(float* running_mean, float* running_var, int c, float of_batch,
+                                        float var_of_batch, const Dims& d) const {
+    running_mean[c] = d.keep * mean + d.take * of_batch;
+    running_var[c] = d.keep * var + d.take * var_of_batch * d.unbias;
+    return 1.0f / sqrtf(var_of_batch + d.eps);
+  }
+};
 
 // What becomes of a normalised value and what is added to it: an activation of their sum, or of the first alone.
 template <class A>

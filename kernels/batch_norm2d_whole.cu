@@ -134,10 +134,10 @@ __device__ __forceinline__ void block_sums(float (&v)[N], float (*of_warps)[32],
 
 // Mean and variance of the block's channels, the step of their running statistics, and
 // y = f((x - mean) * (gamma * inv_std) + beta) with the activation f; where there is `plus`, that is added, or f is of the sum.
-// Threads: a block has 16 bytes of channels of all rows; thread t has rows t, t + threads, ..., at most four, in its
-// registers.
+// Threads: a block has 8 bytes of channels of all rows; thread t has rows t, t + threads, ..., at most four, in its
+// registers. Fewer channels, as rows are few: there are more blocks, each with less to compute.
 // Traffic: one read of x, and of `plus`, and one write of y.
-// Launch: grid ceil(c / V), V being the elements of 16 bytes, of 256 or 512; at most 1184 bytes of shared memory.
+// Launch: grid ceil(c / V), V being the elements of 8 bytes, of 256 or 512; at most 592 bytes of shared memory.
 // Numerics: sums about the value of the first row, again about what they give, then squares about the mean, in a fixed order.
 // Limits: rows at most four times the threads, rows * c < 2^31.
 // Registers: at most 64.
@@ -147,12 +147,18 @@ __global__ void __launch_bounds__(512, 2)
                            const float* __restrict__ gamma, const float* __restrict__ beta, float* __restrict__ mean,
                            float* __restrict__ inv_std, float* __restrict__ running_mean,
                            float* __restrict__ running_var, T* __restrict__ y, BatchNorm2dWholeDims d) {
-  constexpr int V = 16 / sizeof(T);
+  constexpr int V = 8 / sizeof(T);
   SHARED(float, of_warps, [V][32]);
   SHARED(float, totals, [V]);
   SHARED(float, constants, [4][V]);
   Held<T, V> held(x, d);
-  const int c = blockIdx.x * V;
+  const int c = blockIdx.x * V, own = c + threadIdx.x;  // own: the channel whose statistics this thread keeps
+  const bool keeps = threadIdx.x < V && own < d.c;
+  const Running running(running_mean, running_var, keeps ? own : c);
+  if (threadIdx.x < V) {
+    constants[2][threadIdx.x] = keeps ? gamma[own] : 0.0f;
+    constants[3][threadIdx.x] = keeps ? beta[own] : 0.0f;
+  }
 
   // About the first row's, so that a large mean costs no digits; then about what that gave, so that a first row far from the mean
   // costs none.
@@ -190,39 +196,31 @@ __global__ void __launch_bounds__(512, 2)
   block_sums(sums, of_warps, totals);
   held.rest();
   if (threadIdx.x < V) {
-    const int k = threadIdx.x;
     float inverse = 0.0f;
-    if (c + k < d.c) {
-      inverse = keep_statistics(c + k, mine, totals[k] * d.inv_rows, running_mean, running_var, d);
-      mean[c + k] = mine;
-      inv_std[c + k] = inverse;
+    if (keeps) {
+      inverse = running.keep(running_mean, running_var, own, mine, totals[threadIdx.x] * d.inv_rows, d);
+      mean[own] = mine;
+      inv_std[own] = inverse;
     }
-    constants[0][k] = mine;
-    constants[1][k] = inverse;
-    constants[2][k] = c + k < d.c ? gamma[c + k] : 0.0f;
-    constants[3][k] = c + k < d.c ? beta[c + k] : 0.0f;
+    constants[0][threadIdx.x] = mine;
+    constants[1][threadIdx.x] = inverse;
   }
   __syncthreads();
 
-  // Four channels at a time, whose constants fit the registers.
   with_activation<T>(d.activation, [&](auto f) {
+    const Normal<V> normal(constants[0], constants[1], constants[2], constants[3], 0);
+    each_row(d, [&](int i, int row) {
+      Pack<float, V> v = held.template get<V>(i, 0);
+      if (plus) {
+        const Pack<float, V> other = some_of<V>(plus + row * d.c, c, d.c);
 #pragma unroll
-    for (int first = 0; first < V; first += 4) {
-      const Normal<4> normal(constants[0], constants[1], constants[2], constants[3], first);
-      each_row(d, [&](int i, int row) {
-        Pack<float, 4> v = held.template get<4>(i, first);
-        if (plus) {
-          Pack<float, 4> other = {};
-          if (c + first < d.c) other = some_of<4>(plus + row * d.c, c + first, d.c);
+        for (int k = 0; k < V; ++k) v.v[k] = sum_of<decltype(f)>(normal.of(v.v[k], k), other.v[k], d.of_sum);
+      } else {
 #pragma unroll
-          for (int k = 0; k < 4; ++k) v.v[k] = sum_of<decltype(f)>(normal.of(v.v[k], k), other.v[k], d.of_sum);
-        } else {
-#pragma unroll
-          for (int k = 0; k < 4; ++k) v.v[k] = decltype(f)::of(normal.of(v.v[k], k));
-        }
-        held.set(i, first, v);
-      });
-    }
+        for (int k = 0; k < V; ++k) v.v[k] = decltype(f)::of(normal.of(v.v[k], k));
+      }
+      held.set(i, 0, v);
+    });
   });
   held.store(y, d);
 }
