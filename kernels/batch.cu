@@ -15,6 +15,8 @@ struct BatchDims {
   unsigned flip;           // probability of a mirrored image, in units of 2^-24
   unsigned vertical_flip;  // and of one upside down
   int alternate;           // 1: an image is mirrored in every other epoch, `flip` says how it begins
+  // For division by c, out_h and out_w.
+  unsigned by_c[2], by_out_h[2], by_out_w[2];
 };
 
 // What was drawn for an image: see src/data/augment.rs, whose random numbers these are.
@@ -51,7 +53,7 @@ struct Side {
 };
 
 // The position `at` along a side of `to` pixels that show `from`.
-__device__ __forceinline__ Side side(int at, int to, int from) {
+__device__ __forceinline__ Side side(int at, int to, const unsigned (&by_to)[2], int from) {
   const int half = 1 << (PIXEL - 1);
   Side s;
   if (to == from) {
@@ -59,7 +61,9 @@ __device__ __forceinline__ Side side(int at, int to, int from) {
     s.places[0] = first >= 0 && first < to ? first : -1;
     s.places[1] = first + 1 >= 0 && first + 1 < to ? first + 1 : -1;
   } else if (at + half >= 0 && at + half < to << PIXEL) {
-    at = (int)((long long)(at + half) * from / to) - half;
+    // (at + half) * from / to, whose product has more than 31 bits.
+    const int whole = divide(at + half, by_to), rest = at + half - whole * to;
+    at = whole * from + divide(rest * from, by_to) - half;
     if (at < 0) at = 0;
     s.places[0] = at >> PIXEL;
     s.places[1] = s.places[0] + 1 < from ? s.places[0] + 1 : from - 1;
@@ -124,7 +128,8 @@ __global__ void __launch_bounds__(256)
   if (!d.samples) {
 #pragma unroll 4
     for (int i = first; i < pixels * d.c; i += step) {
-      int channel = i % d.c, col = i / d.c % d.w, row = i / d.c / d.w;
+      const int pixel = divide(i, d.by_c), channel = i - pixel * d.c;
+      const int row = divide(pixel, d.by_out_w), col = pixel - row * d.out_w;
       bool cut =
           (unsigned)(row - draw.cut_row) < (unsigned)d.cutout && (unsigned)(col - draw.cut_col) < (unsigned)d.cutout;
       int at = source(draw, d, row, col);
@@ -133,11 +138,11 @@ __global__ void __launch_bounds__(256)
     return;
   }
   for (int i = first; i < pixels; i += step) {
-    int col = i % d.out_w, row = i / d.out_w;
+    const int row = divide(i, d.by_out_w), col = i - row * d.out_w;
     // From the centre, in units of half a pixel.
     int v = 2 * row + 1 - d.out_h, u = 2 * col + 1 - d.out_w;
-    Side ys = side(draw.sin * u + draw.cos * v + ((d.out_h - 1) << (PIXEL - 1)), d.out_h, d.h);
-    Side xs = side(draw.cos * u - draw.sin * v + ((d.out_w - 1) << (PIXEL - 1)), d.out_w, d.w);
+    Side ys = side(draw.sin * u + draw.cos * v + ((d.out_h - 1) << (PIXEL - 1)), d.out_h, d.by_out_h, d.h);
+    Side xs = side(draw.cos * u - draw.sin * v + ((d.out_w - 1) << (PIXEL - 1)), d.out_w, d.by_out_w, d.w);
     int at[4], weights[4], inside = d.mean ? 0 : 1 << 2 * WEIGHT;
 #pragma unroll
     for (int k = 0; k < 4; ++k) {

@@ -64,7 +64,7 @@ __device__ __forceinline__ unsigned global_index() { return blockIdx.x * blockDi
 // n / divisor for 0 <= n < 2^31 without a division, which would cost some twenty instructions. The host
 // computes, for 1 <= divisor < 2^31:
 //     shift = ceil(log2(divisor)),  magic = floor(2^32 * (2^shift - divisor) / divisor) + 1
-// and passes {magic, shift} (Rust: `magic` in src/ops/conv2d/cuda.rs). Source: Granlund, Montgomery, "Division by Invariant
+// and passes {magic, shift} (Rust: `magic` in src/device/cuda/launch.rs). Source: Granlund, Montgomery, "Division by Invariant
 // Integers using Multiplication", 1994, figure 4.1; with n < 2^31 the sum cannot overflow.
 __device__ __forceinline__ int divide(int n, const unsigned (&by)[2]) {
   return (int)((__umulhi((unsigned)n, by[0]) + (unsigned)n) >> by[1]);

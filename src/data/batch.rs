@@ -6,7 +6,7 @@
 
 use super::Dataset;
 use super::augment::{Augment, Border, Draw, Outside, threshold};
-use crate::device::cuda::{Cuda, KernelType, Launch, with_kernel_type};
+use crate::device::cuda::{Cuda, KernelType, Launch, magic, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -291,6 +291,9 @@ impl Resident {
             flip: threshold(augment.flip),
             vertical_flip: threshold(augment.vertical_flip),
             alternate: i32::from(augment.alternate),
+            by_c: magic(data.channels),
+            by_out_h: magic(out_h),
+            by_out_w: magic(out_w),
         };
         Ok(Resident { cuda: cuda.clone(), images, labels, table, scale, turns, dims })
     }

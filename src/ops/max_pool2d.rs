@@ -114,10 +114,9 @@ mod cpu {
 
 mod cuda {
     use super::Window;
-    use crate::device::cuda::{Cuda, KernelType, Launch};
+    use crate::device::cuda::{Cuda, KernelType, Launch, magic};
     use crate::error::Result;
     use crate::kernels::max_pool2d::*;
-    use crate::ops::conv2d::cuda::magic;
     use crate::shape::Shape;
     use crate::tensor::Tensor;
 

@@ -1,6 +1,7 @@
 // Part of the crate's own tests: the kernels that make batches and count hits, for elements of two bytes.
 
 use super::*;
+use crate::device::cuda::magic;
 use crate::dtype::Float;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -21,6 +22,7 @@ fn run<T: KernelType + Float>(device: &Device) -> (Vec<f64>, Vec<i32>, Vec<f32>,
     let (scale, turns) = ([1f32 / 255.0, 0.0].repeat(c), [65536, 0]);
     let scale = Tensor::from_slice(device, [2 * c], &scale).unwrap();
     let turns = Tensor::from_slice(device, [2], &turns).unwrap();
+    let [by_c, by_out_h, by_out_w] = [c, h, w].map(magic);
     let (h, w, c) = (h as i32, w as i32, c as i32);
     let flips = (1 << 23, 1 << 23);
     let d = batch::BatchDims {
@@ -38,6 +40,9 @@ fn run<T: KernelType + Float>(device: &Device) -> (Vec<f64>, Vec<i32>, Vec<f32>,
         flip: flips.0,
         vertical_flip: flips.1,
         alternate: 0,
+        by_c,
+        by_out_h,
+        by_out_w,
     };
     let (images, bytes, table) = (images.input().unwrap(), labels.input().unwrap(), table.input().unwrap());
     let (order, at) = (order.input().unwrap(), cuda.step(&step).unwrap());

@@ -1,22 +1,8 @@
-//! The tests of `src/ops/conv2d/cuda.rs`: division, operands by tensor maps, and the blocks of clusters.
+//! The tests of `src/ops/conv2d/cuda.rs`: operands by tensor maps, and the blocks of clusters.
 
 use super::*;
 #[cfg(tilework_emulator)]
 use crate::{Device, device::cuda::CudaOptions, dtype::DType, ops::window::Window};
-
-#[test]
-fn division_by_multiplication_is_exact() {
-    let divide = |n: u64, [magic, shift]: [u32; 2]| (((n * u64::from(magic)) >> 32) + n) >> shift;
-    let divisors = (1..200).chain([1023, 1024, 1025, 65_535, 1_000_003, (1 << 30) + 1, (1 << 31) - 1]);
-    for d in divisors {
-        let m = magic(d as usize);
-        let near = |k: u64| [k.saturating_sub(1), k, k + 1];
-        let numbers = (0..50).flat_map(|i| near(i * d)).chain(near((1 << 31) / d * d)).chain([(1 << 31) - 1]);
-        for n in numbers.filter(|&n| n < 1 << 31) {
-            assert_eq!(divide(n, m), n / d, "{n} / {d}");
-        }
-    }
-}
 
 /// Blocks that take several tiles of several steps each, in ranges of K, with operands by tensor maps in every pass; and the
 /// blocks of clusters that share each tile.

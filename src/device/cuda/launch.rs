@@ -161,6 +161,17 @@ pub(crate) use with_kernel_type;
 /// Threads of a block in kernels that treat each element alike.
 pub const BLOCK: u32 = 256;
 
+/// The two numbers with which kernels divide by `divisor`, at least 1 and below 2^31 (`divide` in
+/// `kernels/common.cuh`).
+///
+/// Source: Granlund, Montgomery, "Division by Invariant Integers using Multiplication", 1994.
+pub(crate) fn magic(divisor: usize) -> [u32; 2] {
+    let divisor = divisor as u64;
+    let shift = divisor.next_power_of_two().trailing_zeros();
+    let magic = (1u64 << 32) * ((1u64 << shift) - divisor) / divisor + 1;
+    [magic as u32, shift]
+}
+
 /// How a kernel is launched.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Launch {
@@ -308,4 +319,23 @@ pub struct MappedTensor {
 /// A null pointer where the kernel allows one.
 pub(crate) const fn null(name: &'static str) -> Arg<'static> {
     Arg::Memory { name, address: 0, bytes: 0, writable: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn division_by_multiplication_is_exact() {
+        let divide = |n: u64, [magic, shift]: [u32; 2]| (((n * u64::from(magic)) >> 32) + n) >> shift;
+        let divisors = (1..200).chain([1023, 1024, 1025, 65_535, 1_000_003, (1 << 30) + 1, (1 << 31) - 1]);
+        for d in divisors {
+            let m = magic(d as usize);
+            let near = |k: u64| [k.saturating_sub(1), k, k + 1];
+            let numbers = (0..50).flat_map(|i| near(i * d)).chain(near((1 << 31) / d * d)).chain([(1 << 31) - 1]);
+            for n in numbers.filter(|&n| n < 1 << 31) {
+                assert_eq!(divide(n, m), n / d, "{n} / {d}");
+            }
+        }
+    }
 }

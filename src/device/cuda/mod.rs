@@ -27,7 +27,7 @@ pub use driver::{Address, Driver, Graph, Info, Line, Point};
 pub use launch::{
     Arg, BLOCK, Family, In, Kernel, KernelType, Launch, MappedTensor, Order, Out, Source, TensorMap, Thunk, Tile,
 };
-pub(crate) use launch::{null, with_kernel_type};
+pub(crate) use launch::{magic, null, with_kernel_type};
 pub use tensor_map::{Swizzle, TensorMapBox, TensorMapSpec};
 pub use timing::Timing;
 

@@ -1,13 +1,12 @@
 //! Batch normalisation on a CUDA device: how the rows are cut, and the launches.
 
 use super::{Activation, BatchNorm2d, Sum, Then};
-use crate::device::cuda::{BLOCK, Cuda, KernelType, Launch};
+use crate::device::cuda::{BLOCK, Cuda, KernelType, Launch, magic};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::batch_norm2d::*;
 use crate::kernels::batch_norm2d_pool::*;
 use crate::kernels::batch_norm2d_whole::*;
-use crate::ops::conv2d::cuda::magic;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 

@@ -8,7 +8,7 @@
 use super::halo::{Else, Halo};
 use super::strip::Strip;
 use super::{Dims, maps};
-use crate::device::cuda::{Cuda, Family, KernelType, Launch, Out, Tile};
+use crate::device::cuda::{Cuda, Family, KernelType, Launch, Out, Tile, magic};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::TMA64;
@@ -19,17 +19,6 @@ use crate::ops::product::{Plan, Product};
 use crate::ops::window::Window;
 use crate::params::Slot;
 use crate::tensor::Tensor;
-
-/// The two numbers with which kernels divide by `divisor`, at least 1 and below 2^31 (`divide` in
-/// `kernels/common.cuh`).
-///
-/// Source: Granlund, Montgomery, "Division by Invariant Integers using Multiplication", 1994.
-pub(in crate::ops) fn magic(divisor: usize) -> [u32; 2] {
-    let divisor = divisor as u64;
-    let shift = divisor.next_power_of_two().trailing_zeros();
-    let magic = (1u64 << 32) * ((1u64 << shift) - divisor) / divisor + 1;
-    [magic as u32, shift]
-}
 
 /// Sides of a window whose taps the input gradient's kernel has bits for: `TapsAlongK` in `kernels/conv2d.cuh`.
 const MOST_TAPS: usize = 15;

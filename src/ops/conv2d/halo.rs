@@ -1,9 +1,8 @@
 //! Convolution to few channels on Hopper's tensor cores: `kernels/conv2d_halo.cu`, and how a convolution is cut for it.
 
-use super::cuda::magic;
 use super::strip::Strip;
 use super::{Dims, maps};
-use crate::device::cuda::{Cuda, Family, KernelType, Launch, Out, Tile};
+use crate::device::cuda::{Cuda, Family, KernelType, Launch, Out, Tile, magic};
 use crate::error::Result;
 use crate::kernels::conv2d_halo::*;
 use crate::ops::product::{MULTIPROCESSORS, Product, RATE};

@@ -1,9 +1,8 @@
 //! Convolution of few channels on a CUDA device: `kernels/conv2d_strip.cu`, and how a convolution is cut for it.
 
 use super::Dims;
-use super::cuda::magic;
 use crate::device::Device;
-use crate::device::cuda::{Cuda, KernelType, Launch, Out};
+use crate::device::cuda::{Cuda, KernelType, Launch, Out, magic};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::conv2d_strip::{Conv2dStripDims, conv2d_strip_bwd_w, conv2d_strip_fwd};
