@@ -134,10 +134,9 @@ __device__ __forceinline__ void block_sums(float (&v)[N], float (*of_warps)[32],
 
 // Mean and variance of the block's channels, the step of their running statistics, and
 // y = f((x - mean) * (gamma * inv_std) + beta) with the activation f; where there is `plus`, that is added, or f is of the sum.
-// Threads: a block has 8 bytes of channels of all rows; thread t has rows t, t + threads, ..., at most four, in its
-// registers. Fewer channels, as rows are few: there are more blocks, each with less to compute.
+// Threads: a block has four channels of all rows; thread t has rows t, t + threads, ..., at most four, in its registers.
 // Traffic: one read of x, and of `plus`, and one write of y.
-// Launch: grid ceil(c / V), V being the elements of 8 bytes, of 256 or 512; at most 592 bytes of shared memory.
+// Launch: grid ceil(c / 4), of 256 or 512; 592 bytes of shared memory.
 // Numerics: sums about the value of the first row, again about what they give, then squares about the mean, in a fixed order.
 // Limits: rows at most four times the threads, rows * c < 2^31.
 // Registers: at most 64.
@@ -147,7 +146,7 @@ __global__ void __launch_bounds__(512, 2)
                            const float* __restrict__ gamma, const float* __restrict__ beta, float* __restrict__ mean,
                            float* __restrict__ inv_std, float* __restrict__ running_mean,
                            float* __restrict__ running_var, T* __restrict__ y, BatchNorm2dWholeDims d) {
-  constexpr int V = 8 / sizeof(T);
+  constexpr int V = 4;
   SHARED(float, of_warps, [V][32]);
   SHARED(float, totals, [V]);
   SHARED(float, constants, [4][V]);

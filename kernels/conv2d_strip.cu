@@ -47,6 +47,7 @@ struct Runs {
 __device__ __forceinline__ int place_of_weight(int tap, int c, const Conv2dStripDims& d) {
   const int r = divide(tap, d.by_kw), s = tap - r * d.kw;
   if (!d.turned) return r * d.depth + s * d.pitch + c;
+  if (d.ah * d.aw == 1) return (d.kh - 1 - r) * d.depth + (d.kw - 1 - s) * d.pitch + c;
   // The class that sees it, and which of its places it is, from the last on.
   const int a = (r + d.ah * d.ph - d.ph) % d.ah, b = (s + d.aw * d.pw - d.pw) % d.aw;
   const Seen down(a, d.kh, d.ah, d.ph), across(b, d.kw, d.aw, d.pw);
@@ -55,60 +56,60 @@ __device__ __forceinline__ int place_of_weight(int tap, int c, const Conv2dStrip
 }
 
 // The weights as rows of shared memory, one for each channel of y from o0 on; the rest is zero already.
-template <class T>
+template <int N, class T>
 __device__ __forceinline__ void bring_weights(T* to, int pitch, const T* w, int o0, const Conv2dStripDims& d) {
   const int taps = d.kh * d.kw, here = min(d.o - o0, OUTPUTS);
-  if (!d.turned && rows_of<8>(w, d.c)) {
-    const int chunks = d.c / 8;
-    for (int i = threadIdx.x; i < here * taps * chunks; i += blockDim.x) {
-      const int row = i / chunks, first = (i - row * chunks) * 8, o = divide(row, d.by_taps);
-      copy_async(reinterpret_cast<Chunk<T>*>(to + o * pitch + place_of_weight(row - o * taps, first, d)),
-                 w + (o0 * taps + row) * d.c + first, true);
-    }
-    return;
+  if (!d.turned) {
+    const int chunks = N == 4 ? 1 : d.pitch / N;
+    const auto part_of = [&](int i) {
+      const int row = N == 4 ? i : divide(i, d.by_chunks), first = N == 4 ? 0 : (i - row * chunks) * N;
+      return Part{(o0 * taps + row) * d.c + first, first, true};
+    };
+    const auto to_of = [&](int i) {
+      const int row = N == 4 ? i : divide(i, d.by_chunks), first = N == 4 ? 0 : (i - row * chunks) * N;
+      const int o = divide(row, d.by_taps);
+      return to + o * pitch + place_of_weight(row - o * taps, first, d);
+    };
+    return copy_parts<N>(w, here * taps * chunks, d.c, rows_of<8>(w, d.c), part_of, to_of);
   }
-  // One by one, but several on their way. Neighbours are channels of x, or of y where weights are [c][kh][kw][o].
+  // One by one, but several on their way: weights are [c][kh][kw][o], whose neighbours are channels of y.
   constexpr int AHEAD = 8;
-  const int side = d.turned ? here : d.c, count = (d.turned ? d.c : here) * taps * side;
+  const int count = d.c * taps * here;
   for (int i = threadIdx.x; i < count; i += AHEAD * blockDim.x) {
     T v[AHEAD];
 #pragma unroll
     for (int e = 0; e < AHEAD; ++e) {
-      const int j = i + e * blockDim.x, row = divide(j, d.by_side), in_row = j - row * side;
-      if (j < count) v[e] = d.turned ? w[row * d.o + o0 + in_row] : w[(o0 * taps + row) * d.c + in_row];
+      const int j = i + e * blockDim.x, row = divide(j, d.by_side), in_row = j - row * here;
+      if (j < count) v[e] = w[row * d.o + o0 + in_row];
     }
 #pragma unroll
     for (int e = 0; e < AHEAD; ++e) {
-      const int j = i + e * blockDim.x, row = divide(j, d.by_side), in_row = j - row * side;
-      const int outer = divide(row, d.by_taps), tap = row - outer * taps;
-      if (j >= count) break;
-      to[(d.turned ? in_row : outer) * pitch + place_of_weight(tap, d.turned ? outer : in_row, d)] = v[e];
+      const int j = i + e * blockDim.x, row = divide(j, d.by_side), in_row = j - row * here;
+      const int c = divide(row, d.by_taps);
+      if (j < count) to[in_row * pitch + place_of_weight(row - c * taps, c, d)] = v[e];
     }
   }
 }
 
-// Pixels of a tile times weights: 32 pixels a warp.
-// Adds biases and stores N neighbours of a pixel, if it and the first of them are there.
+// Stores N neighbours of a pixel, if it and the first of them are there.
 template <int N, class T>
 __device__ __forceinline__ void store_columns(const Epilogue<T>& epilogue, int pixel, int c, int columns,
-                                              Pack<float, N> v) {
-  if (pixel == NOWHERE || c >= columns) return;
-#pragma unroll
-  for (int q = 0; q < N; ++q) v.v[q] += epilogue.bias_at(c + q, columns);
-  epilogue.store(pixel, c, columns, v);
+                                              const Pack<float, N>& v) {
+  if (pixel != NOWHERE && c < columns) epilogue.store(pixel, c, columns, v);
 }
 
-// SIXTEENS of channels of y.
+// Pixels of a tile times weights: 32 pixels a warp, SIXTEENS of channels of y. Sums begin with the bias.
 template <int N, int SIXTEENS, class T>
-__device__ __forceinline__ void multiply_strips(T* smem, const T* x, const T* w, const float* b, T* y,
+__device__ __forceinline__ void multiply_strips(T* smem, float* biases, const T* x, const T* w, const float* b, T* y,
                                                 const Conv2dStripDims& d) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, o0 = blockIdx.y * OUTPUTS;
   const int pitch_w = d.ah * d.aw * d.runs * d.depth + 8, weights_size = 16 * SIXTEENS * pitch_w;
+  if (threadIdx.x < OUTPUTS) biases[threadIdx.x] = b && o0 + threadIdx.x < d.o ? b[o0 + threadIdx.x] : 0.0f;
   T* weights = smem;
   for (int i = threadIdx.x; i < weights_size / 8; i += blockDim.x) reinterpret_cast<Chunk<T>*>(weights)[i] = {};
   const Strips<T> strips(smem + weights_size, d);
   __syncthreads();
-  bring_weights(weights, pitch_w, w, o0, d);
+  bring_weights<N>(weights, pitch_w, w, o0, d);
   if (blockIdx.x < d.tiles) bring<N>(strips.at(0), x, blockIdx.x, d);
   copy_commit();
 
@@ -120,7 +121,7 @@ __device__ __forceinline__ void multiply_strips(T* smem, const T* x, const T* w,
 #pragma unroll
     for (int p = 0; p < PER; ++p)
       place[i][p] = InTile(32 * warp + 16 * i + (N == 4 ? 8 * p + lane / 4 : lane % 16), d).place(d);
-  const Epilogue<T> epilogue = {y, b, d.accumulate, d.relu};
+  const Epilogue<T> epilogue = {y, nullptr, d.accumulate, d.relu};
   const T* weights_row = weights + (lane % 8 + lane / 16 * 8) * pitch_w + lane / 8 % 2 * 8;
   int which = 0;
   for (int tile = blockIdx.x; tile < d.tiles; tile += gridDim.x, which ^= 1) {
@@ -134,7 +135,11 @@ __device__ __forceinline__ void multiply_strips(T* smem, const T* x, const T* w,
     for (int of = 0; of < d.ah * d.aw; ++of) {
       const int down = of / d.aw, across = of - down * d.aw;
       const Runs runs(down, across, d);
-      float acc[2][2 * SIXTEENS][4] = {};
+      float acc[2][2 * SIXTEENS][4];
+#pragma unroll
+      for (int j = 0; j < 2 * SIXTEENS; ++j)
+#pragma unroll
+        for (int q = 0; q < 4; ++q) acc[0][j][q] = acc[1][j][q] = biases[8 * j + lane % 4 * 2 + q % 2];
       for (int run = 0; run < runs.count; ++run) {
 #pragma unroll 1
         for (int k = 0; k < runs.length; k += 16) {
@@ -197,9 +202,9 @@ __device__ __forceinline__ void multiply_strips(T* smem, const T* x, const T* w,
 // y = conv(x, w) + b, and its ReLU; or the input gradient y of a gradient x.
 // Threads: four warps, each 32 output pixels of a tile and up to 64 channels.
 // Traffic: one read of x and one write of y; edges of strips are read twice.
-// Launch: grid [blocks that walk over the tiles, ceil(o/64), 1], block 128; dynamic shared memory: 64 rows of weights, or o in
+// Launch: grid [blocks that walk over the tiles, ceil(o/64), 1], block 128; 256 bytes of static and, as dynamic shared memory: 64 rows of weights, or o in
 //     sixteens, and two strips, as the host computes them (Rust: src/ops/conv2d/strip.rs).
-// Numerics: f32 sums in the tensor cores along (r, s, c), then the bias, rounded once.
+// Numerics: f32 sums in the tensor cores, from the bias on, along (r, s, c), rounded once.
 // Limits: any geometry whose strips and weights fit in shared memory; the depth a multiple of 16; a pitch of 4, or a
 //     multiple of 8.
 // Registers: at most 128.
@@ -208,10 +213,11 @@ __global__ void __launch_bounds__(128, 4)
     conv2d_strip_fwd(const T* __restrict__ x, const T* __restrict__ w, OPTIONAL const float* __restrict__ b,
                      T* __restrict__ y, Conv2dStripDims d) {
   DYN_SMEM(T, smem);
+  SHARED(float, biases, [OUTPUTS]);
   with_sixteens(d.o, [&](auto sixteens) {
     constexpr int SIXTEENS = decltype(sixteens)::COUNT;
-    if (d.pitch == 4) multiply_strips<4, SIXTEENS>(smem, x, w, b, y, d);
-    else multiply_strips<8, SIXTEENS>(smem, x, w, b, y, d);
+    if (d.pitch == 4) multiply_strips<4, SIXTEENS>(smem, biases, x, w, b, y, d);
+    else multiply_strips<8, SIXTEENS>(smem, biases, x, w, b, y, d);
   });
 }
 
@@ -220,9 +226,8 @@ constexpr int EIGHTS = 4, COLUMNS = 8 * EIGHTS * 8;
 
 // SIXTEENS of channels of gy.
 template <int N, int SIXTEENS, class T>
-__device__ __forceinline__ void gather_strips(T* smem, const T* gy, const T* x, float* partial,
+__device__ __forceinline__ void gather_strips(T* smem, int* place, const T* gy, const T* x, float* partial,
                                               const Conv2dStripDims& d) {
-  SHARED(int, place, [PIXELS]);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, o0 = blockIdx.z * OUTPUTS;
   const bool whole = rows_of<8>(gy, d.o);
   const Strips<T> strips(smem + 2 * PIXELS * OUTPUT_PITCH, d);
@@ -320,9 +325,10 @@ template <class T>
 __global__ void __launch_bounds__(256, 2) conv2d_strip_bwd_w(const T* __restrict__ gy, const T* __restrict__ x,
                                                              float* __restrict__ partial, Conv2dStripDims d) {
   DYN_SMEM(T, smem);
+  SHARED(int, place, [PIXELS]);
   with_sixteens(d.o, [&](auto sixteens) {
     constexpr int SIXTEENS = decltype(sixteens)::COUNT;
-    if (d.pitch == 4) gather_strips<4, SIXTEENS>(smem, gy, x, partial, d);
-    else gather_strips<8, SIXTEENS>(smem, gy, x, partial, d);
+    if (d.pitch == 4) gather_strips<4, SIXTEENS>(smem, place, gy, x, partial, d);
+    else gather_strips<8, SIXTEENS>(smem, place, gy, x, partial, d);
   });
 }

@@ -92,9 +92,11 @@ __device__ __forceinline__ void copy_parts(const T* from, int count, int size, b
 #pragma unroll
     for (int a = 0; a < AHEAD; ++a) {
       const int j = i + a * blockDim.x;
-      const Part part = j < count ? part_of(j) : Part{0, 0, false};
+      const Part part = part_of(j);
+      const bool there = j < count && part.there;
+      const T* at = from + part.at;
 #pragma unroll
-      for (int e = 0; e < N; ++e) v[a].v[e] = part.there && part.first + e < size ? from[part.at + e] : T{};
+      for (int e = 0; e < N; ++e) v[a].v[e] = there && part.first + e < size ? at[e] : T{};
     }
 #pragma unroll
     for (int a = 0; a < AHEAD; ++a) {
@@ -108,11 +110,11 @@ __device__ __forceinline__ void copy_parts(const T* from, int count, int size, b
 template <int N, class T>
 __device__ __forceinline__ void bring(T* strip, const T* x, int tile, const Conv2dStripDims& d) {
   const TileStart start(tile, d);
-  const int chunks = d.pitch / N;
+  const int chunks = N == 4 ? 1 : d.pitch / N;
   const int row0 = start.row * d.sh - d.up, column0 = start.column * d.sw - d.left;
   const auto part_of = [&](int i) {
-    const int pixel = divide(i, d.by_chunks), line = divide(pixel, d.by_wide), image = divide(line, d.by_high);
-    const int first = (i - pixel * chunks) * N;
+    const int pixel = N == 4 ? i : divide(i, d.by_chunks), first = N == 4 ? 0 : (i - pixel * chunks) * N;
+    const int line = divide(pixel, d.by_wide), image = divide(line, d.by_high);
     const int n = start.image + image, h = row0 + line - image * d.high, w = column0 + pixel - line * d.wide;
     const bool there = n < d.n && (unsigned)h < (unsigned)d.h && (unsigned)w < (unsigned)d.w;
     return Part{((n * d.h + h) * d.w + w) * d.c + first, first, there};

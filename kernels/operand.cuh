@@ -114,10 +114,13 @@ struct Epilogue {
   __device__ __forceinline__ void store(int row, int column, int n, const Pack<float, N>& v) const {
     const size_t at = (size_t)row * n + column;
     if (rows_of<N>(y, n)) {
-      const Pack<float, N> old = accumulate ? load<N>(y + at) : Pack<float, N>{};
-      Pack<float, N> out;
+      Pack<float, N> out = v;
+      if (accumulate) {
+        const Pack<float, N> old = load<N>(y + at);
 #pragma unroll
-      for (int i = 0; i < N; ++i) out.v[i] = result(v.v[i], old.v[i]);
+        for (int i = 0; i < N; ++i) out.v[i] += old.v[i];
+      }
+      if (relu) out = map_pack<N>([](float v) { return Relu::of(v); }, out);
       if (masks) {
         const Pack<float, N> of = some<N>(masks + at, rows_of<N>(masks, n));
 #pragma unroll

@@ -27,8 +27,9 @@ fn accesses_are_wide() {
     if !under::looks_inside() {
         return;
     }
-    // A room, the start of its case's name, a kernel, what it reads or writes together, and how many words that are, of f32 and of two bytes: all by fours, but elements of two bytes by eights where each is treated alike,
-    // and 8 bytes where twice as many would not fit the registers.
+    // A room, the start of its case's name, a kernel, what it reads or writes together, and how many words that are, of f32 and
+    // of two bytes: all by fours, but elements of two bytes by eights where each is treated alike, and 8 bytes where twice as
+    // many would not fit the registers, or make half as many blocks of a tensor of few rows.
     type Wide<'a> = (&'a str, &'a str, &'a str, &'a [&'a str], [usize; 2]);
     let all: [Wide<'_>; 12] = [
         ("add", "[3, 15", "add_fwd", &["a", "b", "y"], [4, 4]),
@@ -41,7 +42,7 @@ fn accesses_are_wide() {
         ("batch_norm2d", "[3, 7, 5, 64] Eval", "batch_norm2d_fwd", &["x", "y"], [4, 2]),
         ("batch_norm2d", "[3, 7, 5, 64] Eval", "batch_norm2d_bwd_part", &["x", "gy"], [4, 2]),
         ("batch_norm2d", "[3, 7, 5, 64] Eval", "batch_norm2d_bwd_input", &["x", "gy", "gx"], [4, 2]),
-        ("batch_norm2d", "[3, 7, 5, 64] Train", "batch_norm2d_whole_fwd", &["x", "y"], [4, 4]),
+        ("batch_norm2d", "[3, 7, 5, 64] Train", "batch_norm2d_whole_fwd", &["x", "y"], [4, 2]),
         ("batch_norm2d", "[3, 7, 5, 64] Train", "batch_norm2d_whole_bwd", &["x", "gy", "gx"], [2, 2]),
     ];
     for ((room, start, kernel, places, [float, half]), dtype) in

@@ -60,13 +60,13 @@ fn channels(d: &BatchNorm2dDims) -> Launch {
 const WHOLE: usize = 2048;
 const _: () = assert!(WHOLE <= 4 * 512);
 
-/// The sizes for that, and a block for each eight bytes of channels, with four rows a thread if they are few.
-fn whole(x: &Tensor, then: Option<Activation>) -> (BatchNorm2dWholeDims, Launch) {
+/// The sizes for that, and a block for so many channels each, with four rows a thread if they are few.
+fn whole(x: &Tensor, then: Option<Activation>, channels: usize) -> (BatchNorm2dWholeDims, Launch) {
     let BatchNorm2dDims { rows, c, unbias, inv_rows, .. } = passes(x).0;
     let threads = (rows as u32).div_ceil(4).next_power_of_two().clamp(256, 512);
     let activation = Activation::number(then);
     let d = BatchNorm2dWholeDims { rows, c, unbias, inv_rows, activation, ..Default::default() };
-    (d, Launch::new((c as usize).div_ceil(8 / x.dtype().size()), threads))
+    (d, Launch::new((c as usize).div_ceil(channels), threads))
 }
 
 /// Whether training a batch-norm of x computes a max-pool of 2x2 behind it too: of few rows the kernels apart are fewer.
@@ -113,7 +113,7 @@ pub(super) fn forward<T: KernelType>(
     let [keep, take, eps] = [1.0 - momentum, momentum, eps].map(|v| v as f32);
     let (m, s) = (mean.output()?, inv_std.output()?);
     if train && rows(x.shape()) <= WHOLE {
-        let (mut d, blocks) = whole(x, then);
+        let (mut d, blocks) = whole(x, then, 4);
         [d.keep, d.take, d.eps] = [keep, take, eps];
         d.of_sum = of_sum;
         let (g, b, rm, rv) = (gamma.input()?, beta.input()?, running_mean.output()?, running_var.output()?);
@@ -167,7 +167,7 @@ pub(super) fn backward<T: KernelType>(
         false => None,
     };
     if let (true, Some(gx)) = (is_whole, &mut gx) {
-        let (mut d, blocks) = whole(gy, node.then);
+        let (mut d, blocks) = whole(gy, node.then, 8 / size_of::<T>());
         d.x_is_relu = node.x_is_relu.into();
         let (gg, gb, to) = (ggamma.output()?, gbeta.output()?, gx.output()?);
         let g = masked.as_mut().map(Tensor::output).transpose()?;

@@ -22,6 +22,9 @@ const COLUMNS: usize = 256;
 const SEEN: usize = 32;
 const SEEN_OF_A_GRADIENT: usize = 64;
 const MADE_OF_A_GRADIENT: usize = 32;
+/// Chunks of a strip that come in the time that the rest of a tile takes, by the instructions of a warp: from 600 for products of
+/// 2x2 and the store of 24 channels to 1500 for 7x7 and 64, and 40 for a chunk a thread.
+const TILE: usize = 4000;
 /// With fewer tiles, the products of `conv2d.cu` are faster.
 const LEAST_TILES: i32 = 264;
 /// Blocks of the passes that run at once on 132 multiprocessors: four or two on each.
@@ -122,9 +125,19 @@ impl Strip {
         let fixed = beside.unwrap_or_else(weights);
         let [all_rows, all_columns] = [ho.div_ceil(down.classes), wo.div_ceil(across.classes)];
         let even = |size: usize, most: usize| size.div_ceil(size.div_ceil(most.clamp(1, size)));
-        let mut columns = even(all_columns, PIXELS);
-        let mut rows = even(all_rows, PIXELS / columns);
-        let mut images = if rows == all_rows { even(n, PIXELS / (rows * columns)) } else { 1 };
+        let seen = |rows: usize, columns: usize| {
+            [(rows - 1) * down.step + down.span, (columns - 1) * across.step + across.span]
+        };
+        // So many columns, and as many rows and images as there is room for; and about how long that takes, all in all.
+        let cut = |columns: usize| {
+            let rows = even(all_rows, PIXELS / columns);
+            let images = if rows == all_rows { even(n, PIXELS / (rows * columns)) } else { 1 };
+            let tiles = n.div_ceil(images) * all_rows.div_ceil(rows) * all_columns.div_ceil(columns);
+            let [high, wide] = seen(rows, columns);
+            ([images, rows, columns], tiles * (TILE + images * high * wide * pitch.div_ceil(8)))
+        };
+        let cuts = (1..=all_columns).map(|across| cut(even(all_columns, all_columns.div_ceil(across).min(PIXELS))));
+        let ([mut images, mut rows, mut columns], _) = cuts.min_by_key(|(_, time)| *time)?;
         // What every GPU of the architecture lets a block have, or two blocks of sm_90 together.
         let most = match cuda.info().arch {
             75 => 62 << 10,
@@ -132,7 +145,7 @@ impl Strip {
             _ => 96 << 10,
         };
         let [high, wide, shared] = loop {
-            let [high, wide] = [(rows - 1) * down.step + down.span, (columns - 1) * across.step + across.span];
+            let [high, wide] = seen(rows, columns);
             let shared = 2 * (fixed + 2 * (images * high * wide * pitch + BEHIND));
             match (images, rows, columns) {
                 _ if shared <= most => break [high, wide, shared],
