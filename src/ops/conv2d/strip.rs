@@ -306,4 +306,25 @@ mod tests {
             }
         }
     }
+
+    /// Pixels of a tile that see much of the same lie in a square.
+    #[cfg(tilework_emulator)]
+    #[test]
+    fn tiles_share_what_their_pixels_see() {
+        use super::*;
+        use crate::device::cuda::CudaOptions;
+        use crate::device::emulator::EmulatorOptions;
+        use crate::ops::window::Window;
+        let device = Device::emulated_with(CudaOptions::default(), EmulatorOptions::default()).unwrap();
+        let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
+        let tile = |[x, y, side, stride]: [usize; 4], [n, c, o]: [usize; 3]| {
+            let window = Window { kernel: [side; 2], stride: [stride; 2], pad: [side / 2; 2] };
+            let strip = Strip::forward::<half::f16>(cuda, &Dims { n, x: [x; 2], c, y: [y; 2], o, window }).unwrap();
+            [strip.sizes.images, strip.sizes.rows, strip.sizes.columns]
+        };
+        assert_eq!(tile([224, 112, 7, 2], [128, 3, 64]), [1, 8, 16]);
+        assert_eq!(tile([32, 32, 3, 1], [512, 3, 64]), [1, 8, 16]);
+        assert_eq!(tile([28, 28, 3, 1], [256, 1, 16]), [1, 4, 28]);
+        assert_eq!(tile([8, 8, 3, 1], [1024, 16, 32]), [2, 8, 8]);
+    }
 }
