@@ -39,8 +39,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     conv2d_bwd_x(const T* __restrict__ gy, const T* __restrict__ w, OPTIONAL const T* __restrict__ masks,
                  T* __restrict__ gx, OPTIONAL float* __restrict__ partial, Conv2dDims d) {
   const Phase phase(phase_of_block(d), d);
-  // Without taps the gradient is zero.
-  if (d.accumulate && !partial && !(masks && takes_masks<Tile>) && phase.size(d) == 0) return;
+  if (d.keeps && !partial && phase.size(d) == 0) return;
   const TapsAlongK<T, Tile::CHUNK> a(gy, d, phase);   // A = taps  [n·h·w][kh·kw·o], of the phase
   const WeightsByTap<T, Tile::CHUNK> b(w, d, phase);  // B = w'    [kh·kw·o][c]
   product<Tile>(a, b, {phase.pixels(d), d.c, phase.size(d), d.split_steps, partial, pixels_in(d)},

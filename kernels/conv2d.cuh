@@ -19,6 +19,7 @@ struct Conv2dDims {
   int sh, sw;       // stride
   int ph, pw;       // padding
   int accumulate;   // 1: add to the output; 0: overwrite it
+  int keeps;        // 1: it stays where nothing is added, as it is masked if it is to be: in phases without taps
   int relu;         // 1: of y its ReLU, forward alone
   int split_steps;  // steps along K of one split (product.cuh)
   // Divisors, as `divide` (common.cuh) takes them.

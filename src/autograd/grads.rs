@@ -189,7 +189,7 @@ impl<'g> Grads<'g> {
         }
         let current = &mut self.of[id as usize];
         let accumulate = current.is_some();
-        self.known[id as usize] = Known::default();
+        let known = std::mem::take(&mut self.known[id as usize]);
         let t = match current {
             Some(t) => t,
             None => current.insert(Tensor::empty(&self.device, dtype, shape)?),
@@ -202,6 +202,8 @@ impl<'g> Grads<'g> {
                 "report this: an op's gradient has the wrong shape",
             ));
         }
-        Slot::of_tensor(t, accumulate).map(Some)
+        let mut slot = Slot::of_tensor(t, accumulate)?;
+        slot.masked = accumulate && known.masked;
+        Ok(Some(slot))
     }
 }

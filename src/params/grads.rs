@@ -178,7 +178,7 @@ impl ParamGrads {
     pub(crate) fn slot(&mut self, id: ParamId) -> Result<Slot<'_>> {
         let accumulate = std::mem::replace(&mut self.written[id.0], true);
         self.zero[id.0] = false;
-        Ok(Slot { buffer: &mut self.buffer, range: self.ranges[id.0].clone(), accumulate })
+        Ok(Slot { buffer: &mut self.buffer, range: self.ranges[id.0].clone(), accumulate, masked: false })
     }
 
     /// The arena.
@@ -239,6 +239,8 @@ pub struct Slot<'a> {
     range: Range<usize>,
     /// Add to what is there instead of overwriting it.
     pub accumulate: bool,
+    /// What is there is 0 where the variable, which ReLU made, is not above 0.
+    pub(crate) masked: bool,
 }
 
 impl<'a> Slot<'a> {
@@ -254,7 +256,7 @@ impl<'a> Slot<'a> {
             *t = copy;
         }
         let (buffer, range) = t.buffer_mut()?;
-        Ok(Slot { buffer, range, accumulate })
+        Ok(Slot { buffer, range, accumulate, masked: false })
     }
 
     /// The elements, in host memory.

@@ -12,6 +12,7 @@ use tilework::ops::activation::{Activation, Sum, Then};
 use tilework::ops::batch_norm2d::running;
 use tilework::ops::case::Fill;
 use tilework::ops::parity;
+use tilework::ops::window::Window;
 use tilework::step::Step;
 use tilework::train::Trainer;
 use tilework::{Ctx, DType, Device, Result, Tensor, Var};
@@ -237,6 +238,36 @@ fn gradients_are_added_as_they_are_stored() {
             let (both_name, kept_name) = (both.name.clone(), kept.name.clone() + " and x");
             close(&both_name, gx(both, device, dtype), [&alone[0], &alone[1]]);
             close(&kept_name, gx(kept, device, dtype), [&alone[0], &gy]);
+        }
+    }
+}
+
+/// A shortcut of stride 2 adds to a quarter of its input's gradient, which ReLU has masked already or not: the rest stays as it is
+/// to be.
+#[test]
+fn a_shortcut_adds_to_some_of_a_gradient() {
+    let Some(under) = Under::new() else { return };
+    let window = Window { kernel: [3; 2], stride: [2; 2], pad: [1; 2] };
+    let block = |fused: bool, [first, pool]: [usize; 2]| {
+        let case = Case::new(format!("conv2d {first} {pool}"), move |v, cx| {
+            let relu = fused.then_some(Activation::Relu);
+            let y = v[0].conv2d_then(relu, &v[1], None, [1; 2], [1; 2], cx)?;
+            let y = if fused { y } else { y.relu(cx)? };
+            // The one that comes last adds to the gradient of the other.
+            sum([true, true, false], cx, |i, cx| match i == first {
+                true => y.conv2d(&v[2], None, window.stride, [0; 2], cx),
+                false if pool == 1 => y.avg_pool2d(window, true, cx),
+                false => y.conv2d(&v[3], None, window.stride, window.pad, cx),
+            })
+        });
+        let case = case.input("x", [2, 7, 6, 8], Fill::Uniform).input("u", [16, 3, 3, 8], Fill::Uniform);
+        case.input("v", [16, 1, 1, 16], Fill::Uniform).input("w", [16, 3, 3, 16], Fill::Uniform)
+    };
+    let orders = [[0, 0], [1, 0], [0, 1]];
+    for (order, (name, device)) in orders.into_iter().flat_map(|o| under.devices.iter().map(move |d| (o, d))) {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let [fused, apart] = [true, false].map(|fused| run(&block(fused, order), device, dtype));
+            assert_eq!(fused, apart, "{order:?} {dtype} ({name})");
         }
     }
 }

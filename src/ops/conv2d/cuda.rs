@@ -215,7 +215,7 @@ pub(super) fn backward_x<T: KernelType>(
     gx: &mut Slot<'_>,
     d: &Dims,
 ) -> Result<bool> {
-    let (accumulate, len) = (gx.accumulate, d.n * d.image());
+    let (accumulate, masked, len) = (gx.accumulate, gx.masked, d.n * d.image());
     let many =
         d.window.kernel.iter().any(|&size| size > MOST_TAPS) || d.window.stride.iter().product::<usize>() > MOST_PHASES;
     if cuda.options().explicit_conv || many {
@@ -245,6 +245,8 @@ pub(super) fn backward_x<T: KernelType>(
         let (Dims { n, o, .. }, tile) = (d, plan.tile);
         let (launch, sizes) =
             (plan.launch.flops(2 * n * d.pixels() * d.patch() * o), sizes(d, accumulate, plan.split_steps));
+        let keeps = accumulate && (masked || of.is_none() || !tile.masks);
+        let sizes = Conv2dDims { keeps: keeps.into(), ..sizes };
         if tile.maps {
             let [gy, w] = maps::make(cuda, &operands(tile)?)?;
             return conv2d_bwd_x_tma::<T>(cuda, tile, launch, &gy, &w, of, gx, partial, &sizes);
