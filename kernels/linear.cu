@@ -79,24 +79,39 @@ struct SplitSumDims {
   int share;       // splits of a thread: ceil(splits / groups)
   int accumulate;  // 1: y += the sum; 0: y = the sum
   int relu;        // 1: y = max(y, 0) after that
+  int fours;       // 1: each thread has four elements
 };
 
 // y = sum over z of partial[z] (+ b), or y += that: the second half of a product with split-K, and its epilogue.
 // Threads: 256 as `groups` x 256/groups elements; neighbours lie along the columns. Few elements with many splits
-//     would leave most of the GPU idle, and each thread with a long sum.
+//     would leave most of the GPU idle, and each thread with a long sum. Of many elements each has four, and four times the bytes
+//     on their way.
 // Traffic: reads 4·splits bytes and writes 4 per element; every byte once.
 // Launch: grid [ceil(size·groups/256), 1, 1], block 256, 1 KiB of static shared memory. groups = 1, doubled while it is
-//     below 32, below splits/4, and there are fewer than 67584 threads (Rust: `add_up` in src/ops/product.rs).
+//     below 32, below splits/4, and there are fewer than 67584 threads. A quarter of the threads with `fours`: in groups of 1, of
+//     rows of whole fours, where so many threads are left (Rust: `add_up` in src/ops/product.rs).
 // Numerics: f32; every thread its splits in order, a tree over the threads, then the bias.
 // Limits: any sizes from 1; `b` has `columns` elements.
-// Registers: at most 40.
-// Measured: H100, 2026-11-26: 2.7 µs for small sums (a1-lenet), 1.7 TB/s for large ones (e1-resnet9-onecycle).
+// Registers: at most 48.
+// Measured: H100, 2026-11-26, an element a thread: 2.7 µs for small sums (a1-lenet), 1.7 TB/s for large ones (e1-resnet9-onecycle).
 template <class T>
 __global__ void __launch_bounds__(256)
     linear_split_sum(const float* __restrict__ partial, OPTIONAL const float* __restrict__ b,
                      OPTIONAL const T* __restrict__ masks, T* __restrict__ y, SplitSumDims d) {
   SHARED(float, sums, [256]);
   const Epilogue<T> epilogue = {y, b, d.accumulate, d.relu, masks};
+  if (d.fours) {
+    const int i = 4 * global_index();
+    if (i >= d.size) return;
+    Pack<float, 4> sum = {};
+#pragma unroll 4
+    for (int z = 0; z < d.splits; ++z)
+      sum = map_pack<4>([](float a, float b) { return a + b; }, sum, load<4>(partial + ((size_t)z * d.size + i)));
+    const int row = i / d.columns, column = i - row * d.columns;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) sum.v[k] += epilogue.bias_at(column + k, d.columns);
+    return epilogue.store(row, column, d.columns, sum);
+  }
   const int t = threadIdx.x, width = 256 / d.groups;
   const int i = blockIdx.x * width + t % width;
   const int first = t / width * d.share, last = min(first + d.share, d.splits);
