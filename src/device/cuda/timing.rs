@@ -38,8 +38,8 @@ impl Timing {
     /// # Safety
     /// As for [`Driver::launch`].
     pub unsafe fn of(driver: &dyn Driver, kernel: &'static Kernel, launch: &Launch, args: &[Arg<'_>]) -> Result<Self> {
-        // The emulated device has no launch worth hiding, and takes its time.
-        let (least, replays) = if driver.info().arch == 0 { (2, 1) } else { (LAUNCHES, REPLAYS) };
+        // The emulated device, which has no L2 cache, has no launch worth hiding, and takes its time.
+        let (least, replays) = if driver.info().l2_bytes == 0 { (2, 1) } else { (LAUNCHES, REPLAYS) };
         let bytes = args.iter().map(|arg| memory(arg).1).sum();
         let copies = Copies::new(driver, args, copies(driver.info().l2_bytes, bytes)).map_err(|e| match e {
             Error::Device { device, problem, remedy } => {
