@@ -107,7 +107,9 @@
 //!
 //! An [`Optimizer`](optim::Optimizer) (`src/optim/`) walks over two or three arenas in step: values,
 //! gradients, its own state. It may write the values because the pass is over: a [`Tensor`] is shared
-//! memory ([`Arc`](std::sync::Arc)), and only an owner without company may write.
+//! memory ([`Arc`](std::sync::Arc)), and only an owner without company may write. On a GPU a recorded
+//! step does it in parts: those of the last layers, half a million parameters or more, go back in the
+//! recording to the point where the backward pass has left their layers.
 //!
 //! # 7. The memory goes back
 //!
