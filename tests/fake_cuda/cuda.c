@@ -359,7 +359,7 @@ API Result cuStreamEndCapture(void *s, Graph **g) {
     return check();
 }
 API Result cuGraphInstantiateWithFlags(Graph **e, Graph *g, unsigned long long flags) {
-    if (flags || !g) return INVALID;
+    if (flags != 8 || !g) return INVALID;
     *e = malloc(sizeof **e); live++;
     **e = *g;
     return check();

@@ -380,9 +380,11 @@ impl Driver for Gpu {
         self.context.check("ending a graph", ended)?;
         let launches = self.captured.load(Relaxed);
         let mut captured = CapturedGraph { context: self.context.clone(), exec: std::ptr::null_mut(), launches };
+        // Each kernel has the priority that it was launched with, not the stream's.
+        let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY.0.into();
         // SAFETY: the graph was just made; it may be destroyed once it is instantiated, and is, once.
         let made = unsafe {
-            let made = sys::cuGraphInstantiateWithFlags(&mut captured.exec, graph, 0);
+            let made = sys::cuGraphInstantiateWithFlags(&mut captured.exec, graph, flags);
             sys::cuGraphDestroy(graph);
             made
         };
