@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(128)
                            float* __restrict__ running_mean, float* __restrict__ running_var, BatchNorm2dDims d) {
   SHARED(float, of_warps, [2][4]);
   const int c = blockIdx.x;
-  const Running running(running_mean, running_var, c);
+  const Running running(running_mean, running_var, c, true);
   const Pack<float, 2>* ranges = reinterpret_cast<const Pack<float, 2>*>(part) + c * d.ranges;
   const auto count = [&](int range) { return (float)min(d.chunk, d.rows - range * d.chunk); };
   Pack<float, 2> mine[MERGED];  // mean and sum of squared deviations
@@ -221,8 +221,10 @@ __global__ void __launch_bounds__(128)
   });
   squares = few_warps_sum(squares, of_warps[1]);
   if (threadIdx.x == 0) {
+    const float var = squares / d.rows;
     mean[c] = all;
-    inv_std[c] = running.keep(running_mean, running_var, c, all, squares / d.rows, d);
+    inv_std[c] = 1.0f / sqrtf(var + d.eps);
+    running.keep(running_mean, running_var, c, all, var, d);
   }
 }
 

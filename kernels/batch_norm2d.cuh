@@ -49,15 +49,15 @@ __device__ __forceinline__ void opaque(unsigned& word) { asm("" : "+r"(word)); }
 // The running statistics of a channel, which are loaded before its own are known: nothing waits for them then.
 struct Running {
   float mean, var;
-  __device__ __forceinline__ Running(const float* running_mean, const float* running_var, int c)
-      : mean(running_mean[c]), var(running_var[c]) {}
-  // Their step: running = keep * running + take * batch, with the unbiased variance. Returns 1 / sqrt(var + eps).
+  // Of no channel if nobody `keeps` them here.
+  __device__ __forceinline__ Running(const float* running_mean, const float* running_var, int c, bool keeps)
+      : mean(keeps ? running_mean[c] : 0.0f), var(keeps ? running_var[c] : 0.0f) {}
+  // Their step: running = keep * running + take * batch, with the unbiased variance.
   template <class Dims>
-  __device__ __forceinline__ float keep(float* running_mean, float* running_var, int c, float of_batch,
-                                        float var_of_batch, const Dims& d) const {
+  __device__ __forceinline__ void keep(float* running_mean, float* running_var, int c, float of_batch,
+                                       float var_of_batch, const Dims& d) const {
     running_mean[c] = d.keep * mean + d.take * of_batch;
     running_var[c] = d.keep * var + d.take * var_of_batch * d.unbias;
-    return 1.0f / sqrtf(var_of_batch + d.eps);
   }
 };
 

@@ -1,9 +1,11 @@
 // Batch normalisation of so few rows that a block has a channel's all at once: one launch forward and one backward, and x is
 // read once. batch_norm2d.cu treats more rows, and evaluation.
 //
-// The sums over the rows are done one after the other, each in a fixed order: of x, then of squares about the mean.
+// The sums over the rows are done one after the other, each in a fixed order: of x, then of squares about the mean. From sm_90 on
+// the blocks of a cluster can share the rows of a channel, and exchange what they have of it: the grid's y.
 // Instances: T = float, half, bf16
 #include "batch_norm2d.cuh"
+#include "hopper.cuh"
 
 struct BatchNorm2dWholeDims {
   int rows, c;       // x [rows, c]
@@ -18,15 +20,42 @@ struct BatchNorm2dWholeDims {
 
 constexpr int MOST = 4;  // rows that a thread has (Rust: `WHOLE` in src/ops/batch_norm2d/cuda.rs)
 
+// Whether the blocks of a cluster share the rows.
+__device__ __forceinline__ bool is_shared() { return CLUSTERS && gridDim.y > 1; }
+
+// The first of the thread's i-th rows in the block that is the rank-th of its cluster.
+__device__ __forceinline__ int first_row(int i, int rank) { return (i * gridDim.y + rank) * blockDim.x; }
+
 // use(i, row) for the i-th row of the thread.
 template <class Use>
 __device__ __forceinline__ void each_row(const BatchNorm2dWholeDims& d, Use use) {
 #pragma unroll
   for (int i = 0; i < MOST; ++i) {
-    const int row = threadIdx.x + i * blockDim.x;
+    const int row = first_row(i, blockIdx.y) + threadIdx.x;
     if (row >= d.rows) return;
     use(i, row);
   }
+}
+
+// The rows of a block.
+__device__ __forceinline__ float rows_of_block(const BatchNorm2dWholeDims& d, int rank) {
+  int rows = 0;
+#pragma unroll
+  for (int i = 0; i < MOST; ++i) rows += min(max(d.rows - first_row(i, rank), 0), (int)blockDim.x);
+  return rows;
+}
+
+// use(rank, v) with what each block of the cluster has in `place` of its shared memory, in order.
+template <class Use>
+__device__ __forceinline__ void each_block(const float& place, Use use) {
+  const unsigned mine = smem_address(&place);
+  float v[8];
+#pragma unroll
+  for (int rank = 0; rank < 8; ++rank)
+    if (rank < gridDim.y) v[rank] = load_cluster(cluster_address(mine, rank));
+#pragma unroll
+  for (int rank = 0; rank < 8; ++rank)
+    if (rank < gridDim.y) use(rank, v[rank]);
 }
 
 // V channels from c on of a row that has `channels`. One that is not there is 0.
@@ -136,9 +165,9 @@ __device__ __forceinline__ void block_sums(float (&v)[N], float (*of_warps)[32],
 // y = f((x - mean) * (gamma * inv_std) + beta) with the activation f; where there is `plus`, that is added, or f is of the sum.
 // Threads: a block has four channels of all rows; thread t has rows t, t + threads, ..., at most four, in its registers.
 // Traffic: one read of x, and of `plus`, and one write of y.
-// Launch: grid ceil(c / 4), of 256 or 512; 592 bytes of shared memory.
+// Launch: grid (ceil(c / 4), blocks of a cluster), of 256 or 512; 624 bytes of shared memory.
 // Numerics: sums about the value of the first row, again about what they give, then squares about the mean, in a fixed order.
-// Limits: rows at most four times the threads, rows * c < 2^31.
+// Limits: rows at most four times the threads of a cluster, of eight blocks at most; rows * c < 2^31.
 // Registers: at most 64.
 template <class T>
 __global__ void __launch_bounds__(512, 2)
@@ -151,13 +180,15 @@ __global__ void __launch_bounds__(512, 2)
   SHARED(float, totals, [V]);
   SHARED(float, constants, [4][V]);
   Held<T, V> held(x, d);
-  const int c = blockIdx.x * V, own = c + threadIdx.x;  // own: the channel whose statistics this thread keeps
-  const bool keeps = threadIdx.x < V && own < d.c;
-  const Running running(running_mean, running_var, keeps ? own : c);
+  SHARED(float, of_block, [2][V]);                      // mean and sum of squared deviations
+  const int c = blockIdx.x * V, own = c + threadIdx.x;  // own: the channel whose statistics this thread has
+  const bool has = threadIdx.x < V && own < d.c, keeps = has && blockIdx.y == 0;
+  const Running running(running_mean, running_var, own, keeps);
   if (threadIdx.x < V) {
-    constants[2][threadIdx.x] = keeps ? gamma[own] : 0.0f;
-    constants[3][threadIdx.x] = keeps ? beta[own] : 0.0f;
+    constants[2][threadIdx.x] = has ? gamma[own] : 0.0f;
+    constants[3][threadIdx.x] = has ? beta[own] : 0.0f;
   }
+  const float inv_rows = is_shared() ? 1.0f / fmaxf(rows_of_block(d, blockIdx.y), 1.0f) : d.inv_rows;
 
   // About the first row's, so that a large mean costs no digits; then about what that gave, so that a first row far from the mean
   // costs none.
@@ -175,7 +206,7 @@ __global__ void __launch_bounds__(512, 2)
     block_sums(sums, of_warps, totals);
     held.rest();
 #pragma unroll
-    for (int k = 0; k < V; ++k) centre.v[k] += totals[k] * d.inv_rows;
+    for (int k = 0; k < V; ++k) centre.v[k] += totals[k] * inv_rows;
   }
 #pragma unroll
   for (int k = 0; k < V; ++k) sums[k] = 0.0f;
@@ -194,10 +225,32 @@ __global__ void __launch_bounds__(512, 2)
     if (threadIdx.x == k) mine = centre.v[k];
   block_sums(sums, of_warps, totals);
   held.rest();
+  float squares = threadIdx.x < V ? totals[threadIdx.x] : 0.0f;
+  if constexpr (CLUSTERS) {
+    if (is_shared()) {
+      if (threadIdx.x < V) of_block[0][threadIdx.x] = mine, of_block[1][threadIdx.x] = squares;
+      cluster_sync();
+      if (threadIdx.x < V) {
+        // About the first block's mean, then the squares about the mean of all.
+        float shift = 0.0f, sum = 0.0f;
+        each_block(of_block[0][threadIdx.x], [&](int rank, float mean) {
+          if (rank == 0) shift = mean;
+          sum += rows_of_block(d, rank) * (mean - shift);
+        });
+        mine = shift + sum * d.inv_rows;
+        squares = 0.0f;
+        each_block(of_block[0][threadIdx.x],
+                   [&](int rank, float mean) { squares += rows_of_block(d, rank) * (mean - mine) * (mean - mine); });
+        each_block(of_block[1][threadIdx.x], [&](int, float m2) { squares += m2; });
+      }
+      // Nobody leaves while others read what it has: see the end.
+      cluster_arrive();
+    }
+  }
   if (threadIdx.x < V) {
-    float inverse = 0.0f;
+    const float var = squares * d.inv_rows, inverse = has ? 1.0f / sqrtf(var + d.eps) : 0.0f;
     if (keeps) {
-      inverse = running.keep(running_mean, running_var, own, mine, totals[threadIdx.x] * d.inv_rows, d);
+      running.keep(running_mean, running_var, own, mine, var, d);
       mean[own] = mine;
       inv_std[own] = inverse;
     }
@@ -222,6 +275,9 @@ __global__ void __launch_bounds__(512, 2)
     });
   });
   held.store(y, d);
+  if constexpr (CLUSTERS) {
+    if (is_shared()) cluster_wait();
+  }
 }
 
 // gbeta = sum of gy, ggamma = sum of gy * (x - mean) * inv_std, and
@@ -229,7 +285,8 @@ __global__ void __launch_bounds__(512, 2)
 // there is y, made by ReLU of a sum, gy is first what that passes on, which is g. Where ReLU made x, gx is what that passes on.
 // Threads: as above, but 8 bytes of channels: those of gy are in registers too.
 // Traffic: one read of x and of gy and one write of gx; one read of y and one write of g.
-// Launch: grid ceil(c / V), V being the elements of 8 bytes, of 256 or 512; at most 1136 bytes of shared memory.
+// Launch: grid (ceil(c / V), blocks of a cluster), V being the elements of 8 bytes, of 256 or 512; at most 1168 bytes of shared
+//     memory.
 // Numerics: by rows of a thread, then over threads in a fixed order.
 template <class T>
 __global__ void __launch_bounds__(512, 2)
@@ -241,6 +298,7 @@ __global__ void __launch_bounds__(512, 2)
   constexpr int V = 8 / sizeof(T);
   SHARED(float, of_warps, [2 * V][32]);
   SHARED(float, totals, [2 * V]);
+  SHARED(float, all, [2 * V]);  // the totals of a cluster
   SHARED(float, constants, [5][V]);
   Held<T, V> held(x, d), gradients(gy, d);
   const int c = blockIdx.x * V;
@@ -281,13 +339,31 @@ __global__ void __launch_bounds__(512, 2)
   block_sums(sums, of_warps, totals);
   held.rest();
   gradients.rest();
+  if constexpr (CLUSTERS) {
+    if (is_shared()) cluster_sync();
+  }
+  if (threadIdx.x < 2 * V) {
+    float sum = totals[threadIdx.x];
+    if constexpr (CLUSTERS) {
+      if (is_shared()) {
+        sum = 0.0f;
+        each_block(totals[threadIdx.x], [&](int, float v) { sum += v; });
+      }
+    }
+    all[threadIdx.x] = sum;
+  }
+  if constexpr (CLUSTERS) {
+    // Nobody leaves while others read what it has: see the end.
+    if (is_shared()) cluster_arrive();
+  }
+  __syncthreads();
   if (threadIdx.x < V) {
     const int k = threadIdx.x;
-    const float of_gamma = totals[V + k] * constants[1][k];
+    const float of_gamma = all[V + k] * constants[1][k];
     constants[4][k] = of_gamma;
-    if (c + k < d.c) {
+    if (c + k < d.c && blockIdx.y == 0) {
       ggamma[c + k] = of_gamma;
-      gbeta[c + k] = totals[k];
+      gbeta[c + k] = all[k];
     }
   }
   __syncthreads();
@@ -296,7 +372,7 @@ __global__ void __launch_bounds__(512, 2)
 #pragma unroll
     for (int first = 0; first < V; first += 2) {
       const Normal<2> normal(constants[0], constants[1], constants[2], constants[3], first);
-      const Slopes<2> slopes(normal, constants[1], constants[4], totals, first, d.inv_rows);
+      const Slopes<2> slopes(normal, constants[1], constants[4], all, first, d.inv_rows);
       each_row(d, [&](int i, int) {
         Pack<float, 2> v = held.template get<2>(i, first);
         const Pack<float, 2> g = gradients.template get<2>(i, first);
@@ -311,4 +387,7 @@ __global__ void __launch_bounds__(512, 2)
     }
   });
   held.store(gx, d);
+  if constexpr (CLUSTERS) {
+    if (is_shared()) cluster_wait();
+  }
 }

@@ -7,12 +7,6 @@
 #include "hopper.cuh"
 #include "operand.cuh"
 
-#if defined(TILEWORK_EMULATED) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-constexpr bool CLUSTERS = true;
-#else
-constexpr bool CLUSTERS = false;
-#endif
-
 // Whether a tile has splits in clusters: its struct says CLUSTER = 1.
 template <class Tile, class = void>
 constexpr bool takes_clusters = false;

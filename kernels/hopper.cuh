@@ -11,6 +11,12 @@
 #pragma once
 #include "common.cuh"
 
+#if defined(TILEWORK_EMULATED) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+constexpr bool CLUSTERS = true;
+#else
+constexpr bool CLUSTERS = false;
+#endif
+
 // Which of wgmma's types an operand has.
 __device__ constexpr int wgmma_kind(const half*) { return 0; }
 __device__ constexpr int wgmma_kind(const bf16*) { return 1; }

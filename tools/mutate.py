@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
 # Of the test `device`, in the order in which a mutant meets them: the quickest first.
-PARTS = ["wgmma", "kernels", "fused", "pools", "half", "kernels_beyond", "precision", "training", "accesses"]
+PARTS = ["clusters", "wgmma", "kernels", "fused", "pools", "half", "kernels_beyond", "precision", "training", "accesses"]
 # Where nothing looks at the output: a chain of multiply-adds that only takes time.
 BLIND = {"ceiling.cu": "__global__ void __launch_bounds__(256) ceiling_multiply_add"}
 # What is easily mistaken for each other.

@@ -33,9 +33,9 @@ const ADD_UP: (f64, f64) = (2000.0, 4000.0);
 /// The same where the blocks of a cluster do it, of the bytes of a tile.
 const IN_CLUSTER: (f64, f64) = (900.0, 50.0);
 /// Blocks of a cluster, at most: what every GPU with clusters can run.
-const MOST_IN_CLUSTER: usize = 8;
+pub(super) const MOST_IN_CLUSTER: usize = 8;
 /// The first architecture with clusters.
-const CLUSTERS: u32 = 90;
+pub(super) const CLUSTERS: u32 = 90;
 
 /// Where a recording has gradients of weights and of biases: beside the backward pass, and beside each other.
 const WEIGHTS: usize = 0;

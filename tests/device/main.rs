@@ -1,6 +1,7 @@
 //! What runs on a device: on the emulated one, or with `TILEWORK_DEVICE=cuda` on a GPU. One program, which is
 //! quicker to build than one a file; `cargo test --test device kernels::` runs a part.
 
+mod clusters;
 mod fused;
 mod goldens;
 mod half;

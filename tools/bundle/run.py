@@ -76,8 +76,8 @@ def test_result(done):
 
 def tests(stage, args):
     # In a rehearsal the quick ones: all of them are what `cargo test` is for.
-    short = {"fused": ["relu"], "kernels_beyond": ["the_norm", "batch_norm"], "pools": ["biases"], "precision": ["the_cpu"], "training": ["captured", "steps", "waiting"], "wgmma": []}
-    for name in ("fused", "goldens", "half", "kernels", "kernels_beyond", "pools", "precision", "training", "wgmma"):
+    short = {"fused": ["relu"], "kernels_beyond": ["the_norm", "batch_norm"], "pools": ["biases"], "precision": ["the_cpu"], "recorded": ["captured"], "training": ["steps", "waiting"], "clusters": [], "wgmma": []}
+    for name in ("clusters", "fused", "goldens", "half", "kernels", "kernels_beyond", "pools", "precision", "recorded", "training", "wgmma"):
         chosen = short.get(name, [""]) if args.short else [""]
         if not chosen:
             continue

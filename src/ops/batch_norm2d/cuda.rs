@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::kernels::batch_norm2d::*;
 use crate::kernels::batch_norm2d_pool::*;
 use crate::kernels::batch_norm2d_whole::*;
+use crate::ops::product::{CLUSTERS, MOST_IN_CLUSTER, MULTIPROCESSORS};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
@@ -60,13 +61,29 @@ fn channels(d: &BatchNorm2dDims) -> Launch {
 const WHOLE: usize = 2048;
 const _: () = assert!(WHOLE <= 4 * 512);
 
-/// The sizes for that, and a block for so many channels each, with four rows a thread if they are few.
+/// Elements of which the blocks of a cluster treat more rows than that, each as many, at most: a block has 8 bytes of a row, and
+/// sectors of memory have 32.
+const SHARED: usize = 1 << 21;
+
+/// Whether one launch treats all rows of x: f32 has the same bits on every GPU, and so no clusters.
+fn is_whole<T: KernelType>(cuda: &Cuda, x: &Tensor) -> bool {
+    let shares = size_of::<T>() == 2 && cuda.info().arch >= CLUSTERS && x.len() <= SHARED;
+    rows(x.shape()) <= if shares { MOST_IN_CLUSTER * WHOLE } else { WHOLE }
+}
+
+/// The sizes for that, and a block for so many channels each, or a cluster, with four rows a thread if they are few.
 fn whole(x: &Tensor, then: Option<Activation>, channels: usize) -> (BatchNorm2dWholeDims, Launch) {
     let BatchNorm2dDims { rows, c, unbias, inv_rows, .. } = passes(x).0;
-    let threads = (rows as u32).div_ceil(4).next_power_of_two().clamp(256, 512);
+    let across = (c as usize).div_ceil(channels);
+    let mut blocks = (rows as usize).div_ceil(WHOLE).next_power_of_two();
+    // Two for each multiprocessor of a large GPU, if the rows are shared anyway.
+    while (2..MOST_IN_CLUSTER).contains(&blocks) && 2 * blocks * across <= 2 * MULTIPROCESSORS {
+        blocks *= 2;
+    }
+    let threads = (rows as u32).div_ceil(4 * blocks as u32).next_power_of_two().clamp(256, 512);
     let activation = Activation::number(then);
     let d = BatchNorm2dWholeDims { rows, c, unbias, inv_rows, activation, ..Default::default() };
-    (d, Launch::new((c as usize).div_ceil(channels), threads))
+    (d, Launch::new(0, threads).grid(across, blocks, 1).cluster(1, blocks as u32, 1))
 }
 
 /// Whether training a batch-norm of x computes a max-pool of 2x2 behind it too: of few rows the kernels apart are fewer.
@@ -112,7 +129,7 @@ pub(super) fn forward<T: KernelType>(
     let (then, of_sum) = sum.map_or((then, 0), |s| (s.after.or(s.before), s.after.is_some().into()));
     let [keep, take, eps] = [1.0 - momentum, momentum, eps].map(|v| v as f32);
     let (m, s) = (mean.output()?, inv_std.output()?);
-    if train && rows(x.shape()) <= WHOLE {
+    if train && !pool && is_whole::<T>(cuda, x) {
         let (mut d, blocks) = whole(x, then, 4);
         [d.keep, d.take, d.eps] = [keep, take, eps];
         d.of_sum = of_sum;
@@ -160,7 +177,7 @@ pub(super) fn backward<T: KernelType>(
     let (gamma, beta, from) = (node.gamma.input()?, node.beta.input()?, gy.input()?);
     let y = masks.map(Tensor::input).transpose()?;
     let mut masked = y.map(|_| Tensor::empty(gy.device(), gy.dtype(), gy.shape())).transpose()?;
-    let is_whole = node.train && node.winners.is_none() && rows(node.x.shape()) <= WHOLE;
+    let is_whole = node.train && node.winners.is_none() && is_whole::<T>(cuda, &node.x);
     // In one launch gx is computed in any case: the sums have the same bits whether it is wanted or not.
     let mut gx = match is_whole || node.ids[0].is_some() {
         true => Some(Tensor::empty(gy.device(), gy.dtype(), node.x.shape())?),
