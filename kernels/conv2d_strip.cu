@@ -131,7 +131,6 @@ __device__ __forceinline__ void multiply_strips(T* smem, float* biases, const T*
     if (tile + gridDim.x < d.tiles) bring<N>(strips.at(which ^ 1), x, tile + gridDim.x, d);
     copy_commit();
     const T* strip = strips.at(which);
-    const TileStart start(tile, d);
     for (int of = 0; of < d.ah * d.aw; ++of) {
       const int down = of / d.aw, across = of - down * d.aw;
       const Runs runs(down, across, d);
@@ -171,6 +170,7 @@ __device__ __forceinline__ void multiply_strips(T* smem, float* biases, const T*
               multiply(Operand<T>{}, acc[i][j], av[i], bv[j / 2][j % 2 * 2], bv[j / 2][j % 2 * 2 + 1]);
         }
       }
+      const TileStart start(tile, d);  // not before: registers are scarce
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int pixel = start.pixel(InTile(32 * warp + 8 * i + lane / 4, d), down, across, d);
