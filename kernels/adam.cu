@@ -23,7 +23,7 @@ struct GroupRate {
 // momentum of the parameter's group; of decay and shrink the one is the group's weight decay, the other 0.
 // Threads: one for four elements, neighbours side by side.
 // Traffic: g read, p, m and v read and written; `copy`, what products take, written where there is one.
-// Launch: grid up to 4096 blocks of 256, striding; 192 bytes of shared memory.
+// Launch: grid up to 4096 blocks of 256, striding, or beside other work one for 1024 elements each; 192 bytes of shared memory.
 // Numerics: in float; 1 - b^t is -expm1(t * log b), which keeps its digits where b^t is near 1.
 // Limits: a multiple of 4 elements, aligned to 16 bytes: what an arena is; 2^24 steps.
 // Registers: at most 48.

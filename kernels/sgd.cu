@@ -14,7 +14,7 @@ struct SgdDims {
 // Threads: one for four elements, neighbours side by side.
 // Traffic: p and g read, p written; v read and written where there is one; `copy`, what products take, written where there
 //     is one.
-// Launch: grid up to 4096 blocks of 256, striding; no shared memory.
+// Launch: grid up to 4096 blocks of 256, striding, or beside other work one for 1024 elements each; no shared memory.
 // Numerics: in float.
 // Limits: a multiple of 4 elements, aligned to 16 bytes: what an arena is.
 // Registers: at most 40.

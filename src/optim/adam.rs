@@ -7,7 +7,7 @@
 
 use super::{Optimizer, PIECE, by_parts, gradient_scale, norm_for_clipping, used, zeros_like};
 use crate::device::cpu::{for_pieces, vectorised};
-use crate::device::cuda::{Cuda, Launch, with_kernel_type};
+use crate::device::cuda::{Cuda, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::kernels::adam::{AdamDims, adam_step};
@@ -86,16 +86,15 @@ impl Adam {
         };
         let (mut update, norm) = (params.update()?, norm_for_clipping(cuda, grads)?);
         let dtype = update.dtype();
-        by_parts(cuda, grads, |part| {
-            let fours = part.len() / 4;
-            let d = AdamDims { fours: fours as i32, ..dims };
+        by_parts(cuda, grads, |part, launch| {
+            let d = AdamDims { fours: part.len() as i32 / 4, ..dims };
             let (g, step) = (grads.buffer().input(part.clone())?, cuda.step(grads.step())?);
             let (m, v) = (self.mean.output(part.clone())?, self.square.output(part.clone())?);
             let norm = norm.as_ref().map(|b| b.input(0..1)).transpose()?;
             let scaling = grads.scaling().map(Scaling::input).transpose()?;
             with_kernel_type!("adam", dtype, T => {
                 let Moved { p, copy, groups } = update.part(part)?;
-                adam_step::<T>(cuda, Launch::each(fours), g, m, v, p, copy, groups, norm, scaling, step, &d)
+                adam_step::<T>(cuda, launch, g, m, v, p, copy, groups, norm, scaling, step, &d)
             })
         })
     }

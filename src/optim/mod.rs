@@ -15,7 +15,7 @@ pub use sgd::Sgd;
 pub use spec::{Algorithm, Clip, EarlyStopping, Ema, Group, OptimizerSpec};
 
 use crate::device::Buffer;
-use crate::device::cuda::Cuda;
+use crate::device::cuda::{Cuda, Launch};
 use crate::dtype::Real;
 use crate::error::Result;
 use crate::params::{ParamGrads, Params, Part};
@@ -57,12 +57,15 @@ fn gradient_scale(grads: &ParamGrads) -> Result<f32> {
     Ok(if shrink < 1.0 { (f64::from(unscale) * shrink) as f32 } else { unscale })
 }
 
-/// Calls `update` with the parts of the arena that may move at once: in a recorded step the last layers' parameters move while
-/// the backward pass goes on.
-fn by_parts(cuda: &Cuda, grads: &ParamGrads, mut update: impl FnMut(Range<usize>) -> Result<()>) -> Result<()> {
-    grads.parts().into_iter().try_for_each(|Part { range, point }| match point {
-        Some(point) => cuda.behind(point, || update(range)),
-        None => update(range),
+/// Calls `update` with the parts of the arena that may move at once, and a launch for four elements a thread: in a recorded step
+/// the last layers' parameters move while the backward pass goes on, which goes first.
+fn by_parts(cuda: &Cuda, grads: &ParamGrads, mut update: impl FnMut(Range<usize>, Launch) -> Result<()>) -> Result<()> {
+    grads.parts().into_iter().try_for_each(|Part { range, point }| {
+        let fours = range.len() / 4;
+        match point {
+            Some(point) => cuda.behind(point, || update(range, Launch::briefly(fours))),
+            None => update(range, Launch::each(fours)),
+        }
     })
 }
 

@@ -8,7 +8,7 @@
 
 use super::{Optimizer, PIECE, by_parts, gradient_scale, norm_for_clipping, used, zeros_like};
 use crate::device::cpu::{for_pieces, vectorised};
-use crate::device::cuda::{Cuda, Launch, with_kernel_type};
+use crate::device::cuda::{Cuda, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::kernels::sgd::{SgdDims, sgd_step};
@@ -75,16 +75,16 @@ impl Sgd {
     fn step_cuda(&mut self, cuda: &Cuda, params: &mut Params, grads: &ParamGrads) -> Result<()> {
         let (mut update, norm) = (params.update()?, norm_for_clipping(cuda, grads)?);
         let dtype = update.dtype();
-        by_parts(cuda, grads, |part| {
-            let fours = part.len() / 4;
-            let d = SgdDims { fours: fours as i32, nesterov: self.nesterov.into(), decoupled: self.decoupled.into() };
+        by_parts(cuda, grads, |part, launch| {
+            let fours = part.len() as i32 / 4;
+            let d = SgdDims { fours, nesterov: self.nesterov.into(), decoupled: self.decoupled.into() };
             let (g, step) = (grads.buffer().input(part.clone())?, cuda.step(grads.step())?);
             let v = self.velocity.as_mut().map(|v| v.output(part.clone())).transpose()?;
             let norm = norm.as_ref().map(|b| b.input(0..1)).transpose()?;
             let scaling = grads.scaling().map(Scaling::input).transpose()?;
             with_kernel_type!("sgd", dtype, T => {
                 let Moved { p, copy, groups } = update.part(part)?;
-                sgd_step::<T>(cuda, Launch::each(fours), g, v, p, copy, groups, norm, scaling, step, &d)
+                sgd_step::<T>(cuda, launch, g, v, p, copy, groups, norm, scaling, step, &d)
             })
         })
     }

@@ -202,6 +202,12 @@ impl Launch {
         Launch { strides: true, ..Launch::new(n.div_ceil(BLOCK as usize).min(4096), BLOCK) }
     }
 
+    /// A thread for each of `n` elements, however many blocks that takes: each is over soon, and makes room for what is to go
+    /// before the rest.
+    pub fn briefly(n: usize) -> Self {
+        Launch { strides: true, ..Launch::new(n.div_ceil(BLOCK as usize), BLOCK) }
+    }
+
     /// Blocks of `width` by `height` threads; the grid is yet to be given.
     pub fn tile(width: u32, height: u32) -> Self {
         Launch { block: [width, height, 1], ..Launch::new(0, 0) }
