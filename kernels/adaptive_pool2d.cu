@@ -53,9 +53,14 @@ struct Input {
         pixel(i / (d.c / V) - n * d.h * d.w),
         rows(pixel / d.w, d.h, d.ho),
         cols(pixel % d.w, d.w, d.wo) {}
-  // Where what a window has for them is.
-  __device__ __forceinline__ size_t at(int p, int q, const AdaptivePool2dDims& d) const {
-    return (((size_t)n * d.ho + p) * d.wo + q) * d.c + c;
+  // use(p, q, at) for those windows, in order; what one has for the channels begins at `at`.
+  template <class Use>
+  __device__ __forceinline__ void for_windows(const AdaptivePool2dDims& d, Use use) const {
+#pragma unroll 1
+    for (int p = rows.first; p < rows.last; ++p) {
+#pragma unroll 1
+      for (int q = cols.first; q < cols.last; ++q) use(p, q, (((size_t)n * d.ho + p) * d.wo + q) * d.c + c);
+    }
   }
 };
 
@@ -95,18 +100,13 @@ __device__ __forceinline__ void of_winners(Wide<V>, const T* gy, const int* arg,
   FOR_EACH(i, d.n * d.h * d.w * (d.c / V)) {
     const Input<V> my(i, d);
     Pack<float, V> sum = {};
-#pragma unroll 1
-    for (int p = my.rows.first; p < my.rows.last; ++p) {
-#pragma unroll 1
-      for (int q = my.cols.first; q < my.cols.last; ++q) {
-        const size_t at = my.at(p, q, d);
-        const auto won = *reinterpret_cast<const Pack<int, V>*>(arg + at);
-        const Pack<float, V> g = load<V>(gy + at);
+    my.for_windows(d, [&](int, int, size_t at) {
+      const auto won = *reinterpret_cast<const Pack<int, V>*>(arg + at);
+      const Pack<float, V> g = load<V>(gy + at);
 #pragma unroll
-        for (int k = 0; k < V; ++k)
-          if (won.v[k] == my.pixel) sum.v[k] += g.v[k];
-      }
-    }
+      for (int k = 0; k < V; ++k)
+        if (won.v[k] == my.pixel) sum.v[k] += g.v[k];
+    });
     store(gx + (size_t)i * V, sum);
   }
 }
@@ -145,16 +145,12 @@ __device__ __forceinline__ void of_all(Wide<V>, const T* gy, T* gx, const Adapti
   FOR_EACH(i, d.n * d.h * d.w * (d.c / V)) {
     const Input<V> my(i, d);
     Pack<float, V> sum = {};
-#pragma unroll 1
-    for (int p = my.rows.first; p < my.rows.last; ++p) {
-#pragma unroll 1
-      for (int q = my.cols.first; q < my.cols.last; ++q) {
-        const float area = (float)(Span(p, d.ho, d.h).len() * Span(q, d.wo, d.w).len());
-        const Pack<float, V> g = load<V>(gy + my.at(p, q, d));
+    my.for_windows(d, [&](int p, int q, size_t at) {
+      const float area = (float)(Span(p, d.ho, d.h).len() * Span(q, d.wo, d.w).len());
+      const Pack<float, V> g = load<V>(gy + at);
 #pragma unroll
-        for (int k = 0; k < V; ++k) sum.v[k] += g.v[k] / area;
-      }
-    }
+      for (int k = 0; k < V; ++k) sum.v[k] += g.v[k] / area;
+    });
     store(gx + (size_t)i * V, sum);
   }
 }

@@ -51,7 +51,7 @@ impl<'g> Grads<'g> {
         Grads { device, of, param, first_use, arena, known, at_hand, read_beside, is_beside }
     }
 
-    /// Notes that the pass has come to the node of a variable, which parameters that are first used behind it have no part in.
+    /// Notes that the pass has come to the node of this variable: it has done with parameters whose first use is behind it.
     pub(super) fn note_passed(&mut self, node: VarId) -> Result<()> {
         match (&self.device, &mut self.arena) {
             (Device::Cuda(cuda), Some(arena)) if cuda.is_recording() => {

@@ -142,8 +142,7 @@ impl ParamGrads {
         Ok(())
     }
 
-    /// Notes that a pass which is being recorded has come to where it no longer reads or writes anything of the parameters that
-    /// are `passed`.
+    /// Notes that a pass which is being recorded neither reads nor writes any more what belongs to the parameters that are `passed`.
     pub(crate) fn note_passed(&mut self, cuda: &Cuda, passed: impl Fn(usize) -> bool) -> Result<()> {
         let last = self.parts.last().map_or(self.ranges.len(), |(first, _)| *first);
         // What it has not reached is zeroed in the end.

@@ -61,10 +61,10 @@ fn the_last_layers_move_while_the_pass_goes_on() {
     for more in [[sgd.as_str(), "precision=bf16", "ema.decay=0.7"], [adam.as_str(), "precision=f32", "clip.value=0.5"]]
     {
         let recipe = recipe("quickstart", &[&[layers, "batch_size=2"], &more[..]].concat());
-        let [launched, replayed] = [false, true].map(|graph| {
-            under.devices.iter().take(2).map(|(_, device)| train(&recipe, device, 4, graph)).collect::<Vec<_>>()
-        });
-        assert!(launched == replayed, "{more:?}");
+        let launched = train(&recipe, under.first(), 4, false);
+        for (name, device) in under.devices.iter().take(2) {
+            assert!(launched == train(&recipe, device, 4, true), "{more:?} ({name})");
+        }
     }
 }
 

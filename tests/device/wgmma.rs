@@ -119,35 +119,43 @@ fn halo_cases() -> Vec<(&'static str, Case)> {
     ]
 }
 
-#[test]
-fn every_tile_in_every_pass() {
-    for tiles in [&TILES[..], &MAPPED, &HALOS] {
-        let Some(all) = tiles.iter().copied().map(under).collect::<Option<Vec<Under>>>() else { return };
-        let cases = match tiles[0] {
-            "Wgmma128" => cases().into(),
-            "Halo64" => halo_cases(),
-            _ => mapped_cases(all[0].first()),
-        };
-        for (room, case) in cases {
-            let room = ROOMS.iter().find(|r| r.name == room).unwrap();
-            let terms = Terms::of(room, &case, 6).unwrap();
-            for dtype in [DType::F16, DType::BF16] {
-                let want = terms.expected(dtype).unwrap();
-                for (tile, under) in tiles.iter().zip(&all) {
-                    let mut first = None;
-                    // In bf16 the same threads do the same as in f16, but for the instruction.
-                    let devices = if dtype == DType::F16 { &under.devices[..] } else { &under.devices[..1] };
-                    for (name, device) in devices {
-                        let what = format!("{tile}, {} {dtype} ({name})", case.name);
-                        let got = parity::run(&case, device, dtype, 6).unwrap_or_else(|e| panic!("{what}: {e}"));
-                        let d = want.compare(&got).unwrap();
-                        assert!(d.error <= 1.0, "{what}: {d:?}");
-                        let bits = got.iter().flat_map(|(_, v)| v.to_f64().unwrap()).map(f64::to_bits);
-                        let bits: Vec<u64> = bits.collect();
-                        assert!(*first.get_or_insert_with(|| bits.clone()) == bits, "{what}: other bits");
-                    }
+/// Each tile, in every pass of these cases.
+fn check<const N: usize>(tiles: [&'static str; N], cases: impl FnOnce(&Device) -> Vec<(&'static str, Case)>) {
+    let Some(all) = tiles.into_iter().map(under).collect::<Option<Vec<Under>>>() else { return };
+    for (room, case) in cases(all[0].first()) {
+        let room = ROOMS.iter().find(|r| r.name == room).unwrap();
+        let terms = Terms::of(room, &case, 6).unwrap();
+        for dtype in [DType::F16, DType::BF16] {
+            let want = terms.expected(dtype).unwrap();
+            for (tile, under) in tiles.iter().zip(&all) {
+                let mut first = None;
+                // In bf16 the same threads do the same as in f16, but for the instruction.
+                let devices = if dtype == DType::F16 { &under.devices[..] } else { &under.devices[..1] };
+                for (name, device) in devices {
+                    let what = format!("{tile}, {} {dtype} ({name})", case.name);
+                    let got = parity::run(&case, device, dtype, 6).unwrap_or_else(|e| panic!("{what}: {e}"));
+                    let d = want.compare(&got).unwrap();
+                    assert!(d.error <= 1.0, "{what}: {d:?}");
+                    let bits = got.iter().flat_map(|(_, v)| v.to_f64().unwrap()).map(f64::to_bits);
+                    let bits: Vec<u64> = bits.collect();
+                    assert!(*first.get_or_insert_with(|| bits.clone()) == bits, "{what}: other bits");
                 }
             }
         }
     }
+}
+
+#[test]
+fn operands_that_threads_bring() {
+    check(TILES, |_| cases().into());
+}
+
+#[test]
+fn operands_by_tensor_maps() {
+    check(MAPPED, mapped_cases);
+}
+
+#[test]
+fn images_that_are_brought_once() {
+    check(HALOS, |_| halo_cases());
 }

@@ -26,7 +26,7 @@ pub struct Info {
 /// A line of a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line {
-    /// That which what waits goes on with.
+    /// The main one, from which the others begin and where they meet.
     Main,
     /// One beside it, by its number: behind what that line and the main one have so far.
     Beside(usize),

@@ -308,11 +308,11 @@ impl Cuda {
     /// # Errors
     /// Whatever `work` reports; [`Error::Internal`] if it asks for memory; [`Error::Device`] if the device fails.
     pub(crate) fn behind<R>(&self, point: Point, work: impl FnOnce() -> Result<R>) -> Result<R> {
-        lock(&self.inner.pool).close(true);
         self.driver().line(Line::Behind(point))?;
+        lock(&self.inner.pool).close(true);
         let result = work();
-        self.driver().line(Line::Main)?;
         lock(&self.inner.pool).close(false);
+        self.driver().line(Line::Main)?;
         result
     }
 

@@ -103,7 +103,7 @@ impl Pool {
         self.held.get_or_insert_default();
     }
 
-    /// From here on no block is handed out, or again.
+    /// Whether blocks are refused from here on.
     pub(super) fn close(&mut self, closed: bool) {
         self.closed = closed;
     }

@@ -61,8 +61,8 @@ fn channels(d: &BatchNorm2dDims) -> Launch {
 const WHOLE: usize = 2048;
 const _: () = assert!(WHOLE <= 4 * 512);
 
-/// Elements of which the blocks of a cluster treat more rows than that, each as many, at most: a block has 8 bytes of a row, and
-/// sectors of memory have 32.
+/// Elements of a tensor whose rows the blocks of a cluster share, each at most as many as above: a block reads 8 bytes of a row,
+/// and memory gives sectors of 32.
 const SHARED: usize = 1 << 21;
 
 /// Whether one launch treats all rows of x: f32 has the same bits on every GPU, and so no clusters.
