@@ -38,10 +38,6 @@ __device__ __forceinline__ void for_window(const T* image, const Span& rows, con
   }
 }
 
-// V channels a thread.
-template <int V>
-struct Wide {};
-
 // What a thread of a backward pass has of x: V channels from c on, of a pixel of an image.
 template <int V>
 struct Input {
@@ -63,14 +59,6 @@ struct Input {
     }
   }
 };
-
-// Calls f with the width for tensors whose rows lie so: 16 bytes of T, or one.
-template <class T, class F, class... P>
-__device__ __forceinline__ void with_width(const AdaptivePool2dDims& d, F f, const P*... p) {
-  constexpr int V = 16 / sizeof(T);
-  if ((rows_of<V>(p, d.c) && ...)) return f(Wide<V>{});
-  f(Wide<1>{});
-}
 
 // y[n, p, q, c] = max over the window (p, q) of x, and arg the pixel (row * w + column) that won:
 // the first of equal values, NaN over all.
@@ -96,7 +84,7 @@ __global__ void __launch_bounds__(256, 4)
 }
 
 template <int V, class T>
-__device__ __forceinline__ void of_winners(Wide<V>, const T* gy, const int* arg, T* gx, const AdaptivePool2dDims& d) {
+__device__ __forceinline__ void of_winners(Width<V>, const T* gy, const int* arg, T* gx, const AdaptivePool2dDims& d) {
   FOR_EACH(i, d.n * d.h * d.w * (d.c / V)) {
     const Input<V> my(i, d);
     Pack<float, V> sum = {};
@@ -112,14 +100,14 @@ __device__ __forceinline__ void of_winners(Wide<V>, const T* gy, const int* arg,
 }
 
 // gx[n, r, s, c] = the sum of gy over those windows whose arg is (r, s), in their order.
-// Threads: one for 16 bytes of an input pixel, or an element, neighbours along the channels: a gather, no atomics.
+// Threads: one for 16 bytes of an input pixel, or four elements or one, neighbours along the channels: a gather, no atomics.
 // Traffic: one read of arg and gy for each window that covers the pixel and one write an input.
 // Numerics: as many roundings as windows won; the order is that of the CPU.
 // Limits: inputs < 2^31, (h + 1) * ho and (w + 1) * wo < 2^31.
 template <class T>
 __global__ void __launch_bounds__(256, 4) adaptive_pool2d_bwd_max(const T* __restrict__ gy, const int* __restrict__ arg,
                                                                   T* __restrict__ gx, AdaptivePool2dDims d) {
-  with_width<T>(d, [&](auto width) { of_winners(width, gy, arg, gx, d); }, gy, gx, arg);
+  with_width<16 / sizeof(T)>(d, [&](auto width) { of_winners(width, gy, arg, gx, d); }, gy, gx, arg);
 }
 
 // y[n, p, q, c] = the mean over the window (p, q) of x.
@@ -141,7 +129,7 @@ __global__ void __launch_bounds__(256, 4)
 }
 
 template <int V, class T>
-__device__ __forceinline__ void of_all(Wide<V>, const T* gy, T* gx, const AdaptivePool2dDims& d) {
+__device__ __forceinline__ void of_all(Width<V>, const T* gy, T* gx, const AdaptivePool2dDims& d) {
   FOR_EACH(i, d.n * d.h * d.w * (d.c / V)) {
     const Input<V> my(i, d);
     Pack<float, V> sum = {};
@@ -156,12 +144,12 @@ __device__ __forceinline__ void of_all(Wide<V>, const T* gy, T* gx, const Adapti
 }
 
 // gx[n, r, s, c] = the sum of gy / area over the windows that cover (r, s).
-// Threads: one for 16 bytes of an input pixel, or an element, neighbours along the channels: a gather, no atomics.
+// Threads: one for 16 bytes of an input pixel, or four elements or one, neighbours along the channels: a gather, no atomics.
 // Traffic: one read of gy for each window that covers the pixel and one write an input.
 // Numerics: two roundings a window, in the windows' order.
 // Limits: inputs < 2^31, (h + 1) * ho and (w + 1) * wo < 2^31.
 template <class T>
 __global__ void __launch_bounds__(256, 4)
     adaptive_pool2d_bwd_avg(const T* __restrict__ gy, T* __restrict__ gx, AdaptivePool2dDims d) {
-  with_width<T>(d, [&](auto width) { of_all(width, gy, gx, d); }, gy, gx);
+  with_width<16 / sizeof(T)>(d, [&](auto width) { of_all(width, gy, gx, d); }, gy, gx);
 }

@@ -3,19 +3,6 @@
 #include "activation.cuh"
 #include "reduce.cuh"
 
-template <int V>
-struct Width {};
-
-// Calls f with the channels that a thread has: MOST of them, or four, where those of all p lie so; else one.
-template <int MOST, class Dims, class F, class... P>
-__device__ __forceinline__ void with_width(const Dims& d, F f, const P*... p) {
-  if ((rows_of<MOST>(p, d.c) && ...)) return f(Width<MOST>{});
-  if constexpr (MOST != 4) {
-    if ((rows_of<4>(p, d.c) && ...)) return f(Width<4>{});
-  }
-  f(Width<1>{});
-}
-
 // What a thread of a block does: V channels from `c` on, of the rows `first`, `first + step`, ... below
 // `last`. Neighbouring threads have neighbouring channels, and then neighbouring rows.
 template <int V>

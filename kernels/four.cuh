@@ -45,6 +45,20 @@ __device__ __forceinline__ void store(E* p, const Pack<float, N>& v) {
   *reinterpret_cast<Pack<E, N>*>(p) = out;
 }
 
+// V channels a thread.
+template <int V>
+struct Width {};
+
+// Calls f with the channels that a thread has: MOST of them, or four, where those of all p lie so; else one.
+template <int MOST, class Dims, class F, class... P>
+__device__ __forceinline__ void with_width(const Dims& d, F f, const P*... p) {
+  if ((rows_of<MOST>(p, d.c) && ...)) return f(Width<MOST>{});
+  if constexpr (MOST != 4) {
+    if ((rows_of<4>(p, d.c) && ...)) return f(Width<4>{});
+  }
+  f(Width<1>{});
+}
+
 // f of each of N elements.
 template <int N, class F, class... Packs>
 __device__ __forceinline__ Pack<float, N> map_pack(F f, const Packs&... x) {

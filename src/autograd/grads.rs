@@ -22,8 +22,6 @@ pub struct Grads<'g> {
     pub(super) device: Device,
     pub(super) of: Vec<Option<Tensor>>,
     pub(super) param: Vec<Option<ParamId>>,
-    /// Of each parameter, the variable of its first use.
-    first_use: Vec<VarId>,
     pub(super) arena: Option<&'g mut ParamGrads>,
     /// Of each variable, what is known of its gradient.
     pub(super) known: Vec<Known>,
@@ -40,22 +38,17 @@ const READ_BESIDE: usize = 256 << 20;
 impl<'g> Grads<'g> {
     /// None so far, of variables that are these parameters.
     pub(super) fn new(device: Device, param: Vec<Option<ParamId>>, arena: Option<&'g mut ParamGrads>) -> Self {
-        let mut first_use = Vec::new();
-        for (var, id) in param.iter().enumerate().rev() {
-            let Some(ParamId(id)) = *id else { continue };
-            first_use.resize(first_use.len().max(id + 1), VarId(u32::MAX));
-            first_use[id] = VarId(var as u32);
-        }
         let (of, known) = ((0..param.len()).map(|_| None).collect(), vec![Known::default(); param.len()]);
         let (at_hand, read_beside, is_beside) = Default::default();
-        Grads { device, of, param, first_use, arena, known, at_hand, read_beside, is_beside }
+        Grads { device, of, param, arena, known, at_hand, read_beside, is_beside }
     }
 
-    /// Notes that the pass has come to the node of this variable: it has done with parameters whose first use is behind it.
-    pub(super) fn note_passed(&mut self, node: VarId) -> Result<()> {
+    /// Notes that the pass has come to the node of this variable: it has done with parameters that are used behind it alone.
+    pub(super) fn note_passed(&mut self, VarId(node): VarId) -> Result<()> {
         match (&self.device, &mut self.arena) {
             (Device::Cuda(cuda), Some(arena)) if cuda.is_recording() => {
-                arena.note_passed(cuda, |id| self.first_use.get(id).is_none_or(|first| first.0 > node.0))
+                let to_come = &self.param[..node as usize];
+                arena.note_passed(cuda, |id| !to_come.contains(&Some(ParamId(id))))
             }
             _ => Ok(()),
         }

@@ -43,6 +43,8 @@ impl Average {
                 }
             }
             Device::Cuda(cuda) => {
+                // Parts of the parameters move beside.
+                cuda.join()?;
                 blend_on(&cuda, values.input(all.clone())?, self.values.output(all)?, values.len(), step)?;
                 for (average, (_, tensor)) in buffers {
                     let (buffer, range) = average.buffer_mut()?;

@@ -279,12 +279,10 @@ impl Engine {
         }
         self.held = 0;
         self.grads.used(|grads| self.optimizer.step(&mut self.model.params, grads))?;
-        let Some(average) = &mut self.average else { return Ok(()) };
-        if let Device::Cuda(cuda) = batch.images.device() {
-            // Parts of the parameters move beside.
-            cuda.join()?;
+        match &mut self.average {
+            Some(average) => average.update(&self.model, step),
+            None => Ok(()),
         }
-        average.update(&self.model, step)
     }
 
     /// Mean loss, and images classified right before the update, of `count` steps from step number `first` on. Those

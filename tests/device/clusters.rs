@@ -1,7 +1,7 @@
 //! Batch-norm whose rows the blocks of a cluster share, on a device that has clusters: from sm_90 on. As in `kernels.rs`, in all
 //! orders and checked.
 
-use crate::under::{Under, skip};
+use crate::under::{Under, hold, skip};
 use tilework::device::cuda::CudaOptions;
 use tilework::ops::activation::{Activation, Sum};
 use tilework::ops::batch_norm2d::running;
@@ -46,16 +46,8 @@ fn batch_norm_of_rows_that_are_shared() {
         assert_eq!(ran, [true, true, false], "{}", case.name);
         let terms = Terms::of(room, &case, 6).unwrap();
         for dtype in [DType::F16, DType::BF16] {
-            let (want, mut first) = (terms.expected(dtype).unwrap(), None);
             let devices = if dtype == DType::F16 { &under.devices[..] } else { &under.devices[..1] };
-            for (name, device) in devices {
-                let what = format!("{} {dtype} ({name})", case.name);
-                let got = parity::run(&case, device, dtype, 6).unwrap_or_else(|e| panic!("{what}: {e}"));
-                let d = want.compare(&got).unwrap();
-                assert!(d.error <= 1.0, "{what}: {d:?}");
-                let bits: Vec<u64> = got.iter().flat_map(|(_, v)| v.to_f64().unwrap()).map(f64::to_bits).collect();
-                assert!(*first.get_or_insert_with(|| bits.clone()) == bits, "{what}: other bits");
-            }
+            hold(&case.name, &case, dtype, 6, &terms.expected(dtype).unwrap(), devices);
         }
     }
 }

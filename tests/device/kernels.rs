@@ -3,17 +3,13 @@
 //! On the emulated device each case runs with its threads in three orders, whose bits must be equal,
 //! and once under the checker. With `TILEWORK_DEVICE=cuda` the same cases run on the GPU.
 
-use crate::under::Under;
+use crate::under::{Under, hold};
 use tilework::DType;
-use tilework::ops::parity::{self, Results, Terms};
+use tilework::ops::parity::Terms;
 use tilework::ops::{Draw, ROOMS, Room};
 
 /// Cases drawn at random for each op, beside the chosen ones.
 const RANDOM_CASES: u64 = 6;
-
-fn bits(values: &Results) -> Vec<u64> {
-    values.iter().flat_map(|(_, v)| v.to_f64().unwrap()).map(f64::to_bits).collect()
-}
 
 const TYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
@@ -25,18 +21,8 @@ fn check(room: &Room, under: &Under) -> [f64; 3] {
     for (seed, case) in chosen.chain(random).enumerate() {
         let terms = Terms::of(room, &case, seed as u64).unwrap();
         for (dtype, worst) in TYPES.into_iter().zip(&mut worst).filter(|(d, _)| *d == DType::F32 || case.half) {
-            let want = terms.expected(dtype).unwrap();
-            let mut first: Option<Vec<u64>> = None;
-            for (name, device) in &under.devices {
-                let what = format!("{} {} {dtype} ({name})", room.name, case.name);
-                let got = parity::run(&case, device, dtype, seed as u64).unwrap_or_else(|e| panic!("{what}: {e}"));
-                let d = want.compare(&got).unwrap();
-                assert!(d.error <= 1.0, "{what}: {d:?}");
-                *worst = worst.max(d.roundings);
-                let bits = bits(&got);
-                let same = first.get_or_insert_with(|| bits.clone());
-                assert!(*same == bits, "{what}: other bits than another order of threads");
-            }
+            let (what, want) = (format!("{} {}", room.name, case.name), terms.expected(dtype).unwrap());
+            *worst = worst.max(hold(&what, &case, dtype, seed as u64, &want, &under.devices));
         }
     }
     worst

@@ -118,7 +118,7 @@ const PRODUCTS: [&str; 2] = ["conv2d", "linear"];
 /// that it fits. Places and sizes are the same in bf16 as in f16.
 fn small_cases(room: &Room) -> impl Iterator<Item = (Case, &'static [DType])> {
     let types = |c: &Case| if c.half { &[DType::F32, DType::F16][..] } else { &[DType::F32] };
-    let small = |c: &Case| c.inputs.iter().all(|input| input.shape.len() <= 1 << 16);
+    let small = |c: &Case| c.inputs.iter().all(|input| input.shape.len() <= 1 << 17);
     (room.cases)().into_iter().filter(move |c| !c.bench && small(c)).map(move |c| {
         let types = types(&c);
         (c, types)

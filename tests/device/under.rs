@@ -2,10 +2,12 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use tilework::Device;
 use tilework::device::cuda::CudaOptions;
 #[cfg(tilework_emulator)]
 use tilework::device::emulator::{self, Order};
+use tilework::ops::Case;
+use tilework::ops::parity::{self, Expected};
+use tilework::{DType, Device};
 
 /// Devices under test, by name.
 pub(crate) struct Under {
@@ -86,4 +88,30 @@ impl Under {
     pub(crate) fn first(&self) -> &Device {
         &self.devices[0].1
     }
+}
+
+/// Holds a case on each of these devices against what is wanted, and its bits against those on the first; the largest difference,
+/// in roundings. `what` names the case.
+pub(crate) fn hold(
+    what: &str,
+    case: &Case,
+    dtype: DType,
+    seed: u64,
+    want: &Expected,
+    devices: &[(&str, Device)],
+) -> f64 {
+    let (mut worst, mut first) = (0f64, None);
+    for (name, device) in devices {
+        let what = format!("{what} {dtype} ({name})");
+        let got = parity::run(case, device, dtype, seed).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let d = want.compare(&got).unwrap();
+        assert!(d.error <= 1.0, "{what}: {d:?}");
+        worst = worst.max(d.roundings);
+        let bits: Vec<u64> = got.iter().flat_map(|(_, v)| v.to_f64().unwrap()).map(f64::to_bits).collect();
+        assert!(
+            *first.get_or_insert_with(|| bits.clone()) == bits,
+            "{what}: other bits than in another order of threads"
+        );
+    }
+    worst
 }

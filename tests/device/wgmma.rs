@@ -2,11 +2,11 @@
 //!
 //! On a GPU of another architecture there is nothing to test.
 
-use crate::under::{Under, skip};
+use crate::under::{Under, hold, skip};
 use tilework::device::cuda::CudaOptions;
 use tilework::ops::activation::Activation;
 use tilework::ops::case::Fill;
-use tilework::ops::parity::{self, Terms};
+use tilework::ops::parity::Terms;
 use tilework::ops::{Case, ROOMS};
 use tilework::{DType, Device};
 
@@ -128,18 +128,9 @@ fn check<const N: usize>(tiles: [&'static str; N], cases: impl FnOnce(&Device) -
         for dtype in [DType::F16, DType::BF16] {
             let want = terms.expected(dtype).unwrap();
             for (tile, under) in tiles.iter().zip(&all) {
-                let mut first = None;
                 // In bf16 the same threads do the same as in f16, but for the instruction.
                 let devices = if dtype == DType::F16 { &under.devices[..] } else { &under.devices[..1] };
-                for (name, device) in devices {
-                    let what = format!("{tile}, {} {dtype} ({name})", case.name);
-                    let got = parity::run(&case, device, dtype, 6).unwrap_or_else(|e| panic!("{what}: {e}"));
-                    let d = want.compare(&got).unwrap();
-                    assert!(d.error <= 1.0, "{what}: {d:?}");
-                    let bits = got.iter().flat_map(|(_, v)| v.to_f64().unwrap()).map(f64::to_bits);
-                    let bits: Vec<u64> = bits.collect();
-                    assert!(*first.get_or_insert_with(|| bits.clone()) == bits, "{what}: other bits");
-                }
+                hold(&format!("{tile}, {}", case.name), &case, dtype, 6, &want, devices);
             }
         }
     }
