@@ -230,10 +230,10 @@ impl<'p> Ctx<'p> {
         self.network.ok_or_else(|| Error::Internal("a forward pass through a network without its parameters".into()))
     }
 
-    /// Whether a layer and the activation or the max-pool behind it are computed together: on a CUDA device, unless someone
-    /// watches or it is not wanted.
+    /// Whether a layer and the activation or the max-pool behind it are computed together: unless someone watches, or on a CUDA
+    /// device it is not wanted.
     pub(crate) fn joins(&self) -> bool {
-        self.watcher.is_none() && matches!(&self.device, Device::Cuda(cuda) if !cuda.options().no_fuse)
+        self.watcher.is_none() && !matches!(&self.device, Device::Cuda(cuda) if cuda.options().no_fuse)
     }
 
     /// Shows a layer's output to who watches.

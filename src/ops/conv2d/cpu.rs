@@ -35,10 +35,14 @@ fn group(d: &Dims) -> usize {
     ROWS.div_ceil(d.pixels()).min(d.n.div_ceil(2)).max(1)
 }
 
-/// The patches of whole images, in `cols` unless the images are their own patches: with a kernel of
-/// one pixel that moves by one.
+/// Whether images are their own patches: with a kernel of one pixel that moves by one, over all of them.
+fn is_pointwise(d: &Dims) -> bool {
+    d.window.is_pointwise() && d.y == d.x
+}
+
+/// The patches of whole images, in `cols` unless the images are their own patches.
 fn patches<'a, T: Real>(x: &'a [T], cols: &'a mut [T], d: &Dims) -> &'a [T] {
-    if d.window.is_pointwise() {
+    if is_pointwise(d) {
         return x;
     }
     for (x, cols) in x.chunks_exact(d.image()).zip(cols.chunks_exact_mut(d.pixels() * d.patch())) {
@@ -49,7 +53,7 @@ fn patches<'a, T: Real>(x: &'a [T], cols: &'a mut [T], d: &Dims) -> &'a [T] {
 
 /// Elements of scratch memory for the patches of `n` images.
 fn patches_len(n: usize, d: &Dims) -> usize {
-    if d.window.is_pointwise() { 0 } else { n * d.pixels() * d.patch() }
+    if is_pointwise(d) { 0 } else { n * d.pixels() * d.patch() }
 }
 
 pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], d: &Dims, cpu: &Cpu) {
@@ -98,7 +102,7 @@ pub(super) fn backward_x<T: Real>(gy: &[T], w: &[T], gx: &mut [T], d: &Dims, cpu
     for_pieces(groups, g * pixels * k * d.o / MACS, |_, (gx, gy)| {
         let rows = gy.len() / d.o;
         let (gy, w) = (Mat::new(gy, rows, d.o), Mat::new(w, d.o, k));
-        if d.window.is_pointwise() {
+        if is_pointwise(d) {
             return gemm(MatMut::new(gx, rows, k), false, gy, w);
         }
         let mut cols = cpu.scratch(patches_len(g, d));
@@ -174,16 +178,52 @@ fn cut_weights<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, d: &D
     let chunks = x.chunks(chunk * d.image()).zip(gy.chunks(chunk * pixels * d.o));
     for (first, (x, gy)) in chunks.enumerate() {
         let rows = gy.len() / d.o;
-        if !d.window.is_pointwise() {
+        if !is_pointwise(d) {
             let images = x.chunks(d.image()).zip(cols.chunks_mut(pixels * k)).collect();
             for_pieces(images, pixels * k, |_, (x, cols)| im2col(x, cols, d));
         }
-        let patches = Mat::new(if d.window.is_pointwise() { x } else { &cols }, rows, k);
+        let patches = Mat::new(if is_pointwise(d) { x } else { &cols }, rows, k);
         let gy = Mat::new(gy, rows, d.o);
         let width = k.div_ceil(4).max(COLUMNS);
         for_pieces(MatMut::new(gw, d.o, k).split_cols(width), rows * d.o * width / MACS, |i, gw| {
             let columns = i * width..k.min((i + 1) * width);
             gemm(gw, accumulate || first > 0, gy.t(), patches.cols(columns));
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::definition::Example;
+    use super::*;
+    use crate::ops::case::Draw;
+    use crate::ops::window::Window;
+
+    /// All passes against the definition, for random geometries, and for one that would be pointwise if it did not lack a row.
+    #[test]
+    fn agree_with_the_definition() {
+        let lacks = Dims { n: 5, x: [4, 3], c: 3, y: [3, 3], o: 2, window: Window::square(1, 1, 0) };
+        let whole = Dims { y: [4, 3], ..lacks };
+        for seed in 0..60 {
+            let mut draw = Draw::new(seed);
+            let (x, n) = ([draw.int(3, 9), draw.int(3, 9)], draw.int(1, 6));
+            let e = match seed {
+                0 => Example::new(lacks),
+                1 => Example::new(whole),
+                _ => Example::draw(&mut draw, n, x, [3, 14], [3, 3]),
+            };
+            let (d, cpu) = (e.d, Cpu::default());
+            let (mut y, mut gx, mut gw) =
+                (vec![f64::NAN; e.y.len()], vec![f64::NAN; e.x.len()], vec![f64::NAN; e.w.len()]);
+            forward(&e.x, &e.w, Some(&e.b), &mut y, &d, &cpu);
+            assert_eq!(y, e.y, "{d:?}");
+            backward_x(&e.gy, &e.w, &mut gx, &d, &cpu);
+            assert_eq!(gx, e.gx, "{d:?}");
+            backward_w(&e.gy, &e.x, &mut gw, false, &d, &cpu);
+            assert_eq!(gw, e.gw, "{d:?}");
+            // As with more weights.
+            cut_weights(&e.gy, &e.x, &mut gw, true, &d, &cpu);
+            assert!(gw.iter().zip(&e.gw).all(|(a, b)| *a == 2.0 * b), "{d:?}");
+        }
     }
 }

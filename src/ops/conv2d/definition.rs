@@ -21,12 +21,14 @@ pub(super) struct Example {
 }
 
 impl Example {
-    /// `n` images of `x` pixels, `c` channels to `o`, a drawn kernel and padding, and strides up to those given.
+    /// `n` images of `x` pixels, `c` channels to `o`, a drawn kernel and padding, and strides up to those given; sometimes without
+    /// the last row or column of the output.
     pub(super) fn draw(draw: &mut Draw, n: usize, x: [usize; 2], [c, o]: [usize; 2], stride: [usize; 2]) -> Self {
         let pad = [draw.int(0, 2), draw.int(0, 2)];
         let kernel = [0, 1].map(|i| draw.int(1, 5.min(x[i] + 2 * pad[i])));
         let window = Window { kernel, stride: stride.map(|s| draw.int(1, s)), pad };
         let y = window.output("conv2d", x).expect("the window is smaller than the image");
+        let y = y.map(|side| side - draw.int(0, 1).min(side - 1));
         Example::new(Dims { n, x, c, y, o, window })
     }
 

@@ -130,7 +130,10 @@ impl Halo {
         if !possible || !c.is_multiple_of(8) || !o.is_multiple_of(8) || o > tile.n {
             return None;
         }
-        let [row, rows] = [wide + left, high + up];
+        // What is right of a row and left of the next is the same, and what is below an image and above the next.
+        let across = left.max((w + kw).saturating_sub(1 + wide + left));
+        let down = up.max((h + kh).saturating_sub(1 + high + up));
+        let [row, rows] = [wide + across, high + down];
         let run = tile.m + (kh - 1) * row + kw - 1;
         let steps = kh * kw * c.div_ceil(tile.k);
         // Weights beside so many runs, each with its barriers.
@@ -183,14 +186,13 @@ impl Halo {
 
     /// What is read, runs and weights, by maps.
     fn operands<T: KernelType>(&self, inputs: [&Tensor; 2], d: &Dims) -> Result<maps::Operands> {
-        let Conv2dHaloDims { up, left, run, rows, .. } = self.sizes;
+        let Conv2dHaloDims { up, left, run, row, rows, .. } = self.sizes;
         let (image, part) = match self.turned {
             false => ([d.x[0], d.x[1], d.c], [self.tile.k, self.tile.n]),
             true => ([d.y[0], d.y[1], d.o], [self.tile.n, self.tile.k]),
         };
-        // Where y is pooled there may be a row below the image.
-        let below = rows - up - image[0] as i32;
-        maps::runs::<T>(inputs, d, image, [[-up, -left], [below, 0]], [run as usize, self.tile.k], part)
+        let places = [rows as usize, row as usize];
+        maps::runs::<T>(inputs, d, image, [-up, -left], places, [run as usize, self.tile.k], part)
     }
 
     /// Whether maps can describe the operands, and the result is aligned.

@@ -24,9 +24,8 @@ pub(super) fn forward<T: KernelType>(x: &Tensor, w: &Tensor, d: &Dims, tile: &Ti
 /// The input gradient, with a stride of 1: patches of gy under the window turned round, whose padding is what is left of it, and
 /// weights.
 pub(super) fn backward_x<T: KernelType>(gy: &Tensor, w: &Tensor, d: &Dims, tile: &Tile) -> Result<Operands> {
-    let [kernel, pad] = [d.window.kernel, d.window.pad].map(|sides| sides.map(|side| side as i32));
-    let lower = [0, 1].map(|i| pad[i] - (kernel[i] - 1));
-    let gy = images::<T>(gy, [d.y[0], d.y[1], d.o], [lower, pad.map(|p| -p)], [1; 2], [tile.m, WIDE])?;
+    let corner = [0, 1].map(|i| d.window.pad[i] as i32 - (d.window.kernel[i] as i32 - 1));
+    let gy = images::<T>(gy, [d.y[0], d.y[1], d.o], corner, d.x, [1; 2], [tile.m, WIDE])?;
     Ok([gy, weights::<T>(w, d, [WIDE; 2])?])
 }
 
@@ -37,17 +36,18 @@ pub(super) fn backward_w<T: KernelType>(gy: &Tensor, x: &Tensor, d: &Dims) -> Re
     Ok([rows, patches::<T>(x, d, WIDE)?])
 }
 
-/// Runs of images `[h, w, c]` (`kernels/conv2d_halo.cu`), so many places and channels a box, between two corners beside
-/// theirs; and the weights, so many inputs and outputs a box.
+/// Runs of images `[h, w, c]` (`kernels/conv2d_halo.cu`) from a corner beside theirs on, of so many rows of places, so many places
+/// and channels a box; and the weights, so many inputs and outputs a box.
 pub(super) fn runs<T: KernelType>(
     [x, w]: [&Tensor; 2],
     d: &Dims,
     image: [usize; 3],
-    corners: [[i32; 2]; 2],
+    corner: [i32; 2],
+    places: [usize; 2],
     run: [usize; 2],
     part: [usize; 2],
 ) -> Result<Operands> {
-    let runs = images::<T>(x, image, corners, [1; 2], run)?;
+    let runs = images::<T>(x, image, corner, places, [1; 2], run)?;
     Ok([runs, weights::<T>(w, d, part)?])
 }
 
@@ -63,20 +63,22 @@ pub(super) fn make(cuda: &Cuda, operands: &Operands) -> Result<[MappedTensor; 2]
 }
 
 fn patches<T: KernelType>(x: &Tensor, d: &Dims, pixels: usize) -> Result<TensorMapSpec> {
-    let [kernel, pad] = [d.window.kernel, d.window.pad].map(|sides| sides.map(|side| side as i32));
-    let upper = [0, 1].map(|i| pad[i] - (kernel[i] - 1));
-    images::<T>(x, [d.x[0], d.x[1], d.c], [pad.map(|p| -p), upper], d.window.stride, [pixels, WIDE])
+    let corner = d.window.pad.map(|pad| -(pad as i32));
+    images::<T>(x, [d.x[0], d.x[1], d.c], corner, d.y, d.window.stride, [pixels, WIDE])
 }
 
-/// Images of `[h, w, c]`, and boxes of so many pixels and channels; corners and steps are of rows and columns.
+/// Images of `[h, w, c]` and boxes of so many pixels and channels, on a walk of so many rows and columns from a corner on.
 fn images<T: KernelType>(
     x: &Tensor,
     [h, w, c]: [usize; 3],
-    corners: [[i32; 2]; 2],
+    corner: [i32; 2],
+    walk: [usize; 2],
     steps: [usize; 2],
     [pixels, channels]: [usize; 2],
 ) -> Result<TensorMapSpec> {
-    let [lower, upper] = corners.map(|[row, column]| vec![column, row]);
+    // From the image's own corners to the first place of the walk, and to the last.
+    let last = |i: usize| ((walk[i] - 1) * steps[i]) as i32 + corner[i] + 1 - [h, w][i] as i32;
+    let (lower, upper) = (vec![corner[1], corner[0]], vec![last(1), last(0)]);
     let steps = vec![steps[1] as u32, steps[0] as u32];
     let column = TensorMapBox::Im2col { lower, upper, channels: channels as u32, pixels: pixels as u32, steps };
     let n = x.len() / (h * w * c);

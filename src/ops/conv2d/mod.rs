@@ -36,7 +36,8 @@ use crate::tensor::Tensor;
 
 const OP: &str = "conv2d";
 
-/// The sizes of a convolution; the kernel's are in the window.
+/// The sizes of a convolution; the kernel's are in the window. The output has as many rows and columns as there are places for
+/// the window, or fewer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Dims {
     /// Images.
@@ -76,6 +77,12 @@ impl Dims {
         Ok(Dims { n, x: [h, wd], c, y: window.output(OP, [h, wd])?, o, window })
     }
 
+    /// Of the output what a max-pool reads of it. What no window of its has, the last row or column, is not computed.
+    fn cropped(self, then: Then) -> Self {
+        let whole = |side: usize| if then.pool && side > 1 { side / 2 * 2 } else { side };
+        Dims { y: self.y.map(whole), ..self }
+    }
+
     /// Output pixels per image.
     fn pixels(&self) -> usize {
         self.y[0] * self.y[1]
@@ -108,8 +115,9 @@ impl Var {
         self.conv2d_then(None, w, b, stride, pad, cx)
     }
 
-    /// [`Var::conv2d`], and an activation of the result, as in [`Var::linear_then`], and a max-pool of that. Behind ReLU, or no
-    /// activation, some of the kernels pool what they are about to store; what is pooled is rounded first, as it would be stored.
+    /// [`Var::conv2d`], and an activation of the result, as in [`Var::linear_then`], and a max-pool of that. What the max-pool does
+    /// not read, the last row or column, is not computed, and has no gradient. Behind ReLU, or no activation, some of the kernels
+    /// pool what they are about to store; what is pooled is rounded first, as it would be stored.
     ///
     /// # Errors
     /// As [`Var::conv2d`] and [`Var::max_pool2d`].
@@ -122,8 +130,8 @@ impl Var {
         pad: [usize; 2],
         cx: &mut Ctx<'_>,
     ) -> Result<Var> {
-        let d = Dims::new(self.shape(), w.shape(), b.map(Var::shape), stride, pad)?;
         let (then, inputs): (Then, _) = (then.into(), [self, w]);
+        let d = Dims::new(self.shape(), w.shape(), b.map(Var::shape), stride, pad)?.cropped(then);
         if let Some([y, place]) = forward_pooled(self.value(), w.value(), b.map(Var::value), then, &d)? {
             let place = Some((place, then.activation.is_some()));
             return Operands::record(y, None, inputs, b, cx, |operands| Conv2d { operands, d, place });
@@ -287,5 +295,17 @@ mod tests {
         assert!(bad(s([1, 8, 8, 3]), s([4, 3, 3, 2]), None).contains("2 input channels"));
         assert!(bad(s([1, 8, 8, 3]), s([4, 3, 3, 3]), Some(3)).contains("4 biases"));
         assert!(bad(s([1, 2, 2, 3]), s([4, 3, 3, 3]), None).contains("smaller kernel"));
+    }
+
+    #[test]
+    fn what_a_pool_does_not_read_is_not_computed() {
+        let y = |x: [usize; 4], pool| {
+            let d = Dims::new(x.into(), [1, 3, 3, 1].into(), None, [1, 1], [1, 1]).unwrap();
+            d.cropped(Then { activation: None, pool }).y
+        };
+        assert_eq!(y([1, 7, 8, 1], true), [6, 8]);
+        assert_eq!(y([1, 7, 8, 1], false), [7, 8]);
+        // The pool itself says that its window is too large.
+        assert_eq!(y([1, 1, 3, 1], true), [1, 2]);
     }
 }
