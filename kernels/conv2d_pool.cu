@@ -5,6 +5,7 @@
 // Pixels that no window has are not computed.
 // Instances: T = float; Tile = Simt64, Simt32 | T = half, bf16; Tile = Mma64, Mma32
 #include "conv2d.cuh"
+#include "conv2d_tma.cuh"
 #include "pool.cuh"
 
 // `patches` in that order. Sizes are those of the windows: ho and wo count them, sh and sw are how far apart they are, twice the
@@ -29,10 +30,11 @@ struct PoolEpilogue {
   unsigned char* place;
   __device__ __forceinline__ float bias_at(int column, int n) const { return all.bias_at(column, n); }
   // As it would be stored, so that those are equal that would be equal then.
+  __device__ __forceinline__ E rounded(float v) const { return from_float<E>(all.result(v, 0.0f)); }
   template <int N>
   __device__ __forceinline__ Pack<float, N> stored(Pack<float, N> v) const {
 #pragma unroll
-    for (int i = 0; i < N; ++i) v.v[i] = to_float(from_float<E>(all.result(v.v[i], 0.0f)));
+    for (int i = 0; i < N; ++i) v.v[i] = to_float(rounded(v.v[i]));
     return v;
   }
   // What won in N columns, as many of them as there are.
@@ -65,4 +67,44 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
   const AlongK<T, Tile::CHUNK> wt(w, d.o, patch_size(d));
   product<Tile>(a, wt, {4 * pixels_out(d), d.o, patch_size(d), d.split_steps, nullptr},
                 PoolEpilogue<T>{{y, b, 0, d.relu}, place});
+}
+
+// `patches` for operands that TMA brings, for 64 channels of one tap: a tile's rows are four boxes, of 64 pixels of the windows' upper
+// rows, the 64 below them, and both again of the windows that follow.
+template <class E>
+struct WindowBoxesAlongK {
+  using Element = E;
+  static constexpr bool along_k = true;
+  const CUtensorMap* x;
+  const Conv2dDims& d;
+  BoxStart from[2];
+  __device__ WindowBoxesAlongK(const CUtensorMap* x, const Conv2dDims& d) : x(x), d(d) {}
+  __device__ __forceinline__ void start(int line) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) from[i] = box_at(line / 4 + 32 * i, d);
+  }
+  __device__ __forceinline__ void load(unsigned to, unsigned bar, int k) const {
+    const Tap tap = tap_of(k, d.c, d.by_c, d);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      tma_load_im2col(to + i * BLOCK, x, bar, tap.channel, from[i / 2].w, from[i / 2].h, from[i / 2].image, tap.s,
+                      tap.r + i % 2 * (d.sh / 2));
+  }
+};
+
+// conv2d_pool_fwd on Hopper, with operands that TMA brings: `x` is a map of the patches of the windows' upper rows, 64 pixels of 64
+// channels a box, `w` one of the weights, Tile::N rows of 64 channels a box (Rust: src/ops/conv2d/maps.rs).
+// Threads, launch: as conv2d_fwd_tma, with a grid of z = 1.
+// Limits: c a multiple of 64; what maps allow.
+// Registers: at most 224.
+// Instances: sm_90a: T = half, bf16; Tile = Tma256
+template <class T, class Tile>
+__global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
+    conv2d_pool_fwd_tma(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
+                        OPTIONAL const float* __restrict__ b, T* __restrict__ y, unsigned char* __restrict__ place,
+                        Conv2dDims d) {
+  WindowBoxesAlongK<T> a(&x, d);
+  WeightBoxesAlongK<T> wt(&w, d);
+  product_tma<Tile>(a, wt, {4 * pixels_out(d), d.o, patch_size(d), d.split_steps, nullptr},
+                    PoolEpilogue<T>{{y, b, 0, d.relu}, place});
 }

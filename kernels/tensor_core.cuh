@@ -24,16 +24,16 @@ struct Operand<half> {};
 template <>
 struct Operand<bf16> {};
 
-// Of `v`, lanes that differ in bit BIT of their number exchange: a pair for each of two groups of pairs BIT apart, so that
-// with BIT = 1, then 2, pair p of lane l becomes pair l of lane p (of every four).
-template <int BIT>
-__device__ __forceinline__ void exchange(float (&v)[8], int lane) {
+// Of the quarters of `v`, lanes that differ in bit BIT of their number exchange those that are BIT apart, so that with BIT = 1,
+// then 2, quarter p of lane l becomes quarter l of lane p (of every four).
+template <int BIT, class V, int N>
+__device__ __forceinline__ void exchange(V (&v)[N], int lane) {
   const bool upper = lane & BIT;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    if (i / 2 & BIT) continue;
-    const int j = i + 2 * BIT;
-    const float got = __shfl_xor_sync(0xffffffffu, upper ? v[i] : v[j], BIT);
+  for (int i = 0; i < N; ++i) {
+    if (i / (N / 4) & BIT) continue;
+    const int j = i + N / 4 * BIT;
+    const V got = __shfl_xor_sync(0xffffffffu, upper ? v[i] : v[j], BIT);
     if (upper) v[i] = got;
     else v[j] = got;
   }

@@ -18,6 +18,7 @@
 //     void load(unsigned to, unsigned bar, int k)     asks for the tile's lines of a step, from k on: whole boxes, whatever
 //                                                     of them is outside of the tensor
 #pragma once
+#include "pool.cuh"
 #include "wgmma_product.cuh"
 
 // The slots that the steps take in turns.
@@ -70,6 +71,63 @@ struct Loads {
   }
 };
 
+// Stores what wins of a warpgroup's sums, whose rows are those of windows of 2x2: 64 pixels of the windows' upper rows, in the
+// image's order, and the 64 below them. A thread has a pixel and the one below it; the neighbour of both is in lane ^ 4. Of two
+// such pixels, 8 rows of the tile apart, each of these lanes takes one with its neighbour.
+template <class Tile, class E, int MT, class Then>
+__device__ __forceinline__ void store_windows(const float (&acc)[MT][Tile::N / 2], const Share<Tile>& share, int group,
+                                              const Cut& cut, const Then& epilogue) {
+  static_assert(MT == 2, "a warpgroup has both rows of its windows");
+  const int lane = threadIdx.x % 32;
+  const bool right = lane & 4;
+  const int window = share.m / 4 + group * 32 + threadIdx.x % 128 / 32 * 8 + lane / 8 + (right ? 4 : 0);
+#pragma unroll
+  for (int j = 0; j < Tile::N / 8; j += 4) {
+    float bias[4][2];
+#pragma unroll
+    for (int p = 0; p < 4; ++p)
+#pragma unroll
+      for (int q = 0; q < 2; ++q) bias[p][q] = epilogue.bias_at(share.n + 8 * (j + p) + lane % 4 * 2 + q, cut.n);
+    // Two columns a word: of the upper row of windows and of the lower, left and right, 8 columns.
+    unsigned word[2][2][4];
+#pragma unroll
+    for (int down = 0; down < 2; ++down) {
+      unsigned mine[2][4];
+#pragma unroll
+      for (int p = 0; p < 4; ++p)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float* sum = acc[down] + 4 * (j + p) + 2 * i;
+          mine[i][p] = epilogue.rounded(sum[0] + bias[p][0]).bits | epilogue.rounded(sum[1] + bias[p][1]).bits << 16;
+        }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        exchange<1>(mine[i], lane);
+        exchange<2>(mine[i], lane);
+      }
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {
+        const unsigned kept = right ? mine[1][p] : mine[0][p];
+        const unsigned got = __shfl_xor_sync(0xffffffffu, right ? mine[0][p] : mine[1][p], 4);
+        word[down][0][p] = right ? got : kept;
+        word[down][1][p] = right ? kept : got;
+      }
+    }
+    const auto value = [&](int place) {
+      Pack<float, 8> v;
+#pragma unroll
+      for (int q = 0; q < 8; ++q)
+        v.v[q] = to_float(E{(unsigned short)(word[place / 2][place % 2][q / 2] >> (q % 2 * 16))});
+      return v;
+    };
+    Largest<8> found(value(0), 0);
+#pragma unroll
+    for (int place = 1; place < 4; ++place) found.see(value(place), place);
+    const int c = share.n + 8 * (j + lane % 4);
+    if (4 * window < cut.m && c < cut.n) epilogue.store(window, c, cut.n, found);
+  }
+}
+
 // One block's tiles of C. Grid: x = blocks that take every x-th of the ceil(m/M)·ceil(n/N) tiles, which are in the order of
 // `product`, or with splits in clusters as many as there are; z = splits.
 template <class Tile, class A, class B, class Then>
@@ -119,6 +177,7 @@ __device__ __forceinline__ void product_tma(A& a, B& b, const Cut& cut, const Th
     if (loads) loader.next();
 #pragma unroll
     for (int i = 0; i < MT; ++i) wgmma_keep(acc[i]);
-    store_sums(acc, share, group, cut, epilogue, slots);
+    if constexpr (pools<Then>) store_windows<Tile, typename A::Element>(acc, share, group, cut, epilogue);
+    else store_sums(acc, share, group, cut, epilogue, slots);
   }
 }

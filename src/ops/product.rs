@@ -147,8 +147,8 @@ impl Product<'_> {
     }
 
     /// The best cut that leaves K whole, if there is one.
-    pub(super) fn whole<T: KernelType>(&self, cuda: &Cuda, family: &Family) -> Option<Plan> {
-        self.plan::<T>(cuda, &[family], 1)
+    pub(super) fn whole<T: KernelType>(&self, cuda: &Cuda, families: &[&Family]) -> Option<Plan> {
+        self.plan::<T>(cuda, families, 1)
     }
 
     /// The best with so many splits at most.

@@ -85,6 +85,25 @@ fn of_few_channels_on_hopper() {
     }
 }
 
+/// Operands by tensor maps: strides and padding. K is of one step, which nothing splits: more, and blocks with several tiles, are
+/// in `src/ops/conv2d/cuda.rs`.
+#[test]
+fn of_many_channels_on_hopper() {
+    let options = CudaOptions { tile: Some("Tma256"), max_blocks: Some(3), ..CudaOptions::default() };
+    let Some(under) = Under::of(options, 90) else { return };
+    if matches!(under.first(), Device::Cuda(cuda) if cuda.info().arch != 90) {
+        return crate::under::skip("sm_90a", "this GPU has no wgmma");
+    }
+    let block =
+        |x, o, [kernel, stride, pad]: [[usize; 2]; 3], activation| Block { x, o, kernel, stride, pad, activation };
+    for (block, dtype) in [
+        (block([5, 13, 15, 64], 72, [[1, 1], [1, 1], [1, 0]], None), DType::F16),
+        (block([3, 12, 21, 64], 136, [[1, 1], [1, 2], [0, 1]], Some(Activation::Relu)), DType::BF16),
+    ] {
+        block.is_its_twin(&under, dtype, "conv2d_pool_fwd_tma");
+    }
+}
+
 /// Behind ReLU and a pool a batch-norm's gradient has sums of zero, and what ReLU lets through of it has not: the bias in front of
 /// them is trained.
 #[test]

@@ -16,24 +16,6 @@ fn cropped(d: Dims) -> Dims {
     Dims { y: d.y.map(|side| side - 1), ..d }
 }
 
-/// The largest values of windows of 2x2 of y, or of its ReLU, and where they are from.
-fn max_pool(y: &[f64], d: &Dims, relu: bool) -> (Vec<f64>, Vec<u8>) {
-    let ([h, w], mut all) = (d.y, (vec![], vec![]));
-    for i in 0..d.n * (h / 2) * (w / 2) * d.o {
-        let (channel, window) = (i % d.o, i / d.o);
-        let (q, line) = (window % (w / 2), window / (w / 2));
-        let row = line / (h / 2) * h + line % (h / 2) * 2;
-        let value = |place: usize| {
-            let v = y[((row + place / 2) * w + 2 * q + place % 2) * d.o + channel];
-            if relu { v.max(0.0) } else { v }
-        };
-        let won = (1..4).fold(0, |best, place| if value(place) > value(best) { place } else { best });
-        all.0.push(value(won));
-        all.1.push(if relu && value(won) <= 0.0 { 255 } else { won as u8 });
-    }
-    all
-}
-
 /// Blocks that walk over several tiles with tails, images that end in a run, weights that stay and weights that come again.
 #[cfg(tilework_emulator)]
 #[test]
@@ -78,7 +60,7 @@ fn runs_give_what_the_definition_says() {
             for relu in [false, true] {
                 let halo = walks(Halo::cut_forward(d, tile).and_then(|halo| halo.pooled(d)));
                 let shape = [d.n, d.y[0] / 2, d.y[1] / 2, d.o];
-                let (values, places) = max_pool(&rounded(&e.y), d, relu);
+                let (values, places) = e.pooled(relu);
                 let [mut y, mut place] =
                     [DType::F16, DType::U8].map(|dtype| Tensor::empty(&device, dtype, shape).unwrap());
                 halo.unwrap().pool::<f16>(cuda, [&x, &w], d, Some(&b), relu, [&mut y, &mut place]).unwrap();

@@ -85,6 +85,44 @@ fn blocks_walk_over_tiles() {
     }
 }
 
+/// Blocks that take several tiles of several steps each, with tails of windows and of channels, and strides; and an image whose
+/// last row and column no window has.
+#[cfg(tilework_emulator)]
+#[test]
+fn windows_by_maps_give_what_the_definition_says() {
+    use super::super::definition::Example;
+    use crate::device::emulator::{EmulatorOptions, Order};
+    use half::f16;
+    let cases = [
+        ([3, 15, 13], [64, 136], Window::square(3, 1, 1)),
+        ([2, 12, 39], [128, 24], Window { kernel: [2, 1], stride: [1, 2], pad: [0, 1] }),
+        ([2, 47, 10], [64, 72], Window { kernel: [1, 2], stride: [2, 1], pad: [1, 0] }),
+    ];
+    let orders = [(Order::Forward, false), (Order::Reverse, false), (Order::Random(3), true)];
+    for (([n, h, w], [c, o], window), (order, checked)) in cases.into_iter().zip(orders) {
+        let y = window.output("conv2d", [h, w]).unwrap();
+        let e = Example::new(Dims { n, x: [h, w], c, y, o, window });
+        let options = EmulatorOptions { order, checked, arch: 90, ..EmulatorOptions::default() };
+        let device = Device::emulated_with(CudaOptions::default(), options).unwrap();
+        let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
+        let [x, w, _, b] = e.tensors(&device);
+        let window = Window { stride: window.stride.map(|step| 2 * step), ..window };
+        let d = Dims { y: y.map(|side| side / 2), window, ..e.d };
+        for relu in [false, true] {
+            let shape = [n, d.y[0], d.y[1], o];
+            let [mut y, mut place] = [DType::F16, DType::U8].map(|dtype| Tensor::empty(&device, dtype, shape).unwrap());
+            let launch = Launch::new(2, TMA256.threads).shared(TMA256.shared as usize);
+            let [x, w] = maps::make(cuda, &maps::pooled::<f16>(&x, &w, &d, &TMA256).unwrap()).unwrap();
+            let sizes = Conv2dDims { relu: relu.into(), ..sizes(&d, false, d.patch() / 64) };
+            let (to, at, b) = (y.output().unwrap(), place.output().unwrap(), Some(b.input().unwrap()));
+            conv2d_pool_fwd_tma::<f16>(cuda, &TMA256, launch, &x, &w, b, to, at, &sizes).unwrap();
+            let (values, places) = e.pooled(relu);
+            assert!(y.to_f64().unwrap() == values, "{d:?}, {order:?}");
+            assert_eq!(place.to_vec::<u8>().unwrap(), places, "{d:?}, {order:?}");
+        }
+    }
+}
+
 /// A tile with maps that is asked for serves where the sizes allow it; its inputs count as memory of the kernel.
 #[cfg(tilework_emulator)]
 #[test]

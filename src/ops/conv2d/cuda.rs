@@ -11,9 +11,9 @@ use super::{Dims, maps};
 use crate::device::cuda::{Cuda, Family, KernelType, Launch, Out, Tile, magic};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::kernels::TMA64;
 use crate::kernels::conv2d::*;
-use crate::kernels::conv2d_pool::{CONV2D_POOL_FWD, conv2d_pool_fwd};
+use crate::kernels::conv2d_pool::*;
+use crate::kernels::{TMA64, TMA256};
 use crate::ops::linear::cuda as linear;
 use crate::ops::product::{Plan, Product};
 use crate::ops::window::Window;
@@ -160,11 +160,20 @@ pub(super) fn forward_pooled<T: KernelType>(
             let stride = d.window.stride.map(|step| 2 * step);
             let windows = Dims { y: [h, wide], window: Window { stride, ..d.window }, ..*d };
             let product = product(b, relu, 4 * d.n * h * wide, d)?;
+            let operands = |tile: &Tile| maps::pooled::<T>(x, w, &windows, tile);
+            let possible = || maps::possible(d.c, d, || operands(&TMA256));
+            let pooling = self::families::<T>(cuda, &CONV2D_POOL_FWD, &CONV2D_POOL_FWD_TMA, possible)?;
             let faster = |plan: &Plan| plan.nanoseconds < full.nanoseconds::<T>(cuda, &families) + apart;
-            let Some(plan) = product.whole::<T>(cuda, &CONV2D_POOL_FWD).filter(faster) else { return Ok(None) };
+            let Some(plan) = product.whole::<T>(cuda, &pooling).filter(faster) else { return Ok(None) };
+            let (Plan { tile, launch, .. }, bias) = (plan, product.bias);
             let (mut place, sizes) = (place()?, sizes(&windows, false, plan.split_steps));
             let (sizes, (to, at)) = (Conv2dDims { relu: relu.into(), ..sizes }, (y.output()?, place.output()?));
-            conv2d_pool_fwd::<T>(cuda, plan.tile, plan.launch, x.input()?, w.input()?, product.bias, to, at, &sizes)?;
+            if tile.maps {
+                let [x, w] = maps::make(cuda, &operands(tile)?)?;
+                conv2d_pool_fwd_tma::<T>(cuda, tile, launch, &x, &w, bias, to, at, &sizes)?;
+            } else {
+                conv2d_pool_fwd::<T>(cuda, tile, launch, x.input()?, w.input()?, bias, to, at, &sizes)?;
+            }
             Ok(Some([y, place]))
         }
         Forward::Strip(_) => Ok(None),

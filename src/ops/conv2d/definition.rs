@@ -62,6 +62,25 @@ impl Example {
         Example { d, x, w, b, y, gy, gx, gw }
     }
 
+    /// The largest values of windows of 2x2 of y in f16, or of its ReLU, and where they are from: 255 if the ReLU passes nothing on.
+    #[cfg(tilework_emulator)]
+    pub(super) fn pooled(&self, relu: bool) -> (Vec<f64>, Vec<u8>) {
+        let (d, [h, w], mut all) = (&self.d, self.d.y, (vec![], vec![]));
+        for i in 0..d.n * (h / 2) * (w / 2) * d.o {
+            let (channel, window) = (i % d.o, i / d.o);
+            let (q, line) = (window % (w / 2), window / (w / 2));
+            let row = line / (h / 2) * h + line % (h / 2) * 2;
+            let value = |place: usize| {
+                let v = f16::from_f64(self.y[((row + place / 2) * w + 2 * q + place % 2) * d.o + channel]).to_f64();
+                if relu { v.max(0.0) } else { v }
+            };
+            let won = (1..4).fold(0, |best, place| if value(place) > value(best) { place } else { best });
+            all.0.push(value(won));
+            all.1.push(if relu && value(won) <= 0.0 { 255 } else { won as u8 });
+        }
+        all
+    }
+
     /// x, w and gy in f16 on a device, and b.
     #[cfg(tilework_emulator)]
     pub(super) fn tensors(&self, device: &Device) -> [Tensor; 4] {

@@ -21,6 +21,14 @@ pub(super) fn forward<T: KernelType>(x: &Tensor, w: &Tensor, d: &Dims, tile: &Ti
     Ok([patches::<T>(x, d, tile.m)?, weights::<T>(w, d, [WIDE, tile.n])?])
 }
 
+/// The same where the result is pooled by windows, whose sizes `d` has (`kernels/conv2d_pool.cu`): patches of the windows' upper rows
+/// of pixels, a quarter of a tile's rows a box.
+pub(super) fn pooled<T: KernelType>(x: &Tensor, w: &Tensor, d: &Dims, tile: &Tile) -> Result<Operands> {
+    let ([down, across], [h, wide]) = (d.window.stride, d.y);
+    let walk = ([h, 2 * wide], [down, across / 2]);
+    Ok([walked::<T>(x, d, walk, tile.m / 4)?, weights::<T>(w, d, [WIDE, tile.n])?])
+}
+
 /// The input gradient, with a stride of 1: patches of gy under the window turned round, whose padding is what is left of it, and
 /// weights.
 pub(super) fn backward_x<T: KernelType>(gy: &Tensor, w: &Tensor, d: &Dims, tile: &Tile) -> Result<Operands> {
@@ -63,8 +71,18 @@ pub(super) fn make(cuda: &Cuda, operands: &Operands) -> Result<[MappedTensor; 2]
 }
 
 fn patches<T: KernelType>(x: &Tensor, d: &Dims, pixels: usize) -> Result<TensorMapSpec> {
+    walked::<T>(x, d, (d.y, d.window.stride), pixels)
+}
+
+/// Patches on a walk of so many rows and columns in such steps.
+fn walked<T: KernelType>(
+    x: &Tensor,
+    d: &Dims,
+    (walk, steps): ([usize; 2], [usize; 2]),
+    pixels: usize,
+) -> Result<TensorMapSpec> {
     let corner = d.window.pad.map(|pad| -(pad as i32));
-    images::<T>(x, [d.x[0], d.x[1], d.c], corner, d.y, d.window.stride, [pixels, WIDE])
+    images::<T>(x, [d.x[0], d.x[1], d.c], corner, walk, steps, [pixels, WIDE])
 }
 
 /// Images of `[h, w, c]` and boxes of so many pixels and channels, on a walk of so many rows and columns from a corner on.
