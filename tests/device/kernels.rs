@@ -1,7 +1,7 @@
 //! Rungs 3 and 5 of the ladder of truth: every kernel, in every case of its op, against the CPU.
 //!
 //! On the emulated device each case runs with its threads in three orders, whose bits must be equal,
-//! and once under the checker. With `TILEWORK_DEVICE=cuda` the same cases run on the GPU.
+//! the last time under the checker. With `TILEWORK_DEVICE=cuda` the same cases run on the GPU.
 
 use crate::under::{Under, hold};
 use tilework::DType;

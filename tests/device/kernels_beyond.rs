@@ -1,7 +1,7 @@
 //! The kernels that are no op's: optimizers, batches, metrics, norms; and what ops have beside their
-//! outputs. As in `kernels.rs`, on the emulated device in three orders and checked, or on the GPU.
+//! outputs. As in `kernels.rs`, on the emulated device in three orders, one checked, or on the GPU.
 
-use crate::under::Under;
+use crate::under::{CHECKED, Under};
 use std::sync::Arc;
 use tilework::data::loader::{Augment, Batch, Border, Loader, Outside, Transform};
 use tilework::data::{Dataset, Views};
@@ -53,7 +53,7 @@ fn products_in_every_form() {
             let all = forms.iter().flat_map(|(o, under, types)| types.iter().map(move |d| (o, under, *d)));
             for (options, under, dtype) in all.filter(|(_, _, dtype)| case.half || *dtype == DType::F32) {
                 // In bf16 the same threads do the same as in f16, but for the instruction.
-                let others = if dtype == DType::BF16 { "threads forward" } else { "checked" };
+                let others = if dtype == DType::BF16 { "threads forward" } else { CHECKED };
                 let chosen = |name: &str| ["threads forward", "cuda", others].contains(&name);
                 for (name, device) in under.devices.iter().filter(|d| chosen(d.0)) {
                     let d = terms.check(device, dtype).unwrap();
@@ -103,8 +103,7 @@ fn check_accumulated(cases: &[Case], tiles: &[Option<&'static str>], dtype: DTyp
     for case in cases {
         let want = Expected::of(&ROOMS[3], case, dtype, 4).unwrap();
         for (tile, under) in tiles.iter().zip(&all) {
-            for (name, device) in under.devices.iter().filter(|d| ["threads forward", "cuda", "checked"].contains(&d.0))
-            {
+            for (name, device) in under.devices.iter().filter(|d| ["threads forward", "cuda", CHECKED].contains(&d.0)) {
                 let d = want.compare(&parity::run(case, device, dtype, 4).unwrap()).unwrap();
                 assert!(d.error <= 1.0, "{} {dtype} {tile:?} ({name}): {d:?}", case.name);
             }

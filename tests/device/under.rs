@@ -9,6 +9,9 @@ use tilework::ops::Case;
 use tilework::ops::parity::{self, Expected};
 use tilework::{DType, Device};
 
+/// The emulated device with the checker.
+pub(crate) const CHECKED: &str = "threads shuffled, checked";
+
 /// Devices under test, by name.
 pub(crate) struct Under {
     pub(crate) devices: Vec<(&'static str, Device)>,
@@ -46,7 +49,8 @@ fn on_gpu() -> bool {
 const NO_EMULATOR: &str = "this build has no emulated device: there was no C++ compiler";
 
 impl Under {
-    /// The devices of this run; `None`, and a line that says why, if there is none.
+    /// The devices of this run, emulated ones with three orders of threads, the last under the checker; `None`, and a line that
+    /// says why, if there is none.
     pub(crate) fn new() -> Option<Self> {
         Under::with(CudaOptions::default())
     }
@@ -72,8 +76,7 @@ impl Under {
                 devices: vec![
                     ("threads forward", device(Order::Forward, false)),
                     ("threads in reverse", device(Order::Reverse, false)),
-                    ("threads shuffled", device(Order::Random(7), false)),
-                    ("checked", device(Order::Random(8), true)),
+                    (CHECKED, device(Order::Random(8), true)),
                 ],
             })
         }

@@ -5,6 +5,7 @@
 
 use super::simd::vectorised;
 use rayon::prelude::*;
+use std::sync::{Mutex, PoisonError};
 
 /// Below this many element operations a loop runs on the calling thread: they take about ten
 /// microseconds, and handing work to another thread costs several.
@@ -28,20 +29,36 @@ pub fn for_rows<T: Send>(data: &mut [T], width: usize, cost: usize, f: impl Fn(u
     }
     let rows = data.len() / width;
     let serial = rows * cost <= SERIAL;
-    let piece = if serial { rows } else { rows_per_piece(rows, cost) };
-    let work = |(i, chunk): (usize, &mut [T])| f(i * piece, chunk);
-    if serial { work((0, data)) } else { data.par_chunks_mut(piece * width).enumerate().for_each(work) }
+    if serial {
+        return f(0, data);
+    }
+    let piece = rows_per_piece(rows, cost);
+    hand_out(data.chunks_mut(piece * width), |i, chunk| f(i * piece, chunk));
 }
 
 /// Calls `f(i, item)` for each item: in parallel when `cost`, the work of one item in element
 /// operations, makes it worth while.
 pub fn for_pieces<I: Send>(items: Vec<I>, cost: usize, f: impl Fn(usize, I) + Sync) {
-    let work = |(i, item)| f(i, item);
     if items.len() < 2 || items.len() * cost <= SERIAL {
-        items.into_iter().enumerate().for_each(work);
+        items.into_iter().enumerate().for_each(|(i, item)| f(i, item));
     } else {
-        items.into_par_iter().enumerate().for_each(work);
+        hand_out(items.into_iter(), f);
     }
+}
+
+/// Calls `f(i, item)` for each item, in parallel.
+fn hand_out<I: Send>(items: impl Iterator<Item = I>, f: impl Fn(usize, I) + Sync) {
+    let items: Vec<_> = items.map(|item| Mutex::new(Some(item))).collect();
+    in_parallel(items.len(), &|i| {
+        let item = items[i].lock().unwrap_or_else(PoisonError::into_inner).take();
+        item.into_iter().for_each(|item| f(i, item));
+    });
+}
+
+/// Calls `work` for each number below `count`, in parallel. Of one type, so that what rayon does for it is compiled once and not
+/// for each loop: that was a tenth of this crate.
+fn in_parallel(count: usize, work: &(dyn Fn(usize) + Sync)) {
+    (0..count).into_par_iter().for_each(work);
 }
 
 /// Sums over rows: `f(rows, partial)` adds its rows into `partial` (zeros at first), and the
@@ -59,11 +76,11 @@ pub fn map_reduce<T: crate::dtype::Real>(
     }
     let width = out.len();
     let mut partial = vec![T::zero(); pieces * width];
-    let work = |(i, p): (usize, &mut [T])| f(i * piece..rows.min((i + 1) * piece), p);
+    let work = |i: usize, p: &mut [T]| f(i * piece..rows.min((i + 1) * piece), p);
     if rows * cost <= SERIAL {
-        partial.chunks_mut(width).enumerate().for_each(work);
+        partial.chunks_mut(width).enumerate().for_each(|(i, p)| work(i, p));
     } else {
-        partial.par_chunks_mut(width).enumerate().for_each(work);
+        hand_out(partial.chunks_mut(width), work);
     }
     for p in partial.chunks(width) {
         for (o, &v) in out.iter_mut().zip(p) {
