@@ -126,6 +126,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
 // conv2d_bwd_x likewise, for strides of 1: `gy` is a map of taps, that is of the patches that a window turned round sees, and
 // `w` one of the weights, 64 rows of 64 channels a box. (With a stride of 2, phase after phase, it was not faster.)
 // Limits: o a multiple of 64; what maps allow.
+// Registers: at most 255 (Tma256), 128.
 // Measured: as above, 165 µs, 700 TFLOP/s, and 95 µs.
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)

@@ -172,11 +172,10 @@ template <class T, int SUMS>
 __device__ __forceinline__ void stage(const float (&acc)[SUMS], int i, Chunk<T>* slab, const float (&bias)[2],
                                       const Epilogue<T>& epilogue) {
   const int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
-  // What is stored of a sum, in 16 bits, as epilogue.result has it; but ReLU without a branch: no number is below -infinity.
-  const float least = epilogue.relu ? 0.0f : __uint_as_float(0xff800000);
+  const float least = epilogue.least();
   const auto result = [&](float v, unsigned old) -> unsigned {
     if (epilogue.accumulate) v += to_float(T{(unsigned short)old});
-    return from_float<T>(v < least ? least : v).bits;
+    return epilogue.rounded(v, least).bits;
   };
   // A warp has 16 channels: matrices of 8 places, first their first 8 channels, then the others, then 8 places more.
   Chunk<T>* mine = chunk_of(slab, lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2);

@@ -30,7 +30,7 @@ struct PoolEpilogue {
   unsigned char* place;
   __device__ __forceinline__ float bias_at(int column, int n) const { return all.bias_at(column, n); }
   // As it would be stored, so that those are equal that would be equal then.
-  __device__ __forceinline__ E rounded(float v) const { return from_float<E>(all.result(v, 0.0f)); }
+  __device__ __forceinline__ E rounded(float v) const { return all.rounded(v, all.least()); }
   template <int N>
   __device__ __forceinline__ Pack<float, N> stored(Pack<float, N> v) const {
 #pragma unroll

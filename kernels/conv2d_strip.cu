@@ -170,7 +170,10 @@ __device__ __forceinline__ void multiply_strips(T* smem, float* biases, const T*
               multiply(Operand<T>{}, acc[i][j], av[i], bv[j / 2][j % 2 * 2], bv[j / 2][j % 2 * 2 + 1]);
         }
       }
-      const TileStart start(tile, d);  // not before: registers are scarce
+      // Not before: registers are scarce.
+      const TileStart start(tile, d);
+      const bool whole = epilogue.template overwrites<8>(d.o);
+      const float least = epilogue.least();
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int pixel = start.pixel(InTile(32 * warp + 8 * i + lane / 4, d), down, across, d);
@@ -182,16 +185,22 @@ __device__ __forceinline__ void multiply_strips(T* smem, float* biases, const T*
             store_columns(epilogue, pixel, c, d.o, Pack<float, 2>{{sum[0], sum[1]}});
           }
         } else {
-          // Of a row, four neighbouring lanes have 2 of each 8 columns; they exchange them, so that each has 8 side by side:
-          // whole sectors of memory.
+          // Whole sectors of memory.
 #pragma unroll
           for (int j = 0; j < 2 * SIXTEENS; j += 4) {
+            const int c = o0 + 8 * (j + lane % 4);
+            if (whole) {
+              const Words words = exchange_rounded(
+                  lane, [&](int p, int q) { return epilogue.rounded(acc[i / 2][j + p][i % 2 * 2 + q], least); });
+              if (pixel != NOWHERE && c < d.o) *reinterpret_cast<Words*>(y + (size_t)pixel * d.o + c) = words;
+              continue;
+            }
             Pack<float, 8> v;
 #pragma unroll
             for (int q = 0; q < 8; ++q) v.v[q] = acc[i / 2][j + q / 2][i % 2 * 2 + q % 2];
             exchange<1>(v.v, lane);
             exchange<2>(v.v, lane);
-            store_columns(epilogue, pixel, o0 + 8 * (j + lane % 4), d.o, v);
+            store_columns(epilogue, pixel, c, d.o, v);
           }
         }
       }

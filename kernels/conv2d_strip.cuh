@@ -1,7 +1,6 @@
 // Strips of images in shared memory, for conv2d_strip.cu: the sizes, which pixels a tile has and sees, and how they come there.
 #pragma once
-#include "operand.cuh"
-#include "tensor_core.cuh"
+#include "rows.cuh"
 
 struct Conv2dStripDims {
   int n, h, w, c;             // what is read: images, their height, width, channels

@@ -100,7 +100,15 @@ struct Epilogue {
   // For the sums of one split.
   __device__ __forceinline__ Epilogue<float> of_partial(float* partial) const { return {partial, nullptr, 0, 0}; }
   __device__ __forceinline__ float bias_at(int column, int n) const { return bias && column < n ? bias[column] : 0.0f; }
-  // What is stored of a sum, which has its bias already, where y is `old`.
+  // Whether rows are of N elements each that are stored as they are, whatever is there.
+  template <int N>
+  __device__ __forceinline__ bool overwrites(int n) const {
+    return !accumulate && !masks && rows_of<N>(y, n);
+  }
+  // What is stored then of a sum, which has its bias already. Without a branch: no number is below -infinity.
+  __device__ __forceinline__ float least() const { return relu ? 0.0f : __uint_as_float(0xff800000); }
+  static __device__ __forceinline__ E rounded(float v, float least) { return from_float<E>(v < least ? least : v); }
+  // What is stored of a sum where y is `old`.
   __device__ __forceinline__ float result(float v, float old) const {
     if (accumulate) v += old;
     return relu ? Relu::of(v) : v;

@@ -88,36 +88,28 @@ __device__ __forceinline__ void store_windows(const float (&acc)[MT][Tile::N / 2
     for (int p = 0; p < 4; ++p)
 #pragma unroll
       for (int q = 0; q < 2; ++q) bias[p][q] = epilogue.bias_at(share.n + 8 * (j + p) + lane % 4 * 2 + q, cut.n);
-    // Two columns a word: of the upper row of windows and of the lower, left and right, 8 columns.
-    unsigned word[2][2][4];
+    // Of the upper row of windows and of the lower, left and right: 8 columns.
+    Words words[2][2];
 #pragma unroll
     for (int down = 0; down < 2; ++down) {
-      unsigned mine[2][4];
-#pragma unroll
-      for (int p = 0; p < 4; ++p)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float* sum = acc[down] + 4 * (j + p) + 2 * i;
-          mine[i][p] = epilogue.rounded(sum[0] + bias[p][0]).bits | epilogue.rounded(sum[1] + bias[p][1]).bits << 16;
-        }
+      Words mine[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        exchange<1>(mine[i], lane);
-        exchange<2>(mine[i], lane);
+        const float* sums = acc[down] + 4 * j + 2 * i;
+        mine[i] = exchange_rounded(lane, [&](int p, int q) { return epilogue.rounded(sums[4 * p + q] + bias[p][q]); });
       }
 #pragma unroll
       for (int p = 0; p < 4; ++p) {
-        const unsigned kept = right ? mine[1][p] : mine[0][p];
-        const unsigned got = __shfl_xor_sync(0xffffffffu, right ? mine[0][p] : mine[1][p], 4);
-        word[down][0][p] = right ? got : kept;
-        word[down][1][p] = right ? kept : got;
+        const unsigned kept = right ? mine[1].v[p] : mine[0].v[p];
+        const unsigned got = __shfl_xor_sync(0xffffffffu, right ? mine[0].v[p] : mine[1].v[p], 4);
+        words[down][0].v[p] = right ? got : kept;
+        words[down][1].v[p] = right ? kept : got;
       }
     }
     const auto value = [&](int place) {
       Pack<float, 8> v;
 #pragma unroll
-      for (int q = 0; q < 8; ++q)
-        v.v[q] = to_float(E{(unsigned short)(word[place / 2][place % 2][q / 2] >> (q % 2 * 16))});
+      for (int q = 0; q < 8; ++q) v.v[q] = to_float(element<E>(words[place / 2][place % 2], q));
       return v;
     };
     Largest<8> found(value(0), 0);

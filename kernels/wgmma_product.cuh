@@ -15,12 +15,10 @@
 // What cp.async and ordinary stores wrote is seen by wgmma behind a fence of those who copied, before the barrier. A source whose chunks do not lie together is read element by element,
 // which is slow; the host prefers other tiles then.
 //
-// Of a row, four neighbouring lanes have 2 of each 8 columns; they exchange them, so that each has 8 side by side to store.
-//
 // The bits are the same in every run. They need not be those of mma.sync, which rounds the sums of a step otherwise.
 #pragma once
 #include "cluster_sum.cuh"
-#include "tensor_core.cuh"
+#include "rows.cuh"
 
 // The part that one of THREADS threads has in the copies of an operand's LINES lines: one chunk of every STRIDE-th of its rows
 // of 128 bytes.
@@ -119,6 +117,32 @@ __device__ __forceinline__ void multiply_step(float (&acc)[MT][Tile::N / 2], uns
   wgmma_commit();
 }
 
+// Stores a warpgroup's sums in two bytes, whatever is there.
+template <class Tile, int MT, class E>
+__device__ __forceinline__ void store_rounded(const float (&acc)[MT][Tile::N / 2], const Share<Tile>& share, int group,
+                                              const Cut& cut, const Epilogue<E>& epilogue) {
+  const int lane = threadIdx.x % 32;
+  const int row = share.m + group * MT * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4;
+  const float least = epilogue.least();
+#pragma unroll
+  for (int j = 0; j < Tile::N / 8; j += 4) {
+    const int c = share.n + 8 * (j + lane % 4);
+    float bias[4][2];
+#pragma unroll
+    for (int p = 0; p < 4; ++p)
+#pragma unroll
+      for (int q = 0; q < 2; ++q) bias[p][q] = epilogue.bias_at(share.n + 8 * (j + p) + lane % 4 * 2 + q, cut.n);
+#pragma unroll
+    for (int i = 0; i < 2 * MT; ++i) {
+      const float* sums = acc[i / 2] + 4 * j + i % 2 * 2;
+      const Words words =
+          exchange_rounded(lane, [&](int p, int q) { return epilogue.rounded(sums[4 * p + q] + bias[p][q], least); });
+      const int r = row + i / 2 * 64 + i % 2 * 8;
+      if (r < cut.m && c < cut.n) *reinterpret_cast<Words*>(epilogue.y + (size_t)r * cut.n + c) = words;
+    }
+  }
+}
+
 // Stores a warpgroup's sums; with a split in a cluster by way of `shared` memory, which nothing else is in by then.
 template <class Tile, int MT, class Then>
 __device__ __forceinline__ void store_sums(float (&acc)[MT][Tile::N / 2], const Share<Tile>& share, int group,
@@ -140,6 +164,10 @@ __device__ __forceinline__ void store_sums(float (&acc)[MT][Tile::N / 2], const 
         }
       return add_up_in_cluster<Tile>(sums, share.m, share.n, cut, epilogue);
     }
+  }
+  if constexpr (stores_words<Then>) {
+    if (!partial && epilogue.template overwrites<8>(cut.n))
+      return store_rounded<Tile>(acc, share, group, cut, epilogue);
   }
   const auto none = epilogue.of_partial(partial);
   const int lane = threadIdx.x % 32;
