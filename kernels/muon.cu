@@ -13,9 +13,9 @@ struct UnitDims {
   float nothing;  // added to the norm
 };
 
-struct BlendDims {
-  int n;       // elements
-  float a, b;  // factors of x and y
+struct PolynomialDims {
+  int n, columns;  // elements, and a row's
+  float a, b, c;   // factors of 1, x and y
 };
 
 // v = momentum * v + g'; u = g' + momentum * v, with g' the gradient as it is used.
@@ -49,11 +49,15 @@ __global__ void __launch_bounds__(256)
   map(x, d.n, [scale](float u) { return scale * u; }, u);
 }
 
-// y = a * x + b * y.
+// y = a * I + b * x + c * y, square matrices.
+// Threads: one an element, neighbours side by side.
 // Traffic: x and y read, y written.
 template <class T>
-__global__ void __launch_bounds__(256) muon_blend(const T* __restrict__ x, T* __restrict__ y, BlendDims d) {
-  map(y, d.n, [d](float x, float y) { return d.a * x + d.b * y; }, x, y);
+__global__ void __launch_bounds__(256) muon_polynomial(const T* __restrict__ x, T* __restrict__ y, PolynomialDims d) {
+  FOR_EACH(i, d.n) {
+    const float one = i % (d.columns + 1) == 0 ? d.a : 0.0f;  // from one of the diagonal to the next
+    y[i] = from_float<T>(one + d.b * to_float(x[i]) + d.c * to_float(y[i]));
+  }
 }
 
 // p = p * root / norm (where there is a root, and a norm above 0), then p = p * (1 - lr * decay) - lr * x.

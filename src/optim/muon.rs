@@ -3,7 +3,7 @@
 //! A parameter `[out, …]` is a matrix of `out` rows. Each step:
 //!
 //! 1. `v = momentum·v + g; u = g + momentum·v` (Nesterov's momentum, the gradient unscaled and clipped as for others);
-//! 2. `X = u / (‖u‖ + 1e-7)`, then a few times `A = X·Xᵀ; X = 3.4445·X + (2.0315·A² - 4.7750·A)·X`: Newton and Schulz's
+//! 2. `X = u / (‖u‖ + 1e-7)`, then a few times `A = X·Xᵀ; X = (3.4445·I - 4.7750·A + 2.0315·A²)·X`: Newton and Schulz's
 //!    iteration, which brings the singular values of X near 1 and leaves its singular vectors (for a matrix with more
 //!    rows than columns `A = Xᵀ·X`, from the other side, which is the same);
 //! 3. where weights are normalised `p *= sqrt(out) / ‖p‖`;
@@ -26,7 +26,7 @@ use crate::step::{GROUPS, Rate};
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// The coefficients of X, A·X and A²·X: they make small singular values grow fast, and end between 0.7 and 1.2.
+/// The coefficients of I, A and A²: they make small singular values grow fast, and end between 0.7 and 1.2.
 const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
 
 /// Lines of work beside each other in a recorded step.
@@ -186,34 +186,35 @@ fn norm(values: &[f32]) -> f32 {
 /// Newton and Schulz's iteration on a matrix whose norm is at most 1.
 fn orthogonalise(mut x: Tensor, steps: u32) -> Result<Tensor> {
     let [rows, columns] = x.shape().rank2().unwrap_or_default();
-    let [a, b, c] = COEFFICIENTS;
     for _ in 0..steps {
         let wide = rows <= columns;
         let gram = matrix_product(if wide { Factors::SecondTransposed } else { Factors::FirstTransposed }, &x, &x)?;
         // It is its own transpose.
-        let mut polynomial = matrix_product(Factors::SecondTransposed, &gram, &gram)?;
-        blend(b, &gram, c, &mut polynomial)?;
-        let mut next = match wide {
-            true => matrix_product(Factors::AsTheyAre, &polynomial, &x)?,
-            false => matrix_product(Factors::AsTheyAre, &x, &polynomial)?,
+        let mut square = matrix_product(Factors::SecondTransposed, &gram, &gram)?;
+        polynomial(COEFFICIENTS, &gram, &mut square)?;
+        x = match wide {
+            true => matrix_product(Factors::AsTheyAre, &square, &x)?,
+            false => matrix_product(Factors::AsTheyAre, &x, &square)?,
         };
-        blend(a, &x, 1.0, &mut next)?;
-        x = next;
     }
     Ok(x)
 }
 
-/// `y = a·x + b·y`.
-fn blend(a: f32, x: &Tensor, b: f32, y: &mut Tensor) -> Result<()> {
+/// `y = a·I + b·x + c·y`, square matrices.
+fn polynomial([a, b, c]: [f32; 3], x: &Tensor, y: &mut Tensor) -> Result<()> {
+    let columns = y.shape().last();
     match y.device().clone() {
         Device::Cpu(_) => {
             let x = x.host::<f32>()?;
-            y.host_mut::<f32>()?.iter_mut().zip(x).for_each(|(y, x)| *y = a * x + b * *y);
+            let y = y.host_mut::<f32>()?;
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = b * x + c * *y);
+            y.iter_mut().step_by(columns + 1).for_each(|y| *y += a);
             Ok(())
         }
         Device::Cuda(cuda) => {
-            let (launch, d) = (Launch::each(y.len()), BlendDims { n: y.len() as i32, a, b });
-            with_kernel_type!("muon", y.dtype(), T => muon_blend::<T>(&cuda, launch, x.input()?, y.output()?, &d))
+            let (launch, n) = (Launch::each(y.len()), y.len() as i32);
+            let d = PolynomialDims { n, columns: columns as i32, a, b, c };
+            with_kernel_type!("muon", y.dtype(), T => muon_polynomial::<T>(&cuda, launch, x.input()?, y.output()?, &d))
         }
     }
 }
