@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
                T* __restrict__ y, OPTIONAL float* __restrict__ partial, Conv2dDims d) {
   const PatchesAlongK<T, Tile::CHUNK> a(x, d);             // A = patches  [n·ho·wo][kh·kw·c]
   const AlongK<T, Tile::CHUNK> wt(w, d.o, patch_size(d));  // B = wᵀ: its columns are the rows of w [o][kh·kw·c]
-  product<Tile>(a, wt, {pixels_out(d), d.o, patch_size(d), d.split_steps, partial},
+  product<Tile>(a, wt, {pixels_out(d), d.o, d.to, d.split_steps, partial, 0, d.from},
                 Epilogue<T>{y, b, d.accumulate, d.relu});
 }
 
@@ -42,7 +42,8 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
   if (d.keeps && !partial && phase.size(d) == 0) return;
   const TapsAlongK<T, Tile::CHUNK> a(gy, d, phase);   // A = taps  [n·h·w][kh·kw·o], of the phase
   const WeightsByTap<T, Tile::CHUNK> b(w, d, phase);  // B = w'    [kh·kw·o][c]
-  product<Tile>(a, b, {phase.pixels(d), d.c, phase.size(d), d.split_steps, partial, pixels_in(d)},
+  const int to = d.sh * d.sw > 1 ? phase.size(d) : d.to;
+  product<Tile>(a, b, {phase.pixels(d), d.c, to, d.split_steps, partial, pixels_in(d), d.from},
                 PhaseEpilogue<T>{{gx, nullptr, d.accumulate, 0, takes_masks<Tile> ? masks : nullptr}, d, phase.phase});
 }
 
@@ -119,7 +120,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
                    Conv2dDims d) {
   PatchBoxesAlongK<T> a(&x, d);
   WeightBoxesAlongK<T> wt(&w, d);
-  product_tma<Tile>(a, wt, {pixels_out(d), d.o, patch_size(d), d.split_steps, partial},
+  product_tma<Tile>(a, wt, {pixels_out(d), d.o, d.to, d.split_steps, partial, 0, d.from},
                     Epilogue<T>{y, b, d.accumulate, d.relu});
 }
 
@@ -135,7 +136,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
                      Conv2dDims d) {
   TapBoxesAlongK<T> a(&gy, d);
   WeightBoxesByTap<T, Tile::N> b(&w, d);
-  product_tma<Tile>(a, b, {pixels_in(d), d.c, d.kh * d.kw * d.o, d.split_steps, partial},
+  product_tma<Tile>(a, b, {pixels_in(d), d.c, d.to, d.split_steps, partial, 0, d.from},
                     Epilogue<T>{gx, nullptr, d.accumulate, 0, masks});
 }
 

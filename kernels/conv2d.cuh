@@ -22,6 +22,8 @@ struct Conv2dDims {
   int keeps;        // 1: it stays where nothing is added, as it is masked if it is to be: in phases without taps
   int relu;         // 1: of y its ReLU, forward alone
   int split_steps;  // steps along K of one split (product.cuh)
+  int from,
+      to;  // what of K there is to add, forward and of the input gradient: other taps lie in the padding for all pixels
   // Divisors, as `divide` (common.cuh) takes them.
   unsigned by_c[2], by_o[2], by_kw[2], by_ho[2], by_wo[2], by_sh[2], by_sw[2];
   // Of the input gradient's phases (below): kh / sh and kw / sw, h / sh and w / sw, what is left of each, and of the padding;

@@ -102,8 +102,7 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
   const int tiles_n = (cut.n + N - 1) / N;
   const int m0 = (int)blockIdx.x / tiles_n * M, n0 = (int)blockIdx.x % tiles_n * N;
   if (m0 >= cut.m) return;
-  const int first = blockIdx.z * cut.split_steps;
-  const int steps = min((cut.k + K - 1) / K - first, cut.split_steps);
+  const int first = cut.template first_step<K>(), steps = cut.template steps<K>();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int wm = warp / WARPS_N * Tile::WM, wn = warp % WARPS_N * Tile::WN;
   const bool busy = m0 + wm < cut.m && n0 + wn < cut.n;  // some of the warp's outputs exist

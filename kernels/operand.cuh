@@ -170,6 +170,16 @@ struct Cut {
   int m, n, k, split_steps;
   float* partial;  // [splits][m][n] (of a transpose [splits][n][m]), or null if there is no split
   int rows = 0;    // rows of a partial result where several products share it; else m
+  int from = 0;    // where along K it begins: before there, a multiple of every step, are zeros
+  // The first step of this block's split, and how many it has.
+  template <int STEP>
+  __device__ __forceinline__ int first_step() const {
+    return from / STEP + blockIdx.z * split_steps;
+  }
+  template <int STEP>
+  __device__ __forceinline__ int steps() const {
+    return min((k + STEP - 1) / STEP - first_step<STEP>(), split_steps);
+  }
   __device__ __forceinline__ float* partial_of(int split) const {
     return partial ? partial + (size_t)split * (rows ? rows : m) * n : nullptr;
   }

@@ -64,8 +64,7 @@ __device__ __forceinline__ void product_simt(A a, B b, const Cut& cut, const The
   const int tiles_n = (cut.n + Tile::N - 1) / Tile::N;
   const int m0 = (int)blockIdx.x / tiles_n * Tile::M, n0 = (int)blockIdx.x % tiles_n * Tile::N;
   if (m0 >= cut.m) return;
-  const int first = blockIdx.z * cut.split_steps;
-  const int steps = min((cut.k + BK - 1) / BK - first, cut.split_steps);
+  const int first = cut.template first_step<BK>(), steps = cut.template steps<BK>();
 
   // This thread's part of the loads.
   const int a_line = line_of<Tile, A>(t), a_k = k_of<Tile, A>(t);

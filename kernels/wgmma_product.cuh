@@ -90,8 +90,7 @@ struct Share {
   __device__ __forceinline__ Share(const Cut& cut, int tile) {
     const int tiles_n = (cut.n + Tile::N - 1) / Tile::N;
     m = tile / tiles_n * Tile::M, n = tile % tiles_n * Tile::N;
-    first = blockIdx.z * cut.split_steps;
-    steps = min((cut.k + Tile::K - 1) / Tile::K - first, cut.split_steps);
+    first = cut.first_step<Tile::K>(), steps = cut.steps<Tile::K>();
   }
 };
 

@@ -91,6 +91,8 @@ fn mapped_cases(device: &Device) -> Vec<(&'static str, Case)> {
         ("conv2d", mapped([1, 9, 5, 128], 7, [[3, 1], [2, 1], [0, 1]], relu, false)),
         // An input gradient of four phases.
         ("conv2d", mapped([3, 8, 6, 72], 64, [[3, 3], [2, 2], [1, 1]], None, true)),
+        // Images of a pixel: eight of nine places are in the padding.
+        ("conv2d", mapped([130, 1, 1, 64], 64, [[3, 3], [1, 1], [1, 1]], relu, true)),
         // Of the transpose in the weight gradient a tail of rows and of columns.
         ("conv2d", mapped([1, 6, 5, 64], 40, [[3, 1], [1, 1], [1, 0]], relu, true)),
         // Sums of so many steps that a cluster has them: forward and of the input; of the weights, of the transpose.

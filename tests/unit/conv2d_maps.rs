@@ -64,20 +64,21 @@ fn blocks_walk_over_tiles() {
             }
             let (mut p, [a, b]) = (partial(y.len()), make(maps::forward::<f16>(&x, &w, d, tile)));
             let (to, out) = (none.output().unwrap(), Some(p.output().unwrap()));
-            conv2d_fwd_tma::<f16>(cuda, tile, launch, &a, &b, None, to, out, &sizes(d, false, 1)).unwrap();
+            let sizes_of = |channels: usize, steps: usize| along(d.seen(channels), sizes(d, false, steps));
+            conv2d_fwd_tma::<f16>(cuda, tile, launch, &a, &b, None, to, out, &sizes_of(d.c, 1)).unwrap();
             check("forward", &p, &y);
             let (mut p, [a, b]) = (partial(e.gx.len()), make(maps::backward_x::<f16>(&gy, &w, d, tile)));
             let (to, out) = (none.output().unwrap(), Some(p.output().unwrap()));
-            conv2d_bwd_x_tma::<f16>(cuda, tile, launch, &a, &b, None, to, out, &sizes(d, false, 4)).unwrap();
+            conv2d_bwd_x_tma::<f16>(cuda, tile, launch, &a, &b, None, to, out, &sizes_of(d.o, 4)).unwrap();
             check("input gradient", &p, &e.gx);
             if tile.cluster {
                 let (mut got, to) = (empty(&x), clusters([d.n * d.image() / d.c, d.c], 3));
-                let (gx, d) = (got.output().unwrap(), sizes(d, false, 2));
+                let (gx, d) = (got.output().unwrap(), sizes_of(d.o, 2));
                 conv2d_bwd_x_tma::<f16>(cuda, tile, to, &a, &b, None, gx, None, &d).unwrap();
                 whole("input gradient", &got, &e.gx);
                 let (mut got, to) = (empty(&gy), clusters([e.d.n * e.d.pixels(), e.d.o], 2));
                 let [a, b] = make(maps::forward::<f16>(&x, &w, &e.d, tile));
-                let (y, bias, d) = (got.output().unwrap(), Some(bias.input().unwrap()), sizes(&e.d, false, 1));
+                let (y, bias, d) = (got.output().unwrap(), Some(bias.input().unwrap()), sizes_of(e.d.c, 1));
                 conv2d_fwd_tma::<f16>(cuda, tile, to, &a, &b, bias, y, None, &d).unwrap();
                 whole("forward", &got, &e.y);
             }

@@ -108,7 +108,8 @@ pub(super) fn forward<T: KernelType>(
     if cuda.options().explicit_conv {
         return linear::forward::<T>(cuda, &im2col::<T>(cuda, x, d)?, w, b, relu, y, as_linear(d));
     }
-    let product = product(b, relu, d.n * d.pixels(), d)?;
+    let seen = d.seen(d.c);
+    let product = product(b, relu, [d.n * d.pixels(), seen[1] - seen[0]], d)?;
     let families = match Forward::choose::<T>(cuda, [x, w], &product, &y.output()?, d)? {
         Forward::Halo(halo) => return halo.multiply::<T>(cuda, [x, w], d, b, [false, relu], y.output()?),
         Forward::Strip(strip) => return strip.multiply::<T>(cuda, [x, w], b, [false, relu], y.output()?),
@@ -116,7 +117,7 @@ pub(super) fn forward<T: KernelType>(
     };
     let bias = product.bias;
     product.run::<T, T>(cuda, families, y.output()?, |plan, y, partial| {
-        let sizes = Conv2dDims { relu: relu.into(), ..sizes(d, false, plan.split_steps) };
+        let sizes = Conv2dDims { relu: relu.into(), ..along(seen, sizes(d, false, plan.split_steps)) };
         if plan.tile.maps {
             let [x, w] = maps::make(cuda, &maps::forward::<T>(x, w, d, plan.tile)?)?;
             return conv2d_fwd_tma::<T>(cuda, plan.tile, plan.launch, &x, &w, bias, y, partial, &sizes);
@@ -147,7 +148,7 @@ pub(super) fn forward_pooled<T: KernelType>(
     let mut y = Tensor::empty(x.device(), x.dtype(), shape)?;
     let place = || Tensor::empty(x.device(), DType::U8, shape);
     let apart = POOL.0 + (2 * size_of::<T>() * d.n * d.pixels() * d.o) as f64 / POOL.1;
-    let full = product(b, relu, d.n * d.pixels(), d)?;
+    let full = product(b, relu, [d.n * d.pixels(), d.patch()], d)?;
     match Forward::choose::<T>(cuda, [x, w], &full, &y.output()?, d)? {
         Forward::Halo(halo) => {
             let pooled = halo.pooled(d).filter(|pooled| pooled.nanoseconds < halo.nanoseconds + apart);
@@ -159,7 +160,7 @@ pub(super) fn forward_pooled<T: KernelType>(
         Forward::Product(families) => {
             let stride = d.window.stride.map(|step| 2 * step);
             let windows = Dims { y: [h, wide], window: Window { stride, ..d.window }, ..*d };
-            let product = product(b, relu, 4 * d.n * h * wide, d)?;
+            let product = product(b, relu, [4 * d.n * h * wide, d.patch()], d)?;
             let operands = |tile: &Tile| maps::pooled::<T>(x, w, &windows, tile);
             let possible = || maps::possible(d.c, d, || operands(&TMA256));
             let pooling = self::families::<T>(cuda, &CONV2D_POOL_FWD, &CONV2D_POOL_FWD_TMA, possible)?;
@@ -180,10 +181,15 @@ pub(super) fn forward_pooled<T: KernelType>(
     }
 }
 
-/// The product of a forward pass, of so many pixels.
-fn product<'a>(b: Option<&'a Tensor>, relu: bool, pixels: usize, d: &Dims) -> Result<Product<'a>> {
+/// The product of a forward pass, of so many pixels and elements of a patch.
+fn product<'a>(b: Option<&'a Tensor>, relu: bool, [pixels, patch]: [usize; 2], d: &Dims) -> Result<Product<'a>> {
     let bias = b.map(Tensor::input).transpose()?;
-    Ok(Product { bias, relu, ..Product::of([pixels, d.o, d.patch()], [d.c; 2]) })
+    Ok(Product { bias, relu, ..Product::of([pixels, d.o, patch], [d.c; 2]) })
+}
+
+/// The sizes with what is [seen](Dims::seen).
+fn along([from, to]: [usize; 2], sizes: Conv2dDims) -> Conv2dDims {
+    Conv2dDims { from: from as i32, to: to as i32, ..sizes }
 }
 
 /// What a forward pass is done by.
@@ -234,10 +240,13 @@ pub(super) fn backward_x<T: KernelType>(
         conv2d_col2im::<T>(cuda, launch, cols.input()?, gx.output()?, &sizes(d, accumulate, 0))?;
         return Ok(false);
     }
-    let sizes_of = [len / d.c, d.c, taps(d) * d.o];
+    // With a stride each phase has taps of its own.
+    let strided = d.window.stride != [1; 2];
+    let seen = if strided { [0, taps(d) * d.o] } else { d.seen(d.o) };
+    let sizes_of = [len / d.c, d.c, seen[1] - seen[0]];
     let product = Product { accumulate, masks, ..Product::of(sizes_of, [d.o, d.c]) };
     let operands = |tile: &Tile| maps::backward_x::<T>(gy, w, d, tile);
-    let possible = || Ok(d.window.stride == [1; 2] && maps::possible(d.o, d, || operands(&TMA64))?);
+    let possible = || Ok(!strided && maps::possible(d.o, d, || operands(&TMA64))?);
     let families = families::<T>(cuda, &CONV2D_BWD_X, &CONV2D_BWD_X_TMA, possible)?;
     let strip = Strip::backward_x::<T>(cuda, d);
     let other = Else { strip: strip.as_ref(), product: &product, families: &families };
@@ -251,9 +260,10 @@ pub(super) fn backward_x<T: KernelType>(
     }
     let of = masks.map(Tensor::input).transpose()?;
     product.run::<T, T>(cuda, families, gx.output()?, |plan, gx, partial| {
-        let (Dims { n, o, .. }, tile) = (d, plan.tile);
-        let (launch, sizes) =
-            (plan.launch.flops(2 * n * d.pixels() * d.patch() * o), sizes(d, accumulate, plan.split_steps));
+        // As many as outputs and taps have in common, whatever lies in the padding.
+        let macs = d.n * d.pixels() * if strided { d.patch() * d.o } else { d.c * (seen[1] - seen[0]) };
+        let (tile, launch) = (plan.tile, plan.launch.flops(2 * macs));
+        let sizes = along(seen, sizes(d, accumulate, plan.split_steps));
         let keeps = accumulate && (masked || of.is_none() || !tile.masks);
         let sizes = Conv2dDims { keeps: keeps.into(), ..sizes };
         if tile.maps {

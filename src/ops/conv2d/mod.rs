@@ -93,6 +93,20 @@ impl Dims {
         self.window.kernel[0] * self.window.kernel[1] * self.c
     }
 
+    /// Of the window's elements, `channels` at each place, where those begin and end that see the input somewhere, in whole steps of
+    /// all products: of small images the other places are in the padding wherever the window is.
+    fn seen(&self, channels: usize) -> [usize; 2] {
+        const STEP: usize = 64;
+        let [kh, kw] = self.window.kernel;
+        let sees = |i: usize, k: usize| !self.window.within(i, k, self.x[i], self.y[i]).is_empty();
+        let ends =
+            |i: usize, side: usize| Some([(0..side).find(|&k| sees(i, k))?, (0..side).rfind(|&k| sees(i, k))? + 1]);
+        let all = channels * kh * kw;
+        let Some(([top, bottom], [left, right])) = ends(0, kh).zip(ends(1, kw)) else { return [0, all] };
+        let (from, to) = ((top * kw + left) * channels, ((bottom - 1) * kw + right) * channels);
+        [from / STEP * STEP, to.next_multiple_of(STEP).min(all)]
+    }
+
     /// Elements of an input image.
     fn image(&self) -> usize {
         self.x[0] * self.x[1] * self.c
@@ -253,6 +267,10 @@ pub fn cases() -> Vec<Case> {
         case([3, 5, 20, 3], 7, Window { kernel: [3, 4], stride: [2, 1], pad: [1, 1] }, true),
         case([17, 5, 5, 9], 10, Window::square(3, 2, 1), true),
         case([32, 2, 1, 32], 33, Window::square(3, 1, 1), true),
+        case([9, 1, 1, 8], 5, Window::square(3, 1, 1), true),
+        case([40, 1, 1, 64], 20, Window::square(5, 1, 2), false),
+        case([3, 2, 2, 80], 9, Window::square(3, 2, 1), true),
+        case([4, 1, 5, 24], 24, Window::square(3, 1, 1), true),
         case([1, 3, 21, 8], 8, Window { kernel: [1, 18], stride: [1, 2], pad: [0, 3] }, true),
         case([3, 9, 7, 8], 16, Window { kernel: [4, 3], stride: [3, 2], pad: [2, 1] }, true),
         then(Some(Activation::Relu), [5, 4, 4, 9], 17, plain(1), true),
@@ -295,6 +313,23 @@ mod tests {
         assert!(bad(s([1, 8, 8, 3]), s([4, 3, 3, 2]), None).contains("2 input channels"));
         assert!(bad(s([1, 8, 8, 3]), s([4, 3, 3, 3]), Some(3)).contains("4 biases"));
         assert!(bad(s([1, 2, 2, 3]), s([4, 3, 3, 3]), None).contains("smaller kernel"));
+    }
+
+    #[test]
+    fn places_in_the_padding_are_left_out() {
+        let seen = |x: [usize; 2], kernel, stride, pad, channels: usize| {
+            let window = Window::square(kernel, stride, pad);
+            Dims { n: 1, x, c: 1, y: window.output(OP, x).unwrap(), o: 1, window }.seen(channels)
+        };
+        assert_eq!(seen([1, 1], 3, 1, 1, 64), [4 * 64, 5 * 64]);
+        assert_eq!(seen([1, 1], 3, 1, 1, 8), [0, 64]);
+        assert_eq!(seen([1, 1], 3, 1, 1, 24), [64, 128]);
+        assert_eq!(seen([2, 2], 3, 2, 1, 64), [4 * 64, 9 * 64]);
+        assert_eq!(seen([1, 5], 3, 1, 1, 64), [3 * 64, 6 * 64]);
+        assert_eq!(seen([2, 2], 3, 1, 1, 64), [0, 9 * 64]);
+        assert_eq!(seen([4, 4], 1, 1, 0, 3), [0, 3]);
+        // All of it is in the padding.
+        assert_eq!(seen([1, 1], 1, 2, 1, 5), [0, 5]);
     }
 
     #[test]
