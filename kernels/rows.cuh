@@ -19,7 +19,19 @@ __device__ __forceinline__ Words exchange_rounded(int lane, Of of) {
   return words;
 }
 
-// Element i of them.
+// The biases of what this lane has of 32 columns from `column` on, before the exchange.
+struct Biases {
+  float of[4][2];
+  template <class Then>
+  __device__ __forceinline__ Biases(const Then& epilogue, int column, int n, int lane) {
+#pragma unroll
+    for (int p = 0; p < 4; ++p)
+#pragma unroll
+      for (int q = 0; q < 2; ++q) of[p][q] = epilogue.bias_at(column + 8 * p + lane % 4 * 2 + q, n);
+  }
+};
+
+// Element i of words.
 template <class E>
 __device__ __forceinline__ E element(const Words& words, int i) {
   return E{(unsigned short)(words.v[i / 2] >> (i % 2 * 16))};

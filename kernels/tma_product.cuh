@@ -83,11 +83,7 @@ __device__ __forceinline__ void store_windows(const float (&acc)[MT][Tile::N / 2
   const int window = share.m / 4 + group * 32 + threadIdx.x % 128 / 32 * 8 + lane / 8 + (right ? 4 : 0);
 #pragma unroll
   for (int j = 0; j < Tile::N / 8; j += 4) {
-    float bias[4][2];
-#pragma unroll
-    for (int p = 0; p < 4; ++p)
-#pragma unroll
-      for (int q = 0; q < 2; ++q) bias[p][q] = epilogue.bias_at(share.n + 8 * (j + p) + lane % 4 * 2 + q, cut.n);
+    const Biases bias(epilogue, share.n + 8 * j, cut.n, lane);
     // Of the upper row of windows and of the lower, left and right: 8 columns.
     Words words[2][2];
 #pragma unroll
@@ -96,7 +92,8 @@ __device__ __forceinline__ void store_windows(const float (&acc)[MT][Tile::N / 2
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const float* sums = acc[down] + 4 * j + 2 * i;
-        mine[i] = exchange_rounded(lane, [&](int p, int q) { return epilogue.rounded(sums[4 * p + q] + bias[p][q]); });
+        mine[i] =
+            exchange_rounded(lane, [&](int p, int q) { return epilogue.rounded(sums[4 * p + q] + bias.of[p][q]); });
       }
 #pragma unroll
       for (int p = 0; p < 4; ++p) {

@@ -126,16 +126,12 @@ __device__ __forceinline__ void store_rounded(const float (&acc)[MT][Tile::N / 2
 #pragma unroll
   for (int j = 0; j < Tile::N / 8; j += 4) {
     const int c = share.n + 8 * (j + lane % 4);
-    float bias[4][2];
-#pragma unroll
-    for (int p = 0; p < 4; ++p)
-#pragma unroll
-      for (int q = 0; q < 2; ++q) bias[p][q] = epilogue.bias_at(share.n + 8 * (j + p) + lane % 4 * 2 + q, cut.n);
+    const Biases bias(epilogue, share.n + 8 * j, cut.n, lane);
 #pragma unroll
     for (int i = 0; i < 2 * MT; ++i) {
       const float* sums = acc[i / 2] + 4 * j + i % 2 * 2;
-      const Words words =
-          exchange_rounded(lane, [&](int p, int q) { return epilogue.rounded(sums[4 * p + q] + bias[p][q], least); });
+      const Words words = exchange_rounded(
+          lane, [&](int p, int q) { return epilogue.rounded(sums[4 * p + q] + bias.of[p][q], least); });
       const int r = row + i / 2 * 64 + i % 2 * 8;
       if (r < cut.m && c < cut.n) *reinterpret_cast<Words*>(epilogue.y + (size_t)r * cut.n + c) = words;
     }
