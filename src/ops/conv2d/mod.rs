@@ -41,7 +41,7 @@ impl Var {
     /// Convolution of `[n, h, w, c]` with weights `[o, kh, kw, c]` and biases `[o]` to `[n, ho, wo, o]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the sizes do not match or the window is larger than the padded input.
+    /// [`crate::Error::Shape`] if the sizes do not match or the window is larger than the padded input.
     pub fn conv2d(
         &self,
         w: &Var,
