@@ -18,8 +18,7 @@ fn cropped(d: Dims) -> Dims {
 
 /// Blocks that walk over several tiles with tails, images that end in a run, weights that stay and weights that come again.
 #[cfg(tilework_emulator)]
-#[test]
-fn runs_give_what_the_definition_says() {
+fn runs_give_what_the_definition_says(tile: &'static Tile) {
     use crate::device::Device;
     use crate::device::cuda::CudaOptions;
     use crate::device::emulator::{EmulatorOptions, Order};
@@ -35,8 +34,9 @@ fn runs_give_what_the_definition_says() {
         (dims(4, [6, 61], [8, 16], [3, 3], [1, 2]), 2, None),
     ];
     let orders = [(Order::Forward, false), (Order::Reverse, false), (Order::Random(3), true)];
-    for ((d, blocks, slots), (order, checked)) in cases.iter().flat_map(|case| orders.map(|order| (case, order))) {
-        let e = Example::new(*d);
+    let all = cases.iter().map(|(d, blocks, slots)| (Example::new(*d), blocks, slots)).collect::<Vec<_>>();
+    for ((e, blocks, slots), (order, checked)) in all.iter().flat_map(|case| orders.map(|order| (case, order))) {
+        let d = &e.d;
         let options = EmulatorOptions { order, checked, arch: 90, ..EmulatorOptions::default() };
         let device = Device::emulated_with(CudaOptions::default(), options).unwrap();
         let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
@@ -44,40 +44,49 @@ fn runs_give_what_the_definition_says() {
         let [x, w, gy, b] = e.tensors(&device);
         let walks = |halo: Option<Halo>| {
             let halo = halo?;
-            assert!(halo.tiles > 2 * blocks);
+            assert!(halo.tiles > 2 * **blocks);
             let [runs, weights] = slots.unwrap_or([halo.sizes.runs, halo.sizes.weights]);
-            Some(Halo { blocks: *blocks, sizes: Conv2dHaloDims { runs, weights, ..halo.sizes }, ..halo })
+            Some(Halo { blocks: **blocks, sizes: Conv2dHaloDims { runs, weights, ..halo.sizes }, ..halo })
         };
         let same = |what: &str, got: &Tensor, want: &[f64]| {
             assert!(got.to_f64().unwrap() == rounded(want), "{what}, {d:?}, {order:?}");
         };
-        for tile in TILES {
-            if let Some(halo) = walks(Halo::cut_forward(d, tile)) {
-                let mut y = Tensor::empty(&device, DType::F16, gy.shape()).unwrap();
-                halo.multiply::<f16>(cuda, [&x, &w], d, Some(&b), [false; 2], y.output().unwrap()).unwrap();
-                same(tile.name, &y, &e.y);
+        if let Some(halo) = walks(Halo::cut_forward(d, tile)) {
+            let mut y = Tensor::empty(&device, DType::F16, gy.shape()).unwrap();
+            halo.multiply::<f16>(cuda, [&x, &w], d, Some(&b), [false; 2], y.output().unwrap()).unwrap();
+            same(tile.name, &y, &e.y);
+        }
+        // Of one tile the ReLU of it.
+        let relu = tile.name == TILES[1].name;
+        let halo = walks(Halo::cut_forward(d, tile).and_then(|halo| halo.pooled(d)));
+        let shape = [d.n, d.y[0] / 2, d.y[1] / 2, d.o];
+        let (values, places) = e.pooled(relu);
+        let [mut y, mut place] = [DType::F16, DType::U8].map(|dtype| Tensor::empty(&device, dtype, shape).unwrap());
+        halo.unwrap().pool::<f16>(cuda, [&x, &w], d, Some(&b), relu, [&mut y, &mut place]).unwrap();
+        same("pooled", &y, &values);
+        assert_eq!(place.to_vec::<u8>().unwrap(), places, "{d:?}, {order:?}");
+        // Added to itself.
+        if let Some(halo) = walks(Halo::cut_backward_x(d, tile)) {
+            let mut gx = Tensor::empty(&device, DType::F16, x.shape()).unwrap();
+            for accumulate in [false, true] {
+                halo.multiply::<f16>(cuda, [&gy, &w], d, None, [accumulate, false], gx.output().unwrap()).unwrap();
             }
-            for relu in [false, true] {
-                let halo = walks(Halo::cut_forward(d, tile).and_then(|halo| halo.pooled(d)));
-                let shape = [d.n, d.y[0] / 2, d.y[1] / 2, d.o];
-                let (values, places) = e.pooled(relu);
-                let [mut y, mut place] =
-                    [DType::F16, DType::U8].map(|dtype| Tensor::empty(&device, dtype, shape).unwrap());
-                halo.unwrap().pool::<f16>(cuda, [&x, &w], d, Some(&b), relu, [&mut y, &mut place]).unwrap();
-                same("pooled", &y, &values);
-                assert_eq!(place.to_vec::<u8>().unwrap(), places, "{d:?}, {order:?}");
-            }
-            // Added to itself.
-            if let Some(halo) = walks(Halo::cut_backward_x(d, tile)) {
-                let mut gx = Tensor::empty(&device, DType::F16, x.shape()).unwrap();
-                for accumulate in [false, true] {
-                    halo.multiply::<f16>(cuda, [&gy, &w], d, None, [accumulate, false], gx.output().unwrap()).unwrap();
-                }
-                let first = e.gx.iter().map(|v| f16::from_f64(*v).to_f64() + v);
-                same(tile.name, &gx, &first.collect::<Vec<_>>());
-            }
+            let first = e.gx.iter().map(|v| f16::from_f64(*v).to_f64() + v);
+            same(tile.name, &gx, &first.collect::<Vec<_>>());
         }
     }
+}
+
+#[cfg(tilework_emulator)]
+#[test]
+fn runs_of_64_channels() {
+    runs_give_what_the_definition_says(TILES[0]);
+}
+
+#[cfg(tilework_emulator)]
+#[test]
+fn runs_of_32_channels() {
+    runs_give_what_the_definition_says(TILES[1]);
 }
 
 /// Large products to few channels; small ones have other tiles, or strips where there are few channels on both sides.
