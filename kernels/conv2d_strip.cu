@@ -195,11 +195,8 @@ __device__ __forceinline__ void multiply_strips(T* smem, float* biases, const T*
               if (pixel != NOWHERE && c < d.o) *reinterpret_cast<Words*>(y + (size_t)pixel * d.o + c) = words;
               continue;
             }
-            Pack<float, 8> v;
-#pragma unroll
-            for (int q = 0; q < 8; ++q) v.v[q] = acc[i / 2][j + q / 2][i % 2 * 2 + q % 2];
-            exchange<1>(v.v, lane);
-            exchange<2>(v.v, lane);
+            const Pack<float, 8> v =
+                exchange_sums(lane, [&](int p, int q) { return acc[i / 2][j + p][i % 2 * 2 + q]; });
             store_columns(epilogue, pixel, c, d.o, v);
           }
         }

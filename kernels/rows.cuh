@@ -5,10 +5,21 @@
 #include "operand.cuh"
 #include "tensor_core.cuh"
 
+// This lane's 8 of 32 columns; of(p, q) is the q-th that it has of the p-th 8.
+template <class Of>
+__device__ __forceinline__ Pack<float, 8> exchange_sums(int lane, Of of) {
+  Pack<float, 8> sums;
+#pragma unroll
+  for (int q = 0; q < 8; ++q) sums.v[q] = of(q / 2, q % 2);
+  exchange<1>(sums.v, lane);
+  exchange<2>(sums.v, lane);
+  return sums;
+}
+
 // Eight elements of two bytes.
 using Words = Pack<unsigned, 4>;
 
-// This lane's 8 of 32 columns; of(p, q) is the q-th that it has of the p-th 8, as it is stored.
+// The same of sums as they are stored.
 template <class Of>
 __device__ __forceinline__ Words exchange_rounded(int lane, Of of) {
   Words words;

@@ -175,11 +175,7 @@ __device__ __forceinline__ void store_sums(float (&acc)[MT][Tile::N / 2], const 
     for (int q = 0; q < 8; ++q) bias[q] = partial ? 0.0f : epilogue.bias_at(c + q, cut.n);
 #pragma unroll
     for (int i = 0; i < 2 * MT; ++i) {
-      Pack<float, 8> v;
-#pragma unroll
-      for (int q = 0; q < 8; ++q) v.v[q] = acc[i / 2][4 * (j + q / 2) + i % 2 * 2 + q % 2];
-      exchange<1>(v.v, lane);
-      exchange<2>(v.v, lane);
+      Pack<float, 8> v = exchange_sums(lane, [&](int p, int q) { return acc[i / 2][4 * (j + p) + i % 2 * 2 + q]; });
       const int r = row + i / 2 * 64 + i % 2 * 8;
       if (r >= cut.m || c >= cut.n) continue;
 #pragma unroll

@@ -28,8 +28,7 @@ pub fn for_rows<T: Send>(data: &mut [T], width: usize, cost: usize, f: impl Fn(u
         return;
     }
     let rows = data.len() / width;
-    let serial = rows * cost <= SERIAL;
-    if serial {
+    if rows * cost <= SERIAL {
         return f(0, data);
     }
     let piece = rows_per_piece(rows, cost);
