@@ -87,6 +87,16 @@ impl Under {
         }
     }
 
+    /// The same of a device of sm_90a, which alone has some kernels.
+    pub(crate) fn hopper(options: CudaOptions) -> Option<Self> {
+        let under = Under::of(options, 90)?;
+        if matches!(under.first(), Device::Cuda(cuda) if cuda.info().arch != 90) {
+            skip("sm_90a", "this GPU has no wgmma");
+            return None;
+        }
+        Some(under)
+    }
+
     /// The first of them.
     pub(crate) fn first(&self) -> &Device {
         &self.devices[0].1

@@ -2,7 +2,7 @@
 //!
 //! On a GPU of another architecture there is nothing to test.
 
-use crate::under::{Under, hold, skip};
+use crate::under::{Under, hold};
 use tilework::device::cuda::CudaOptions;
 use tilework::ops::activation::Activation;
 use tilework::ops::case::Fill;
@@ -19,12 +19,7 @@ const HALOS: [&str; 2] = ["Halo64", "Halo32"];
 
 fn under(tile: &'static str) -> Option<Under> {
     let max_blocks = HALOS.contains(&tile).then_some(2);
-    let under = Under::of(CudaOptions { tile: Some(tile), max_blocks, ..CudaOptions::default() }, 90)?;
-    if matches!(under.first(), Device::Cuda(cuda) if cuda.info().arch != 90) {
-        skip("sm_90a", "this GPU has no wgmma");
-        return None;
-    }
-    Some(under)
+    Under::hopper(CudaOptions { tile: Some(tile), max_blocks, ..CudaOptions::default() })
 }
 
 fn linear(n: usize, inputs: usize, outputs: usize) -> Case {
