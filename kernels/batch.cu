@@ -9,7 +9,7 @@ struct BatchDims {
   int samples;             // 1: a pixel is the mean of four
   int angles;              // how many
   int pad;                 // pixels added on each side before the crop
-  int reflect;             // 1: they mirror the image, 0: they are black
+  int border;              // what they are: see `place`
   int mean;                // what a rotated image leaves empty is 1: the mean colour, 0: black
   int cutout;              // side of the square that becomes the mean colour
   unsigned flip;           // probability of a mirrored image, in units of 2^-24
@@ -33,17 +33,25 @@ struct Draw {
 #define PIXEL 17
 #define WEIGHT 11
 
+// What lies outside an image, as in src/data/augment.rs.
+#define BLACK 0
+#define EDGE 1
+#define REFLECT 2
+#define SYMMETRIC 3
+
 // Where a place along one side of an image of `size` lies in it; -1 is black.
-__device__ __forceinline__ int place(int at, int size, int reflect) {
+__device__ __forceinline__ int place(int at, int size, int border) {
   if (at >= 0 && at < size) return at;
-  if (!reflect) return -1;
-  return at < 0 ? -at : 2 * (size - 1) - at;
+  if (border == BLACK) return -1;
+  if (border == EDGE) return at < 0 ? 0 : size - 1;
+  const int again = border == SYMMETRIC ? 1 : 0;  // the border pixels come twice
+  return at < 0 ? -at - again : 2 * (size - 1) + again - at;
 }
 
 // Where the pixel at a place of the mirrored and cropped image begins; -1 is black.
 __device__ __forceinline__ int source(const Draw& draw, const BatchDims& d, int row, int col) {
-  row = place((draw.upside_down ? d.h - 1 - row : row) + draw.top, d.h, d.reflect);
-  col = place((draw.mirrored ? d.w - 1 - col : col) + draw.left, d.w, d.reflect);
+  row = place((draw.upside_down ? d.h - 1 - row : row) + draw.top, d.h, d.border);
+  col = place((draw.mirrored ? d.w - 1 - col : col) + draw.left, d.w, d.border);
   return row < 0 || col < 0 ? -1 : (row * d.w + col) * d.c;
 }
 

@@ -93,7 +93,11 @@ fn changes(a: &Augment) -> String {
             list.push(text)
         }
     };
-    let border = if a.border == Border::Black { "black" } else { "mirrored" };
+    let border = match a.border {
+        Border::Black => "black",
+        Border::Edge => "edge",
+        Border::Reflect | Border::Symmetric => "mirrored",
+    };
     add(a.pad > 0, format!("cropped after {} {border} pixels on each side", a.pad));
     add(a.flip > 0.0 && !a.alternate, format!("mirrored with p = {}", a.flip));
     add(a.alternate, format!("mirrored in every other epoch, in the first with p = {}", a.flip));

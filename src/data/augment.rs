@@ -38,15 +38,19 @@ pub struct Augment {
     pub test: bool,
 }
 
-/// What lies outside an image.
+/// What lies outside an image. All but the first are torchvision's `padding_mode`s of the same names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Border {
-    /// Black, as in torchvision's `RandomCrop`.
+    /// Black, which is what torchvision's `RandomCrop` adds.
     #[default]
     Black,
-    /// The image, mirrored at its border pixels.
+    /// The nearest pixel.
+    Edge,
+    /// The image, mirrored at its border pixels: they are not repeated.
     Reflect,
+    /// The image, mirrored beyond its border pixels: they are repeated (OpenCV's `BORDER_REFLECT`).
+    Symmetric,
 }
 
 /// What a rotated image leaves empty.
@@ -174,7 +178,9 @@ impl Border {
         match self {
             _ if (0..=last).contains(&at) => Some(at as usize),
             Border::Black => None,
+            Border::Edge => Some(at.clamp(0, last) as usize),
             Border::Reflect => Some(if at < 0 { -at } else { 2 * last - at } as usize),
+            Border::Symmetric => Some(if at < 0 { -at - 1 } else { 2 * last + 1 - at } as usize),
         }
     }
 }
@@ -208,9 +214,11 @@ mod tests {
 
     #[test]
     fn borders() {
-        assert_eq!(Border::Reflect.place(-2, 5), Some(2));
-        assert_eq!(Border::Reflect.place(6, 5), Some(2));
-        assert_eq!(Border::Black.place(5, 5), None);
+        let places = |border: Border| [-2, -1, 0, 4, 5, 6].map(|at| border.place(at, 5));
+        assert_eq!(places(Border::Black), [None, None, Some(0), Some(4), None, None]);
+        assert_eq!(places(Border::Edge), [0, 0, 0, 4, 4, 4].map(Some));
+        assert_eq!(places(Border::Reflect), [2, 1, 0, 4, 3, 2].map(Some));
+        assert_eq!(places(Border::Symmetric), [1, 0, 0, 4, 4, 3].map(Some));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! the same bits: positions and weights are integers.
 
 use super::Dataset;
-use super::augment::{Augment, Border, Draw, Outside, threshold};
+use super::augment::{Augment, Draw, Outside, threshold};
 use crate::device::cuda::{Cuda, KernelType, Launch, magic, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::dtype::DType;
@@ -285,7 +285,7 @@ impl Resident {
             samples: i32::from(maker.samples),
             angles: maker.turns.len() as i32,
             pad: augment.pad as i32,
-            reflect: i32::from(augment.border == Border::Reflect),
+            border: augment.border as i32,
             mean: i32::from(augment.fill == Outside::Mean),
             cutout: augment.cutout as i32,
             flip: threshold(augment.flip),

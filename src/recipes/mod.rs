@@ -21,7 +21,7 @@
 //! [augment]                         # may be left out: random changes to training images
 //! flip = 0.5                        # probability of a mirrored image
 //! pad = 4                           # pixels added on each side before a random crop
-//! border = "reflect"                # black (the default), reflect
+//! border = "reflect"                # black (the default), edge, reflect, symmetric
 //!
 //! [schedule]                        # may be left out
 //! kind = "one-cycle"                # constant, step, steps, cosine, warm-restarts, linear, one-cycle

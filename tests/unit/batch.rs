@@ -1,6 +1,7 @@
 //! What happens to images on their way into a batch: tests of `src/data/batch.rs`.
 
 use super::*;
+use crate::data::augment::Border;
 
 fn data(h: usize, w: usize) -> Dataset {
     Dataset {
@@ -42,7 +43,7 @@ fn a_flip_mirrors_rows() {
 
 #[test]
 fn crops_reach_every_place_and_borders_are_filled() {
-    for border in [Border::Black, Border::Reflect] {
+    for border in [Border::Black, Border::Edge, Border::Reflect, Border::Symmetric] {
         let crop = Augment { pad: 2, border, ..Augment::default() };
         let data = data(6, 7);
         let mut seen = std::collections::HashSet::new();
