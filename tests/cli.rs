@@ -343,8 +343,15 @@ fn the_small_commands_print_what_they_should() {
     // What the convolution hands to the ReLU is not stored then.
     assert!(block.contains("activations      0.25 MiB") && fused.contains("activations      0.17 MiB"), "{fused}");
     let pooled = p.ok(&["summary", "e1-resnet9-onecycle", "--fused"]).out;
-    let into = |layer: &str| pooled.lines().find(|l| l.trim_start().starts_with(layer)).unwrap().to_string();
-    assert!(into("conv2.3").ends_with("8.00  conv2.1") && into("conv2.2").ends_with("0.00  conv2.1"), "{pooled}");
+    let into = |layer: &str, end: &str| {
+        let line = pooled.lines().find(|l| l.trim_start().starts_with(layer)).unwrap();
+        assert!(line.ends_with(end), "{pooled}");
+    };
+    into("conv2.3", "8.00  conv2.1");
+    into("conv2.2", "0.00  conv2.1");
+    // A sum is stored, what its batch-norm adds to it is not.
+    into("res1 ", "0.00  res1.1.1");
+    into("res1.1.2", "8.00  res1.1.1");
     let done = p.ok(&["doctor"]);
     for word in ["threads", "tilework data fetch cifar10", "runs", "cpu"] {
         assert!(done.out.contains(word), "{}", done.out);

@@ -69,8 +69,8 @@ impl Layer for BatchNorm {
         self.apply(then, None, x, cx)
     }
 
-    fn takes_sum(&self, after: Option<Activation>) -> bool {
-        Sum::is_joined(None, after)
+    fn summing<'a>(&'a self, after: Option<Activation>, key: &'a str) -> Option<&'a str> {
+        Sum::is_joined(None, after).then_some(key)
     }
 
     fn forward_plus(&self, sum: Sum<'_>, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {

@@ -87,10 +87,11 @@ pub trait Layer: std::fmt::Debug + Send + Sync {
         then.of(&self.forward(x, cx)?, cx)
     }
 
-    /// Whether [`Layer::forward_plus`] saves something on a CUDA device, with this activation of the sum.
-    fn takes_sum(&self, after: Option<Activation>) -> bool {
-        let _ = after;
-        false
+    /// The key of the layer that computes the sum in [`Layer::forward_plus`], with this activation of it, where that saves
+    /// something on a CUDA device: `key`, which is this layer's, or that of one inside it.
+    fn summing<'a>(&'a self, after: Option<Activation>, key: &'a str) -> Option<&'a str> {
+        let _ = (after, key);
+        None
     }
 
     /// [`Layer::forward`], and a sum of what it computes and another tensor.

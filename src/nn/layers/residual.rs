@@ -21,12 +21,13 @@ impl Layer for Residual {
         if main == shortcut {
             let y = self.after.infer(main, b)?;
             let then = self.after.first_activation();
-            let summing = self.main.summing(then.map(|(activation, _)| activation));
-            if let Some((Activation::Relu, key)) = then {
-                b.note_joined(summing.map_or(b.key(), String::from), key);
-                if let Some(summing) = summing {
-                    b.note_computed_by(summing);
-                }
+            let key = b.key();
+            let summing = self.main.summing(then.map(|(activation, _)| activation), &key);
+            if let Some((Activation::Relu, behind)) = then {
+                b.note_joined(summing.unwrap_or(&key).into(), behind);
+            }
+            if let Some(summing) = summing {
+                b.note_computed_by(summing);
             }
             return Ok(y);
         }
@@ -46,7 +47,7 @@ impl Layer for Residual {
     fn forward(&self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
         let shortcut = self.shortcut.forward(x, cx)?;
         let after = self.after.first_activation().map(|(activation, _)| activation).filter(|_| cx.joins());
-        if cx.joins() && self.main.takes_sum(after) {
+        if cx.joins() && self.main.summing(after, "").is_some() {
             let sum = self.main.forward_plus(Sum { plus: &shortcut, before: None, after }, x, cx)?;
             return self.after.forward_from(usize::from(after.is_some()), &sum, cx);
         }

@@ -67,14 +67,6 @@ impl Sequential {
         Some((last, behind.fold(Then::default(), |then, next| and(then, next.layer.as_ref()).unwrap_or(then))))
     }
 
-    /// The key of the layer that can compute a sum behind the list, with an activation of the sum, if one can.
-    pub(super) fn summing(&self, after: Option<Activation>) -> Option<&str> {
-        let (last, then) = self.last()?;
-        let child = &self.children[last];
-        let takes = !then.pool && Sum::is_joined(then.activation, after) && child.layer.takes_sum(after);
-        takes.then_some(child.key.as_str())
-    }
-
     /// The activation that comes first, if one does, and its key.
     pub(super) fn first_activation(&self) -> Option<(Activation, &str)> {
         let first = self.children.first()?;
@@ -125,8 +117,11 @@ impl Layer for Sequential {
         self.forward_from(0, x, cx)
     }
 
-    fn takes_sum(&self, after: Option<Activation>) -> bool {
-        self.summing(after).is_some()
+    fn summing<'a>(&'a self, after: Option<Activation>, _: &'a str) -> Option<&'a str> {
+        let (last, then) = self.last()?;
+        let child = &self.children[last];
+        let joins = !then.pool && Sum::is_joined(then.activation, after);
+        child.layer.summing(after, &child.key).filter(|_| joins)
     }
 
     fn forward_plus(&self, sum: Sum<'_>, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
