@@ -193,7 +193,8 @@ template <class T>
 __global__ void __launch_bounds__(256) batch_view(const T* __restrict__ x, T* __restrict__ y, ViewDims d) {
   FOR_EACH(i, d.n) {
     const int channel = i % d.c, pixel = i / d.c, col = pixel % d.w, row = pixel / d.w % d.h;
-    const int from = place(row + d.shift, d.h, 1), at = place((d.mirrored ? d.w - 1 - col : col) + d.shift, d.w, 1);
+    const int from = place(row + d.shift, d.h, REFLECT);
+    const int at = place((d.mirrored ? d.w - 1 - col : col) + d.shift, d.w, REFLECT);
     y[i] = x[((size_t)(pixel / d.w / d.h * d.h + from) * d.w + at) * d.c + channel];
   }
 }

@@ -40,7 +40,8 @@ enum {
   OTHER_PRODUCT,
   CROOKED_BOX,
   LATE_WRITE,
-  BASE_OFFSET
+  BASE_OFFSET,
+  MORE_ARRIVE
 };
 
 // y = 2 a b, in two steps through one slot: a thread loads, a warpgroup multiplies.
@@ -80,7 +81,7 @@ __global__ void __launch_bounds__(160)
     if (d.bug == EARLY_USE) early = acc[5];
     if (step == 0) {
       if (d.bug != EARLY_ARRIVAL) wgmma_wait<0>();
-      if (t == 0) mbarrier_arrive(empty);
+      if (t < (d.bug == MORE_ARRIVE ? 3 : 1)) mbarrier_arrive(empty);
     }
   }
   if (d.bug != NO_LAST_WAIT) wgmma_wait<0>();

@@ -162,6 +162,8 @@ fn a_ring_of_tiles() {
     let early = [FindingKind::WriteAfterReadRace, FindingKind::ReadAfterWriteRace, FindingKind::UninitialisedShared];
     // A thread that is late sees the phase after next, and takes it for the one that it waits for.
     PRODUCT.fails(13, &early, &[FaultKind::Deadlock]);
+    // Each arrival ends a phase, of which the loading thread waits for one.
+    PRODUCT.finds(19, FindingKind::MissedPhase, "has ended, and nobody waited for phase");
     PRODUCT.faults(16, FaultKind::BadCopy, "64 bytes off its alignment of 128");
 }
 

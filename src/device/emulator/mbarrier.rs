@@ -28,8 +28,9 @@ struct Barrier {
     pending: u32,
     /// Bytes announced that have not come, less those come that were not announced.
     bytes: i64,
-    /// Phases that have ended.
+    /// Phases that have ended, and whether a thread has waited for the last of them.
     phase: u32,
+    seen: bool,
     /// Copies to arrive here that were begun.
     copies: u32,
     /// Where it was made.
@@ -84,9 +85,11 @@ impl Barriers {
     }
 }
 
-/// Whether the phase with this parity has ended: it is not the one under way.
-fn ended(b: &Barrier, parity: u32) -> bool {
-    b.phase & 1 != parity & 1
+/// Whether the phase with this parity has ended: it is not the one under way. Who asks has waited for it then.
+fn ended(b: &mut Barrier, parity: u32) -> bool {
+    let ended = b.phase & 1 != parity & 1;
+    b.seen |= ended;
+    ended
 }
 
 /// The barrier at an address, of whatever block; the launch ends if there is none.
@@ -208,12 +211,20 @@ unsafe fn settle(block: *mut Block, owner: *mut Block, local: u32, site: Site) {
             let detail = format!("at {local:#x}: {} bytes more have come than were expected", -b.bytes);
             Block::fail(block, FaultKind::BadBarrier, detail, site);
         }
+        let missed = b.phase > 0 && !b.seen;
         b.phase += 1;
+        b.seen = !b.waiting.is_empty();
         b.pending = b.count;
         b.done = b.row.clone();
+        let phase = b.phase;
         for linear in std::mem::take(&mut b.waiting) {
             let fiber = (&(*owner).fiber_of)[linear as usize];
             (*owner).ready.push(fiber);
+        }
+        if missed {
+            let what =
+                format!("at {local:#x}: phase {} has ended, and nobody waited for phase {}", phase - 1, phase - 2);
+            note(block, FindingKind::MissedPhase, site, what);
         }
     }
 }
@@ -377,9 +388,9 @@ unsafe fn make(block: *mut Block, address: u32, count: u32, site: Site) {
         let (row, done) = (Row::default(), Row::default());
         let (maker, waiting, late) = ((*block).linear(), vec![], vec![]);
         let copies = (*block).hopper.barriers.all.get(&address).map_or(0, |old| old.copies);
-        let (pending, bytes, phase, published) = (count, 0, 0, false);
+        let (pending, bytes, phase, seen, published) = (count, 0, 0, false, false);
         let barrier =
-            Barrier { count, pending, bytes, phase, copies, site, maker, published, row, done, waiting, late };
+            Barrier { count, pending, bytes, phase, seen, copies, site, maker, published, row, done, waiting, late };
         (*block).hopper.barriers.all.insert(address, barrier);
     }
 }

@@ -180,6 +180,8 @@ pub enum FindingKind {
     AbandonedStore,
     /// An access of a block's shared memory that may come after that block has left.
     DepartedBlock,
+    /// A phase of an mbarrier ends, and no thread has waited for the one before: who waits by parity may take one for another.
+    MissedPhase,
 }
 
 impl fmt::Display for FindingKind {
@@ -199,6 +201,7 @@ impl fmt::Display for FindingKind {
             FindingKind::RegistersInUse => "registers used before wgmma.wait_group",
             FindingKind::AbandonedStore => "bulk store not waited for",
             FindingKind::DepartedBlock => "shared memory of a block that may have left",
+            FindingKind::MissedPhase => "phase of an mbarrier that nobody waited for",
         })
     }
 }
