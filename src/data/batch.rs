@@ -6,7 +6,7 @@
 
 use super::Dataset;
 use super::augment::{Augment, Draw, Outside, threshold};
-use crate::device::cuda::{Cuda, KernelType, Launch, magic, with_kernel_type};
+use crate::device::cuda::{Cuda, KernelType, Launch, MULTIPROCESSORS, magic, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -291,7 +291,6 @@ impl Resident {
             flip: threshold(augment.flip),
             vertical_flip: threshold(augment.vertical_flip),
             alternate: i32::from(augment.alternate),
-            by_c: magic(data.channels),
             by_out_h: magic(out_h),
             by_out_w: magic(out_w),
         };
@@ -304,12 +303,11 @@ impl Resident {
         with_kernel_type!("batch", dtype, T => self.make_in::<T>(order, n, step))
     }
 
-    /// Blocks that share each of `n` images.
+    /// Blocks that share each of `n` images: no more in all than a large GPU holds at once, four on a multiprocessor, as each
+    /// draws before it begins.
     fn pieces(&self, n: usize) -> usize {
-        let BatchDims { out_h, out_w, c, samples, .. } = self.dims;
-        let units = (out_h * out_w * if samples == 1 { 1 } else { c }) as usize;
-        // Two blocks for each multiprocessor of a large GPU, if there is so much to do.
-        units.div_ceil(4 * 256).max(264usize.div_ceil(n.max(1))).min(units.div_ceil(256))
+        let pixels = (self.dims.out_h * self.dims.out_w) as usize;
+        (4 * MULTIPROCESSORS / n.max(1)).clamp(1, pixels.div_ceil(256))
     }
 
     fn make_in<T: KernelType>(&self, order: &Buffer, n: usize, step: &Step) -> Result<Batch> {

@@ -8,7 +8,7 @@ use super::activation::Activation;
 use super::relu;
 use crate::autograd::{Ctx, Grads, Var, VarId};
 use crate::device::Device;
-use crate::device::cuda::{Cuda, Family, In, KernelType, Launch, Out, Tile, with_kernel_type};
+use crate::device::cuda::{Cuda, Family, In, KernelType, Launch, MULTIPROCESSORS, Out, Tile, with_kernel_type};
 use crate::dtype::{DType, with_real};
 use crate::error::Result;
 use crate::kernels;
@@ -22,7 +22,6 @@ const THREADS: usize = 512 * MULTIPROCESSORS;
 pub(super) const MAX_PARTIAL: usize = 1 << 24;
 
 // What times are estimated by: an H100, whatever the GPU is.
-pub(super) const MULTIPROCESSORS: usize = 132;
 /// Threads that a multiprocessor has registers for.
 const RESIDENT: usize = 576;
 /// Multiply-adds of a multiprocessor in a nanosecond.

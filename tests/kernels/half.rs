@@ -22,7 +22,7 @@ fn run<T: KernelType + Float>(device: &Device) -> (Vec<f64>, Vec<i32>, Vec<f32>,
     let (scale, turns) = ([1f32 / 255.0, 0.0].repeat(c), [65536, 0]);
     let scale = Tensor::from_slice(device, [2 * c], &scale).unwrap();
     let turns = Tensor::from_slice(device, [2], &turns).unwrap();
-    let [by_c, by_out_h, by_out_w] = [c, h, w].map(magic);
+    let [by_out_h, by_out_w] = [h, w].map(magic);
     let (h, w, c) = (h as i32, w as i32, c as i32);
     let flips = (1 << 23, 1 << 23);
     let d = batch::BatchDims {
@@ -40,7 +40,6 @@ fn run<T: KernelType + Float>(device: &Device) -> (Vec<f64>, Vec<i32>, Vec<f32>,
         flip: flips.0,
         vertical_flip: flips.1,
         alternate: 0,
-        by_c,
         by_out_h,
         by_out_w,
     };

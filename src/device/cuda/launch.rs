@@ -160,6 +160,8 @@ pub(crate) use with_kernel_type;
 
 /// Threads of a block in kernels that treat each element alike.
 pub const BLOCK: u32 = 256;
+/// Multiprocessors of a large GPU, which grids are cut for: an H100's.
+pub const MULTIPROCESSORS: usize = 132;
 
 /// The two numbers with which kernels divide by `divisor`, at least 1 and below 2^31 (`divide` in
 /// `kernels/common.cuh`).

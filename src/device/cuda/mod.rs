@@ -25,7 +25,8 @@ mod timing;
 pub use arch::Arch;
 pub use driver::{Address, Driver, Graph, Info, Line, Point};
 pub use launch::{
-    Arg, BLOCK, Family, In, Kernel, KernelType, Launch, MappedTensor, Order, Out, Source, TensorMap, Thunk, Tile,
+    Arg, BLOCK, Family, In, Kernel, KernelType, Launch, MULTIPROCESSORS, MappedTensor, Order, Out, Source, TensorMap,
+    Thunk, Tile,
 };
 pub(crate) use launch::{magic, null, with_kernel_type};
 pub use tensor_map::{Swizzle, TensorMapBox, TensorMapSpec};

@@ -1,13 +1,13 @@
 //! Batch normalisation on a CUDA device: how the rows are cut, and the launches.
 
 use super::{Activation, BatchNorm2d, Sum, Then};
-use crate::device::cuda::{BLOCK, Cuda, KernelType, Launch, magic};
+use crate::device::cuda::{BLOCK, Cuda, KernelType, Launch, MULTIPROCESSORS, magic};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::batch_norm2d::*;
 use crate::kernels::batch_norm2d_pool::*;
 use crate::kernels::batch_norm2d_whole::*;
-use crate::ops::product::{CLUSTERS, MOST_IN_CLUSTER, MULTIPROCESSORS};
+use crate::ops::product::{CLUSTERS, MOST_IN_CLUSTER};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 

@@ -2,10 +2,10 @@
 
 use super::strip::Strip;
 use super::{Dims, maps};
-use crate::device::cuda::{Cuda, Family, KernelType, Launch, Out, Tile, magic};
+use crate::device::cuda::{Cuda, Family, KernelType, Launch, MULTIPROCESSORS, Out, Tile, magic};
 use crate::error::Result;
 use crate::kernels::conv2d_halo::*;
-use crate::ops::product::{MULTIPROCESSORS, Product, RATE};
+use crate::ops::product::{Product, RATE};
 use crate::tensor::Tensor;
 
 /// Bytes of shared memory beside runs and weights: what results go through, and two barriers.
