@@ -1,4 +1,5 @@
-// Batch normalisation, an activation and a max-pool of 2x2 in one pass: what is pooled is never stored.
+// Batch normalisation, an activation and a max-pool of 2x2 in one pass: what is pooled is never stored. And, backward, batch
+// normalisation of what a max-pool of 2x2 gave.
 //
 // The statistics are those of batch_norm2d.cu. So are, backward, the sums: only pixels that won have a gradient, and what x was
 // there is kept, as small as y.
@@ -144,5 +145,51 @@ __global__ void __launch_bounds__(256, 3)
     with_width<4>(
         d, [&](auto width) { spread(width, f, x, mean, inv_std, gamma, beta, ggamma, gbeta, gy, place, gx, d); }, x, gy,
         place, gx);
+  });
+}
+
+template <int V, class A, class T>
+__device__ __forceinline__ void unpool(Width<V>, A, const T* x, const float* mean, const float* inv_std,
+                                       const float* gamma, const float* beta, const float* ggamma, const float* gbeta,
+                                       const T* gy, const unsigned char* place, T* to, const BatchNorm2dPoolDims& d) {
+  const Share<V> my(d);
+  if (my.first >= my.last) return;
+  const Normal<V> normal(mean, inv_std, gamma, beta, my.c);
+  const Slopes<V> slopes(normal, inv_std, ggamma, gbeta, my.c, d.inv_rows);
+#pragma unroll 2
+  for (int i = my.first; i < my.last; i += my.step) {
+    const int from = i * d.c + my.c, first = Place(i, d).pixel * d.c + my.c;
+    const Pack<float, V> v = load<V>(x + from), g = load<V>(gy + from);
+    const Pack<unsigned char, V> which = *reinterpret_cast<const Pack<unsigned char, V>*>(place + from);
+    Pack<float, V> gx;
+#pragma unroll
+    for (int k = 0; k < V; ++k) gx.v[k] = slopes.of(normal, v.v[k], A::gradient(normal.of(v.v[k], k), g.v[k]), k);
+#pragma unroll
+    for (int at = 0; at < 4; ++at) {
+      Pack<float, V> out;
+#pragma unroll
+      for (int k = 0; k < V; ++k) out.v[k] = which.v[k] == at ? gx.v[k] : 0.0f;
+      store(to + first + (at / 2 * d.w + at % 2) * d.c, out);
+    }
+  }
+}
+
+// The gradient of what a max-pool gave, as batch_norm2d_bwd_input computes it, at the pixels that won: to [n, h, w, c] with
+// h = 2·ho and w = 2·wo, of x, gy and place [n, ho, wo, c]. Where the place is none of the window's four, ReLU came before the
+// max-pool and lets nothing through.
+// Threads: as above.
+// Traffic: one read of x, of gy and of a byte, and a write of four times as many elements.
+// Numerics: those of batch_norm2d_bwd_input and max_pool2d_bwd, one after the other.
+// Registers: at most 80.
+template <class T>
+__global__ void __launch_bounds__(256, 3)
+    batch_norm2d_pool_spread(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
+                            const float* __restrict__ gamma, const float* __restrict__ beta,
+                            const float* __restrict__ ggamma, const float* __restrict__ gbeta, const T* __restrict__ gy,
+                            const unsigned char* __restrict__ place, T* __restrict__ to, BatchNorm2dPoolDims d) {
+  with_activation<T>(d.activation, [&](auto f) {
+    with_width<4>(
+        d, [&](auto width) { unpool(width, f, x, mean, inv_std, gamma, beta, ggamma, gbeta, gy, place, to, d); }, x, gy,
+        place, to);
   });
 }

@@ -39,12 +39,13 @@ pub struct Var {
     value: Tensor,
     id: Option<VarId>,
     relu: bool,
+    won: Option<Tensor>,
 }
 
 impl Var {
     /// A variable that no gradient flows to.
     pub fn constant(value: Tensor) -> Self {
-        Var { value, id: None, relu: false }
+        Var { value, id: None, relu: false, won: None }
     }
 
     /// With a note whether ReLU made it, in a product or a sum, or a pool or dropout of what ReLU made: then its gradient may
@@ -56,6 +57,17 @@ impl Var {
     /// Whether that is noted.
     pub(crate) fn is_relu(&self) -> bool {
         self.relu
+    }
+
+    /// With a note where it won, the output of a max-pool of 2x2 in one op with what was pooled: who alone reads it may give the
+    /// gradient [of that](Grads::add_spread).
+    pub(crate) fn won_at(self, place: Tensor) -> Self {
+        Var { won: Some(place), ..self }
+    }
+
+    /// What is noted of that.
+    pub(crate) fn won(&self) -> Option<&Tensor> {
+        self.won.as_ref()
     }
 
     /// The numbers.
@@ -90,11 +102,14 @@ pub struct Tape {
     nodes: Vec<(VarId, Box<dyn Backward>)>,
     /// For each variable: the parameter that it is, if any.
     vars: Vec<Option<ParamId>>,
+    /// For each variable: the nodes that give it a gradient.
+    readers: Vec<u32>,
 }
 
 impl Tape {
     fn new_var(&mut self, param: Option<ParamId>) -> VarId {
         self.vars.push(param);
+        self.readers.push(0);
         VarId(self.vars.len() as u32 - 1)
     }
 }
@@ -253,6 +268,7 @@ impl<'p> Ctx<'p> {
         match &mut self.tape {
             Some(tape) if inputs.iter().any(|v| v.id.is_some()) => {
                 let id = tape.new_var(None);
+                inputs.iter().filter_map(|v| v.id).for_each(|VarId(id)| tape.readers[id as usize] += 1);
                 tape.nodes.push((id, Box::new(node())));
                 Var { id: Some(id), ..Var::constant(y) }
             }
@@ -268,7 +284,7 @@ impl<'p> Ctx<'p> {
     pub fn backward<'g>(self, y: &Var, gy: Tensor, params: Option<&'g mut ParamGrads>) -> Result<Grads<'g>> {
         y.value.expect_like("backward", &gy)?;
         let tape = self.tape.ok_or_else(|| Error::Internal("backward without a tape".into()))?;
-        let mut grads = Grads::new(self.device, tape.vars, params);
+        let mut grads = Grads::new(self.device, tape.vars, tape.readers, params);
         if let Some(arena) = &mut grads.arena {
             arena.begin(self.step);
         }

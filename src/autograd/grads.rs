@@ -15,6 +15,8 @@ pub(super) struct Known {
     sums_to_zero: bool,
     /// It is 0 where its variable, which ReLU made, is not above 0.
     masked: bool,
+    /// It is the gradient of what was pooled.
+    spread: bool,
 }
 
 /// The gradients of a backward pass.
@@ -22,6 +24,7 @@ pub struct Grads<'g> {
     pub(super) device: Device,
     pub(super) of: Vec<Option<Tensor>>,
     pub(super) param: Vec<Option<ParamId>>,
+    readers: Vec<u32>,
     pub(super) arena: Option<&'g mut ParamGrads>,
     /// Of each variable, what is known of its gradient.
     pub(super) known: Vec<Known>,
@@ -37,10 +40,15 @@ const READ_BESIDE: usize = 256 << 20;
 
 impl<'g> Grads<'g> {
     /// None so far, of variables that are these parameters.
-    pub(super) fn new(device: Device, param: Vec<Option<ParamId>>, arena: Option<&'g mut ParamGrads>) -> Self {
+    pub(super) fn new(
+        device: Device,
+        param: Vec<Option<ParamId>>,
+        readers: Vec<u32>,
+        arena: Option<&'g mut ParamGrads>,
+    ) -> Self {
         let (of, known) = ((0..param.len()).map(|_| None).collect(), vec![Known::default(); param.len()]);
         let (at_hand, read_beside, is_beside) = Default::default();
-        Grads { device, of, param, arena, known, at_hand, read_beside, is_beside }
+        Grads { device, of, param, readers, arena, known, at_hand, read_beside, is_beside }
     }
 
     /// Notes that the pass has come to the node of this variable: it has done with parameters that are used behind it alone.
@@ -90,6 +98,25 @@ impl<'g> Grads<'g> {
     /// Whether that is so of the gradient that the op at hand was given.
     pub(crate) fn is_masked(&self) -> bool {
         self.at_hand.masked
+    }
+
+    /// Whether one node alone gives this variable a gradient.
+    pub(crate) fn has_one_reader(&self, id: Option<VarId>) -> bool {
+        id.is_some_and(|VarId(id)| self.readers[id as usize] == 1)
+    }
+
+    /// The gradient of a variable that a max-pool of 2x2 made and one node alone reads, as that of what was pooled: four times as
+    /// large, and 0 where [nothing won](Var::won).
+    pub(crate) fn add_spread(&mut self, id: Option<VarId>, g: Tensor) {
+        if let Some(VarId(id)) = id {
+            self.of[id as usize] = Some(g);
+            self.known[id as usize].spread = true;
+        }
+    }
+
+    /// Whether that is so of the gradient that the op at hand was given.
+    pub(crate) fn is_spread(&self) -> bool {
+        self.at_hand.spread
     }
 
     /// [`Grads::add`] of a gradient that is `masked`, or not.

@@ -107,6 +107,51 @@ fn of_many_channels_on_hopper() {
     }
 }
 
+/// A batch-norm behind the pool, which gives the gradient of what was pooled where it alone reads the result.
+#[test]
+fn that_a_batch_norm_reads() {
+    let Some(under) = Under::new() else { return };
+    let Device::Cuda(cuda) = under.first() else { panic!("a CUDA device") };
+    let of = |o: usize, before, after, alone: bool, together: bool| {
+        let case = Case::new("normalised", move |v, cx| {
+            let [mut mean, mut var] = [0.0, 1.0].map(|of| {
+                let mut running = Tensor::zeros(cx.device(), DType::F32, [o]).unwrap();
+                running.fill(of).unwrap();
+                running
+            });
+            let then = Then { activation: before, pool: together };
+            let y = v[0].conv2d_then(then, &v[1], None, [1; 2], [0; 2], cx)?;
+            let y = if together { y } else { y.max_pool2d(Then::POOL, cx)? };
+            let then = Then { activation: after, pool: false };
+            let z = y.batch_norm2d_then(then, &v[2], &v[3], [&mut mean, &mut var], 0.1, 1e-5, cx)?;
+            if alone { Ok(z) } else { z.add(&y, cx) }
+        });
+        let case = case.input("x", [41, 16, 17, 3], Fill::Uniform).input("w", [o, 2, 2, 3], Fill::Uniform);
+        case.param("gamma", [o], Fill::Uniform).param("beta", [o], Fill::Uniform)
+    };
+    for (o, before, after, alone, dtype) in [
+        (8, None, Some(Activation::Gelu), true, DType::F16),
+        (5, Some(Activation::Relu), None, true, DType::F32),
+        (4, None, None, false, DType::BF16),
+    ] {
+        let apart = parity::run(&of(o, before, after, alone, false), under.first(), dtype, 6).unwrap();
+        let case = of(o, before, after, alone, true);
+        let kernels = cuda.profile(|| parity::run(&case, under.first(), dtype, 6).map(drop)).unwrap();
+        let ran = |name: &str| kernels.iter().any(|t| t.kernel.starts_with(name));
+        assert_eq!([ran("batch_norm2d_pool_spread"), ran("max_pool2d_bwd")], [alone, !alone], "{kernels:?}");
+        for (name, device) in &under.devices {
+            for ((what, got), (_, want)) in parity::run(&case, device, dtype, 6).unwrap().iter().zip(&apart) {
+                let [got, want] = [got, want].map(|t| t.to_f64().unwrap());
+                let most = want.iter().fold(0.0, |most: f64, v| most.max(v.abs()));
+                // Pixels that no window has are left out of the sums of the weights' gradient.
+                let least = if what == "gw" { 2e-6 * most } else { 0.0 };
+                let same = |(got, want): (&f64, &f64)| (got - want).abs() <= least;
+                assert!(got.iter().zip(&want).all(same), "{what} of {o} channels, {dtype} ({name})");
+            }
+        }
+    }
+}
+
 /// Behind ReLU and a pool a batch-norm's gradient has sums of zero, and what ReLU lets through of it has not: the bias in front of
 /// them is trained.
 #[test]

@@ -165,12 +165,14 @@ pub(super) fn forward<T: KernelType>(
     Ok(None)
 }
 
-/// `ggamma` and `gbeta`; gx if it is wanted; and the gradient of a sum that ReLU made `masks` of, unless gy is that already.
+/// `ggamma` and `gbeta`; gx if it is wanted, or the gradient of what x is the max-pool of where it won is given, to `spread` gx,
+/// and a kernel does that; and the gradient of a sum that ReLU made `masks` of, unless gy is that already.
 pub(super) fn backward<T: KernelType>(
     cuda: &Cuda,
     node: &BatchNorm2d,
     gy: &Tensor,
     masks: Option<&Tensor>,
+    spread: Option<&Tensor>,
     [ggamma, gbeta]: [&mut Tensor; 2],
 ) -> Result<[Option<Tensor>; 2]> {
     let (x, mean, inv_std) = (node.x.input()?, node.mean.input()?, node.inv_std.input()?);
@@ -178,9 +180,14 @@ pub(super) fn backward<T: KernelType>(
     let y = masks.map(Tensor::input).transpose()?;
     let mut masked = y.map(|_| Tensor::empty(gy.device(), gy.dtype(), gy.shape())).transpose()?;
     let is_whole = node.train && node.winners.is_none() && is_whole::<T>(cuda, &node.x);
+    let spread = spread.filter(|_| !is_whole && node.winners.is_none());
+    let gx_shape = match (spread, node.x.shape().rank4()) {
+        (Some(_), Some([n, h, w, c])) => [n, 2 * h, 2 * w, c].into(),
+        _ => node.x.shape(),
+    };
     // In one launch gx is computed in any case: the sums have the same bits whether it is wanted or not.
     let mut gx = match is_whole || node.ids[0].is_some() {
-        true => Some(Tensor::empty(gy.device(), gy.dtype(), node.x.shape())?),
+        true => Some(Tensor::empty(gy.device(), gy.dtype(), gx_shape)?),
         false => None,
     };
     if let (true, Some(gx)) = (is_whole, &mut gx) {
@@ -205,13 +212,21 @@ pub(super) fn backward<T: KernelType>(
         let from = masked.as_ref().map_or(Ok(from), Tensor::input)?;
         batch_norm2d_bwd_merge(cuda, channels(&d), part.input()?, inv_std, ggamma.output()?, gbeta.output()?, &d)?;
         let (gg, gb) = (ggamma.input()?, gbeta.input()?);
-        match (&mut gx, &node.winners) {
-            (Some(gx), Some(won)) => {
+        match (&mut gx, &node.winners, spread) {
+            (Some(gx), None, Some(place)) => {
+                let (mut d, blocks) = windows(gx.shape(), gy.shape(), false, node.then);
+                d.inv_rows = (1.0 / rows(gy.shape()) as f64) as f32;
+                let (place, to) = (place.input()?, gx.output()?);
+                batch_norm2d_pool_spread::<T>(
+                    cuda, blocks, x, mean, inv_std, gamma, beta, gg, gb, from, place, to, &d,
+                )?;
+            }
+            (Some(gx), Some(won), _) => {
                 let (d, blocks) = windows(node.x.shape(), gy.shape(), true, node.then);
                 let (place, to) = (won.place.input()?, gx.output()?);
                 batch_norm2d_pool_bwd::<T>(cuda, blocks, x, mean, inv_std, gamma, beta, gg, gb, from, place, to, &d)?;
             }
-            (Some(gx), None) => {
+            (Some(gx), None, None) => {
                 let (mut d, blocks) = passes(gy);
                 (d.activation, d.x_is_relu) = (Activation::number(node.then), node.x_is_relu.into());
                 if !node.train {
@@ -220,7 +235,7 @@ pub(super) fn backward<T: KernelType>(
                 let to = gx.output()?;
                 batch_norm2d_bwd_input::<T>(cuda, blocks, x, mean, inv_std, gamma, beta, gg, gb, from, to, &d)?;
             }
-            (None, _) => {}
+            (None, ..) => {}
         }
     }
     Ok([gx.filter(|_| node.ids[0].is_some()), masked])

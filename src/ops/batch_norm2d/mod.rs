@@ -177,6 +177,7 @@ impl Var {
             then: then.activation,
             x_is_relu: self.is_relu() && winners.is_none(),
             winners,
+            x_won: self.won().filter(|_| train).cloned(),
         });
         Ok(y.made_by_relu(relu_of_sum))
     }
@@ -199,6 +200,8 @@ struct BatchNorm2d {
     x_is_relu: bool,
     /// Where the result was pooled.
     winners: Option<cuda::Winners>,
+    /// Where x won, if it was pooled.
+    x_won: Option<Tensor>,
 }
 
 impl Backward for BatchNorm2d {
@@ -222,13 +225,18 @@ impl Backward for BatchNorm2d {
         },
         cuda => {
             let masks = self.masks.as_ref().filter(|_| !grads.is_masked());
-            let [of_x, masked] = cuda::backward::<T>(&cuda, &self, &gy, masks, [&mut ggamma, &mut gbeta])?;
+            let spread = self.x_won.as_ref().filter(|_| grads.has_one_reader(self.ids[0]));
+            let [of_x, masked] = cuda::backward::<T>(&cuda, &self, &gy, masks, spread, [&mut ggamma, &mut gbeta])?;
             gx = of_x;
             grads.add(self.plus, masked.unwrap_or(gy))
         });
         // A bias in front of it changes nothing.
         grads.note_sums_to_zero(self.ids[0].filter(|_| self.train && !self.x_is_relu));
-        gx.map_or(Ok(()), |gx| grads.add_masked(self.ids[0], gx, self.x_is_relu))?;
+        match gx {
+            Some(gx) if gx.shape() != self.x.shape() => grads.add_spread(self.ids[0], gx),
+            Some(gx) => grads.add_masked(self.ids[0], gx, self.x_is_relu)?,
+            None => {}
+        }
         grads.add(self.ids[1], ggamma)?;
         grads.add(self.ids[2], gbeta)
     }

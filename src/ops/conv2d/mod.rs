@@ -71,8 +71,8 @@ impl Var {
         let (then, inputs): (Then, _) = (then.into(), [self, w]);
         let d = Dims::new(self.shape(), w.shape(), b.map(Var::shape), stride, pad)?.cropped(then);
         if let Some([y, place]) = forward_pooled(self.value(), w.value(), b.map(Var::value), then, &d)? {
-            let place = Some((place, then.activation.is_some()));
-            return Operands::record(y, None, inputs, b, cx, |operands| Conv2d { operands, d, place });
+            let node = |operands| Conv2d { operands, d, place: Some((place.clone(), then.activation.is_some())) };
+            return Ok(Operands::record(y, None, inputs, b, cx, node)?.won_at(place));
         }
         let y = forward(self.value(), w.value(), b.map(Var::value), then.activation, &d)?;
         let node = |operands| Conv2d { operands, d, place: None };
@@ -124,7 +124,10 @@ impl Backward for Conv2d {
                 if *relu {
                     grads.forget_sums();
                 }
-                max_pool2d::backward(&gy, place, [d.n, d.y[0], d.y[1], d.o].into(), Then::POOL)?
+                match grads.is_spread() {
+                    true => gy,
+                    false => max_pool2d::backward(&gy, place, [d.n, d.y[0], d.y[1], d.o].into(), Then::POOL)?,
+                }
             }
             None => gy,
         };
