@@ -184,9 +184,10 @@ __device__ __forceinline__ void unpool(Width<V>, A, const T* x, const float* mea
 template <class T>
 __global__ void __launch_bounds__(256, 3)
     batch_norm2d_pool_spread(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
-                            const float* __restrict__ gamma, const float* __restrict__ beta,
-                            const float* __restrict__ ggamma, const float* __restrict__ gbeta, const T* __restrict__ gy,
-                            const unsigned char* __restrict__ place, T* __restrict__ to, BatchNorm2dPoolDims d) {
+                             const float* __restrict__ gamma, const float* __restrict__ beta,
+                             const float* __restrict__ ggamma, const float* __restrict__ gbeta,
+                             const T* __restrict__ gy, const unsigned char* __restrict__ place, T* __restrict__ to,
+                             BatchNorm2dPoolDims d) {
   with_activation<T>(d.activation, [&](auto f) {
     with_width<4>(
         d, [&](auto width) { unpool(width, f, x, mean, inv_std, gamma, beta, ggamma, gbeta, gy, place, to, d); }, x, gy,

@@ -1,4 +1,5 @@
-// Softmax cross-entropy with label smoothing, the mean over the rows.
+// Softmax cross-entropy with label smoothing, the mean over the rows. Where it is known what its gradient will be, gloss, that of x
+// is written at once, as cross_entropy_bwd does it.
 // Instances: T = float, half, bf16
 #include "softmax.cuh"
 
@@ -8,15 +9,19 @@ struct CrossEntropyDims {
   float spread;  // smoothing / c: every class's share
 };
 
-// logp[c] = log-softmax of the row x[c], and returned one * logp[label] + spread * (sum over c of logp[c]), NaN where the label
+// logp[c] = log-softmax of the row x[c], gx[c] the gradient of its loss, and returned one * logp[label] + spread * (sum over c of logp[c]), NaN where the label
 // is no class; all lanes of a warp call it, lane 0 has the result.
 template <class T>
-__device__ __forceinline__ float row_loss(const T* x, int label, T* logp, const CrossEntropyDims& d, int lane) {
+__device__ __forceinline__ float row_loss(const T* x, int row, int label, T* logp, const float* gloss, T* gx,
+                                          const CrossEntropyDims& d, int lane) {
+  x += row * d.c, logp += row * d.c;
   const LogSoftmax found = log_softmax(x, d.c, lane);
+  const float g = gx ? gloss[0] / (float)d.n : 0.0f;
   float sum = 0.0f;
   for (int k = lane; k < d.c; k += 32) {
     float v = found.of(x[k]);
     logp[k] = from_float<T>(v);
+    if (gx) gx[row * d.c + k] = loss_gradient(logp[k], k, label, d.c, d.one, d.spread, g);
     // Without smoothing nothing is added: an infinite logp times 0 would be NaN.
     if (d.spread > 0.0f) sum += v;
   }
@@ -28,7 +33,7 @@ __device__ __forceinline__ float row_loss(const T* x, int label, T* logp, const 
 // logp[n, c] = log-softmax of x, and rows[n] = one * logp[n, label] + spread * (sum over c of
 // logp[n, c]), NaN where the label is no class.
 // Threads: one warp for a row, neighbours along it.
-// Traffic: one read of x and one write of logp an element (the rest from the cache).
+// Traffic: one read of x and one write of logp an element, and one of gx (the rest from the cache).
 // Launch: grid ceil(n / 8) of 256; no shared memory.
 // Numerics: the row's largest is subtracted first; accurate expf and logf.
 // Limits: n * c < 2^31.
@@ -37,10 +42,11 @@ __device__ __forceinline__ float row_loss(const T* x, int label, T* logp, const 
 template <class T>
 __global__ void __launch_bounds__(256)
     cross_entropy_fwd(const T* __restrict__ x, const int* __restrict__ labels, T* __restrict__ logp,
-                      float* __restrict__ rows, CrossEntropyDims d) {
+                      float* __restrict__ rows, OPTIONAL const float* __restrict__ gloss, OPTIONAL T* __restrict__ gx,
+                      CrossEntropyDims d) {
   int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= d.n) return;
-  const float loss = row_loss(x + row * d.c, labels[row], logp + row * d.c, d, lane);
+  const float loss = row_loss(x, row, labels[row], logp, gloss, gx, d, lane);
   if (lane == 0) rows[row] = loss;
 }
 
@@ -70,11 +76,12 @@ __global__ void __launch_bounds__(256)
 template <class T>
 __global__ void __launch_bounds__(1024)
     cross_entropy_few(const T* __restrict__ x, const int* __restrict__ labels, T* __restrict__ logp,
-                      float* __restrict__ loss, CrossEntropyDims d) {
+                      float* __restrict__ loss, OPTIONAL const float* __restrict__ gloss, OPTIONAL T* __restrict__ gx,
+                      CrossEntropyDims d) {
   SHARED(float, rows, [64]);
   const int lane = threadIdx.x % 32;
   for (int row = threadIdx.x / 32; row < d.n; row += blockDim.x / 32) {
-    const float of_row = row_loss(x + row * d.c, labels[row], logp + row * d.c, d, lane);
+    const float of_row = row_loss(x, row, labels[row], logp, gloss, gx, d, lane);
     if (lane == 0) rows[row] = of_row;
   }
   __syncthreads();
@@ -98,9 +105,5 @@ __global__ void __launch_bounds__(256)
     cross_entropy_bwd(const float* __restrict__ gloss, const T* __restrict__ logp, const int* __restrict__ labels,
                       T* __restrict__ gx, CrossEntropyDims d) {
   float g = gloss[0] / (float)d.n;
-  FOR_EACH(i, d.n * d.c) {
-    int label = labels[i / d.c];
-    float target = i % d.c == label ? d.one : label < 0 || label >= d.c ? nanf("") : 0.0f;
-    gx[i] = from_float<T>((expf(to_float(logp[i])) - d.spread - target) * g);
-  }
+  FOR_EACH(i, d.n * d.c) gx[i] = loss_gradient(logp[i], i % d.c, labels[i / d.c], d.c, d.one, d.spread, g);
 }

@@ -38,36 +38,53 @@ pub struct VarId(u32);
 pub struct Var {
     value: Tensor,
     id: Option<VarId>,
+    made: Made,
+}
+
+/// What is noted of how a variable was made, for ops that read it.
+#[derive(Clone, Debug, Default)]
+struct Made {
     relu: bool,
     won: Option<Tensor>,
+    logits: Option<VarId>,
 }
 
 impl Var {
     /// A variable that no gradient flows to.
     pub fn constant(value: Tensor) -> Self {
-        Var { value, id: None, relu: false, won: None }
+        Var { value, id: None, made: Made::default() }
     }
 
     /// With a note whether ReLU made it, in a product or a sum, or a pool or dropout of what ReLU made: then its gradient may
     /// be taken for 0 where it is not above 0 itself.
     pub(crate) fn made_by_relu(self, relu: bool) -> Self {
-        Var { relu, ..self }
+        Var { made: Made { relu, ..self.made }, ..self }
     }
 
     /// Whether that is noted.
     pub(crate) fn is_relu(&self) -> bool {
-        self.relu
+        self.made.relu
     }
 
     /// With a note where it won, the output of a max-pool of 2x2 in one op with what was pooled: who alone reads it may give the
     /// gradient [of that](Grads::add_spread).
     pub(crate) fn won_at(self, place: Tensor) -> Self {
-        Var { won: Some(place), ..self }
+        Var { made: Made { won: Some(place), ..self.made }, ..self }
     }
 
     /// What is noted of that.
     pub(crate) fn won(&self) -> Option<&Tensor> {
-        self.won.as_ref()
+        self.made.won.as_ref()
+    }
+
+    /// With a note of the variable whose log-softmax it is: a loss may give the gradient of that.
+    pub(crate) fn log_softmax_of(self, logits: Option<VarId>) -> Self {
+        Var { made: Made { logits, ..self.made }, ..self }
+    }
+
+    /// What is noted of that.
+    pub(crate) fn logits(&self) -> Option<VarId> {
+        self.made.logits
     }
 
     /// The numbers.
@@ -136,6 +153,7 @@ pub struct Ctx<'p> {
     network: Option<(&'p Params, &'p Buffers)>,
     watcher: Option<Watcher<'p>>,
     dropouts: u32,
+    seed: Option<Tensor>,
 }
 
 impl<'p> Ctx<'p> {
@@ -154,6 +172,7 @@ impl<'p> Ctx<'p> {
             network: None,
             watcher: None,
             dropouts: 0,
+            seed: None,
         }
     }
 
@@ -181,6 +200,18 @@ impl<'p> Ctx<'p> {
         let result = f(self);
         self.mode = before;
         result
+    }
+
+    /// Before a backward pass that begins with the gradient `seed`: a loss on a CUDA device computes its own gradient with it at
+    /// once, in the launch that it has anyway.
+    pub(crate) fn seeded(mut self, seed: Tensor) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// That gradient, where a loss is to do so.
+    pub(crate) fn seed(&self) -> Option<&Tensor> {
+        self.seed.as_ref().filter(|_| self.tape.is_some() && self.joins())
     }
 
     /// At a step of a run.

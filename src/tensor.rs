@@ -298,6 +298,11 @@ impl Tensor {
         Ok(copy)
     }
 
+    /// Whether it is this other tensor, and not one of equal numbers.
+    pub(crate) fn is(&self, other: &Tensor) -> bool {
+        Arc::ptr_eq(&self.data, &other.data) && (self.offset, self.shape) == (other.offset, other.shape)
+    }
+
     /// Checks that `other` has this shape, element type and device.
     pub(crate) fn expect_like(&self, op: &'static str, other: &Tensor) -> Result<()> {
         if self.shape == other.shape && self.dtype() == other.dtype() && self.device() == other.device() {

@@ -5,7 +5,7 @@
 //! Smoothing: Szegedy et al., "Rethinking the Inception Architecture", 2016; PyTorch's convention.
 
 use super::case::{Case, Draw, Fill};
-use super::nll::check_labels;
+use super::nll::{Early, check_labels};
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
 use crate::error::{Error, Result};
 use crate::shape::Shape;
@@ -27,14 +27,15 @@ impl Var {
         let x = self.value();
         let mut loss = Tensor::empty(x.device(), x.dtype().sums(), Shape::SCALAR)?;
         let mut logp = Tensor::empty(x.device(), x.dtype(), x.shape())?;
+        let mut early = Early::new(self, cx)?;
         on_device!(OP, x, T,
             cpu => {
                 let logp = logp.host_mut::<T>()?;
                 super::log_softmax::cpu::forward(x.host::<T>()?, logp, x.shape().last());
                 loss.host_mut::<T>()?[0] = cpu::loss(logp, labels.host()?, x.shape().last(), smoothing)
             },
-            cuda => cuda::forward::<T>(&cuda, x, labels, &mut logp, &mut loss, smoothing));
-        Ok(cx.record(loss, &[self], || CrossEntropy { x: self.id(), logp, labels: labels.clone(), smoothing }))
+            cuda => cuda::forward::<T>(&cuda, x, labels, [&mut logp, &mut loss], smoothing, early.as_mut()));
+        Ok(cx.record(loss, &[self], || CrossEntropy { x: self.id(), logp, labels: labels.clone(), smoothing, early }))
     }
 }
 
@@ -43,10 +44,14 @@ struct CrossEntropy {
     logp: Tensor,
     labels: Tensor,
     smoothing: f64,
+    early: Option<Early>,
 }
 
 impl Backward for CrossEntropy {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        if let Some(gx) = self.early.and_then(|early| early.of(&gy)) {
+            return grads.add(self.x, gx);
+        }
         let (shape, dtype) = (self.logp.shape(), self.logp.dtype());
         let mut gx = Tensor::empty(gy.device(), dtype, shape)?;
         on_device!(OP, gx, T,
@@ -91,6 +96,7 @@ mod cpu {
 }
 
 mod cuda {
+    use super::Early;
     use crate::device::cuda::{BLOCK, Cuda, KernelType, Launch};
     use crate::dtype::DType;
     use crate::error::Result;
@@ -110,26 +116,20 @@ mod cuda {
         cuda: &Cuda,
         x: &Tensor,
         labels: &Tensor,
-        logp: &mut Tensor,
-        loss: &mut Tensor,
+        [logp, loss]: [&mut Tensor; 2],
         smoothing: f64,
+        early: Option<&mut Early>,
     ) -> Result<()> {
         let d = dims(x, smoothing);
+        let (gloss, gx) = Early::split(early)?;
+        let (x, labels, logp) = (x.input()?, labels.input()?, logp.output()?);
         if d.n <= FEW {
             let block = Launch::new(1, 32 * d.n.clamp(1, 32) as u32);
-            return cross_entropy_few::<T>(
-                cuda,
-                block,
-                x.input()?,
-                labels.input()?,
-                logp.output()?,
-                loss.output()?,
-                &d,
-            );
+            return cross_entropy_few::<T>(cuda, block, x, labels, logp, loss.output()?, gloss, gx, &d);
         }
-        let mut rows = Tensor::empty(x.device(), DType::F32, [d.n as usize])?;
+        let mut rows = Tensor::empty(loss.device(), DType::F32, [d.n as usize])?;
         let warps = Launch::new(rows.len().div_ceil(8), BLOCK);
-        cross_entropy_fwd::<T>(cuda, warps, x.input()?, labels.input()?, logp.output()?, rows.output()?, &d)?;
+        cross_entropy_fwd::<T>(cuda, warps, x, labels, logp, rows.output()?, gloss, gx, &d)?;
         cross_entropy_mean(cuda, Launch::new(1, BLOCK), rows.input()?, loss.output()?, &d)
     }
 

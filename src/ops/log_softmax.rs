@@ -4,6 +4,7 @@
 
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
+use crate::device::Device;
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -16,7 +17,9 @@ impl Var {
     /// [`crate::Error::Shape`] for a dtype that is not floating point.
     pub fn log_softmax(&self, cx: &mut Ctx<'_>) -> Result<Var> {
         let y = forward(self.value())?;
-        Ok(cx.record(y.clone(), &[self], || LogSoftmax { x: self.id(), y }))
+        let joins = matches!(y.device(), Device::Cuda(_)) && cx.joins();
+        let made = cx.record(y.clone(), &[self], || LogSoftmax { x: self.id(), y });
+        Ok(if joins { made.log_softmax_of(self.id()) } else { made })
     }
 }
 
@@ -113,6 +116,17 @@ fn one_far_above(n: usize, c: usize) -> Case {
     Case::new(format!("[{n}, {c}] one far above"), far).input("x", [n, c], Fill::Uniform)
 }
 
+/// With the loss of it, which on a device gives the gradient of what it is of. In two bytes it is rounded in between.
+fn then_nll(n: usize, c: usize) -> Case {
+    let labels = Draw::new(1).labels(n, c);
+    let loss = move |v: &[Var], cx: &mut Ctx<'_>| {
+        let labels = Tensor::from_slice(cx.device(), [n], &labels)?;
+        v[0].log_softmax(cx)?.nll(&labels, cx)
+    };
+    let case = Case::new(format!("[{n}, {c}], nll"), loss).input("x", [n, c], Fill::Uniform);
+    Case { half: false, ..case }
+}
+
 /// Shapes that tests and benches share.
 pub fn cases() -> Vec<Case> {
     vec![
@@ -122,6 +136,8 @@ pub fn cases() -> Vec<Case> {
         case(9, 32),
         case(17, 65),
         one_far_above(34, 65),
+        then_nll(7, 5),
+        then_nll(43, 10),
         case(256, 10).timed(),
         case(4096, 100).timed(),
     ]

@@ -1,16 +1,21 @@
 //! Negative log-likelihood: `loss = -mean over n of x[n, label[n]]`, x holding log-probabilities.
 //!
-//! `gx[n, label[n]] = -gloss / N`, else 0.
+//! `gx[n, label[n]] = -gloss / N`, else 0. On a CUDA device, where x is the log-softmax of logits, theirs is computed at once:
+//! `gloss / N · (exp(x) - onehot(label))`.
 
 use super::case::{Case, Draw, Fill};
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
 use crate::device::Device;
+use crate::device::cuda::{In, KernelType, Out};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
 const OP: &str = "nll";
+
+/// Scores whose gradient one block computes beside the loss, at most.
+const EARLY: usize = 4096;
 
 impl Var {
     /// The mean negative log-likelihood of `labels` (`[n]`, `i32`) under log-probabilities `[n, classes]`.
@@ -21,15 +26,44 @@ impl Var {
         check_labels(OP, self.value(), labels)?;
         let x = self.value();
         let mut loss = Tensor::empty(x.device(), x.dtype().sums(), Shape::SCALAR)?;
+        let is_small = self.logits().is_some() && x.len() <= EARLY;
+        let mut early = if is_small { Early::new(self, cx)? } else { None };
         on_device!(OP, x, T,
             cpu => loss.host_mut::<T>()?[0] = cpu::forward(x.host::<T>()?, labels.host()?, x.shape().last()),
-            cuda => cuda::forward::<T>(&cuda, x, labels, &mut loss));
-        Ok(cx.record(loss, &[self], || Nll {
-            x: self.id(),
-            shape: self.shape(),
-            dtype: x.dtype(),
-            labels: labels.clone(),
-        }))
+            cuda => cuda::forward::<T>(&cuda, x, labels, &mut loss, early.as_mut()));
+        let (x, logp) = (self.logits().or(self.id()), self.logits().map(|_| x.clone()));
+        let (shape, dtype, labels) = (self.shape(), self.value().dtype(), labels.clone());
+        Ok(cx.record(loss, &[self], || Nll { x, logp, shape, dtype, labels, early }))
+    }
+}
+
+/// The gradient of a loss's scores, computed in the forward pass, and the gradient of the loss that it was computed with.
+pub(super) struct Early {
+    pub(super) seed: Tensor,
+    pub(super) gx: Tensor,
+}
+
+type Split<'a, T> = (Option<In<'a, f32>>, Option<Out<'a, T>>);
+
+impl Early {
+    /// Room for it, where scores on a CUDA device have a gradient and it is known how the backward pass begins.
+    pub(super) fn new(scores: &Var, cx: &Ctx<'_>) -> Result<Option<Self>> {
+        let (Device::Cuda(_), Some(seed), Some(_)) = (scores.value().device(), cx.seed(), scores.id()) else {
+            return Ok(None);
+        };
+        let x = scores.value();
+        Ok(Some(Early { seed: seed.clone(), gx: Tensor::empty(x.device(), x.dtype(), x.shape())? }))
+    }
+
+    /// For a kernel: the loss's gradient, and the place of its own.
+    pub(super) fn split<T: KernelType>(this: Option<&mut Self>) -> Result<Split<'_, T>> {
+        let Some(Early { seed, gx }) = this else { return Ok((None, None)) };
+        Ok((Some(seed.input()?), Some(gx.output()?)))
+    }
+
+    /// The gradient, if the loss's is the one that it was computed with.
+    pub(super) fn of(self, gy: &Tensor) -> Option<Tensor> {
+        self.seed.is(gy).then_some(self.gx)
     }
 }
 
@@ -63,18 +97,24 @@ pub(super) fn check_labels(op: &'static str, x: &Tensor, labels: &Tensor) -> Res
 }
 
 struct Nll {
+    /// The variable that the gradient is of: the input, or the logits whose log-softmax it is.
     x: Option<VarId>,
+    logp: Option<Tensor>,
     shape: Shape,
     dtype: DType,
     labels: Tensor,
+    early: Option<Early>,
 }
 
 impl Backward for Nll {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        if let Some(gx) = self.early.and_then(|early| early.of(&gy)) {
+            return grads.add(self.x, gx);
+        }
         let mut gx = Tensor::empty(gy.device(), self.dtype, self.shape)?;
         on_device!(OP, gx, T,
             cpu => cpu::backward(gy.host::<T>()?[0], self.labels.host()?, gx.host_mut::<T>()?, self.shape.last()),
-            cuda => cuda::backward::<T>(&cuda, &gy, &self.labels, &mut gx));
+            cuda => cuda::backward::<T>(&cuda, &gy, &self.labels, self.logp.as_ref(), &mut gx));
         grads.add(self.x, gx)
     }
 }
@@ -96,6 +136,7 @@ mod cpu {
 }
 
 mod cuda {
+    use super::Early;
     use crate::device::cuda::{BLOCK, Cuda, KernelType, Launch};
     use crate::error::Result;
     use crate::kernels::nll::{NllDims, nll_bwd, nll_fwd};
@@ -106,13 +147,27 @@ mod cuda {
         NllDims { n: (x.len() / c) as i32, c: c as i32 }
     }
 
-    pub(super) fn forward<T: KernelType>(cuda: &Cuda, x: &Tensor, labels: &Tensor, loss: &mut Tensor) -> Result<()> {
-        nll_fwd::<T>(cuda, Launch::new(1, BLOCK), x.input()?, labels.input()?, loss.output()?, &dims(x))
+    pub(super) fn forward<T: KernelType>(
+        cuda: &Cuda,
+        x: &Tensor,
+        labels: &Tensor,
+        loss: &mut Tensor,
+        early: Option<&mut Early>,
+    ) -> Result<()> {
+        let (gloss, gx) = Early::split(early)?;
+        nll_fwd::<T>(cuda, Launch::new(1, BLOCK), x.input()?, labels.input()?, loss.output()?, gloss, gx, &dims(x))
     }
 
-    pub(super) fn backward<T: KernelType>(cuda: &Cuda, gloss: &Tensor, labels: &Tensor, gx: &mut Tensor) -> Result<()> {
+    pub(super) fn backward<T: KernelType>(
+        cuda: &Cuda,
+        gloss: &Tensor,
+        labels: &Tensor,
+        logp: Option<&Tensor>,
+        gx: &mut Tensor,
+    ) -> Result<()> {
         let (d, launch) = (dims(gx), Launch::each(gx.len()));
-        nll_bwd::<T>(cuda, launch, gloss.input()?, labels.input()?, gx.output()?, &d)
+        let logp = logp.map(Tensor::input).transpose()?;
+        nll_bwd::<T>(cuda, launch, gloss.input()?, labels.input()?, logp, gx.output()?, &d)
     }
 }
 

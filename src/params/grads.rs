@@ -8,6 +8,7 @@ use crate::dtype::{DType, Element, with_real};
 use crate::error::{Error, Result};
 use crate::kernels::params::{ParamsDims, params_norm};
 use crate::kernels::tensor::{TensorDims, tensor_accumulate};
+use crate::shape::Shape;
 use crate::step::Step;
 use crate::tensor::Tensor;
 use std::ops::Range;
@@ -99,21 +100,21 @@ impl ParamGrads {
     }
 
     /// The gradient of a loss that counts for `share`, from which a backward pass is to start.
-    pub(crate) fn start(&mut self, loss: &Tensor, share: f64) -> Result<Tensor> {
-        let fresh = || Tensor::empty(loss.device(), loss.dtype(), loss.shape());
+    pub(crate) fn start(&mut self, share: f64) -> Result<Tensor> {
+        let device = self.buffer.device().clone();
+        let fresh = || Tensor::empty(&device, DType::F32, Shape::SCALAR);
         if let Some(scaling) = &self.scaling {
             let mut gradient = fresh()?;
             scaling.begin(&mut gradient, share)?;
             return Ok(gradient);
         }
-        let alike = |(of, seed): &&(f64, Tensor)| *of == share && seed.expect_like("seed", loss).is_ok();
-        if let Some((_, seed)) = self.seeds.iter().find(alike) {
+        if let Some((_, seed)) = self.seeds.iter().find(|(of, _)| *of == share) {
             return Ok(seed.clone());
         }
         let mut gradient = fresh()?;
         gradient.fill(share)?;
         // What is recorded has not happened yet.
-        if !matches!(loss.device(), Device::Cuda(cuda) if cuda.is_recording()) {
+        if !matches!(&device, Device::Cuda(cuda) if cuda.is_recording()) {
             self.seeds.push((share, gradient.clone()));
         }
         Ok(gradient)

@@ -245,7 +245,14 @@ impl Engine {
 
     fn pass(&mut self, batch: &Batch, step: &Step, moves: bool) -> Result<()> {
         let images = batch.labels.len();
-        let mut cx = self.model.train(*step);
+        let alone = moves && self.held == 0;
+        let share = match (self.sums, alone) {
+            (true, _) => images as f64,
+            (false, true) => 1.0,
+            (false, false) => images as f64 / self.feed.loader().batch_size() as f64,
+        };
+        let weight = self.grads.start(share)?;
+        let mut cx = self.model.train(*step).seeded(weight.clone());
         let scores = self.model.forward(&Var::constant(batch.images.clone()), &mut cx)?;
         let loss = (self.loss)(&scores, &batch.labels, &mut cx)?;
         // Where reading the loss costs nothing it is checked before it does any harm.
@@ -259,13 +266,6 @@ impl Engine {
         }
         self.metrics.record(loss.value(), scores.value(), &batch.labels, step)?;
         drop(scores);
-        let alone = moves && self.held == 0;
-        let share = match (self.sums, alone) {
-            (true, _) => images as f64,
-            (false, true) => 1.0,
-            (false, false) => images as f64 / self.feed.loader().batch_size() as f64,
-        };
-        let weight = self.grads.start(loss.value(), share)?;
         if self.held > 0 {
             self.grads.keep();
         }

@@ -394,7 +394,7 @@ fn batches_have_the_cpu_s_bits() {
         of(1.0, 2, Border::Edge),
         Augment { vertical_flip: 0.5, cutout: 2, ..of(0.5, 1, Border::Black) },
         Augment { alternate: true, ..of(0.5, 2, Border::Symmetric) },
-        Augment { alternate: true, rotation: 9.0, ..of(0.3, 0, Border::Black) },
+        Augment { alternate: true, rotation: 9.0, ..of(0.3, 1, Border::Reflect) },
         Augment { rotation: 30.0, ..of(0.4, 0, Border::Black) },
         Augment { cutout: 3, ..mixed },
         mixed,

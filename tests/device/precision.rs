@@ -73,14 +73,29 @@ fn fused_layers_are_those_by_themselves() {
     for (precision, difference) in [("f32", 0.0), ("f16", 1e-3), ("bf16", 1e-2)] {
         let recipe = recipe("a1-lenet", &[layers, "batch_size=6", &format!("precision={precision}")]);
         losses_agree(&recipe, [&fused, &apart], difference);
-        let launches = |under: &Under| {
-            let Device::Cuda(cuda) = under.first() else { return 0 };
-            let mut trainer = trainer(&recipe, under.first());
-            cuda.profile(|| trainer.bench_steps(1)).unwrap().len()
-        };
-        let what = "six activations, the gradients of all, and those of two biases before batch-norms";
-        assert_eq!(launches(&apart) - launches(&fused), 14, "{what}");
+        let what = "six activations, the gradients of all, those of two biases before batch-norms, and the loss's";
+        assert_eq!(launches(&recipe, &apart) - launches(&recipe, &fused), 15, "{what}");
     }
+}
+
+/// Few logits behind a log-softmax have their gradient from the launch that computes the loss.
+#[test]
+fn a_loss_has_its_gradient_at_once() {
+    let options = CudaOptions { no_fuse: true, ..CudaOptions::default() };
+    let (Some(fused), Some(apart)) = (Under::new(), Under::with(options)) else { return };
+    let layers = r#"layers=["max_pool 8", "flatten", "fc 10", "log_softmax"]"#;
+    for (precision, difference) in [("f32", 1e-6), ("f16", 1e-3)] {
+        let recipe = recipe("a1-lenet", &[layers, "loss=nll", "batch_size=6", &format!("precision={precision}")]);
+        losses_agree(&recipe, [&fused, &apart], difference);
+        assert_eq!(launches(&recipe, &apart) - launches(&recipe, &fused), 2, "{precision}");
+    }
+}
+
+/// Launches of a step.
+fn launches(recipe: &Recipe, under: &Under) -> usize {
+    let Device::Cuda(cuda) = under.first() else { return 0 };
+    let mut trainer = trainer(recipe, under.first());
+    cuda.profile(|| trainer.bench_steps(1)).unwrap().len()
 }
 
 /// What ReLU passes on is written by what follows it, through pools and dropout, so that its own pass is none; the numbers are

@@ -21,7 +21,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
-use special::{after_training, far_from_zero, plus, pooled, then};
+use special::then;
 
 const OP: &str = "batch_norm2d";
 
@@ -248,7 +248,7 @@ fn case(x: [usize; 4], train: bool) -> Case {
 
 /// Shapes that tests and benches share.
 pub fn cases() -> Vec<Case> {
-    vec![
+    let mut all = vec![
         case([2, 1, 1, 1], true),
         case([1, 3, 5, 7], true),
         case([1, 1, 1, 3], false),
@@ -268,37 +268,14 @@ pub fn cases() -> Vec<Case> {
         case([1, 683, 3, 8], true),
         case([2, 46, 46, 31], true),
         case([1, 683, 3, 132], true),
-        far_from_zero([2, 8, 16, 2]),
-        far_from_zero([4, 8, 8, 8]),
-        after_training([2, 3, 5, 3]),
-        after_training([2, 3, 5, 8]),
-        then(Some(Activation::Relu).into(), [2, 4, 3, 8], true),
-        then(Some(Activation::Relu).into(), [2, 3, 5, 3], false),
-        then(Some(Activation::Silu).into(), [2, 4, 3, 8], true),
-        then(Some(Activation::Silu).into(), [2, 3, 5, 3], true),
-        then(Some(Activation::Gelu).into(), [2, 4, 3, 8], true),
-        then(Some(Activation::Gelu).into(), [2, 4, 3, 8], false),
-        then(Some(Activation::Gelu).into(), [1, 683, 3, 3], true),
-        then(Some(Activation::Silu).into(), [1, 683, 3, 4], true),
-        pooled(None, [2, 3, 5, 3]),
-        pooled(None, [2, 64, 65, 8]),
-        pooled(Some(Activation::Relu), [1, 683, 3, 3]),
-        pooled(Some(Activation::Relu), [3, 46, 60, 4]),
-        pooled(Some(Activation::Silu), [3, 51, 55, 5]),
-        pooled(Some(Activation::Gelu), [2, 3, 1371, 12]),
-        plus([None, None], [2, 3, 5, 3], true),
-        plus([None, Some(Activation::Relu)], [2, 4, 3, 8], true),
-        plus([None, Some(Activation::Relu)], [2, 3, 5, 4], true),
-        plus([None, Some(Activation::Relu)], [1, 683, 3, 5], true),
-        plus([None, Some(Activation::Relu)], [1, 683, 3, 12], true),
-        plus([None, Some(Activation::Relu)], [2, 3, 5, 8], false),
-        plus([Some(Activation::Relu), None], [2, 4, 3, 8], true),
-        plus([Some(Activation::Gelu), None], [1, 683, 3, 4], true),
-        plus([Some(Activation::Silu), Some(Activation::Silu)], [2, 4, 3, 3], true),
+    ];
+    all.extend(special::cases());
+    all.extend([
         case([16, 28, 28, 32], true).timed(),
         case([16, 8, 8, 256], true).timed(),
         case([16, 28, 28, 32], false).timed(),
-    ]
+    ]);
+    all
 }
 
 /// A small case drawn at random.

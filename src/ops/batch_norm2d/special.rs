@@ -2,6 +2,38 @@
 
 use super::*;
 
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        far_from_zero([2, 8, 16, 2]),
+        far_from_zero([4, 8, 8, 8]),
+        after_training([2, 3, 5, 3]),
+        after_training([2, 3, 5, 8]),
+        then(Some(Activation::Relu).into(), [2, 4, 3, 8], true),
+        then(Some(Activation::Relu).into(), [2, 3, 5, 3], false),
+        then(Some(Activation::Silu).into(), [2, 4, 3, 8], true),
+        then(Some(Activation::Silu).into(), [2, 3, 5, 3], true),
+        then(Some(Activation::Gelu).into(), [2, 4, 3, 8], true),
+        then(Some(Activation::Gelu).into(), [2, 4, 3, 8], false),
+        then(Some(Activation::Gelu).into(), [1, 683, 3, 3], true),
+        then(Some(Activation::Silu).into(), [1, 683, 3, 4], true),
+        pooled(None, [2, 3, 5, 3]),
+        pooled(None, [2, 64, 65, 8]),
+        pooled(Some(Activation::Relu), [1, 683, 3, 3]),
+        pooled(Some(Activation::Relu), [3, 46, 60, 4]),
+        pooled(Some(Activation::Silu), [3, 51, 55, 5]),
+        pooled(Some(Activation::Gelu), [2, 3, 1371, 12]),
+        plus([None, None], [2, 3, 5, 3], true),
+        plus([None, Some(Activation::Relu)], [2, 4, 3, 8], true),
+        plus([None, Some(Activation::Relu)], [2, 3, 5, 4], true),
+        plus([None, Some(Activation::Relu)], [1, 683, 3, 5], true),
+        plus([None, Some(Activation::Relu)], [1, 683, 3, 12], true),
+        plus([None, Some(Activation::Relu)], [2, 3, 5, 8], false),
+        plus([Some(Activation::Relu), None], [2, 4, 3, 8], true),
+        plus([Some(Activation::Gelu), None], [1, 683, 3, 4], true),
+        plus([Some(Activation::Silu), Some(Activation::Silu)], [2, 4, 3, 3], true),
+    ]
+}
+
 /// What follows in the same pass.
 pub(super) fn then(then: Then, x: [usize; 4], train: bool) -> Case {
     let c = x[3];
@@ -20,14 +52,14 @@ pub(super) fn then(then: Then, x: [usize; 4], train: bool) -> Case {
 
 /// A max-pool of the result. In two bytes values are equal that are not, and another one wins; finite differences end at the
 /// corner of ReLU.
-pub(super) fn pooled(activation: Option<Activation>, x: [usize; 4]) -> Case {
+fn pooled(activation: Option<Activation>, x: [usize; 4]) -> Case {
     let mut case = then(Then { activation, pool: true }, x, true);
     case.inputs[0].fill = Fill::Distinct;
     Case { half: false, smooth: false, ..case }
 }
 
 /// Values of 10000 ± 0.5, which must not cost the variance its digits; `x` is added afterwards.
-pub(super) fn far_from_zero(x: [usize; 4]) -> Case {
+fn far_from_zero(x: [usize; 4]) -> Case {
     let Case { inputs, apply, .. } = case(x, true);
     let [n, h, w, c] = x;
     let far = move |v: &[Var], cx: &mut Ctx<'_>| {
@@ -41,7 +73,7 @@ pub(super) fn far_from_zero(x: [usize; 4]) -> Case {
 
 /// Evaluation after two steps of training. The gradient takes the running statistics for constants,
 /// which a finite difference does not.
-pub(super) fn after_training(x: [usize; 4]) -> Case {
+fn after_training(x: [usize; 4]) -> Case {
     let c = x[3];
     let apply = move |v: &[Var], cx: &mut Ctx<'_>| {
         let [mut mean, mut var] = running(cx.device(), v[0].value().dtype().sums(), c)?;
@@ -56,7 +88,7 @@ pub(super) fn after_training(x: [usize; 4]) -> Case {
 }
 
 /// A sum with another tensor, and the activations on its sides.
-pub(super) fn plus([before, after]: [Option<Activation>; 2], x: [usize; 4], train: bool) -> Case {
+fn plus([before, after]: [Option<Activation>; 2], x: [usize; 4], train: bool) -> Case {
     let (c, mode) = (x[3], if train { Mode::Train } else { Mode::Eval });
     let [of_it, of_sum] = [before, after].map(Activation::in_a_name);
     let apply = move |v: &[Var], cx: &mut Ctx<'_>| {
