@@ -100,9 +100,9 @@ impl<'g> Grads<'g> {
         self.at_hand.masked
     }
 
-    /// Whether one node alone gives this variable a gradient.
+    /// Whether one node alone gives this variable a gradient, and has not yet.
     pub(crate) fn has_one_reader(&self, id: Option<VarId>) -> bool {
-        id.is_some_and(|VarId(id)| self.readers[id as usize] == 1)
+        id.is_some_and(|VarId(id)| self.readers[id as usize] == 1 && self.of[id as usize].is_none())
     }
 
     /// The gradient of a variable that a max-pool of 2x2 made and one node alone reads, as that of what was pooled: four times as

@@ -1,7 +1,8 @@
 //! Softmax cross-entropy with label smoothing, the mean over the batch.
 //!
 //! With p = softmax(x) and targets t = (1 - s)·onehot(label) + s/C:
-//! `loss = -mean over n of sum over c of t·log p`; `gx = gloss · (p - t) / N`.
+//! `loss = -mean over n of sum over c of t·log p`; `gx = gloss · (p - t) / N`. On a CUDA device gx is computed in the forward
+//! launch, where gloss is known before.
 //! Smoothing: Szegedy et al., "Rethinking the Inception Architecture", 2016; PyTorch's convention.
 
 use super::case::{Case, Draw, Fill};

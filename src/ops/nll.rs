@@ -43,6 +43,7 @@ pub(super) struct Early {
     pub(super) gx: Tensor,
 }
 
+/// What a kernel takes of it.
 type Split<'a, T> = (Option<In<'a, f32>>, Option<Out<'a, T>>);
 
 impl Early {
