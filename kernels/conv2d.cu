@@ -2,7 +2,7 @@
 //
 // Implicit GEMM, the default: conv2d_fwd, conv2d_bwd_x and conv2d_bwd_w. product.cuh has the product, conv2d.cuh the
 // sources that find a matrix in an image. Explicit GEMM, the one to study: conv2d_im2col, then linear_fwd or
-// linear_bwd_w; linear_bwd_x, then conv2d_col2im. The bias gradient is linear_column_sums of gy, or linear_relu_sums (or zero before a batch-norm), and partial results are
+// linear_bwd_w; linear_bwd_x, then conv2d_col2im. The bias gradient is bias_sums of gy, or bias_relu_sums (or zero before a batch-norm), and partial results are
 // added up by linear_split_sum. Source of the matrix form: Chellapilla, Puri, Simard, "High Performance Convolutional
 // Neural Networks for Document Processing", 2006.
 // Instances: T = float; Tile = Simt128, Simt64, Simt32 | T = half, bf16; Tile = Mma128, Mma64, Mma32 | sm_90a: T = half, bf16; Tile = Wgmma128, Wgmma64

@@ -1,10 +1,11 @@
 // Linear (fully connected) layers: y = x·Wᵀ + b with x [n][inputs], W [outputs][inputs], b [outputs]. A ReLU behind it costs
-// no pass of its own: it is applied as y is stored, and its gradient as the gradient of b is added up.
+// no pass of its own: it is applied as y is stored, and its gradient as the gradient of b is added up (bias.cu).
 //
 // Three products, each one of the skeleton in product.cuh: read that first. Explicit convolution (conv2d.cu) uses them
 // too, with patches for x.
 // Instances: T = float; Tile = Simt128, Simt64, Simt32 | T = half, bf16; Tile = Mma128, Mma64, Mma32 | sm_90a: T = half, bf16; Tile = Wgmma128, Wgmma64
 #include "product.cuh"
+#include "reduce.cuh"
 
 struct LinearDims {
   int n;            // rows of x and y
@@ -58,19 +59,6 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
                 Epilogue<float>{gw, nullptr, d.accumulate, 0});
 }
 
-// The 256 threads of a block as rows of `width`, a power of two: the sum over the rows, in a tree, in the threads of the
-// first row. All threads call it.
-__device__ __forceinline__ float sum_of_rows(float* sums, float sum, int width) {
-  const int t = threadIdx.x;
-  sums[t] = sum;
-  __syncthreads();
-  for (int half = 128; half >= width; half /= 2) {
-    if (t < half) sums[t] += sums[t + half];
-    __syncthreads();
-  }
-  return sums[t];
-}
-
 struct SplitSumDims {
   int size;        // elements of one partial result: m * n
   int columns;     // n: the length of the bias
@@ -121,70 +109,8 @@ __global__ void __launch_bounds__(256)
     for (int z = first; z < last; ++z) sum += partial[(size_t)z * d.size + i];
   }
   if (d.groups > 1) {
-    sum = sum_of_rows(sums, sum, width);
+    sum = sum_of_rows<1>(sums, {{sum}}, width).v[0];
     if (t >= width) return;
   }
   if (i < d.size) epilogue.store(i, sum + epilogue.bias_at(i % d.columns, d.columns));
-}
-
-struct ColumnSumsDims {
-  int rows, columns;  // of gy
-  int width;          // columns of a block: a power of two, 32 at most
-  int strip;          // rows of a block
-  int accumulate;     // 1: gb += the sums; 0: gb = the sums
-};
-
-// Of column `column` the sum over the rows of a strip, in the threads of the first row of `width`: of(place) gives an
-// element, and is called for several rows before `keep(place, element)`, so that loads do not wait for stores.
-template <class Of, class Keep>
-__device__ __forceinline__ void column_sums(Of of, Keep keep, float* gb, float* partial, const ColumnSumsDims& d) {
-  SHARED(float, sums, [256]);
-  constexpr int AHEAD = 4;
-  const int t = threadIdx.x, step = 256 / d.width;
-  const int column = blockIdx.x * d.width + t % d.width;
-  const int last = column < d.columns ? min(d.rows, (int)(blockIdx.y + 1) * d.strip) : 0;
-  const auto place = [&](int row) { return (size_t)row * d.columns + column; };
-  float sum = 0.0f;
-  for (int row = blockIdx.y * d.strip + t / d.width; row < last; row += AHEAD * step) {
-    float v[AHEAD];
-#pragma unroll
-    for (int k = 0; k < AHEAD; ++k) v[k] = row + k * step < last ? of(place(row + k * step)) : 0.0f;
-#pragma unroll
-    for (int k = 0; k < AHEAD; ++k) {
-      sum += v[k];
-      if (row + k * step < last) keep(place(row + k * step), v[k]);
-    }
-  }
-  sum = sum_of_rows(sums, sum, d.width);
-  if (t >= d.width || column >= d.columns) return;
-  if (partial) partial[(size_t)blockIdx.y * d.columns + column] = sum;
-  else gb[column] = d.accumulate ? gb[column] + sum : sum;
-}
-
-// gb[j] = sum over the rows of gy[i][j]: the gradient of a bias, for linear and for convolution.
-// Threads: 256 as 256/width rows x width columns; neighbours lie along the columns, then the rows.
-// Traffic: reads 4 bytes per element of gy, each once; nothing else to speak of.
-// Launch: grid [ceil(columns/width), strips, 1], block 256, 1 KiB of static shared memory. width = the power of
-//     two from `columns` up, 32 at most; strips = min(ceil(rows·width/4096), max(1, 528/ceil(columns/width))),
-//     strip = ceil(rows/strips), strips = ceil(rows/strip) (Rust: `device_column_sums` in src/ops/product.rs).
-// Numerics: f32; every thread its rows in order, a tree over the threads, then the strips as
-//     linear_split_sum adds them.
-// Limits: any sizes from 1; `partial` [strips][columns] if strips > 1, and then linear_split_sum with
-//     size = columns and splits = strips.
-// Registers: at most 40.
-template <class T>
-__global__ void __launch_bounds__(256) linear_column_sums(const T* __restrict__ gy, float* __restrict__ gb,
-                                                          OPTIONAL float* __restrict__ partial, ColumnSumsDims d) {
-  column_sums([&](size_t i) { return to_float(gy[i]); }, [](size_t, float) {}, gb, partial, d);
-}
-
-// g[i][j] = y[i][j] > 0 ? g[i][j] : 0, in place, and gb as above of that: the gradients of what ReLU made y of, and of the
-// bias in it.
-// Traffic: reads y and g and writes g, each element once.
-template <class T>
-__global__ void __launch_bounds__(256)
-    linear_relu_sums(const T* __restrict__ y, T* __restrict__ g, float* __restrict__ gb,
-                     OPTIONAL float* __restrict__ partial, ColumnSumsDims d) {
-  column_sums([&](size_t i) { return Relu::gradient(to_float(y[i]), to_float(g[i])); },
-              [&](size_t i, float v) { g[i] = from_float<T>(v); }, gb, partial, d);
 }

@@ -1,7 +1,7 @@
 // Reductions: over a warp by shuffles, over a block through shared memory. The order is fixed, so
 // that equal inputs give equal bits.
 #pragma once
-#include "common.cuh"
+#include "four.cuh"
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
@@ -36,4 +36,23 @@ __device__ __forceinline__ double block_sum(double v) {
   if (lane == 0) part[threadIdx.x / 32] = v;
   __syncthreads();
   return first_lane_sum(lane < 8 ? part[lane] : 0.0);
+}
+
+// The 256 threads of a block as rows of `width`, a power of two: the sums over the rows, of V numbers each, in a tree, in the threads
+// of the first row. `sums` has V * 256 numbers. All threads call it.
+template <int V>
+__device__ __forceinline__ Pack<float, V> sum_of_rows(float* sums, Pack<float, V> sum, int width) {
+  const int t = threadIdx.x;
+#pragma unroll
+  for (int k = 0; k < V; ++k) sums[k * 256 + t] = sum.v[k];
+  __syncthreads();
+  for (int half = 128; half >= width; half /= 2) {
+    if (t < half)
+#pragma unroll
+      for (int k = 0; k < V; ++k) sums[k * 256 + t] += sums[k * 256 + t + half];
+    __syncthreads();
+  }
+#pragma unroll
+  for (int k = 0; k < V; ++k) sum.v[k] = sums[k * 256 + t];
+  return sum;
 }

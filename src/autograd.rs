@@ -47,6 +47,7 @@ struct Made {
     relu: bool,
     won: Option<Tensor>,
     logits: Option<VarId>,
+    bias: Option<VarId>,
 }
 
 impl Var {
@@ -80,6 +81,17 @@ impl Var {
     /// With a note of the variable whose log-softmax it is: a loss may give the gradient of that.
     pub(crate) fn log_softmax_of(self, logits: Option<VarId>) -> Self {
         Var { made: Made { logits, ..self.made }, ..self }
+    }
+
+    /// With a note of the bias that alone is trained of the product that made it: its gradient is all that is to be known of that
+    /// of the variable.
+    pub(crate) fn of_bias(self, bias: Option<VarId>) -> Self {
+        Var { made: Made { bias, ..self.made }, ..self }
+    }
+
+    /// What is noted of that.
+    pub(crate) fn bias(&self) -> Option<VarId> {
+        self.made.bias
     }
 
     /// What is noted of that.

@@ -2,7 +2,9 @@
 //!
 //! `gx = gy · (P(x) + x · exp(-x² / 2) / sqrt(2 pi))`. Source: Hendrycks, Gimpel, "Gaussian Error Linear Units", 2016.
 
+use super::activation::Activation;
 use super::case::{Case, Draw, Fill};
+use super::operands::only_bias;
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
 use crate::error::Result;
 use crate::shape::Shape;
@@ -17,7 +19,7 @@ impl Var {
     /// [`crate::Error::Shape`] for a dtype that is not floating point.
     pub fn gelu(&self, cx: &mut Ctx<'_>) -> Result<Var> {
         let y = forward(self.value())?;
-        Ok(cx.record(y, &[self], || Gelu { id: self.id(), x: self.value().clone() }))
+        Ok(cx.record(y, &[self], || Gelu { ids: [self.id(), self.bias()], x: self.value().clone() }))
     }
 }
 
@@ -30,17 +32,21 @@ fn forward(x: &Tensor) -> Result<Tensor> {
 }
 
 struct Gelu {
-    id: Option<VarId>,
+    /// Of x, and of the bias that alone is trained of the product that made it.
+    ids: [Option<VarId>; 2],
     x: Tensor,
 }
 
 impl Backward for Gelu {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        if only_bias(Activation::Gelu, &self.x, self.ids, &gy, grads)? {
+            return Ok(());
+        }
         let mut g = gy.into_unique()?;
         on_device!(OP, g, T,
             cpu => cpu::backward_in_place(self.x.host::<T>()?, g.host_mut::<T>()?),
             cuda => cuda::backward_in_place::<T>(&cuda, &self.x, &mut g));
-        grads.add(self.id, g)
+        grads.add(self.ids[0], g)
     }
 }
 

@@ -44,6 +44,7 @@ pub mod linear;
 pub mod log_softmax;
 pub mod max_pool2d;
 pub mod nll;
+mod operands;
 pub mod parity;
 mod product;
 pub mod relu;

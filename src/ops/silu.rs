@@ -3,7 +3,9 @@
 //! `gx = gy · s · (1 + x · (1 - s))`. Source: Elfwing, Uchibe, Doya, "Sigmoid-Weighted Linear Units for Neural Network
 //! Function Approximation in Reinforcement Learning", 2017.
 
+use super::activation::Activation;
 use super::case::{Case, Draw, Fill};
+use super::operands::only_bias;
 use crate::autograd::{Backward, Ctx, Grads, Var, VarId};
 use crate::error::Result;
 use crate::shape::Shape;
@@ -18,7 +20,7 @@ impl Var {
     /// [`crate::Error::Shape`] for a dtype that is not floating point.
     pub fn silu(&self, cx: &mut Ctx<'_>) -> Result<Var> {
         let y = forward(self.value())?;
-        Ok(cx.record(y, &[self], || Silu { id: self.id(), x: self.value().clone() }))
+        Ok(cx.record(y, &[self], || Silu { ids: [self.id(), self.bias()], x: self.value().clone() }))
     }
 }
 
@@ -31,17 +33,21 @@ fn forward(x: &Tensor) -> Result<Tensor> {
 }
 
 struct Silu {
-    id: Option<VarId>,
+    /// Of x, and of the bias that alone is trained of the product that made it.
+    ids: [Option<VarId>; 2],
     x: Tensor,
 }
 
 impl Backward for Silu {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
+        if only_bias(Activation::Silu, &self.x, self.ids, &gy, grads)? {
+            return Ok(());
+        }
         let mut g = gy.into_unique()?;
         on_device!(OP, g, T,
             cpu => cpu::backward_in_place(self.x.host::<T>()?, g.host_mut::<T>()?),
             cuda => cuda::backward_in_place::<T>(&cuda, &self.x, &mut g));
-        grads.add(self.id, g)
+        grads.add(self.ids[0], g)
     }
 }
 

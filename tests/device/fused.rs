@@ -63,6 +63,42 @@ fn relu_as_it_is_stored() {
     }
 }
 
+/// Where a bias alone is trained of a layer, an activation behind it passes on nothing but the sums that are its gradient.
+#[test]
+fn sums_of_what_an_activation_passes_on() {
+    let options = CudaOptions { no_fuse: true, ..CudaOptions::default() };
+    let (Some(fused), Some(apart)) = (Under::new(), Under::with(options)) else { return };
+    for (activation, o) in [(Activation::Gelu, 12), (Activation::Silu, 5)] {
+        let case = Case::new("only a bias", move |v, cx| {
+            let w =
+                Tensor::from_slice(cx.device(), [o, 3], &(0..3 * o).map(|i| i as f32 / 9.0 - 1.0).collect::<Vec<_>>())?;
+            let constant = |v: Tensor| Var::constant(v);
+            let y =
+                constant(v[0].value().clone()).linear(&constant(w.to_dtype(v[0].value().dtype())?), v.get(1), cx)?;
+            activation.of(&y, cx)
+        });
+        let case = case.input("x", [1030, 3], Fill::Uniform).param("b", [o], Fill::Uniform);
+        for (dtype, least) in [(DType::F32, 0.0), (DType::BF16, 4e-3)] {
+            let want = run(&case, apart.first(), dtype);
+            for (name, device) in &fused.devices {
+                let mut got = Vec::new();
+                let Device::Cuda(cuda) = device else { panic!("a CUDA device") };
+                let kernels = cuda.profile(|| {
+                    got = run(&case, device, dtype);
+                    Ok(())
+                });
+                let ran = |name: &str| kernels.as_ref().unwrap().iter().any(|t| t.kernel.starts_with(name));
+                assert!(ran("bias_activation_sums") && !ran("gelu_bwd") && !ran("silu_bwd"));
+                for ((what, got), (_, want)) in got.iter().zip(&want) {
+                    let most = want.iter().fold(0.0, |most: f64, v| most.max(v.abs()));
+                    let close = |(got, want): (&f64, &f64)| (got - want).abs() <= least * most;
+                    assert!(got.iter().zip(want).all(close), "{what} {activation:?} {dtype} ({name})");
+                }
+            }
+        }
+    }
+}
+
 /// Batch-norm that applies an activation as it stores has the same numbers where none lies between that is rounded.
 #[test]
 fn activations_in_batch_norm() {

@@ -114,8 +114,7 @@ fn relu_s_gradient_takes_no_pass() {
             let Device::Cuda(cuda) = under.first() else { return 0 };
             let mut trainer = trainer(&recipe, under.first());
             let kernels = cuda.profile(|| trainer.bench_steps(1)).unwrap();
-            let by_itself =
-                |name: &str| ["relu_bwd", "linear_relu_sums", "batch_norm2d_bwd_part_masked"].contains(&name);
+            let by_itself = |name: &str| ["relu_bwd", "bias_relu_sums", "batch_norm2d_bwd_part_masked"].contains(&name);
             kernels.iter().filter(|t| by_itself(t.kernel.split('<').next().unwrap_or_default())).count()
         };
         assert_eq!((masks(&fused), masks(&apart)), (0, 5), "{precision}");

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use tilework::ops::{Draw, ROOMS};
 
 /// Files that rooms share.
-const HELPERS: [&str; 9] =
-    ["README", "mod", "activation", "case", "ceiling", "gradcheck", "parity", "product", "window"];
+const HELPERS: [&str; 10] =
+    ["README", "mod", "activation", "case", "ceiling", "gradcheck", "operands", "parity", "product", "window"];
 
 fn ops() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops")

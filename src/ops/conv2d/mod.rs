@@ -24,7 +24,7 @@ mod strip;
 use super::activation::{Activation, Then};
 use super::case::{Case, Draw, Fill};
 use super::max_pool2d;
-use super::product::Operands;
+use super::operands::Operands;
 use super::window::Window;
 use crate::autograd::{Backward, Ctx, Grads, Var};
 use crate::device::Device;

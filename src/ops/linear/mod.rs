@@ -7,7 +7,7 @@ mod narrow;
 
 use super::activation::Activation;
 use super::case::{Case, Draw, Fill};
-use super::product::Operands;
+use super::operands::Operands;
 use crate::autograd::{Backward, Ctx, Grads, Var};
 use crate::device::Device;
 use crate::device::cuda::{Launch, with_kernel_type};
