@@ -72,7 +72,8 @@ impl Var {
         let d = Dims::new(self.shape(), w.shape(), b.map(Var::shape), stride, pad)?.cropped(then);
         if let Some([y, place]) = forward_pooled(self.value(), w.value(), b.map(Var::value), then, &d)? {
             let node = |operands| Conv2d { operands, d, place: Some((place.clone(), then.activation.is_some())) };
-            return Ok(Operands::record(y, None, inputs, b, cx, node)?.won_at(place));
+            // Not all of its gradient is the bias's, where ReLU came before the max-pool.
+            return Ok(Operands::record(y, None, inputs, b, cx, node)?.of_bias(None).won_at(place));
         }
         let y = forward(self.value(), w.value(), b.map(Var::value), then.activation, &d)?;
         let node = |operands| Conv2d { operands, d, place: None };
