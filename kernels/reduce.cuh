@@ -28,14 +28,24 @@ __device__ __forceinline__ V first_lane_sum(V v) {
   return v;
 }
 
-// The sum over a block of 256 threads, in thread 0 alone; all threads call it, once in a kernel.
-__device__ __forceinline__ double block_sum(double v) {
-  SHARED(double, part, [8]);
+// The sums of N numbers over a block of 256 threads, in thread 0 alone; all threads call it, once in a kernel.
+template <int N>
+__device__ __forceinline__ void block_sums(double (&v)[N]) {
+  SHARED(double, part, [N][8]);
   const int lane = threadIdx.x % 32;
-  v = first_lane_sum(v);
-  if (lane == 0) part[threadIdx.x / 32] = v;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    v[i] = first_lane_sum(v[i]);
+    if (lane == 0) part[i][threadIdx.x / 32] = v[i];
+  }
   __syncthreads();
-  return first_lane_sum(lane < 8 ? part[lane] : 0.0);
+#pragma unroll
+  for (int i = 0; i < N; ++i) v[i] = first_lane_sum(lane < 8 ? part[i][lane] : 0.0);
+}
+__device__ __forceinline__ double block_sum(double v) {
+  double sum[1] = {v};
+  block_sums(sum);
+  return sum[0];
 }
 
 // The 256 threads of a block as rows of `width`, a power of two: the sums over the rows, of V numbers each, in a tree, in the threads

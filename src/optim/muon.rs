@@ -15,19 +15,22 @@
 //! Source: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
 
 use super::{Optimizer, gradient_scale, norm_for_clipping, used, zeros_like};
-use crate::device::cuda::{Cuda, Launch, with_kernel_type};
+use crate::device::cuda::{BLOCK, Cuda, Launch, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::kernels::muon::*;
 use crate::ops::linear::{Factors, matrix_product};
-use crate::params::{Moved, Param, ParamGrads, Params, Scaling, norm_of};
+use crate::params::{Moved, Param, ParamGrads, Params, Scaling};
 use crate::step::{GROUPS, Rate};
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 /// The coefficients of I, A and A²: they make small singular values grow fast, and end between 0.7 and 1.2.
 const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
+
+/// Blocks that add up the squares of a matrix, at most.
+const BLOCKS: usize = 512;
 
 /// Lines of work beside each other in a recorded step.
 const LINES: usize = 8;
@@ -145,28 +148,28 @@ impl Muon {
         clipped: Option<&Buffer>,
     ) -> Result<()> {
         let ([rows, columns], step, range, n) = (sizes(p)?, grads.step(), p.range(), p.shape.len());
-        let (spec, launch) = (self.specs[usize::from(p.group)], Launch::each(n));
+        let blocks = n.div_ceil(BLOCK as usize).min(BLOCKS);
+        let (spec, launch) = (self.specs[usize::from(p.group)], Launch::new(blocks, BLOCK));
         let root = if spec.normalise { (rows as f32).sqrt() } else { 0.0 };
-        let d = MuonDims { n: n as i32, group: p.group.into(), root };
+        let d = MuonDims { n: n as i32, group: p.group.into(), blocks: blocks as i32, root };
         let mut u = Tensor::empty(grads.buffer().device(), DType::F32, [rows, columns])?;
         let clipped = clipped.map(|b| b.input(0..1)).transpose()?;
+        let mut squares = Tensor::empty(u.device(), DType::F32, [2, blocks])?;
         let (g, v) = (grads.buffer().input(range.clone())?, self.velocity.output(range.clone())?);
+        let (old, to, sums) = (params.values().input(range.clone())?, u.output()?, squares.output()?);
         let scaling = grads.scaling().map(Scaling::input).transpose()?;
-        muon_momentum(cuda, launch, g, v, u.output()?, clipped, scaling, cuda.step(step)?, &d)?;
-        let length = norm_of(cuda, u.input()?, n)?;
+        muon_momentum(cuda, launch, g, old, v, to, sums, clipped, scaling, cuda.step(step)?, &d)?;
         let dtype = params.update()?.dtype();
         let mut x = Tensor::empty(u.device(), dtype, [rows, columns])?;
-        let unit = UnitDims { n: n as i32, nothing: NOTHING };
+        let unit = UnitDims { n: n as i32, blocks: blocks as i32, nothing: NOTHING };
         with_kernel_type!("muon", dtype, T => {
-            muon_unit::<T>(cuda, launch, u.input()?, x.output()?, length.input(0..1)?, &unit)
+            muon_unit::<T>(cuda, launch, u.input()?, x.output()?, squares.input()?, &unit)
         })?;
         let x = orthogonalise(x, spec.steps)?;
-        let length = spec.normalise.then(|| norm_of(cuda, params.values().input(range.clone())?, n)).transpose()?;
-        let length = length.as_ref().map(|b| b.input(0..1)).transpose()?;
         let mut update = params.update()?;
         with_kernel_type!("muon", dtype, T => {
             let Moved { p, copy, .. } = update.part(range)?;
-            muon_step::<T>(cuda, launch, x.input()?, p, copy, length, scaling, cuda.step(step)?, &d)
+            muon_step::<T>(cuda, launch, x.input()?, p, copy, squares.input()?, scaling, cuda.step(step)?, &d)
         })
     }
 }

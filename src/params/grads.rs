@@ -2,7 +2,7 @@
 
 use super::{ParamId, Scaling};
 use crate::device::cpu::for_pieces;
-use crate::device::cuda::{BLOCK, Cuda, In, Launch, Out, Point, with_kernel_type};
+use crate::device::cuda::{BLOCK, Cuda, Launch, Out, Point, with_kernel_type};
 use crate::device::{Buffer, Device};
 use crate::dtype::{DType, Element, with_real};
 use crate::error::{Error, Result};
@@ -206,7 +206,15 @@ impl ParamGrads {
 
     /// [`ParamGrads::norm`], left on the device: one number.
     pub(crate) fn norm_on(&self, cuda: &Cuda) -> Result<Buffer> {
-        norm_of(cuda, self.buffer.input(0..self.buffer.len())?, self.buffer.len())
+        let (device, n) = (self.buffer.device(), self.buffer.len());
+        let first = Launch::new(n.div_ceil(BLOCK as usize).clamp(1, 512), BLOCK);
+        let blocks = first.grid[0] as usize;
+        let (mut partial, mut norm) = (device.alloc(DType::F32, blocks)?, device.alloc(DType::F32, 1)?);
+        let d = ParamsDims { n: n as i32, root: 0 };
+        params_norm(cuda, first.flops(2 * n), self.buffer.input(0..n)?, partial.output(0..blocks)?, &d)?;
+        let d = ParamsDims { n: blocks as i32, root: 1 };
+        params_norm(cuda, Launch::new(1, BLOCK), partial.input(0..blocks)?, norm.output(0..1)?, &d)?;
+        Ok(norm)
     }
 
     /// A copy of the gradient of one parameter.
@@ -217,20 +225,6 @@ impl ParamGrads {
         let range = self.ranges.get(id).ok_or_else(|| Error::Internal(format!("no parameter {id}")))?;
         self.buffer.read(range.clone())
     }
-}
-
-/// The Euclidean norm of `n` numbers, left on the device: one number.
-pub(crate) fn norm_of(cuda: &Cuda, x: In<'_, f32>, n: usize) -> Result<Buffer> {
-    let device = Device::Cuda(cuda.clone());
-    let first = Launch::new(n.div_ceil(BLOCK as usize).clamp(1, 512), BLOCK);
-    let blocks = first.grid[0] as usize;
-    let mut partial = device.alloc(DType::F32, blocks)?;
-    let d = ParamsDims { n: n as i32, root: 0 };
-    params_norm(cuda, first.flops(2 * n), x, partial.output(0..blocks)?, &d)?;
-    let mut norm = device.alloc(DType::F32, 1)?;
-    let d = ParamsDims { n: blocks as i32, root: 1 };
-    params_norm(cuda, Launch::new(1, BLOCK), partial.input(0..blocks)?, norm.output(0..1)?, &d)?;
-    Ok(norm)
 }
 
 /// A gradient to be written in place: part of a buffer.
