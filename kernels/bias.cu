@@ -64,7 +64,7 @@ __device__ __forceinline__ void sums_of(const T* gy, float* sums, float* gb, flo
 // Traffic: reads gy once; nothing else to speak of.
 // Launch: grid [ceil(columns/(wide·width)), strips, 1], block 256, 4 KiB of static shared memory. width = the power of two from
 //     columns/wide up, 32 at most; strips = min(ceil(rows·width/4096), max(1, 528/ceil(columns/(wide·width)))),
-//     strip = ceil(rows/strips), strips = ceil(rows/strip) (Rust: src/ops/bias.rs).
+//     strip = ceil(rows/strips), strips = ceil(rows/strip) (Rust: `device_sums` in src/ops/operands.rs).
 // Numerics: f32; every thread its rows in order, a tree over the threads, then the strips as linear_split_sum adds them.
 // Limits: any sizes from 1; `partial` [strips][columns] if strips > 1, and then linear_split_sum with size = columns and
 //     splits = strips.

@@ -42,6 +42,8 @@ __device__ __forceinline__ void block_sums(double (&v)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) v[i] = first_lane_sum(lane < 8 ? part[i][lane] : 0.0);
 }
+
+// The same of one number.
 __device__ __forceinline__ double block_sum(double v) {
   double sum[1] = {v};
   block_sums(sum);
