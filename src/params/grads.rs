@@ -99,22 +99,21 @@ impl ParamGrads {
         self.scaling.as_mut()
     }
 
-    /// The gradient of a loss that counts for `share`, from which a backward pass is to start.
-    pub(crate) fn start(&mut self, share: f64) -> Result<Tensor> {
-        let device = self.buffer.device().clone();
-        let fresh = || Tensor::empty(&device, DType::F32, Shape::SCALAR);
+    /// The gradient of a loss on a device that counts for `share`, from which a backward pass is to start.
+    pub(crate) fn start(&mut self, device: &Device, share: f64) -> Result<Tensor> {
+        let fresh = || Tensor::empty(device, DType::F32, Shape::SCALAR);
         if let Some(scaling) = &self.scaling {
             let mut gradient = fresh()?;
             scaling.begin(&mut gradient, share)?;
             return Ok(gradient);
         }
-        if let Some((_, seed)) = self.seeds.iter().find(|(of, _)| *of == share) {
+        if let Some((_, seed)) = self.seeds.iter().find(|(of, seed)| *of == share && seed.device() == device) {
             return Ok(seed.clone());
         }
         let mut gradient = fresh()?;
         gradient.fill(share)?;
         // What is recorded has not happened yet.
-        if !matches!(&device, Device::Cuda(cuda) if cuda.is_recording()) {
+        if !matches!(device, Device::Cuda(cuda) if cuda.is_recording()) {
             self.seeds.push((share, gradient.clone()));
         }
         Ok(gradient)

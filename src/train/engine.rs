@@ -251,7 +251,7 @@ impl Engine {
             (false, true) => 1.0,
             (false, false) => images as f64 / self.feed.loader().batch_size() as f64,
         };
-        let weight = self.grads.start(share)?;
+        let weight = self.grads.start(batch.images.device(), share)?;
         let mut cx = self.model.train(*step).seeded(weight.clone());
         let scores = self.model.forward(&Var::constant(batch.images.clone()), &mut cx)?;
         let loss = (self.loss)(&scores, &batch.labels, &mut cx)?;
