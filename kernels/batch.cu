@@ -180,7 +180,7 @@ __device__ __forceinline__ void sample(const unsigned char* image, const float* 
 // Threads: the blocks of a row of the grid, in y, share an image; their threads stride over its pixels. The first warp of each
 //     block draws.
 // Traffic: one byte read and one value written a value, four bytes where pixels are means; the tables stay in the cache.
-// Launch: grid (n, pieces) of 256; static shared memory 64 bytes.
+// Launch: grid (n, pieces) of 256; static shared memory 36 bytes.
 // Numerics: exact: the numbers come from the host's table, or are sums of integers below 2^30 that are scaled as on the CPU.
 // Limits: pad < min(h, w); out_h, out_w <= 4096; fewer than 2^31 values in a batch.
 // Registers: at most 64.
