@@ -163,8 +163,9 @@ fn trainer(recipe: &Recipe, device: &Device) -> Trainer {
 fn a_step_whose_gradients_overflow_moves_nothing() {
     let Some(under) = Under::new() else { return };
     let layers = r#"layers=["max_pool 8", "flatten", "fc 1", "fc 10"]"#;
-    for optimizer in ["sgd", "adamw"] {
-        let optimizer = format!("optimizer={{kind = \"{optimizer}\", lr = 1e-2}}");
+    let muon = r#"kind = "sgd", groups = [{match = "*.weight", muon = {}, momentum = 0.6}]"#;
+    for optimizer in [r#"kind = "sgd""#, r#"kind = "adamw""#, muon] {
+        let optimizer = format!("optimizer={{lr = 1e-2, {optimizer}}}");
         // Large inputs make a network that is sure of itself, and wrong.
         let inputs = "data.std=[0.01, 0.01, 0.01]";
         let recipe = recipe("a1-lenet", &[layers, inputs, "batch_size=1", "precision=f16", &optimizer]);
