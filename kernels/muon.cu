@@ -33,7 +33,7 @@ __device__ __forceinline__ float norm_of(const float* squares, int blocks) {
 }
 
 // v = momentum * v + g'; u = g' + momentum * v, with g' the gradient as it is used. And of each block's share the sums of the squares
-// of u, and of p, to squares [2][blocks].
+// of u, and where there is a root of p, to squares [2][blocks].
 // Threads: one an element, neighbours side by side.
 // Traffic: g, v and p read, v and u written.
 // Launch: grid `blocks`, at most 512, of 256, striding; 128 bytes of shared memory.
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(256)
   double sums[2] = {};
   FOR_EACH(i, d.n) {
     const float grad = used(g[i], unscale, clip), velocity = momentum * v[i] + grad;
-    const float moved = grad + momentum * velocity, value = p[i];
+    const float moved = grad + momentum * velocity, value = d.root > 0.0f ? p[i] : 0.0f;
     v[i] = velocity;
     u[i] = moved;
     sums[0] += (double)moved * moved;

@@ -5,7 +5,7 @@ use super::product::Product;
 use super::relu;
 use crate::autograd::{Ctx, Grads, Var, VarId};
 use crate::device::Device;
-use crate::device::cuda::{Cuda, Launch, Out, with_kernel_type};
+use crate::device::cuda::{Cuda, Launch, MULTIPROCESSORS, Out, with_kernel_type};
 use crate::dtype::{DType, with_real};
 use crate::error::Result;
 use crate::kernels::bias::{BiasDims, bias_activation_sums, bias_relu_sums, bias_sums};
@@ -90,17 +90,10 @@ impl Operands {
         let of_weights = |grads: &mut Grads<'_>| {
             grads.slot(self.ids[1], sums, self.w.shape())?.map_or(Ok(()), |mut gw| weights(gy, &mut gw))
         };
-        // Weights that an op has made have a gradient that is read in this pass.
-        let [sums, products] = [bias, self.ids[1]].map(|id| id.is_some_and(|id| grads.is_param(id)));
-        match sums {
-            // The product keeps gy as well, for as long.
-            true => grads.beside(SUMS, &[gy][usize::from(products)..], of_bias)?,
-            false => of_bias(grads)?,
-        }
-        match products {
-            true => grads.beside(WEIGHTS, &[gy, &self.x], of_weights)?,
-            false => of_weights(grads)?,
-        }
+        // The product keeps gy as well, for as long.
+        let kept = self.ids[1].is_some_and(|id| grads.is_param(id));
+        beside(bias, SUMS, &[gy][usize::from(kept)..], grads, of_bias)?;
+        beside(self.ids[1], WEIGHTS, &[gy, &self.x], grads, of_weights)?;
         let (id, dtype, shape) = (self.ids[0], gy.dtype(), self.x.shape());
         if let Device::Cuda(_) = gy.device() {
             let masked = grads.slot(id, dtype, shape)?.map_or(Ok(false), |mut gx| input(gy, &mut gx))?;
@@ -113,6 +106,21 @@ impl Operands {
             grads.add(id, gx)?;
         }
         Ok(())
+    }
+}
+
+/// Computes the gradient of a variable that reads these: beside the pass if it is a parameter. What an op has made has a gradient
+/// that is read in this pass.
+fn beside(
+    id: Option<VarId>,
+    line: usize,
+    reads: &[&Tensor],
+    grads: &mut Grads<'_>,
+    work: impl FnOnce(&mut Grads<'_>) -> Result<()>,
+) -> Result<()> {
+    match id.is_some_and(|id| grads.is_param(id)) {
+        true => grads.beside(line, reads, work),
+        false => work(grads),
     }
 }
 
@@ -169,8 +177,8 @@ pub(super) fn only_bias(
     if bias.is_none() || !grads.has_one_reader(id) {
         return Ok(false);
     }
-    grads.beside(SUMS, &[x, gy], |grads| {
-        let Some(mut gb) = grads.slot(bias, DType::F32, [x.shape().last()].into())? else { return Ok(()) };
+    beside(bias, SUMS, &[x, gy], grads, |grads| {
+        let Some(mut gb) = grads.slot(bias, gy.dtype().sums(), [x.shape().last()].into())? else { return Ok(()) };
         with_kernel_type!("bias", gy.dtype(), T => device_sums(&cuda, x, &mut gb, |launch, gb, partial, d| {
             let d = BiasDims { activation: Activation::number(Some(activation)), ..*d };
             bias_activation_sums::<T>(&cuda, launch, x.input()?, gy.input()?, gb, partial, &d)
@@ -192,7 +200,7 @@ fn device_sums(
     let wide = if columns.is_multiple_of(4) { 4 } else { 1 };
     let width = (columns / wide).next_power_of_two().min(32);
     let blocks = columns.div_ceil(width * wide);
-    let strips = (rows * width).div_ceil(4096).min((528 / blocks).max(1)).max(1);
+    let strips = (rows * width).div_ceil(4096).min((4 * MULTIPROCESSORS / blocks).max(1)).max(1);
     let strip = rows.div_ceil(strips).max(1);
     let strips = rows.div_ceil(strip).max(1);
     let sum = Product { accumulate: gb.accumulate, ..Product::of([1, columns, rows], [columns; 2]) };

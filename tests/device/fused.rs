@@ -423,3 +423,31 @@ fn weights_that_an_op_has_made() {
         assert_eq!(gw.to_vec::<f32>().unwrap(), want.to_vec::<f32>().unwrap(), "{name}");
     }
 }
+
+/// So is that of a bias, which the activation behind the layer computes where nothing else of it is trained.
+#[test]
+fn a_bias_that_an_op_has_made() {
+    let Some(under) = Under::new() else { return };
+    let numbers = |len: usize| (0..len).map(|i| (i * 7 % 13) as f32 / 8.0 - 0.7).collect::<Vec<_>>();
+    let step = |[x, w, b, gy]: &[Tensor; 4], gb: &mut Tensor| {
+        let mut cx = Ctx::train(x.device());
+        let ([x, w], b) = ([x, w].map(|v| Var::constant(v.clone())), cx.leaf(b.clone()));
+        let y = x.linear(&w, Some(&b.scale(2.0, &mut cx)?), &mut cx)?.silu(&mut cx)?;
+        gb.copy_from(cx.backward(&y, gy.clone(), None)?.of(&b).unwrap())
+    };
+    let tensors = |device: &Device| {
+        let of = |shape: [usize; 2]| Tensor::from_slice(device, shape, &numbers(shape[0] * shape[1])).unwrap();
+        let row = |n: usize| Tensor::from_slice(device, [n], &numbers(n)).unwrap();
+        ([of([7, 3]), of([4, 3]), row(4), of([7, 4])], row(4))
+    };
+    let (inputs, mut want) = tensors(&Device::cpu());
+    step(&inputs, &mut want).unwrap();
+    for (name, device) in &under.devices {
+        let Device::Cuda(cuda) = device else { panic!("a CUDA device") };
+        let (inputs, mut gb) = tensors(device);
+        cuda.capture(|| step(&inputs, &mut gb)).unwrap().replay().unwrap();
+        for (got, want) in gb.to_vec::<f32>().unwrap().iter().zip(want.to_vec::<f32>().unwrap()) {
+            assert!((got - want).abs() <= 1e-5, "{got} and {want} ({name})");
+        }
+    }
+}
