@@ -1,5 +1,6 @@
 //! Views of test images: mirrored, and moved by a pixel.
 
+use super::augment::Border;
 use crate::autograd::{Ctx, Var};
 use crate::device::Device;
 use crate::device::cuda::{Launch, with_kernel_type};
@@ -106,14 +107,9 @@ impl View {
         Ok(out)
     }
 
-    /// What a place of a side of `size` shows: beyond the border it is mirrored.
+    /// What a place of a side of `size` shows: beyond the border it is mirrored, so that no place is black.
     fn place(self, at: usize, size: usize) -> usize {
-        let last = size as isize - 1;
-        match at as isize + self.shift {
-            at if at < 0 => -at as usize,
-            at if at > last => (2 * last - at) as usize,
-            at => at as usize,
-        }
+        Border::Reflect.place(at as isize + self.shift, size).unwrap_or_default()
     }
 }
 
