@@ -86,7 +86,7 @@ impl Precision {
         }
     }
 
-    /// Whether nothing needs to be said of it.
+    /// Whether it is f32.
     pub fn is_f32(&self) -> bool {
         *self == Precision::F32
     }

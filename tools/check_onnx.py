@@ -76,8 +76,8 @@ def check(name, recipe, program, place, weights):
     pictures(place / "look", 1, PICTURES, size, random)
     (place / "recipe.toml").write_text(recipe)
     keys = {"data.source": "image-folder", "data.size": size, "data.validation": 0, "batch_size": 60 // STEPS}
-    # A recipe may ask for random changes to the images of predictions too; they are no part of the network.
-    keys["augment.test"] = "false"
+    # A recipe may change the images of predictions at random, and average over views of them: no part of the network.
+    keys |= {"augment.test": "false", "tta": "one"}
     if "pretrained" in spec:
         keys["pretrained.file"] = weights
     keys = [part for k, v in keys.items() for part in ("--set", f"{k}={v}")]

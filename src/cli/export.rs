@@ -2,6 +2,7 @@
 
 use super::predict::Trained;
 use super::{Out, Which, count};
+use crate::data::Views;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::formats::file;
@@ -12,8 +13,8 @@ use std::path::PathBuf;
 /// Write a trained network as ONNX or safetensors, for other programs
 ///
 /// The ONNX model's input `images` is [N, 3, H, W] of f32 with pixels in [0, 1], RGB, in the size that the network takes
-/// (printed): the recipe's normalisation is in the model, enlarging and test-time changes of images are not. Its output
-/// `logits` is [N, classes]. The names of the classes and the recipe are in its metadata.
+/// (printed): the recipe's normalisation is in the model; enlarging, test-time changes of images and the views of `tta` are
+/// not. Its output `logits` is [N, classes]. The names of the classes and the recipe are in its metadata.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("file").args(["onnx", "safetensors"]).required(true).multiple(true)))]
 pub(super) struct ExportArgs {
@@ -48,6 +49,9 @@ pub(super) fn run(args: &ExportArgs, out: &mut Out) -> Result<()> {
         let ([h, w], n) = (trained.size(), model.output);
         let ports = format!("images [N, 3, {h}, {w}], pixels {pixels}; logits [N, {}]", n.len());
         out.print(&format!("{}  ONNX: {ports}\n", path.display()))?;
+        if recipe.tta != Views::One {
+            out.print("`predict` and `eval` average over the views of `tta`: the model is for one of them\n")?;
+        }
     }
     if let Some(path) = &args.safetensors {
         let state = model.state_dict()?;

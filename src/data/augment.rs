@@ -18,7 +18,6 @@ pub struct Augment {
     pub flip: f64,
     /// Whether an image that is mirrored in one epoch is not in the next: `flip` is the probability that it is in the
     /// first (K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024). Two epochs show both sides of each.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub alternate: bool,
     /// Probability that an image is turned upside down.
     pub vertical_flip: f64,

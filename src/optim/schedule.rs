@@ -52,15 +52,11 @@ impl Point {
 pub struct Schedule {
     /// Epochs, or a part of one, in which the rate rises along a line before the curve begins. Update i of the w in
     /// these epochs, counted from 0, has (i + 1) / (w + 1) of the rate that the curve begins with.
-    #[serde(default, skip_serializing_if = "none")]
+    #[serde(default)]
     pub warmup: f64,
     /// What comes then, over the epochs that are left.
     #[serde(flatten)]
     pub curve: Curve,
-}
-
-fn none(epochs: &f64) -> bool {
-    *epochs == 0.0
 }
 
 impl From<Curve> for Schedule {

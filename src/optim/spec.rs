@@ -61,7 +61,7 @@ pub enum Algorithm {
         #[serde(default)]
         weight_decay: f64,
         /// Whether the weight decay shrinks the parameters themselves, as AdamW's does.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        #[serde(default)]
         decoupled: bool,
     },
     /// Adam; see [`Adam`].

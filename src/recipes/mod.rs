@@ -65,7 +65,7 @@ pub struct Recipe {
     /// Images per step.
     pub batch_size: usize,
     /// What activations and the weights of products are stored in: f32, f16, bf16. Two bytes need a CUDA device.
-    #[serde(default, skip_serializing_if = "Precision::is_f32")]
+    #[serde(default)]
     pub precision: Precision,
     /// Key of all randomness.
     #[serde(default)]
@@ -74,13 +74,13 @@ pub struct Recipe {
     #[serde(default = "yes")]
     pub shuffle: bool,
     /// Whether an epoch leaves out the images at its end that fill no batch.
-    #[serde(default, skip_serializing_if = "is_no")]
+    #[serde(default)]
     pub drop_last: bool,
     /// What is minimised.
     #[serde(default)]
     pub loss: Loss,
     /// Whether the mean of a batch's losses is minimised, or their sum.
-    #[serde(default, skip_serializing_if = "Reduction::is_mean")]
+    #[serde(default)]
     pub reduction: Reduction,
     /// Share of the target spread over all classes; for cross-entropy.
     #[serde(default)]
@@ -98,7 +98,7 @@ pub struct Recipe {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub freeze: Vec<String>,
     /// Whether every batch-norm keeps its running statistics and normalises with them in training too.
-    #[serde(default, skip_serializing_if = "is_no")]
+    #[serde(default)]
     pub frozen_batch_norm: bool,
     /// The data.
     pub data: DataSpec,
@@ -106,7 +106,7 @@ pub struct Recipe {
     #[serde(default)]
     pub augment: Augment,
     /// The views of a test image whose outputs are averaged, after the last epoch; the epochs before are measured by one.
-    #[serde(default, skip_serializing_if = "is_one_view")]
+    #[serde(default)]
     pub tta: Views,
     /// How the parameters move.
     pub optimizer: OptimizerSpec,
@@ -117,7 +117,7 @@ pub struct Recipe {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub phases: Vec<Phase>,
     /// Batches for each update, whose gradients are averaged.
-    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[serde(default = "one")]
     pub accumulate: usize,
     /// How gradients are clipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -133,23 +133,8 @@ pub struct Recipe {
 fn yes() -> bool {
     true
 }
-fn is_no(flag: &bool) -> bool {
-    !flag
-}
-fn is_one_view(views: &Views) -> bool {
-    *views == Views::One
-}
 fn one() -> usize {
     1
-}
-fn is_zero(n: &usize) -> bool {
-    *n == 0
-}
-fn is_zero_seed(n: &u64) -> bool {
-    *n == 0
-}
-fn is_one(n: &usize) -> bool {
-    *n == 1
 }
 
 /// A recipe's data.
@@ -166,13 +151,13 @@ pub struct DataSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<usize>,
     /// Training images held out for validation.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default)]
     pub validation: usize,
     /// Training images to train on: all others, unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train: Option<usize>,
     /// Key of the choice of those images; not `seed`, so that runs can be compared.
-    #[serde(default, skip_serializing_if = "is_zero_seed")]
+    #[serde(default)]
     pub split_seed: u64,
 }
 
@@ -196,12 +181,6 @@ pub enum Reduction {
     Mean,
     /// Their sum: gradients are as many times larger as a batch has images.
     Sum,
-}
-
-impl Reduction {
-    fn is_mean(&self) -> bool {
-        *self == Reduction::Mean
-    }
 }
 
 impl Loss {

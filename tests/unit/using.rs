@@ -163,6 +163,7 @@ fn networks_and_curves_go_to_other_programs() {
 
     let done = p.ok(&["export", "runs/tiny-001", "--onnx", "net.onnx", "--safetensors", "net.safetensors"]);
     assert!(done.out.contains("images [N, 3, 32, 32], pixels 0 to 1; logits [N, 10]"), "{}", done.out);
+    assert!(!done.out.contains("tta"), "{}", done.out);
     assert!(p.bytes("net.safetensors") == p.bytes("runs/tiny-001/last/model.safetensors"));
     let contains = |file: &str, word: &str| p.bytes(file).windows(word.len()).any(|w| w == word.as_bytes());
     for word in ["normalise/Div", "0/MaxPool", "2.weight", "[\"circle\"", "[optimizer]", "0 to 1"] {
@@ -173,5 +174,8 @@ fn networks_and_curves_go_to_other_programs() {
     let done = p.run(&["export", "runs/tiny-001"]);
     assert!(done.code == Some(2) && done.err.contains("--onnx <FILE>|--safetensors <FILE>"), "{}", done.err);
     p.fails(&["export", "runs/tiny-001", "--onnx", "no/net.onnx"], &["no/net.onnx", "remedy"]);
+    let config = p.text("runs/tiny-001/config.toml");
+    fs::write(p.path("runs/tiny-001/config.toml"), config.replace("tta = \"one\"", "tta = \"mirror\"")).unwrap();
+    assert!(p.ok(&["export", "runs/tiny-001", "--onnx", "net.onnx"]).out.contains("the views of `tta`"));
     p.fails(&["export", "runs/tiny-001", "--onnx", "net.onnx", "--which", "best"], &["best", "remedy"]);
 }
