@@ -53,7 +53,7 @@ pub struct EpochReport {
 pub struct Spent {
     /// Training steps.
     pub training: Duration,
-    /// Evaluation after epochs.
+    /// Evaluation after epochs, and of the test set at the end.
     pub evaluation: Duration,
     /// Saving, as far as training or the end of the run had to wait for it.
     pub saving: Duration,

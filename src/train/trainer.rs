@@ -386,7 +386,10 @@ impl Trainer {
         let mut model = recipe.model(self.train.image(), &self.measures.device)?;
         model.load_state_dict(&checkpoint.model, path)?;
         let (feed, loss) = (self.measures.feed(Split::Test)?, recipe.loss.with(0.0));
-        evaluate_views(&model, feed, recipe.tta, &loss, &mut |_| unless(stop))
+        let start = Instant::now();
+        let found = evaluate_views(&model, feed, recipe.tta, &loss, &mut |_| unless(stop));
+        self.spent.evaluation += start.elapsed();
+        found
     }
 
     /// One step on a batch outside of any run; for benches. The mini-batch's loss.
