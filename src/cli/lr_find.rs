@@ -17,7 +17,8 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
     }
     // The average and the schedule are a run's.
     recipe.ema = None;
-    let ramp = Ramp { start: args.start, end: args.end, steps: args.steps };
+    let images = recipe.batch_size * recipe.accumulate;
+    let ramp = Ramp { start: args.start, end: args.end, steps: args.steps.unwrap_or(Ramp::steps_for(images)) };
     ramp.check()?;
     file::check_folder(&args.out)?;
     std::fs::create_dir_all(&args.out).map_err(Error::io("make the folder", &args.out))?;
@@ -30,12 +31,14 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
          finder    {} updates of {} images, learning rate {:e} to {:e}\n\n",
         args.recipe,
         count(ramp.steps),
-        count(recipe.batch_size * recipe.accumulate),
+        count(images),
         ramp.start,
         ramp.end,
     ))?;
     let curve = trainer.find_rate(ramp)?;
-    let (Some(valley), Some(steepest), Some(minimum)) = (curve.valley(), curve.steepest(), curve.minimum()) else {
+    let (Some(valley), Some(steepest), Some(minimum), Some(careful)) =
+        (curve.valley(), curve.steepest(), curve.minimum(), curve.careful())
+    else {
         let problem = format!("the loss is not finite at the first rate, {}", ramp.start);
         return Err(Error::config("--start", problem, "start at a smaller rate, or check the data's normalisation"));
     };
@@ -72,13 +75,21 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
     rates.sort_by(|a, b| a.0.total_cmp(&b.0));
     let mut rates: Vec<String> = rates.into_iter().map(|(_, text)| text).collect();
     rates.dedup();
-    out.print(&format!(
-        "{end}the curve is in {}\n\ntrain with the valley's rate:  tilework train {typed} --lr {}\n\
-         or try all, and the recipe's:  tilework sweep {typed} --set optimizer.lr={}\n",
-        path.display(),
-        rounded(valley),
-        rates.join(","),
-    ))
+    let next = if curve.is_clear() {
+        format!(
+            "train with valley or minimum / 10, the lesser:  tilework train {typed} --lr {}\n\
+             or try all, and the recipe's own:  tilework sweep {typed} --set optimizer.lr={}\n",
+            rounded(careful),
+            rates.join(","),
+        )
+    } else {
+        format!(
+            "the loss scatters more from batch to batch than it falls, and these rates say little\n\
+             take more updates:  tilework lr-find {typed} --steps {}\n",
+            (4 * ramp.steps).min(100_000),
+        )
+    };
+    out.print(&format!("{end}the curve is in {}\n\n{next}", path.display()))
 }
 
 /// A word as a shell takes it.

@@ -167,9 +167,9 @@ struct LrFindArgs {
     /// The last rate
     #[arg(long, value_name = "X", default_value = "10", value_parser = rate, allow_negative_numbers = true)]
     end: f64,
-    /// Updates from the first rate to the last
-    #[arg(long, value_name = "N", default_value = "100", value_parser = RangedU64ValueParser::<usize>::new().range(10..=100_000))]
-    steps: usize,
+    /// Updates from the first rate to the last [default: those of 12,800 images, at least 100]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(10..=100_000))]
+    steps: Option<usize>,
     /// The folder for lr-find.svg
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,

@@ -1,6 +1,6 @@
 //! The learning-rate finder (Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017): the rate rises
-//! with each update, and the loss shows which rates train and which are too large. Smoothing, end, valley and minimum are
-//! those of fastai 2.
+//! with each update, and the loss shows which rates train and which are too large. End, valley and minimum are those of
+//! fastai 2; the smoothing too, for a hundred updates.
 
 use super::engine::Engine;
 use super::state::Kept;
@@ -27,6 +27,12 @@ impl Default for Ramp {
 }
 
 impl Ramp {
+    /// As many updates of so many images as smooth the noise of small batches away: 12,800 images, at least 100 updates.
+    /// With a hundred updates of four images the loss scatters more than it falls.
+    pub fn steps_for(images: usize) -> usize {
+        (12_800 / images.max(1)).max(LEAST_SMOOTHED)
+    }
+
     /// Checks the numbers.
     ///
     /// # Errors
@@ -60,7 +66,8 @@ pub struct Tried {
     pub lr: f64,
     /// The mean loss of its images, before it.
     pub loss: f64,
-    /// The mean of the losses so far, in which each counts 0.98 times as much as the next.
+    /// The mean of the losses so far, in which each counts 0.98 times as much as the one after the next hundredth of the
+    /// ramp (for fewer than a hundred updates: as the next).
     pub smoothed: f64,
 }
 
@@ -71,16 +78,21 @@ pub struct Curve {
     pub tried: Vec<Tried>,
     /// Whether there was such an update, or a loss that is no number.
     pub diverged: bool,
+    /// Weight of the losses before, in the smoothed loss.
+    beta: f64,
 }
 
-/// Weight of the losses before, in the smoothed loss.
+/// Weight of the losses before a hundredth of the ramp, in the smoothed loss.
 const BETA: f64 = 0.98;
+/// Updates of a ramp in which the smoothed loss takes in the same part of it, however many there are.
+const LEAST_SMOOTHED: usize = 100;
 /// How many times its least the smoothed loss may be.
 const DIVERGED: f64 = 4.0;
 
 impl Curve {
     fn new(steps: usize) -> Self {
-        Curve { tried: Vec::with_capacity(steps), diverged: false }
+        let beta = BETA.powf(LEAST_SMOOTHED as f64 / steps.max(LEAST_SMOOTHED) as f64);
+        Curve { tried: Vec::with_capacity(steps), diverged: false, beta }
     }
 
     /// Adds an update; false if it is the last that makes sense.
@@ -91,8 +103,9 @@ impl Curve {
         }
         let n = self.tried.len() as i32;
         // Without the correction for the mean's start at 0.
-        let before = self.tried.last().map_or(0.0, |t| t.smoothed * (1.0 - BETA.powi(n)));
-        let smoothed = (BETA * before + (1.0 - BETA) * loss) / (1.0 - BETA.powi(n + 1));
+        let beta = self.beta;
+        let before = self.tried.last().map_or(0.0, |t| t.smoothed * (1.0 - beta.powi(n)));
+        let smoothed = (beta * before + (1.0 - beta) * loss) / (1.0 - beta.powi(n + 1));
         self.tried.push(Tried { lr, loss, smoothed });
         let least = self.tried.iter().map(|t| t.smoothed).fold(f64::INFINITY, f64::min);
         self.diverged = smoothed > DIVERGED * least;
@@ -139,6 +152,25 @@ impl Curve {
         }
         let third = (end as i64 - begin) as f64 / 3.0;
         at.get((begin + third as i64 + (third / 2.0) as i64).max(0) as usize).map(|t| t.lr)
+    }
+
+    /// The lesser of [`Curve::valley`] and [`Curve::minimum`]. With batches of four images the valley lies where a run
+    /// diverges, and with Adam the minimum does, as it trains on for a while at rates that are far too large. Of ten
+    /// networks and optimizers, two or three seeds each, two epochs at this rate gave from 67 to 100 % (88 in the mean) of
+    /// the accuracy at the best of seven or nine rates.
+    pub fn careful(&self) -> Option<f64> {
+        [self.valley(), self.minimum()].into_iter().flatten().min_by(f64::total_cmp)
+    }
+
+    /// Whether the smoothed loss falls by more than it scatters: three times its standard error, which the differences
+    /// of neighbouring losses in the first half tell, where the rates are still too small to train.
+    pub fn is_clear(&self) -> bool {
+        let (all, middle) = (&self.tried, self.middle());
+        let differences = all[..all.len().div_ceil(2)].windows(2).map(|w| (w[1].loss - w[0].loss).powi(2) / 2.0);
+        let variance = differences.clone().sum::<f64>() / differences.count().max(1) as f64;
+        let error = (variance * (1.0 - self.beta) / (1.0 + self.beta)).sqrt();
+        let least = middle.iter().map(|t| t.smoothed).fold(f64::INFINITY, f64::min);
+        middle.first().is_some_and(|first| first.smoothed - least > 3.0 * error)
     }
 }
 
@@ -231,6 +263,29 @@ mod tests {
         near(curve.valley(), 6.551_285_568_595_51e-4);
         near(curve.steepest(), 4.498_432_668_969_444e-2);
         near(curve.minimum(), 1.048_113_134_154_686_2e-2);
+        assert_eq!(curve.careful(), curve.valley());
+    }
+
+    /// A loss of 2.3 that scatters by 0.2 a batch, and falls by so much from a rate of 1e-3 on.
+    fn scattered(steps: usize, fall: f64) -> Curve {
+        let ramp = Ramp { steps, ..Ramp::default() };
+        let mut curve = Curve::new(steps);
+        for i in 0..steps {
+            let lr = ramp.rate(i);
+            let noise = if i % 2 == 0 { 0.2 } else { -0.2 } * (1.0 + (i as f64).sin());
+            curve.add(lr, 2.3 + noise - fall * (lr * 1e3).log10().max(0.0));
+        }
+        curve
+    }
+
+    #[test]
+    fn small_batches_need_more_updates() {
+        assert_eq!([4, 64, 256].map(Ramp::steps_for), [3200, 200, 100]);
+        assert!(scattered(3200, 0.1).is_clear() && scattered(100, 1.0).is_clear());
+        assert!(!scattered(100, 0.03).is_clear() && !scattered(3200, 0.0).is_clear());
+        // The same part of the ramp, and of the fall, is in the mean.
+        let at = |steps: usize| scattered(steps, 1.0).tried[steps * 3 / 4].smoothed;
+        assert!((at(3200) - at(100)).abs() < 0.05, "{} {}", at(3200), at(100));
     }
 
     #[test]

@@ -84,8 +84,8 @@ fn memory_that_runs_out_is_an_error() {
 #[test]
 fn a_learning_rate_is_found() {
     let p = Place::new();
-    let done = p.ok(&["lr-find", "tiny.toml", "--steps", "40", "--out", "found", "--set", "seed=3", "--threads", "1"]);
-    for word in ["40 updates of 100 images", "valley", "steepest", "minimum / 10", "learning rate; the letters"] {
+    let done = p.ok(&["lr-find", "tiny.toml", "--steps", "100", "--out", "found", "--set", "seed=3", "--threads", "1"]);
+    for word in ["100 updates of 100 images", "valley", "steepest", "minimum / 10", "learning rate; the letters"] {
         assert!(done.out.contains(word), "{word}: {}", done.out);
     }
     // What was given is given again.
@@ -98,5 +98,7 @@ fn a_learning_rate_is_found() {
     assert!(svg.starts_with("<svg") && svg.contains("Learning-rate finder: tiny.toml") && svg.contains("</svg>"));
     assert!(!p.path("runs").exists());
     p.fails(&["lr-find", "tiny.toml", "--start", "1", "--end", "0.1"], &["from 1 to 0.1"]);
+    let few = p.ok(&["lr-find", "tiny.toml", "--steps", "12", "--set", "batch_size=1"]).out;
+    assert!(few.contains("more updates:  tilework lr-find tiny.toml --set batch_size=1 --steps 48"), "{few}");
     p.fails(&["lr-find", "tiny.toml", "--out", "tiny.toml/x"], &["tiny.toml/x"]);
 }
