@@ -12,7 +12,7 @@ pub(super) struct Mark {
 }
 
 /// What of a curve is drawn: the logarithms of the rates, and losses from the least to a little above what three of four
-/// are under, so that a loss that runs away at the end does not flatten the rest.
+/// are under, so that a loss that runs away at the end does not flatten the rest; nor do the first means, of few losses.
 struct Frame {
     x: [f64; 2],
     y: [f64; 2],
@@ -20,7 +20,8 @@ struct Frame {
 
 impl Frame {
     fn of(curve: &Curve) -> Self {
-        let (logs, losses) = (|| curve.tried.iter().map(|t| t.lr.log10()), || curve.tried.iter().map(|t| t.smoothed));
+        let settled = &curve.tried[curve.tried.len() / 10..];
+        let (logs, losses) = (|| curve.tried.iter().map(|t| t.lr.log10()), || settled.iter().map(|t| t.smoothed));
         let (low, high) = losses().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
         let mut sorted: Vec<f64> = losses().collect();
         sorted.sort_by(f64::total_cmp);
@@ -46,9 +47,9 @@ impl Frame {
 
 /// A picture of its own.
 pub(super) fn svg(curve: &Curve, marks: &[Mark], title: &str) -> String {
-    // Above it the loss runs away, and would flatten the rest.
-    let top = Frame::of(curve).y[1];
-    let points = curve.tried.iter().map(|t| [t.lr, if t.smoothed <= top { t.smoothed } else { f64::NAN }]).collect();
+    let [low, high] = Frame::of(curve).y;
+    let shown = |loss: f64| if (low..=high).contains(&loss) { loss } else { f64::NAN };
+    let points = curve.tried.iter().map(|t| [t.lr, shown(t.smoothed)]).collect();
     let chart = Chart::new(format!("Learning-rate finder: {title}"), "learning rate (logarithmic)", "loss, smoothed");
     let chart = chart.log_x().line("", points);
     let mark = |chart: Chart, mark: &Mark| {
