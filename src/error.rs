@@ -154,7 +154,9 @@ fn io_remedy(e: &std::io::Error) -> &'static str {
             "\n  remedy: free some disk space, or choose another folder with --out; what was saved before is untouched"
         }
         K::AlreadyExists | K::NotADirectory => "\n  remedy: a file is in the way of a folder: choose another path",
-        K::OutOfMemory => "\n  remedy: the data lies whole in memory: end other programs, or raise a limit (`ulimit -v`)",
+        K::OutOfMemory => {
+            "\n  remedy: the data lies whole in memory: end other programs, or raise a limit (`ulimit -v`)"
+        }
         K::IsADirectory => "\n  remedy: this is a folder: give the path of a file",
         K::InvalidData => "\n  remedy: this is not a text file: check the path",
         K::ReadOnlyFilesystem => "\n  remedy: choose a folder that can be written with --out",

@@ -7,6 +7,7 @@ use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::figures::{self, Bars, Chart, Page};
 use crate::formats::file;
+use crate::train::checkpoint::{self, Position};
 use crate::train::run::Config;
 use crate::train::{History, RunDir, Summary};
 use clap::Args;
@@ -38,6 +39,8 @@ const NONE: &str = "-";
 pub(super) struct Run {
     pub(super) name: String,
     pub(super) config: Config,
+    /// How far it has come.
+    pub(super) position: Position,
     pub(super) history: History,
     pub(super) summary: Option<Summary>,
 }
@@ -47,7 +50,8 @@ pub(super) struct Run {
 pub(super) struct Row {
     run: String,
     recipe: String,
-    epochs: usize,
+    /// Whole epochs.
+    epochs: u32,
     /// Of how many epochs.
     of: u32,
     /// After the last epoch; of a run with a validation set, of the best checkpoint when the run is finished.
@@ -108,7 +112,8 @@ pub(super) fn read(path: &Path) -> Result<Run> {
     let run = RunDir::open(path)?;
     let full = super::absolute(path)?;
     let name = full.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-    Ok(Run { name, config: Config::read(&run)?, history: History::read(&run)?, summary: Summary::read(&run)? })
+    let (config, history, summary) = (Config::read(&run)?, History::read(&run)?, Summary::read(&run)?);
+    Ok(Run { name, config, position: checkpoint::position(&path.join("last")).unwrap_or_default(), history, summary })
 }
 
 /// Keys that make no difference to training.
@@ -161,13 +166,14 @@ fn leaves(path: &str, value: &toml::Value, found: &mut BTreeMap<String, String>)
 }
 
 fn row(run: &Run, differs: BTreeMap<String, String>) -> Row {
-    let (last, best, split) = (run.history.epochs.last(), run.history.best(), run.history.split);
+    let whole = run.position.epoch;
+    let (last, best, split) = (run.history.epochs.last(), run.history.best(whole), run.history.split);
     let tested = run.summary.as_ref().and_then(|s| s.test.as_ref());
     let after = |wanted: Split| last.filter(|_| split == wanted);
     Row {
         run: run.name.clone(),
         recipe: run.config.run.name.clone(),
-        epochs: run.history.epochs.len(),
+        epochs: whole,
         of: run.config.recipe.epochs,
         test_accuracy: after(Split::Test).map(|e| e.accuracy).or(tested.map(|t| t.accuracy)),
         test_loss: after(Split::Test).map(|e| e.loss).or(tested.map(|t| t.loss)),

@@ -79,7 +79,7 @@ impl Restored {
         machine: &Machine,
     ) -> Result<Self> {
         let (name, path, saved) = chosen(run, which)?;
-        let data = Data::reopen(&config.recipe.data, data, config.run.data.as_deref())?;
+        let data = Data::reopen(config, data)?;
         let (device, device_name) = machine.device()?;
         let mut recipe = config.recipe.clone();
         // The weights are f32: a run in two bytes can be looked at anywhere.

@@ -89,8 +89,8 @@ pub(super) fn text(curve: &Curve, marks: &[Mark]) -> String {
     for lr in frame.rates() {
         let x = column(lr);
         axis[x] = '┬';
-        for (i, c) in format!("{lr:e}").chars().enumerate() {
-            below[x + i] = c;
+        for (place, c) in below[x..].iter_mut().zip(format!("1e{:.0}", lr.log10()).chars()) {
+            *place = c;
         }
     }
     // The first letter of each name; the table has the rest.

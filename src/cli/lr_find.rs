@@ -2,6 +2,7 @@
 
 use super::lr_curve::{Mark, svg, text};
 use super::output::{Out, table};
+use super::train::start_from;
 use super::{Data, LrFindArgs, count, describe};
 use crate::error::{Error, Result};
 use crate::formats::file;
@@ -17,14 +18,16 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
     }
     // The average and the schedule are a run's.
     recipe.ema = None;
-    let images = recipe.batch_size * recipe.accumulate;
-    let ramp = Ramp { start: args.start, end: args.end, steps: args.steps.unwrap_or(Ramp::steps_for(images)) };
+    let ramp = Ramp { start: args.start, end: args.end, steps: args.steps.unwrap_or(Ramp::default().steps) };
     ramp.check()?;
     file::check_folder(&args.out)?;
     std::fs::create_dir_all(&args.out).map_err(Error::io("make the folder", &args.out))?;
     let data = Data::open(&recipe.data, args.data.as_deref())?;
     let (device, name) = args.machine.device()?;
     let mut trainer = Trainer::new(recipe.clone(), data.splits, &device)?;
+    start_from(&mut trainer, &recipe, args.init.as_deref())?;
+    let images = trainer.images_of_update();
+    let ramp = Ramp { steps: args.steps.unwrap_or(Ramp::steps_for(images)), ..ramp };
     let describe = describe(recipe.data.source, &trainer, data.path.as_deref());
     out.print(&format!(
         "recipe    {}\ndata      {describe}\ndevice    {name}\n\
@@ -58,7 +61,7 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
     let end = match (curve.diverged, curve.tried.last()) {
         (true, Some(last)) => format!("the loss diverged at a rate of {}\n", rounded(last.lr)),
         // Its least loss is among the last rates, of which the very last are not looked at: it may fall still.
-        _ if minimum * 10.0 >= ramp.rate((ramp.steps * 9 / 10).min(ramp.steps.saturating_sub(7))) => {
+        _ if minimum * 10.0 >= ramp.rate((ramp.steps * 9 / 10).min(ramp.steps - 2 - (ramp.steps / 10).min(5))) => {
             format!("the loss fell to the last rate, {}; --end sets a larger one\n", rounded(ramp.end))
         }
         _ => String::new(),
@@ -66,28 +69,37 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
     let path = args.out.join("lr-find.svg");
     file::write(&path, svg(&curve, &marks, &args.recipe).as_bytes())?;
     let data = args.data.as_ref().map_or_else(String::new, |p| format!(" --data {}", quoted(&p.to_string_lossy())));
+    let init = args.init.as_ref().map_or_else(String::new, |p| format!(" --init {}", quoted(&p.to_string_lossy())));
     let kept = args.set.values.iter().filter(|s| !s.starts_with("optimizer.lr="));
     let set: String = kept.map(|s| format!(" --set {}", quoted(s))).collect();
-    let typed = format!("{}{data}{}{set}", quoted(&args.recipe), args.machine.typed());
+    let typed = format!("{}{data}{init}{}{set}", quoted(&args.recipe), args.machine.typed());
     let own = recipe.optimizer.lr();
+    // The finder has raised all rates together.
+    let others: String =
+        recipe.other_rates().map(|(key, lr)| format!(" --set {key}={}", rounded(lr * careful / own))).collect();
     let mut rates: Vec<(f64, String)> = marks.iter().map(|m| (m.lr, rounded(m.lr))).collect();
     rates.push((own, own.to_string()));
     rates.sort_by(|a, b| a.0.total_cmp(&b.0));
     let mut rates: Vec<String> = rates.into_iter().map(|(_, text)| text).collect();
     rates.dedup();
-    let next = if curve.is_clear() {
-        format!(
-            "train with valley or minimum / 10, the lesser:  tilework train {typed} --lr {}\n\
-             or try all, and the recipe's own:  tilework sweep {typed} --set optimizer.lr={}\n",
-            rounded(careful),
-            rates.join(","),
-        )
-    } else {
-        format!(
-            "the loss scatters more from batch to batch than it falls, and these rates say little\n\
-             take more updates:  tilework lr-find {typed} --steps {}\n",
-            (4 * ramp.steps).min(100_000),
-        )
+    let train = format!(
+        "train with valley or minimum / 10, the lesser:  tilework train {typed} --lr {}{others}\n",
+        rounded(careful)
+    );
+    let next = match (curve.is_clear(), others.is_empty()) {
+        (true, true) => {
+            let rates = rates.join(",");
+            train + &format!("or try all, and the recipe's own:  tilework sweep {typed} --set optimizer.lr={rates}\n")
+        }
+        (true, false) => train,
+        (false, _) if curve.diverged && curve.tried.len() < ramp.steps / 2 => {
+            "these rates are too large from the first on: begin at a smaller --start\n".to_string()
+        }
+        (false, _) => format!(
+            "the loss scatters more from batch to batch than it falls, and these rates say little: take more updates, \
+             --steps {}, or larger batches\n",
+            (4 * ramp.steps).min(20_000),
+        ),
     };
     out.print(&format!("{end}the curve is in {}\n\n{next}", path.display()))
 }

@@ -33,6 +33,7 @@ use crate::device::cuda::{Arch, Order};
 use crate::error::{Error, Result};
 use crate::recipes::DataSpec;
 use crate::train::Trainer;
+use crate::train::run::Config;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use machine::Machine;
@@ -167,8 +168,11 @@ struct LrFindArgs {
     /// The last rate
     #[arg(long, value_name = "X", default_value = "10", value_parser = rate, allow_negative_numbers = true)]
     end: f64,
+    /// Weights to start from, safetensors or .pth [default: the recipe's, or random]
+    #[arg(long, value_name = "FILE")]
+    init: Option<PathBuf>,
     /// Updates from the first rate to the last [default: those of 12,800 images, at least 100]
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(10..=100_000))]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(10..=20_000))]
     steps: Option<usize>,
     /// The folder for lr-find.svg
     #[arg(long, value_name = "DIR", default_value = ".")]
@@ -396,9 +400,30 @@ impl Data {
         Ok(Data { path, splits })
     }
 
-    /// The data of a run: at the path given now, where it was then, or in the default places.
-    fn reopen(spec: &DataSpec, given: Option<&Path>, then: Option<&Path>) -> Result<Self> {
-        Data::open(spec, given.or_else(|| then.filter(|p| p.exists())))
+    /// The data of a run: at the path given now, where it was then, or in the default places. An error if its classes are
+    /// not the run's.
+    fn reopen(config: &Config, given: Option<&Path>) -> Result<Self> {
+        let then = config.run.data.as_deref();
+        let lost = then.filter(|then| given.is_none() && !then.exists());
+        let data = match (Data::open(&config.recipe.data, given.or(then.filter(|_| lost.is_none()))), lost) {
+            (Err(_), Some(lost)) => {
+                let problem = format!("{}, where the run had it from, is not there", lost.display());
+                return Err(Error::config("data", problem, "say with --data where it is now"));
+            }
+            (data, _) => data?,
+        };
+        if let (Some(lost), Some(path)) = (lost, &data.path) {
+            note(&format!("note: {} is not there any more; the data is from {}", lost.display(), path.display()));
+        }
+        let (ours, theirs) = (&config.run.classes, &data.splits.train.classes);
+        let differs = (0..ours.len().max(theirs.len())).find(|&i| ours.get(i) != theirs.get(i));
+        if let Some(i) = differs.filter(|_| !ours.is_empty()) {
+            let name = |classes: &[String]| classes.get(i).map_or("missing".into(), |name| format!("`{name}`"));
+            let problem = format!("class {i} is {}, and {} in the run", name(theirs), name(ours));
+            let remedy = "give the data that it was trained on with --data, with the names that its classes had";
+            return Err(Error::config("data", problem, remedy));
+        }
+        Ok(data)
     }
 }
 

@@ -64,7 +64,10 @@ impl Trained {
         let config = Config::read(&run)?;
         let (checkpoint, path, saved) = chosen(&run, which)?;
         let recipe = &config.recipe;
-        let image = summary::image(&recipe.data)?;
+        let image = match config.run.image {
+            Some(image) => image,
+            None => summary::image(&recipe.data)?,
+        };
         let mut model = Model::build(&recipe.network()?, image, &device, recipe.seed)?;
         model.load_state_dict(&saved.model, &path)?;
         Ok(Trained { model, config, checkpoint, device })

@@ -6,6 +6,7 @@ use crate::data::{Dataset, Split};
 use crate::error::Result;
 use crate::figures::{Bars, Matrix, Page, picture, png, table};
 use crate::formats::file;
+use crate::train::checkpoint;
 use crate::train::run::Config;
 use crate::train::{EpochRow, Evaluation, History, Judged, RunDir};
 use base64::Engine;
@@ -71,6 +72,7 @@ pub(super) fn beside_reported(reported: Option<f64>, accuracy: f64) -> Option<St
 /// Writes the report of a run.
 pub(super) fn write(run: &RunDir, config: &Config, seen: Option<&Seen<'_>>, path: &Path) -> Result<()> {
     let history = History::read(run)?;
+    let whole = checkpoint::position(&run.path().join("last")).map_or(0, |at| at.epoch);
     let name = run.path().file_name().map_or_else(|| config.run.name.clone(), |n| n.to_string_lossy().into_owned());
     let mut page = Page::new(format!("Run {name}"));
     if !config.recipe.about.is_empty() {
@@ -83,7 +85,7 @@ pub(super) fn write(run: &RunDir, config: &Config, seen: Option<&Seen<'_>>, path
             None => format!("Test accuracy {:.2} %", accuracy * 100.0),
         });
     }
-    page.html(&table(&[], "<<", &facts(config, &history, seen)));
+    page.html(&table(&[], "<<", &facts(config, &history, whole, seen)));
     page.section("Curves");
     page.figures(&history.figures(&name, config.recipe.reported).map(|(_, svg)| svg));
     if let Some(seen) = seen {
@@ -96,7 +98,7 @@ pub(super) fn write(run: &RunDir, config: &Config, seen: Option<&Seen<'_>>, path
 }
 
 /// The table at the top.
-fn facts(config: &Config, history: &History, seen: Option<&Seen<'_>>) -> Vec<Vec<String>> {
+fn facts(config: &Config, history: &History, whole: u32, seen: Option<&Seen<'_>>) -> Vec<Vec<String>> {
     let Config { run, recipe } = config;
     let percent = |share: f64| format!("{:.2} %", share * 100.0);
     let mut rows: Vec<(&str, String)> = vec![("recipe", run.name.clone())];
@@ -108,11 +110,11 @@ fn facts(config: &Config, history: &History, seen: Option<&Seen<'_>>) -> Vec<Vec
         ));
         rows.push(("parameters", count(*parameters)));
     }
-    if let Some(best) = history.best() {
+    if let Some(best) = history.best(whole) {
         rows.push(("best epoch", format!("{}, {} accuracy {}", best.epoch, history.split, percent(best.accuracy))));
     }
     rows.push(("data", recipe.data.source.to_string()));
-    let done = format!("{} of {} epochs, {} steps", history.epochs.len(), recipe.epochs, count(history.steps.len()));
+    let done = format!("{whole} of {} epochs, {} steps", recipe.epochs, count(history.steps.len()));
     rows.push(("training", format!("{done} of {} images, seed {}", recipe.batch_size, recipe.seed)));
     let seconds: f64 = history.epochs.iter().map(|e: &EpochRow| e.seconds).sum();
     if seconds > 0.0 {

@@ -7,14 +7,15 @@
 use super::compare::{self, Run};
 use super::output::{Out, table};
 use super::progress::clock;
-use super::{TrainArgs, counted, note, train};
+use super::{TrainArgs, absolute, counted, note, train};
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::figures::{Bars, Chart};
 use crate::formats::file;
 use crate::recipes::Recipe;
+use crate::train::checkpoint::{self, Position};
 use crate::train::run::Config;
-use crate::train::{History, RunDir, Summary};
+use crate::train::{RunDir, Summary};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use std::path::{Path, PathBuf};
@@ -59,22 +60,31 @@ pub(super) fn run(args: &SweepArgs, mut out: Out) -> Result<ExitCode> {
     for (i, cell) in cells.iter().enumerate() {
         let what = format!("run {} of {}: {}", i + 1, cells.len(), cell.set.join(", "));
         let mut one = args.train.clone();
-        match find(&folder, &cell.recipe)? {
-            Some((path, history)) if history.epochs.len() >= cell.recipe.epochs as usize && tested(&path, cell)? => {
-                note(&format!("{what}: finished, {}", path.display()));
-                continue;
+        match find(&folder, &cell.recipe, args.train.init.as_deref())? {
+            Some(path) => {
+                let position = checkpoint::position(&path.join("last"));
+                if position.is_some_and(|at| is_over(&at, &cell.recipe, args.train.max_steps)) && tested(&path, cell)? {
+                    note(&format!("{what}: finished, {}", path.display()));
+                    continue;
+                }
+                one.resume = Some(path);
             }
-            Some((path, _)) => one.resume = Some(path),
             None => (one.set.values, one.out, one.seed) = (cell.set.clone(), folder.clone(), None),
         }
         out.print(&format!("\n== {what}\n"))?;
-        let code = train::run(&one, Out::new())?;
+        let code = match train::run(&one, Out::new()) {
+            Err(e @ Error::NonFinite { .. }) => {
+                note(&format!("{what}: {e}\nthe sweep goes on without it"));
+                continue;
+            }
+            code => code?,
+        };
         if code != ExitCode::SUCCESS {
             note("the sweep goes on when it is given again");
             return Ok(code);
         }
     }
-    results(&axes, &cells, &folder, &mut out)?;
+    results(&axes, &cells, &folder, args.train.max_steps, &mut out)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -160,15 +170,26 @@ fn paths(folder: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// The run of a recipe in a folder of runs, if there is one.
-fn find(folder: &Path, recipe: &Recipe) -> Result<Option<(PathBuf, History)>> {
+/// The run of a recipe in a folder of runs, from the weights that are asked for, if there is one.
+fn find(folder: &Path, recipe: &Recipe, init: Option<&Path>) -> Result<Option<PathBuf>> {
+    let init = init.map(absolute).transpose()?;
     for path in paths(folder) {
         let Ok(run) = RunDir::open(&path) else { continue };
-        if Config::read(&run)?.recipe == *recipe {
-            return History::read(&run).map(|history| Some((path, history)));
+        let config = Config::read(&run)?;
+        let same = if init.is_some() || recipe.pretrained.is_none() { config.run.init == init } else { true };
+        if same && config.recipe == *recipe {
+            return Ok(Some(path));
         }
     }
     Ok(None)
+}
+
+/// Whether a run has come to its recipe's end, or to a limit of steps.
+fn is_over(at: &Position, recipe: &Recipe, max_steps: Option<u64>) -> bool {
+    let waited = at.waiting.map_or(0, |(_, epochs)| epochs);
+    at.epoch >= recipe.epochs
+        || recipe.early_stopping.is_some_and(|early| waited >= early.patience)
+        || max_steps.is_some_and(|limit| at.step >= limit)
 }
 
 /// Whether a run that has a validation set has measured the test set too, which it does last.
@@ -199,7 +220,7 @@ fn spread(values: &[f64]) -> (f64, f64) {
 }
 
 /// The table, `sweep.csv` and the figure.
-fn results(axes: &[Axis], cells: &[Cell], folder: &Path, out: &mut Out) -> Result<()> {
+fn results(axes: &[Axis], cells: &[Cell], folder: &Path, max_steps: Option<u64>, out: &mut Out) -> Result<()> {
     let mut found: Vec<Found<'_>> = Vec::new();
     let keys: Vec<&str> = axes.iter().map(|a| a.key.as_str()).collect();
     let split = if cells.iter().any(|c| c.recipe.data.validation > 0) { Split::Validation } else { Split::Test };
@@ -208,43 +229,41 @@ fn results(axes: &[Axis], cells: &[Cell], folder: &Path, out: &mut Out) -> Resul
     for cell in cells {
         let Some(at) = runs.iter().position(|r| r.config.recipe == cell.recipe) else { continue };
         let run = runs.remove(at);
-        let Some(last) = run.history.epochs.last() else { continue };
-        let (percent, seconds) = (last.accuracy * 100.0, seconds(&run));
-        let tested = run.summary.as_ref().and_then(|s| s.test.as_ref()).map(|t| t.accuracy);
-        rows.push((run, Some(cell)));
         if found.last().is_none_or(|f| f.values != &cell.values) {
             found.push(Found { values: &cell.values, percent: Vec::new(), tested: Vec::new(), seconds: 0.0 });
         }
-        if let Some(of) = found.last_mut() {
-            of.percent.push(percent);
+        // One that is not over has diverged.
+        let last = run.history.epochs.last().filter(|_| is_over(&run.position, &cell.recipe, max_steps));
+        if let (Some(of), Some(last)) = (found.last_mut(), last) {
+            of.percent.push(last.accuracy * 100.0);
+            let tested = run.summary.as_ref().and_then(|s| s.test.as_ref()).map(|t| t.accuracy);
             of.tested.extend(tested.map(|a| a * 100.0));
-            of.seconds += seconds;
+            of.seconds += seconds(&run);
+            rows.push((run, Some(cell)));
         }
     }
     let write = |name: &str, text: &str| {
         let path = folder.join(name);
         file::write(&path, text.as_bytes()).map(|()| path)
     };
-    let finished = |run: &Run| {
-        let recipe = &run.config.recipe;
-        let enough = if recipe.early_stopping.is_some() { 1 } else { recipe.epochs as usize };
-        run.history.epochs.len() >= enough
-    };
+    let finished = |run: &Run| is_over(&run.position, &run.config.recipe, max_steps) && !run.history.epochs.is_empty();
     let others: Vec<Run> = runs.into_iter().filter(finished).collect();
     let more = match others.len() {
         0 => String::new(),
         n => format!(", with {} of other sweeps", counted(n, "run")),
     };
     rows.extend(others.into_iter().map(|run| (run, None)));
-    let (csv, svg) = (write("sweep.csv", &csv(&keys, &rows)?)?, write("sweep.svg", &figure(axes, &found, split))?);
+    let drawn: Vec<&Found<'_>> = found.iter().filter(|f| !f.percent.is_empty()).collect();
+    let (csv, svg) = (write("sweep.csv", &csv(&keys, &rows)?)?, write("sweep.svg", &figure(axes, &drawn, split))?);
     let accuracy = |all: &[f64]| match (spread(all), all.len()) {
-        (_, 0) => "-".to_string(),
+        (_, 0) => "diverged".to_string(),
         ((mean, _), 1) => format!("{mean:.2} %"),
         ((mean, deviation), _) => format!("{mean:.2} ± {deviation:.2} %"),
     };
     let row = |f: &Found<'_>| {
         let mut row = [f.values.as_slice(), &[f.percent.len().to_string(), accuracy(&f.percent)]].concat();
-        row.extend((split == Split::Validation).then(|| accuracy(&f.tested)));
+        let tested = || if f.tested.is_empty() { "-".into() } else { accuracy(&f.tested) };
+        row.extend((split == Split::Validation).then(tested));
         row.push(clock(f.seconds));
         row
     };
@@ -297,7 +316,7 @@ fn csv(keys: &[&str], rows: &[(Run, Option<&Cell>)]) -> Result<String> {
 }
 
 /// Accuracy over the first key's values if these are numbers, a line for each combination of the others; else bars.
-fn figure(axes: &[Axis], found: &[Found<'_>], split: Split) -> String {
+fn figure(axes: &[Axis], found: &[&Found<'_>], split: Split) -> String {
     let measured = format!("{split} accuracy");
     let title = format!("{}{}", measured[..1].to_uppercase(), &measured[1..]);
     // The first key with several values; others with one value are the same for all.

@@ -4,7 +4,7 @@ use super::progress::Progress;
 use super::report::{self, Seen};
 use super::signals::{exit_code, stop_flag};
 use super::{Data, Out, TrainArgs, absolute, count, counted, describe, note, per_class};
-use crate::data::Split;
+use crate::data::{Split, Views};
 use crate::error::{Error, Result};
 use crate::recipes::Recipe;
 use crate::train::run::{Config, RunInfo, git_commit};
@@ -59,14 +59,9 @@ fn fresh(args: &TrainArgs) -> Result<Session> {
     if args.no_graph {
         trainer.engine.without_graph();
     }
-    let init = match (&args.init, &recipe.pretrained) {
-        (Some(path), _) => Some(path.as_path()),
-        (None, Some(pretrained)) => Some(pretrained.file()?),
-        (None, None) => None,
-    };
-    if let Some(path) = init {
-        let loaded = trainer.init_from(path)?;
-        note(&format!("weights from {}: {loaded}", path.display()));
+    let init = start_from(&mut trainer, &recipe, args.init.as_deref())?;
+    if args.lr.is_some() && recipe.phases.iter().any(|phase| phase.lr.is_some()) {
+        note("note: phases of this recipe have rates of their own, which --lr leaves as they are: --set phases.0.lr=…");
     }
     let name = Recipe::run_name(&args.recipe);
     let config = Config {
@@ -78,6 +73,7 @@ fn fresh(args: &TrainArgs) -> Result<Session> {
             threads: args.machine.threads(),
             data: data.path,
             init: init.map(absolute).transpose()?,
+            image: Some(trainer.image()),
             classes,
         },
         recipe,
@@ -92,6 +88,22 @@ fn fresh(args: &TrainArgs) -> Result<Session> {
     Ok(Session { config, run, trainer, data: describe, device: device_name, _lock })
 }
 
+/// Starts from the weights of `--init` or else of the recipe, if there are any: where they are from.
+pub(super) fn start_from<'a>(
+    trainer: &mut Trainer,
+    recipe: &'a Recipe,
+    init: Option<&'a Path>,
+) -> Result<Option<&'a Path>> {
+    let path = match (init, &recipe.pretrained) {
+        (Some(path), _) => path,
+        (None, Some(pretrained)) => pretrained.file()?,
+        (None, None) => return Ok(None),
+    };
+    let loaded = trainer.init_from(path)?;
+    note(&format!("weights from {}: {loaded}", path.display()));
+    Ok(Some(path))
+}
+
 /// A run that goes on.
 fn resume(args: &TrainArgs, path: &Path) -> Result<Session> {
     let run = RunDir::open(path)?;
@@ -101,7 +113,7 @@ fn resume(args: &TrainArgs, path: &Path) -> Result<Session> {
         config.recipe.epochs = epochs;
     }
     let source = config.recipe.data.source;
-    let data = Data::reopen(&config.recipe.data, args.data.as_deref(), config.run.data.as_deref())?;
+    let data = Data::reopen(&config, args.data.as_deref())?;
     let (device, device_name) = args.machine.device()?;
     let mut trainer = Trainer::new(config.recipe.clone(), data.splits, &device)?;
     let describe = describe(source, &trainer, data.path.as_deref());
@@ -123,7 +135,8 @@ fn resume(args: &TrainArgs, path: &Path) -> Result<Session> {
         }
         Err(e) => return Err(e),
     }
-    if config != before {
+    let limits = Limits { max_steps: args.max_steps };
+    if config != before && !trainer.is_over(limits) && !trainer.waited_long_enough() {
         config.write(&run)?;
         // The lock was on the file that this one replaced.
         _lock = lock(&run)?;
@@ -153,15 +166,22 @@ impl Session {
         let at = self.trainer.position().clone();
         let total = (u64::from(epochs) * self.trainer.batches() as u64).min(args.max_steps.unwrap_or(u64::MAX));
         out.print(&self.header())?;
-        if at.epoch >= epochs || at.step >= total || self.trainer.waited_long_enough() {
+        let limits = Limits { max_steps: args.max_steps };
+        if self.trainer.is_over(limits) || self.trainer.waited_long_enough() {
             // Stopped while the test set was evaluated, which comes last.
             if self.trainer.split() != Split::Test && Summary::read(&self.run)?.is_some_and(|s| s.test.is_none()) {
                 let stop = stop_flag(Progress::new(total, args.log_every, at.best_accuracy).lines())?;
                 return self.finish(None, &stop, out);
             }
             let text = format!("the run is finished: {} steps, {} epochs\n", count(at.step as usize), at.epoch);
-            let more = "to go on, give more with --epochs or --max-steps\n";
-            return out.print(&(text + more)).map(|()| ExitCode::SUCCESS);
+            let more = match self.trainer.waited_long_enough() {
+                false => "to go on, give more with --epochs or --max-steps\n".to_string(),
+                true => {
+                    let config = self.run.path().join("config.toml");
+                    format!("early stopping has ended it; to go on, raise its patience in {}\n", config.display())
+                }
+            };
+            return out.print(&(text + &more)).map(|()| ExitCode::SUCCESS);
         }
         let mut csv = CsvLog::open(&self.run, at.step, at.epoch, self.trainer.split())?;
         csv.notes().iter().for_each(|n| note(&format!("note: {n}")));
@@ -174,7 +194,6 @@ impl Session {
         let mut board = wanted.then(|| TensorBoard::open(&self.run, at.step)).transpose()?;
         let mut observers: Vec<&mut dyn Observer> = vec![&mut csv, &mut progress, &mut plots];
         observers.extend(board.as_mut().map(|b| b as &mut dyn Observer));
-        let limits = Limits { max_steps: args.max_steps };
         let outcome = self.trainer.run(&self.run, limits, &stop, &mut observers);
         progress.clear();
         let go_on = format!("tilework train --resume {}", self.run.path().display());
@@ -247,10 +266,16 @@ impl Session {
             Some(best) => (Some(best * 100.0), "best/, last/"),
             None => (None, "last/"),
         };
+        let whole = self.trainer.position().epoch >= self.config.recipe.epochs;
         let (test, chosen, name, step) = if self.trainer.split() == Split::Test {
             let Some(last) = last else { return Ok(Some(String::new())) };
+            // The last epoch alone is measured by the recipe's views.
+            let held_out = match whole || self.config.recipe.tta == Views::One {
+                true => last.held_out.clone(),
+                false => self.trainer.evaluate(Split::Test, &mut |_| Ok(()))?,
+            };
             (
-                last.held_out.clone(),
+                held_out,
                 best.map_or_else(String::new, |b| format!(", best {b:.2} %")),
                 "last",
                 self.trainer.position().step,
@@ -273,7 +298,19 @@ impl Session {
             (test, format!(" of the checkpoint {name}{why}"), name, saved.position.step)
         };
         let path = self.run.path().display();
-        let reported = report::beside_reported(self.config.recipe.reported, test.accuracy);
+        let cut = match whole || self.trainer.waited_long_enough() {
+            true => String::new(),
+            false => {
+                let (step, all) =
+                    (self.trainer.position().step, self.trainer.batches() * self.config.recipe.epochs as usize);
+                let (step, all) = (count(step as usize), count(all));
+                format!(
+                    "\nended by --max-steps after {step} of {all} steps\ngo on with: tilework train --resume {path}\n"
+                )
+            }
+        };
+        let reported = self.config.recipe.reported.filter(|_| cut.is_empty());
+        let reported = report::beside_reported(reported, test.accuracy);
         let reported = reported.map_or_else(String::new, |text| text + "\n");
         let html = report::place(&self.run);
         let seen = Seen {
@@ -294,7 +331,7 @@ impl Session {
             format!("loss scale     {scale}, {} of {steps} steps skipped\n", count(skipped as usize))
         });
         Ok(Some(format!(
-            "\n{}\ntest accuracy  {:.2} %{chosen}\n{reported}time           {spent}\n{scale}\n\
+            "\n{}\ntest accuracy  {:.2} %{chosen}\n{reported}time           {spent}\n{scale}{cut}\n\
              everything is in {path}: config.toml, metrics.csv, steps.csv, {folders}\n\
              {see}evaluate it:   tilework eval {path}\n",
             per_class(&test.per_class),

@@ -52,6 +52,13 @@ impl Recipe {
         step
     }
 
+    /// The rates beside the optimizer's own, of its groups and of the phases: their keys, and what they are.
+    pub fn other_rates(&self) -> impl Iterator<Item = (String, f64)> + '_ {
+        let groups = self.optimizer.groups.iter().enumerate().map(|(i, g)| (format!("optimizer.groups.{i}.lr"), g.lr));
+        let phases = self.phases.iter().enumerate().map(|(i, p)| (format!("phases.{i}.lr"), p.lr));
+        groups.chain(phases).filter_map(|(key, lr)| Some((key, lr?)))
+    }
+
     fn clip(&self, step: &mut Step) {
         if let Some(clip) = self.clip {
             (step.clip, step.clip_norm) = (clip.value.unwrap_or(0.0), clip.norm.unwrap_or(0.0));
@@ -85,7 +92,13 @@ impl Recipe {
             "set optimizer.momentum = 0.9, or schedule.cycle_momentum = false",
         )?;
         if self.phases.is_empty() {
-            return Ok(());
+            let warm = self.schedule.warmup;
+            return must(
+                warm == 0.0 || warm < f64::from(self.epochs),
+                "schedule.warmup",
+                &format!("{warm} epochs of {} leave none for the schedule itself", self.epochs),
+                "use fewer, such as 1 or 0.5",
+            );
         }
         must(
             self.optimizer.groups.iter().all(|g| g.over.is_none()),

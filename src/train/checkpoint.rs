@@ -221,6 +221,12 @@ fn remedy(dir: &Path) -> String {
     }
 }
 
+/// How far a run had come at a checkpoint, by its manifest alone; none where none can be read.
+pub fn position(dir: &Path) -> Option<Position> {
+    let text = fs::read(dir.join(MANIFEST)).ok()?;
+    serde_json::from_slice::<Manifest>(&text).ok().map(|manifest| manifest.position)
+}
+
 fn read(dir: &Path) -> Result<Checkpoint> {
     let damaged = |path: &Path, problem: String| Error::file(path, problem, remedy(dir));
     let contents = |path: &Path| {

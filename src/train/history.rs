@@ -138,9 +138,13 @@ impl History {
         Ok(History { steps, epochs, split })
     }
 
-    /// The epoch with the best test accuracy, the first of equals.
-    pub fn best(&self) -> Option<&EpochRow> {
-        self.epochs.iter().reduce(|best, e| if e.accuracy > best.accuracy { e } else { best })
+    /// Of so many whole epochs the one with the best accuracy, the first of equals. (The row of an epoch that was cut short
+    /// by a limit of steps counts for nothing: the run's `best` is not chosen by it either.)
+    pub fn best(&self, whole: u32) -> Option<&EpochRow> {
+        self.epochs
+            .iter()
+            .filter(|e| e.epoch <= whole)
+            .reduce(|best, e| if e.accuracy > best.accuracy { e } else { best })
     }
 
     /// One of an epoch's numbers over the epochs.

@@ -80,6 +80,8 @@ pub struct Curve {
     pub diverged: bool,
     /// Weight of the losses before, in the smoothed loss.
     beta: f64,
+    /// The least smoothed loss so far.
+    least: f64,
 }
 
 /// Weight of the losses before a hundredth of the ramp, in the smoothed loss.
@@ -92,7 +94,7 @@ const DIVERGED: f64 = 4.0;
 impl Curve {
     fn new(steps: usize) -> Self {
         let beta = BETA.powf(LEAST_SMOOTHED as f64 / steps.max(LEAST_SMOOTHED) as f64);
-        Curve { tried: Vec::with_capacity(steps), diverged: false, beta }
+        Curve { tried: Vec::with_capacity(steps), diverged: false, beta, least: f64::INFINITY }
     }
 
     /// Adds an update; false if it is the last that makes sense.
@@ -107,15 +109,16 @@ impl Curve {
         let before = self.tried.last().map_or(0.0, |t| t.smoothed * (1.0 - beta.powi(n)));
         let smoothed = (beta * before + (1.0 - beta) * loss) / (1.0 - beta.powi(n + 1));
         self.tried.push(Tried { lr, loss, smoothed });
-        let least = self.tried.iter().map(|t| t.smoothed).fold(f64::INFINITY, f64::min);
-        self.diverged = smoothed > DIVERGED * least;
+        self.least = self.least.min(smoothed);
+        self.diverged = smoothed > DIVERGED * self.least;
         !self.diverged
     }
 
-    /// The updates that suggestions look at: without the first tenth, whose mean is of few losses, and the last five.
+    /// The updates that suggestions look at: without the first tenth, whose mean is of few losses, and the last five (of few
+    /// updates, the last tenth).
     fn middle(&self) -> &[Tried] {
         let n = self.tried.len();
-        self.tried.get(n / 10..n.saturating_sub(5)).filter(|m| m.len() > 2).unwrap_or(&self.tried)
+        self.tried.get(n / 10..n - (n / 10).min(5)).filter(|m| m.len() > 2).unwrap_or(&self.tried)
     }
 
     /// The rate at which the smoothed loss falls fastest on its way to the least, against the rate's logarithm: over a
@@ -218,6 +221,12 @@ impl Engine {
 }
 
 impl Trainer {
+    /// Images of an update.
+    pub fn images_of_update(&self) -> usize {
+        let (batches, data) = (self.train.batches(), self.train.data().len());
+        (self.recipe.batch_size.min(data)).saturating_mul(self.recipe.accumulate.min(batches)).min(data)
+    }
+
     /// Looks for a learning rate from here on, with the recipe's first momentum and decay: see [`Engine::find_rate`].
     ///
     /// # Errors

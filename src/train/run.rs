@@ -44,6 +44,9 @@ pub struct RunInfo {
     /// Weights that the run started from, if given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
+    /// Height, width and channels of the images that the network takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<[usize; 3]>,
     /// The names of the classes, in the order of the network's outputs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<String>,

@@ -90,6 +90,11 @@ impl Trainer {
         &self.measures.test
     }
 
+    /// Height, width and channels of the images that the network takes.
+    pub fn image(&self) -> [usize; 3] {
+        self.train.image()
+    }
+
     /// Steps in an epoch.
     pub fn batches(&self) -> usize {
         self.train.batches()
@@ -187,7 +192,7 @@ impl Trainer {
     ) -> Result<Outcome> {
         let (epochs, batches) = (self.recipe.epochs, self.train.batches());
         let limit = limits.max_steps.unwrap_or(u64::MAX);
-        while self.position.epoch < epochs && self.position.step < limit {
+        while !self.is_over(limits) {
             if self.waited_long_enough() {
                 return Ok(Outcome::StoppedEarly);
             }
@@ -261,6 +266,14 @@ impl Trainer {
         let step = self.at(batch);
         self.engine.rest(self.recipe.at_rest(&step))?;
         Ok(step)
+    }
+
+    /// Whether nothing is left to do up to the recipe's last epoch or a limit: no step, nor the evaluation of an epoch
+    /// that was stopped behind its last step.
+    pub fn is_over(&self, limits: Limits) -> bool {
+        let Position { epoch, step, batch, .. } = self.position;
+        let waits = batch == self.train.batches();
+        epoch >= self.recipe.epochs || !waits && limits.max_steps.is_some_and(|limit| step >= limit)
     }
 
     /// Whether the recipe's patience is at its end.
