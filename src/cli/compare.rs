@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 /// Compare runs: accuracy, loss, parameters, time; and their curves
 #[derive(Debug, Args)]
 pub(super) struct CompareArgs {
-    /// The runs' folders
+    /// The runs' folders, or folders of runs
     #[arg(value_name = "RUN", required = true)]
     pub(super) runs: Vec<PathBuf>,
     /// Write overlaid curves and bars by class to this HTML file
@@ -86,7 +86,17 @@ const HEADS: [&str; 10] = [
 
 pub(super) fn run(args: &CompareArgs, out: &mut Out) -> Result<()> {
     args.out.as_deref().map_or(Ok(()), file::check_file)?;
-    let runs = args.runs.iter().map(|path| read(path)).collect::<Result<Vec<Run>>>()?;
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for path in args.runs.iter().flat_map(|path| runs_in(path)) {
+        if !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+    let mut runs = paths.iter().map(|path| read(path)).collect::<Result<Vec<Run>>>()?;
+    let twice = (1..runs.len()).any(|i| runs[..i].iter().any(|r| r.name == runs[i].name));
+    if twice {
+        runs.iter_mut().zip(&paths).for_each(|(run, path)| run.name = path.display().to_string());
+    }
     let rows: Vec<Row> = runs.iter().zip(differences(&runs)?).map(|(run, differs)| row(run, differs)).collect();
     let (heads, cells) = with_values(&rows);
     let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
@@ -106,6 +116,14 @@ pub(super) fn run(args: &CompareArgs, out: &mut Out) -> Result<()> {
         None => "for curves and bars, add --out compare.html".into(),
     };
     out.print(&format!("{}\n{see}\n", table(&heads, &align, cells)))
+}
+
+/// A run's folder, or the runs in a folder of them, such as a sweep's.
+fn runs_in(path: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let mut runs: Vec<PathBuf> = entries.map(|e| e.path()).filter(|p| p.join("config.toml").exists()).collect();
+    runs.sort();
+    if runs.is_empty() || path.join("config.toml").exists() { vec![path.to_path_buf()] } else { runs }
 }
 
 pub(super) fn read(path: &Path) -> Result<Run> {
@@ -139,6 +157,9 @@ pub(super) fn values(run: &Run) -> Result<BTreeMap<String, String>> {
     let table: toml::Table = toml::from_str(&text).map_err(|e| Error::Internal(format!("a recipe as TOML: {e}")))?;
     let mut found = BTreeMap::new();
     leaves("", &toml::Value::Table(table), &mut found);
+    if let Some(init) = &run.config.run.init {
+        found.insert("init".into(), init.display().to_string());
+    }
     Ok(found)
 }
 

@@ -3,7 +3,7 @@
 use super::lr_curve::{Mark, svg, text};
 use super::output::{Out, table};
 use super::train::start_from;
-use super::{Data, LrFindArgs, count, describe};
+use super::{Data, LrFindArgs, count, counted, describe};
 use crate::error::{Error, Result};
 use crate::formats::file;
 use crate::recipes::Recipe;
@@ -31,10 +31,10 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
     let describe = describe(recipe.data.source, &trainer, data.path.as_deref());
     out.print(&format!(
         "recipe    {}\ndata      {describe}\ndevice    {name}\n\
-         finder    {} updates of {} images, learning rate {:e} to {:e}\n\n",
+         finder    {} updates of {}, learning rate {:e} to {:e}\n\n",
         args.recipe,
         count(ramp.steps),
-        count(images),
+        counted(images, "image"),
         ramp.start,
         ramp.end,
     ))?;

@@ -3,7 +3,8 @@
 use crate::error::{Error, Result};
 use crate::formats::file;
 use image::imageops::{FilterType, resize};
-use image::{ImageError, ImageFormat, ImageReader, RgbImage};
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
@@ -14,17 +15,21 @@ pub(crate) fn is_named(path: &Path) -> bool {
 }
 
 /// Reads a picture in RGB and, if a height and width are given, brings it to them: as torchvision's
-/// `resize(picture, [h, w], antialias=True)`, bilinear, with a filter as wide as the picture shrinks. What is transparent
-/// keeps the colour that it has.
+/// `resize(picture, [h, w], antialias=True)`, bilinear, with a filter as wide as the picture shrinks. It is turned as a camera's
+/// note in it says (EXIF orientation); what is transparent keeps the colour that it has.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::File`] for what is no picture, and no file.
 pub(crate) fn read(path: &Path, size: Option<[usize; 2]>) -> Result<RgbImage> {
+    if path.is_dir() {
+        let remedy = "give a folder of pictures that end in .png, .jpg or .jpeg";
+        return Err(Error::file(path, "it is a folder without PNG or JPEG files", remedy));
+    }
     let remedy = "give a PNG or JPEG file; other formats: convert it first";
     let bytes = file::read(path, "read the picture")?;
     // The format is told from the contents: names lie. The crate's limits bound what a small file can unfold to.
     let picture = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(ImageError::from);
-    let picture = picture.and_then(ImageReader::decode).map_err(|e| match (e, image::guess_format(&bytes)) {
+    let picture = picture.and_then(decoded).map_err(|e| match (e, image::guess_format(&bytes)) {
         (ImageError::Limits(e), _) => {
             Error::file(path, format!("too large a picture: {e}"), "make it smaller: 10,000 pixels a side can be read")
         }
@@ -36,11 +41,22 @@ pub(crate) fn read(path: &Path, size: Option<[usize; 2]>) -> Result<RgbImage> {
     Ok(if rgb.dimensions() == (w, h) { rgb } else { resize(&rgb, w, h, FilterType::Triangle) })
 }
 
+/// The picture, upright.
+fn decoded(reader: ImageReader<Cursor<&Vec<u8>>>) -> Result<DynamicImage, ImageError> {
+    let mut decoder = reader.into_decoder()?;
+    Limits::default().reserve(decoder.total_bytes())?;
+    // What is noted wrongly is no reason to refuse the picture.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let mut picture = DynamicImage::from_decoder(decoder)?;
+    picture.apply_orientation(orientation);
+    Ok(picture)
+}
+
 /// The pictures that paths stand for: a file for itself, a folder for all PNG and JPEG files in it and in its folders,
-/// by name.
+/// by name; one without pictures for itself, which [`read`] reports.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::File`] for a folder without pictures.
+/// [`Error::Io`].
 pub(crate) fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for path in paths {
@@ -51,8 +67,7 @@ pub(crate) fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
         let before = found.len();
         walk(path, &mut found)?;
         if found.len() == before {
-            let problem = "a folder without PNG or JPEG files";
-            return Err(Error::file(path, problem, "give a folder of pictures that end in .png, .jpg or .jpeg"));
+            found.push(path.clone());
         }
     }
     Ok(found)
@@ -92,6 +107,13 @@ mod tests {
         // A name that lies about the format.
         rgb.save_with_format(at("jpeg.png"), ImageFormat::Jpeg).unwrap();
         assert_eq!(read(&at("jpeg.png"), Some([5, 3])).unwrap().as_raw().len(), 45);
+        // Taken with the camera on its side: what is below on the sensor is on the left.
+        let note = b"\xff\xe1\0\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+        let jpeg = std::fs::read(at("jpeg.png")).unwrap();
+        std::fs::write(at("turned.jpg"), [&jpeg[..2], note, &jpeg[2..]].concat()).unwrap();
+        let (plain, turned) = (read(&at("jpeg.png"), None).unwrap(), read(&at("turned.jpg"), None).unwrap());
+        assert_eq!((turned.dimensions(), turned.get_pixel(1, 3)), ((2, 4), plain.get_pixel(3, 0)));
+        std::fs::remove_file(at("turned.jpg")).unwrap();
         DynamicImage::from(image::GrayImage::from_pixel(9, 9, image::Luma([77]))).save(at("grey.PNG")).unwrap();
         assert_eq!(read(&at("grey.PNG"), Some([2, 2])).unwrap().as_raw(), &[77; 12]);
         std::fs::write(at("text.png"), "hello").unwrap();

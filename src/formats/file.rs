@@ -33,9 +33,17 @@ fn not_a_file(path: &Path) -> Error {
 /// Checks that a file can come to be at a path: before there is much work to lose.
 ///
 /// # Errors
-/// [`Error::File`] if a folder is there.
+/// [`Error::File`] if a folder is there, or its own folder is not.
 pub(crate) fn check_file(path: &Path) -> Result<()> {
-    if path.is_dir() { Err(not_a_file(path)) } else { Ok(()) }
+    if path.is_dir() {
+        return Err(not_a_file(path));
+    }
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
+        Some(folder) => {
+            Err(Error::file(path, format!("there is no folder {}", folder.display()), "make the folder first"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Checks that files can be written into the folder at a path, which may still have to be made.

@@ -67,7 +67,24 @@ pub(super) fn meant(message: &str) -> Option<&str> {
     if wrong == "learning_rate" {
         return known.find(|key| *key == "lr");
     }
-    nearest(wrong, known)
+    // One of another optimizer is no slip of the pen.
+    if optimizer_of(wrong).is_some() { None } else { nearest(wrong, known) }
+}
+
+/// What to do about a key that only another optimizer has, by serde's message on an unknown one.
+pub(super) fn of_another_optimizer(message: &str) -> Option<String> {
+    let key = message.strip_prefix("unknown field ")?.split('`').nth(1)?;
+    let kind = optimizer_of(key)?;
+    Some(format!("`{key}` is a key of the optimizer {kind}, and the recipe has another: set optimizer.kind as well"))
+}
+
+/// The optimizer that has a key which not all have.
+fn optimizer_of(key: &str) -> Option<&'static str> {
+    match key {
+        "momentum" | "nesterov" | "decoupled" => Some("sgd"),
+        "betas" | "eps" => Some("adam"),
+        _ => None,
+    }
 }
 
 /// Serde's message in the words of TOML.
@@ -117,5 +134,8 @@ mod tests {
         );
         assert_eq!(meant("unknown variant `xyzzy`, expected one of `sgd`, `adam`"), None);
         assert_eq!(meant("invalid type: string"), None);
+        let other = "unknown field `momentum`, expected one of `lr`, `betas`";
+        assert!(meant(other).is_none() && of_another_optimizer(other).unwrap().contains("of the optimizer sgd"));
+        assert_eq!(of_another_optimizer("unknown field `lrr`, expected `lr`"), None);
     }
 }

@@ -264,9 +264,9 @@ impl Recipe {
         let bad = |e: toml::de::Error| {
             let remedy = match keys::meant(e.message()) {
                 Some(word) => format!("did you mean `{word}`? `tilework recipes --keys` has every key"),
-                None => {
+                None => keys::of_another_optimizer(e.message()).unwrap_or_else(|| {
                     "`tilework recipes --keys` has every key, and `tilework recipes quickstart` is an example".into()
-                }
+                }),
             };
             Error::config(origin, keys::plain(&e.to_string()).trim_end(), remedy)
         };

@@ -4,6 +4,7 @@
 //! the CSV files are one observer, the figures and the progress bar others. [`checkpoint`] saves and loads, [`run`] is the folder of
 //! a run.
 
+mod apart;
 mod average;
 pub mod checkpoint;
 mod csv_log;

@@ -71,6 +71,7 @@ fn run_dir(parent: &std::path::Path) -> RunDir {
         threads: 1,
         data: None,
         init: None,
+        image: None,
         classes: Vec::new(),
     };
     Config { run: info, recipe: recipe(&[LAYERS]) }.write(&run).unwrap();
@@ -113,11 +114,13 @@ fn stop_and_go_on(set: &[&str]) {
     let whole = run_dir(dir.path());
     trainer(set).unwrap().run(&whole, Limits::default(), &never, &mut []).unwrap();
     let wanted = checkpoint::load(&whole.path().join("last")).unwrap();
-    let moments: [fn(&Event<'_>) -> bool; 4] = [
+    let moments: [fn(&Event<'_>) -> bool; 5] = [
         |e| matches!(e, Event::EpochStarted { epoch: 2, .. }),
         |e| matches!(e, Event::Step(s) if s.step == 4),
         |e| matches!(e, Event::Step(s) if s.step == 6),
         |e| matches!(e, Event::Evaluating { .. }),
+        // The last: what is left is its epoch's evaluation.
+        |e| matches!(e, Event::Step(s) if s.step == 8),
     ];
     for (i, when) in moments.into_iter().enumerate() {
         let run = run_dir(dir.path());

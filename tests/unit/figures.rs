@@ -79,7 +79,9 @@ fn runs_are_compared() {
     assert!(csv.lines().count() == 3 && csv.lines().all(|l| l.split(',').count() == 14), "{csv}");
     // What a run has kept of its recipe is a recipe.
     assert_eq!(p.ok(&["summary", "runs/tiny-001/config.toml"]).out, p.ok(&["summary", "tiny.toml"]).out);
-    p.fails(&["compare", "runs/tiny-001", "runs"], &["no config.toml"]);
+    // A folder of runs stands for them; each once.
+    assert_eq!(p.ok(&["compare", "runs/tiny-001", "runs"]).out.matches("tiny-00").count(), 2);
+    p.fails(&["compare", "runs/tiny-001", "runs/tiny-001/last"], &["no config.toml"]);
     p.fails(&["compare", "runs/tiny-001", "--out", "no/c.html"], &["no/c.html"]);
 }
 
@@ -130,6 +132,11 @@ fn a_sweep_runs_what_is_missing() {
     );
     // With what was measured.
     assert!(before.lines().skip(1).all(|l| after.contains(l.split_once(",tiny-").unwrap().1)), "{before}{after}");
+    // One that diverges keeps no other from its turn.
+    let wild = ["sweep", "tiny.toml", "--max-steps", "9", "--out", "wild", "--set", "optimizer.lr=1e300,0.01"];
+    let done = p.ok(&wild);
+    assert!(done.out.contains("diverged") && done.err.contains("goes on without it"), "{}{}", done.out, done.err);
+    assert!(p.ok(&["compare", "wild/tiny-sweep"]).out.contains("tiny-002"));
     let bad = |set: &str, words: &[&str]| p.fails(&["sweep", "tiny.toml", "--out", "x", "--set", set], words);
     bad("optimizer.lrr=1,2", &["did you mean `lr`?"]);
     bad("optimizer.lr=1,1", &["twice"]);

@@ -99,6 +99,6 @@ fn a_learning_rate_is_found() {
     assert!(!p.path("runs").exists());
     p.fails(&["lr-find", "tiny.toml", "--start", "1", "--end", "0.1"], &["from 1 to 0.1"]);
     let few = p.ok(&["lr-find", "tiny.toml", "--steps", "12", "--set", "batch_size=1"]).out;
-    assert!(few.contains("more updates:  tilework lr-find tiny.toml --set batch_size=1 --steps 48"), "{few}");
+    assert!(few.contains("12 updates of 1 image,") && few.contains("take more updates, --steps 48"), "{few}");
     p.fails(&["lr-find", "tiny.toml", "--out", "tiny.toml/x"], &["tiny.toml/x"]);
 }

@@ -34,6 +34,27 @@ fn predictions_name_classes_and_pass_over_what_is_no_picture() {
 }
 
 #[test]
+fn a_run_knows_its_pictures_and_their_classes() {
+    let p = Place::with(&TINY.replace("\"shapes\"", "\"image-folder\""));
+    for folder in ["d/train/cat", "d/train/dog", "d/test/cat"] {
+        fs::create_dir_all(p.path(folder)).unwrap();
+        (0..4).for_each(|n| picture(&p.path(&format!("{folder}/{n}.png")), 12, 9));
+    }
+    let train = ["train", "tiny.toml", "--data", "d", "--epochs", "1", "--set", "layers.4=fc 2"];
+    let done = p.ok(&train);
+    assert!(done.err.contains("no test images of dog"), "{}", done.err);
+    assert!(p.ok(&["predict", "runs/tiny-001", "d/train/cat/0.png"]).out.contains("dog"));
+    fs::rename(p.path("d"), p.path("e")).unwrap();
+    p.fails(&["eval", "runs/tiny-001"], &["/d, where the run had it from, is not there", "--data"]);
+    p.ok(&["eval", "runs/tiny-001", "--data", "e"]);
+    fs::rename(p.path("e/train/cat"), p.path("e/train/elk")).unwrap();
+    fs::rename(p.path("e/test/cat"), p.path("e/test/elk")).unwrap();
+    for command in [&["eval", "runs/tiny-001"][..], &["train", "--epochs", "2", "--resume", "runs/tiny-001"]] {
+        p.fails(&[command, &["--data", "e"]].concat(), &["class 0 is `dog`, and `cat` in the run", "remedy"]);
+    }
+}
+
+#[test]
 fn training_starts_from_other_weights_with_a_head_of_its_own() {
     let p = Place::new();
     p.ok(&["train", "tiny.toml", "--max-steps", "3"]);
