@@ -50,7 +50,13 @@ fn in_order<S: Serializer>(pairs: &[(String, f64)], s: S) -> Result<S::Ok, S::Er
 pub(super) fn chosen(run: &RunDir, which: Option<Which>) -> Result<(&'static str, PathBuf, Checkpoint)> {
     let (best, last) = (run.path().join("best"), run.path().join("last"));
     match which {
-        Some(Which::Best) => checkpoint::load(&best).map(|c| ("best", best, c)),
+        Some(Which::Best) => match checkpoint::load(&best) {
+            Err(_) if !best.exists() && last.exists() => {
+                let problem = "there is no best checkpoint, as no epoch is over";
+                Err(Error::file(best, problem, "use --which last, or train further with `tilework train --resume`"))
+            }
+            loaded => loaded.map(|c| ("best", best, c)),
+        },
         Some(Which::Last) => checkpoint::load(&last).map(|c| ("last", last, c)),
         None => match checkpoint::load(&best) {
             // Damage is reported, absence is not.

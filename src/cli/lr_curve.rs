@@ -95,7 +95,11 @@ pub(super) fn text(curve: &Curve, marks: &[Mark]) -> String {
     }
     // The first letter of each name; the table has the rest.
     let mut letters = vec![' '; WIDTH];
-    marks.iter().rev().for_each(|m| letters[column(m.lr)] = m.name.chars().next().unwrap_or('?').to_ascii_uppercase());
+    for mark in marks {
+        // Beside one that is in its place.
+        let free = (column(mark.lr)..WIDTH).find(|&x| letters[x] == ' ').unwrap_or(WIDTH - 1);
+        letters[free] = mark.name.chars().next().unwrap_or('?').to_ascii_uppercase();
+    }
     let text = |chars: &[char]| chars.iter().collect::<String>().trim_end().to_string();
     let names: Vec<&str> = marks.iter().map(|m| m.name).collect();
     _ = writeln!(s, "{:>8} └{}\n{:10}{}", "", text(&axis), "", text(&below));

@@ -142,6 +142,9 @@ fn cells(args: &SweepArgs, axes: &[Axis]) -> Result<Vec<Cell>> {
     }
     let seeds: Vec<Option<u64>> =
         if args.seeds.is_empty() { vec![args.train.seed] } else { args.seeds.iter().map(|&s| Some(s)).collect() };
+    if let Some((_, seed)) = args.seeds.iter().enumerate().find(|(i, seed)| args.seeds[..*i].contains(seed)) {
+        return Err(Error::config("--seeds", format!("the seed {seed} stands there twice"), "leave one out"));
+    }
     let mut cells = Vec::new();
     for values in grid {
         for seed in &seeds {
@@ -326,9 +329,10 @@ fn figure(axes: &[Axis], found: &[&Found<'_>], split: Split) -> String {
     if !found.is_empty() && found.iter().all(|f| number(f.values).is_some()) {
         let positive: Vec<f64> = found.iter().filter_map(|f| number(f.values)).collect();
         let (low, high) = positive.iter().fold((f64::INFINITY, 0.0f64), |(l, h), &v| (l.min(v), h.max(v)));
-        let mut chart =
-            Chart::new(format!("{title} over {}", axes[x].key), &axes[x].key, format!("{measured} in percent"));
-        if low > 0.0 && high / low >= 8.0 {
+        let (key, log) = (&axes[x].key, low > 0.0 && high / low >= 8.0);
+        let label = if log { format!("{key} (logarithmic)") } else { key.clone() };
+        let mut chart = Chart::new(format!("{title} over {key}"), label, format!("{measured} in percent"));
+        if log {
             chart = chart.log_x();
         }
         let mut lines: Vec<Line> = Vec::new();

@@ -63,6 +63,10 @@ fn fresh(args: &TrainArgs) -> Result<Session> {
     if args.lr.is_some() && recipe.phases.iter().any(|phase| phase.lr.is_some()) {
         note("note: phases of this recipe have rates of their own, which --lr leaves as they are: --set phases.0.lr=…");
     }
+    let images = trainer.splits().0.len();
+    if recipe.batch_size > images {
+        note(&format!("note: a batch is more than the {} training images: a step takes them all", count(images)));
+    }
     let name = Recipe::run_name(&args.recipe);
     let config = Config {
         run: RunInfo {
