@@ -9,7 +9,7 @@ impl Trainer {
     /// One step on a batch outside of any run; for benches. The mini-batch's loss.
     ///
     /// # Errors
-    /// As [`Engine::step`].
+    /// As [`Engine::step`](super::Engine::step).
     pub fn step_once(&mut self, batch: &Batch) -> Result<f64> {
         let step = self.here(0)?;
         self.engine.step_on(batch, &step)?;
@@ -22,7 +22,7 @@ impl Trainer {
     /// with [`Cuda::time`](crate::device::cuda::Cuda::time), or wait with [`Device::sync`](crate::device::Device::sync). No loss is looked at.
     ///
     /// # Errors
-    /// [`Error::Config`] if the data does not fill a batch; else as [`Engine::step`].
+    /// [`Error::Config`] if the data does not fill a batch; else as [`Engine::step`](super::Engine::step).
     pub fn bench_steps(&mut self, n: usize) -> Result<()> {
         let (images, all) = (self.recipe.batch_size, self.train.data().len());
         if all < images {
