@@ -7,7 +7,7 @@ use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::figures::{self, Bars, Chart, Page};
 use crate::formats::file;
-use crate::train::checkpoint::{self, Position};
+use crate::train::checkpoint::Position;
 use crate::train::run::Config;
 use crate::train::{History, RunDir, Summary};
 use clap::Args;
@@ -39,8 +39,8 @@ const NONE: &str = "-";
 pub(super) struct Run {
     pub(super) name: String,
     pub(super) config: Config,
-    /// How far it has come.
-    pub(super) position: Position,
+    /// How far it has come, if it has saved that.
+    pub(super) position: Option<Position>,
     pub(super) history: History,
     pub(super) summary: Option<Summary>,
 }
@@ -88,7 +88,8 @@ pub(super) fn run(args: &CompareArgs, out: &mut Out) -> Result<()> {
     args.out.as_deref().map_or(Ok(()), file::check_file)?;
     let mut paths: Vec<PathBuf> = Vec::new();
     for path in args.runs.iter().flat_map(|path| runs_in(path)) {
-        if !paths.contains(&path) {
+        let same = |other: &PathBuf| std::path::absolute(other).ok() == std::path::absolute(&path).ok();
+        if !paths.iter().any(same) {
             paths.push(path);
         }
     }
@@ -118,10 +119,10 @@ pub(super) fn run(args: &CompareArgs, out: &mut Out) -> Result<()> {
     out.print(&format!("{}\n{see}\n", table(&heads, &align, cells)))
 }
 
-/// A run's folder, or the runs in a folder of them, such as a sweep's.
+/// A run's folder, or the runs in a folder of them, such as a sweep's; those that cannot be read are passed over there.
 fn runs_in(path: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-    let mut runs: Vec<PathBuf> = entries.map(|e| e.path()).filter(|p| p.join("config.toml").exists()).collect();
+    let mut runs: Vec<PathBuf> = entries.map(|e| e.path()).filter(|p| read(p).is_ok()).collect();
     runs.sort();
     if runs.is_empty() || path.join("config.toml").exists() { vec![path.to_path_buf()] } else { runs }
 }
@@ -131,7 +132,7 @@ pub(super) fn read(path: &Path) -> Result<Run> {
     let full = super::absolute(path)?;
     let name = full.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let (config, history, summary) = (Config::read(&run)?, History::read(&run)?, Summary::read(&run)?);
-    Ok(Run { name, config, position: checkpoint::position(&path.join("last")).unwrap_or_default(), history, summary })
+    Ok(Run { name, config, position: run.position(), history, summary })
 }
 
 /// Keys that make no difference to training.
@@ -158,7 +159,11 @@ pub(super) fn values(run: &Run) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     leaves("", &toml::Value::Table(table), &mut found);
     if let Some(init) = &run.config.run.init {
-        found.insert("init".into(), init.display().to_string());
+        // The end tells them apart.
+        let path: Vec<char> = init.display().to_string().chars().collect();
+        let end = path.len().saturating_sub(29);
+        let cut = if end > 0 { "…" } else { "" };
+        found.insert("init".into(), cut.to_string() + &path[end..].iter().collect::<String>());
     }
     Ok(found)
 }
@@ -187,7 +192,7 @@ fn leaves(path: &str, value: &toml::Value, found: &mut BTreeMap<String, String>)
 }
 
 fn row(run: &Run, differs: BTreeMap<String, String>) -> Row {
-    let whole = run.position.epoch;
+    let whole = run.position.as_ref().map_or(run.history.epochs.len() as u32, |at| at.epoch);
     let (last, best, split) = (run.history.epochs.last(), run.history.best(whole), run.history.split);
     let tested = run.summary.as_ref().and_then(|s| s.test.as_ref());
     let after = |wanted: Split| last.filter(|_| split == wanted);

@@ -74,16 +74,16 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
     let set: String = kept.map(|s| format!(" --set {}", quoted(s))).collect();
     let typed = format!("{}{data}{init}{}{set}", quoted(&args.recipe), args.machine.typed());
     let own = recipe.optimizer.lr();
-    // The finder has raised all rates together.
+    // All rates together, as the finder has raised those of groups.
     let others: String =
-        recipe.other_rates().map(|(key, lr)| format!(" --set {key}={}", rounded(lr * careful / own))).collect();
+        recipe.other_rates().map(|(key, lr)| format!(" --set {key}={}", rounded(careful * lr))).collect();
     let mut rates: Vec<(f64, String)> = marks.iter().map(|m| (m.lr, rounded(m.lr))).collect();
     rates.push((own, own.to_string()));
     rates.sort_by(|a, b| a.0.total_cmp(&b.0));
     let mut rates: Vec<String> = rates.into_iter().map(|(_, text)| text).collect();
     rates.dedup();
     let train = format!(
-        "train with valley or minimum / 10, the lesser:  tilework train {typed} --lr {}{others}\n",
+        "train with the smaller of valley and minimum / 10:  tilework train {typed} --lr {}{others}\n",
         rounded(careful)
     );
     let next = match (curve.is_clear(), others.is_empty()) {
@@ -95,11 +95,11 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
         (false, _) if curve.diverged && curve.tried.len() < ramp.steps / 2 => {
             "these rates are too large from the first on: begin at a smaller --start\n".to_string()
         }
-        (false, _) => format!(
-            "the loss scatters more from batch to batch than it falls, and these rates say little: take more updates, \
-             --steps {}, or larger batches\n",
-            (4 * ramp.steps).min(20_000),
-        ),
+        (false, _) => {
+            let steps = (4 * ramp.steps).min(20_000);
+            let more = if steps > ramp.steps { format!("more updates, --steps {steps}, or ") } else { String::new() };
+            format!("the loss scatters more from batch to batch than it falls: take {more}larger batches\n")
+        }
     };
     out.print(&format!("{end}the curve is in {}\n\n{next}", path.display()))
 }

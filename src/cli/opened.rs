@@ -42,8 +42,9 @@ impl Data {
         let then = config.run.data.as_deref();
         let lost = then.filter(|then| given.is_none() && !then.exists());
         let data = match (Data::open(&config.recipe.data, given.or(then.filter(|_| lost.is_none()))), lost) {
-            (Err(_), Some(lost)) => {
-                let problem = format!("{}, where the run had it from, is not there", lost.display());
+            (Err(e), Some(lost)) => {
+                let lost = lost.display();
+                let problem = format!("{lost}, where the run had it from, is not there; and in the usual places: {e}");
                 return Err(Error::config("data", problem, "say with --data where it is now"));
             }
             (data, _) => data?,

@@ -2,7 +2,7 @@
 
 use super::eval::chosen;
 use super::machine::Machine;
-use super::{Out, Which, note, output, summary};
+use super::{Out, Which, counted, note, output, summary};
 use crate::autograd::Var;
 use crate::data::loader::{Loader, Transform};
 use crate::data::{Dataset, picture};
@@ -66,7 +66,10 @@ impl Trained {
         let recipe = &config.recipe;
         let image = match config.run.image {
             Some(image) => image,
-            None => summary::image(&recipe.data)?,
+            None => summary::image(&recipe.data).map_err(|_| {
+                let remedy = "add `image = [HEIGHT, WIDTH, 3]`, that of the training images, to its section [run]";
+                Error::file(run.path().join("config.toml"), "it does not say how large the images are", remedy)
+            })?,
         };
         let mut model = Model::build(&recipe.network()?, image, &device, recipe.seed)?;
         model.load_state_dict(&saved.model, &path)?;
@@ -178,6 +181,6 @@ pub(super) fn run(args: &PredictArgs, out: &mut Out) -> Result<ExitCode> {
     if failed == 0 {
         return Ok(ExitCode::SUCCESS);
     }
-    note(&format!("{failed} of {} pictures could not be read", paths.len()));
+    note(&format!("{failed} of {} could not be read", counted(paths.len(), "picture")));
     Ok(ExitCode::FAILURE)
 }

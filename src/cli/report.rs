@@ -6,7 +6,6 @@ use crate::data::{Dataset, Split};
 use crate::error::Result;
 use crate::figures::{Bars, Matrix, Page, picture, png, table};
 use crate::formats::file;
-use crate::train::checkpoint;
 use crate::train::run::Config;
 use crate::train::{EpochRow, Evaluation, History, Judged, RunDir};
 use base64::Engine;
@@ -72,7 +71,7 @@ pub(super) fn beside_reported(reported: Option<f64>, accuracy: f64) -> Option<St
 /// Writes the report of a run.
 pub(super) fn write(run: &RunDir, config: &Config, seen: Option<&Seen<'_>>, path: &Path) -> Result<()> {
     let history = History::read(run)?;
-    let whole = checkpoint::position(&run.path().join("last")).map_or(0, |at| at.epoch);
+    let whole = run.position().map_or(history.epochs.len() as u32, |at| at.epoch);
     let name = run.path().file_name().map_or_else(|| config.run.name.clone(), |n| n.to_string_lossy().into_owned());
     let mut page = Page::new(format!("Run {name}"));
     if !config.recipe.about.is_empty() {

@@ -7,15 +7,15 @@
 use super::compare::{self, Run};
 use super::output::{Out, table};
 use super::progress::clock;
-use super::{TrainArgs, absolute, counted, note, train};
+use super::{TrainArgs, absolute, count, counted, note, train};
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::figures::{Bars, Chart};
 use crate::formats::file;
 use crate::recipes::Recipe;
-use crate::train::checkpoint::{self, Position};
+
+use crate::train::RunDir;
 use crate::train::run::Config;
-use crate::train::{RunDir, Summary};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use std::path::{Path, PathBuf};
@@ -57,14 +57,20 @@ pub(super) fn run(args: &SweepArgs, mut out: Out) -> Result<ExitCode> {
     let cells = cells(args, &axes)?;
     file::check_folder(&args.train.out)?;
     let folder = args.train.out.join(format!("{}-sweep", Recipe::run_name(&args.train.recipe)));
+    let mut diverged = Vec::new();
     for (i, cell) in cells.iter().enumerate() {
         let what = format!("run {} of {}: {}", i + 1, cells.len(), cell.set.join(", "));
         let mut one = args.train.clone();
         match find(&folder, &cell.recipe, args.train.init.as_deref())? {
             Some(path) => {
-                let position = checkpoint::position(&path.join("last"));
-                if position.is_some_and(|at| is_over(&at, &cell.recipe, args.train.max_steps)) && tested(&path, cell)? {
-                    note(&format!("{what}: finished, {}", path.display()));
+                let run = compare::read(&path)?;
+                if is_over(&run, args.train.max_steps) && is_tested(&run) {
+                    let steps = run.position.map_or(0, |at| at.step);
+                    let more = match args.train.max_steps.filter(|limit| steps > *limit) {
+                        Some(_) => format!(" ({} steps)", count(steps as usize)),
+                        None => String::new(),
+                    };
+                    note(&format!("{what}: finished{more}, {}", path.display()));
                     continue;
                 }
                 one.resume = Some(path);
@@ -75,6 +81,7 @@ pub(super) fn run(args: &SweepArgs, mut out: Out) -> Result<ExitCode> {
         let code = match train::run(&one, Out::new()) {
             Err(e @ Error::NonFinite { .. }) => {
                 note(&format!("{what}: {e}\nthe sweep goes on without it"));
+                diverged.push(i);
                 continue;
             }
             code => code?,
@@ -84,7 +91,7 @@ pub(super) fn run(args: &SweepArgs, mut out: Out) -> Result<ExitCode> {
             return Ok(code);
         }
     }
-    results(&axes, &cells, &folder, args.train.max_steps, &mut out)?;
+    results(&axes, &cells, &diverged, &folder, &args.train, &mut out)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -175,30 +182,34 @@ fn paths(folder: &Path) -> Vec<PathBuf> {
 
 /// The run of a recipe in a folder of runs, from the weights that are asked for, if there is one.
 fn find(folder: &Path, recipe: &Recipe, init: Option<&Path>) -> Result<Option<PathBuf>> {
-    let init = init.map(absolute).transpose()?;
     for path in paths(folder) {
         let Ok(run) = RunDir::open(&path) else { continue };
-        let config = Config::read(&run)?;
-        let same = if init.is_some() || recipe.pretrained.is_none() { config.run.init == init } else { true };
-        if same && config.recipe == *recipe {
+        if is_of(&Config::read(&run)?, recipe, init)? {
             return Ok(Some(path));
         }
     }
     Ok(None)
 }
 
-/// Whether a run has come to its recipe's end, or to a limit of steps.
-fn is_over(at: &Position, recipe: &Recipe, max_steps: Option<u64>) -> bool {
+/// Whether a run is of a recipe, and from the same weights.
+fn is_of(config: &Config, recipe: &Recipe, init: Option<&Path>) -> Result<bool> {
+    let wanted = init.or(recipe.pretrained.as_ref().map(|p| p.file.as_path()));
+    Ok(config.recipe == *recipe && config.run.init == wanted.map(absolute).transpose()?)
+}
+
+/// Whether a run has come to its recipe's end, or to a limit of steps, and what it trained last has been evaluated.
+fn is_over(run: &Run, max_steps: Option<u64>) -> bool {
+    let (Some(at), recipe) = (&run.position, &run.config.recipe) else { return false };
     let waited = at.waiting.map_or(0, |(_, epochs)| epochs);
+    let evaluated = at.batch == 0 || run.history.epochs.last().is_some_and(|row| row.epoch > at.epoch);
     at.epoch >= recipe.epochs
         || recipe.early_stopping.is_some_and(|early| waited >= early.patience)
-        || max_steps.is_some_and(|limit| at.step >= limit)
+        || evaluated && max_steps.is_some_and(|limit| at.step >= limit)
 }
 
 /// Whether a run that has a validation set has measured the test set too, which it does last.
-fn tested(path: &Path, cell: &Cell) -> Result<bool> {
-    let summary = Summary::read(&RunDir::open(path)?)?;
-    Ok(cell.recipe.data.validation == 0 || summary.is_none_or(|s| s.test.is_some()))
+fn is_tested(run: &Run) -> bool {
+    run.config.recipe.data.validation == 0 || run.summary.as_ref().is_none_or(|s| s.test.is_some())
 }
 
 /// The runs with the same values, of all seeds.
@@ -209,6 +220,8 @@ struct Found<'a> {
     /// With a validation set: of the best checkpoints, on the test set.
     tested: Vec<f64>,
     seconds: f64,
+    /// Those that diverged.
+    diverged: usize,
 }
 
 /// The values of the other keys, the points, and the deviation of each.
@@ -223,21 +236,30 @@ fn spread(values: &[f64]) -> (f64, f64) {
 }
 
 /// The table, `sweep.csv` and the figure.
-fn results(axes: &[Axis], cells: &[Cell], folder: &Path, max_steps: Option<u64>, out: &mut Out) -> Result<()> {
+fn results(
+    axes: &[Axis],
+    cells: &[Cell],
+    diverged: &[usize],
+    folder: &Path,
+    args: &TrainArgs,
+    out: &mut Out,
+) -> Result<()> {
     let mut found: Vec<Found<'_>> = Vec::new();
     let keys: Vec<&str> = axes.iter().map(|a| a.key.as_str()).collect();
     let split = if cells.iter().any(|c| c.recipe.data.validation > 0) { Split::Validation } else { Split::Test };
     let mut runs = runs(folder);
     let mut rows = Vec::new();
-    for cell in cells {
-        let Some(at) = runs.iter().position(|r| r.config.recipe == cell.recipe) else { continue };
+    for (i, cell) in cells.iter().enumerate() {
+        let is_cell = |run: &Run| is_of(&run.config, &cell.recipe, args.init.as_deref());
+        let Some(at) = runs.iter().position(|run| is_cell(run).unwrap_or(false)) else { continue };
         let run = runs.remove(at);
         if found.last().is_none_or(|f| f.values != &cell.values) {
-            found.push(Found { values: &cell.values, percent: Vec::new(), tested: Vec::new(), seconds: 0.0 });
+            let (percent, tested) = (Vec::new(), Vec::new());
+            found.push(Found { values: &cell.values, percent, tested, seconds: 0.0, diverged: 0 });
         }
-        // One that is not over has diverged.
-        let last = run.history.epochs.last().filter(|_| is_over(&run.position, &cell.recipe, max_steps));
-        if let (Some(of), Some(last)) = (found.last_mut(), last) {
+        let Some(of) = found.last_mut() else { continue };
+        of.diverged += usize::from(diverged.contains(&i));
+        if let Some(last) = run.history.epochs.last().filter(|_| !diverged.contains(&i)) {
             of.percent.push(last.accuracy * 100.0);
             let tested = run.summary.as_ref().and_then(|s| s.test.as_ref()).map(|t| t.accuracy);
             of.tested.extend(tested.map(|a| a * 100.0));
@@ -249,7 +271,7 @@ fn results(axes: &[Axis], cells: &[Cell], folder: &Path, max_steps: Option<u64>,
         let path = folder.join(name);
         file::write(&path, text.as_bytes()).map(|()| path)
     };
-    let finished = |run: &Run| is_over(&run.position, &run.config.recipe, max_steps) && !run.history.epochs.is_empty();
+    let finished = |run: &Run| is_over(run, args.max_steps) && !run.history.epochs.is_empty();
     let others: Vec<Run> = runs.into_iter().filter(finished).collect();
     let more = match others.len() {
         0 => String::new(),
@@ -264,7 +286,11 @@ fn results(axes: &[Axis], cells: &[Cell], folder: &Path, max_steps: Option<u64>,
         ((mean, deviation), _) => format!("{mean:.2} ± {deviation:.2} %"),
     };
     let row = |f: &Found<'_>| {
-        let mut row = [f.values.as_slice(), &[f.percent.len().to_string(), accuracy(&f.percent)]].concat();
+        let runs = match (f.percent.len(), f.diverged) {
+            (n, 0) => n.to_string(),
+            (n, diverged) => format!("{n} of {}", n + diverged),
+        };
+        let mut row = [f.values.as_slice(), &[runs, accuracy(&f.percent)]].concat();
         let tested = || if f.tested.is_empty() { "-".into() } else { accuracy(&f.tested) };
         row.extend((split == Split::Validation).then(tested));
         row.push(clock(f.seconds));

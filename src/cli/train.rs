@@ -4,7 +4,7 @@ use super::progress::Progress;
 use super::report::{self, Seen};
 use super::signals::{exit_code, stop_flag};
 use super::{Data, Out, TrainArgs, absolute, count, counted, describe, note, per_class};
-use crate::data::{Split, Views};
+use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::recipes::Recipe;
 use crate::train::run::{Config, RunInfo, git_commit};
@@ -51,6 +51,7 @@ pub(super) fn overrides(args: &TrainArgs) -> Vec<String> {
 /// A new run. Everything that can be wrong is found before its folder is made.
 fn fresh(args: &TrainArgs) -> Result<Session> {
     let recipe = Recipe::load(&args.recipe, &overrides(args))?;
+    recipe.check_warmup()?;
     let data = Data::open(&recipe.data, args.data.as_deref())?;
     let classes = data.splits.train.classes.clone();
     let (device, device_name) = args.machine.device()?;
@@ -60,12 +61,16 @@ fn fresh(args: &TrainArgs) -> Result<Session> {
         trainer.engine.without_graph();
     }
     let init = start_from(&mut trainer, &recipe, args.init.as_deref())?;
-    if args.lr.is_some() && recipe.phases.iter().any(|phase| phase.lr.is_some()) {
-        note("note: phases of this recipe have rates of their own, which --lr leaves as they are: --set phases.0.lr=…");
+    let own: Vec<String> = recipe.other_rates().map(|(key, _)| key).filter(|key| key.starts_with("phases")).collect();
+    if args.lr.is_some() && !own.is_empty() && !args.set.values.iter().any(|set| set.starts_with("phases")) {
+        note(&format!("note: --lr leaves these rates as they are, and --set changes them: {}", own.join(", ")));
     }
     let images = trainer.splits().0.len();
     if recipe.batch_size > images {
-        note(&format!("note: a batch is more than the {} training images: a step takes them all", count(images)));
+        note(&format!(
+            "note: the batch is larger than the {} training images: each step takes all of them",
+            count(images)
+        ));
     }
     let name = Recipe::run_name(&args.recipe);
     let config = Config {
@@ -139,8 +144,10 @@ fn resume(args: &TrainArgs, path: &Path) -> Result<Session> {
         }
         Err(e) => return Err(e),
     }
-    let limits = Limits { max_steps: args.max_steps };
-    if config != before && !trainer.is_over(limits) && !trainer.waited_long_enough() {
+    if trainer.is_over(Limits { max_steps: args.max_steps }) || trainer.waited_long_enough() {
+        config.recipe.epochs = before.recipe.epochs;
+    }
+    if config != before {
         config.write(&run)?;
         // The lock was on the file that this one replaced.
         _lock = lock(&run)?;
@@ -177,7 +184,8 @@ impl Session {
                 let stop = stop_flag(Progress::new(total, args.log_every, at.best_accuracy).lines())?;
                 return self.finish(None, &stop, out);
             }
-            let text = format!("the run is finished: {} steps, {} epochs\n", count(at.step as usize), at.epoch);
+            let (steps, epochs) = (counted(at.step as usize, "step"), counted(at.epoch as usize, "epoch"));
+            let text = format!("the run is finished: {steps}, {epochs}\n");
             let more = match self.trainer.waited_long_enough() {
                 false => "to go on, give more with --epochs or --max-steps\n".to_string(),
                 true => {
@@ -273,13 +281,8 @@ impl Session {
         let whole = self.trainer.position().epoch >= self.config.recipe.epochs;
         let (test, chosen, name, step) = if self.trainer.split() == Split::Test {
             let Some(last) = last else { return Ok(Some(String::new())) };
-            // The last epoch alone is measured by the recipe's views.
-            let held_out = match whole || self.config.recipe.tta == Views::One {
-                true => last.held_out.clone(),
-                false => self.trainer.evaluate(Split::Test, &mut |_| Ok(()))?,
-            };
             (
-                held_out,
+                last.held_out.clone(),
                 best.map_or_else(String::new, |b| format!(", best {b:.2} %")),
                 "last",
                 self.trainer.position().step,

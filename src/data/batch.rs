@@ -52,7 +52,7 @@ impl Transform {
     pub(super) fn check(&self, data: &Dataset) -> Result<()> {
         let Transform { mean, std, augment, .. } = self;
         if [mean.len(), std.len()] != [data.channels; 2]
-            || std.iter().any(|s| s.is_nan() || *s <= 0.0)
+            || std.iter().any(|s| !s.is_finite() || *s <= 0.0)
             || mean.iter().any(|m| !m.is_finite())
         {
             return Err(Error::config(

@@ -25,11 +25,11 @@ pub fn open(path: &Path, size: Option<usize>) -> Result<Splits> {
         return Err(Error::config("data.size", format!("{n} pixels"), format!("use 1 to {LONGEST}")));
     }
     let (train, test) = (path.join("train"), path.join("test"));
-    let classes = names(&train)?;
+    let classes = folders(&train)?;
     if classes.is_empty() {
         return Err(Error::file(&train, "no classes", "make a folder for each class, with its images in it"));
     }
-    if let Some(other) = names(&test)?.iter().find(|name| classes.binary_search(name).is_err()) {
+    if let Some(other) = folders(&test)?.iter().find(|name| classes.binary_search(name).is_err()) {
         return Err(Error::file(test.join(other), "a class that is not in train", "name it as in train, or remove it"));
     }
     let train = split(&train, &classes, size, None)?;
@@ -49,6 +49,13 @@ fn names(folder: &Path) -> Result<Vec<String>> {
         }
     }
     names.sort();
+    Ok(names)
+}
+
+/// The folders among them: files beside them are no classes.
+fn folders(folder: &Path) -> Result<Vec<String>> {
+    let mut names = names(folder)?;
+    names.retain(|name| folder.join(name).is_dir());
     Ok(names)
 }
 
@@ -147,6 +154,8 @@ mod tests {
         let error = || open(dir.path(), None).unwrap_err().to_string();
         let at = |name: &str| dir.path().join(name);
         RgbImage::new(6, 4).save(at("test/dog/y.png")).unwrap();
+        // Beside the classes it is none.
+        fs::write(at("train/notes.txt"), "no").unwrap();
         assert!(error().contains("y.png") && error().contains("data.size"), "{}", error());
         fs::write(at("train/cat/3.png"), "no").unwrap();
         assert!(error().contains("3.png: no image"), "{}", error());

@@ -15,8 +15,8 @@ pub(crate) fn is_named(path: &Path) -> bool {
 }
 
 /// Reads a picture in RGB and, if a height and width are given, brings it to them: as torchvision's
-/// `resize(picture, [h, w], antialias=True)`, bilinear, with a filter as wide as the picture shrinks. It is turned as a camera's
-/// note in it says (EXIF orientation); what is transparent keeps the colour that it has.
+/// `resize(picture, [h, w], antialias=True)`, bilinear, with a filter as wide as the picture shrinks. A JPEG is turned as the
+/// camera's note in it says (EXIF orientation); what is transparent keeps the colour that it has.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::File`] for what is no picture, and no file.

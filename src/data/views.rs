@@ -35,6 +35,18 @@ struct View {
 }
 
 impl Views {
+    /// Checks that images of a height, a width and channels have these views.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for images of one row or column, which cannot be moved.
+    pub(crate) fn check(self, [h, w, _]: [usize; 3]) -> Result<()> {
+        if self != Views::MirrorShift || h > 1 && w > 1 {
+            return Ok(());
+        }
+        let problem = format!("mirror-shift moves images by a pixel, and these have {h}x{w}");
+        Err(Error::config("tta", problem, "use mirror, or one"))
+    }
+
     fn list(self) -> Vec<View> {
         let pair = |shift, weight| [false, true].map(|mirrored| View { mirrored, shift, weight });
         match self {
@@ -134,6 +146,7 @@ mod tests {
         }
         let thin = images.reshape([2, 3, 1, 1]).unwrap();
         let mut cx = Ctx::eval(&device);
+        assert!(Views::MirrorShift.check([4, 1, 3]).is_err() && Views::Mirror.check([4, 1, 3]).is_ok());
         let e = Views::MirrorShift.mean(&thin, &mut cx, |x, _| Ok(x.clone())).err().unwrap().to_string();
         assert!(e.contains("two rows") && e.contains("remedy"), "{e}");
         let mean = Views::Mirror.mean(&images, &mut cx, |x, _| Ok(x.clone())).unwrap();

@@ -206,6 +206,10 @@ impl<'a> Builder<'a> {
     /// [`Error::Model`] if it does not fit `x`; what else the layer reports.
     pub fn child(&mut self, name: &str, layer: &mut dyn Layer, x: Shape) -> Result<(String, Shape)> {
         let key = self.join(name);
+        if self.layers.iter().any(|l| l.key == key) {
+            let e = misfit(format!("there is a layer `{key}` already"), "give each layer a name of its own");
+            return Err(self.with_table(&key, layer, x, e));
+        }
         let outer = (replace(&mut self.key, key), take(&mut self.own), take(&mut self.joined));
         // Before the layers inside it.
         let at = self.layers.len();

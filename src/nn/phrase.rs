@@ -67,10 +67,19 @@ impl<'a> Phrase<'a> {
     /// `16` or `3 -> 16`.
     pub(super) fn arrow(&self, text: &str, what: &str) -> Result<(Option<usize>, usize)> {
         let (from, to) = match text.split_once("->") {
-            Some((from, to)) => (Some(self.pair(from, what, 1)?[0]), to),
+            Some((from, to)) => (Some(self.count(from, what)?), to),
             None => (None, text),
         };
-        Ok((from, self.pair(to, what, 1)?[0]))
+        Ok((from, self.count(to, what)?))
+    }
+
+    /// `16`, below a million.
+    fn count(&self, text: &str, what: &str) -> Result<usize> {
+        let count = self.number(text, what)?;
+        match (1..1_000_000).contains(&count) {
+            true => Ok(count),
+            false => Err(self.bad(format!("`{text}` is not {what}"), "use a number from 1 to 999999")),
+        }
     }
 
     /// Takes a window: the size is its kernel, which is also its stride unless one is given.

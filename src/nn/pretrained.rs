@@ -103,14 +103,15 @@ impl Model {
         let mut chosen: Vec<String> = Vec::new();
         for pattern in patterns {
             let (first, last) = pattern.split_once('-').unwrap_or((pattern, pattern));
-            let names = match (first.trim().parse::<usize>(), last.trim().parse::<usize>()) {
+            let range = (first.trim().parse::<usize>(), last.trim().parse::<usize>());
+            let numbers = matches!(range, (Ok(_), Ok(_)));
+            let names = match range {
                 (Ok(first), Ok(last)) if first >= 1 && first <= last && last <= children.len() => {
                     children[first - 1..last].to_vec()
                 }
                 (Ok(_), Ok(_)) => Vec::new(),
                 _ => vec![pattern.clone()],
             };
-            let numbers = first.trim().parse::<usize>().is_ok();
             let found = names.iter().any(|n| self.params.list().iter().any(|p| within(n, &p.key)));
             if names.is_empty() || !(found || numbers) {
                 let list = children.iter().enumerate().map(|(i, name)| format!("{} {name}", i + 1));

@@ -135,7 +135,8 @@ impl Curve {
             }
             Curve::WarmRestarts { t_0, t_mult, min } => {
                 let (mut done, mut cycle) = (0.0, f64::from(t_0.max(1)));
-                while part >= done + cycle {
+                // Behind the last update the last cycle is at its end, and no other begins.
+                while part > done + cycle || part == done + cycle && step < total {
                     done += cycle;
                     cycle *= f64::from(t_mult.max(1));
                 }

@@ -68,13 +68,15 @@ pub(super) fn meant(message: &str) -> Option<&str> {
         return known.find(|key| *key == "lr");
     }
     // One of another optimizer is no slip of the pen.
-    if optimizer_of(wrong).is_some() { None } else { nearest(wrong, known) }
+    if of_another_optimizer(message).is_some() { None } else { nearest(wrong, known) }
 }
 
 /// What to do about a key that only another optimizer has, by serde's message on an unknown one.
 pub(super) fn of_another_optimizer(message: &str) -> Option<String> {
-    let key = message.strip_prefix("unknown field ")?.split('`').nth(1)?;
-    let kind = optimizer_of(key)?;
+    let (key, known) = message.strip_prefix("unknown field ")?.split_once(", expected ")?;
+    let key = key.split('`').nth(1)?;
+    // What the section `optimizer` lacks, and no other.
+    let kind = optimizer_of(key).filter(|_| known.contains("`weight_decay`") && !known.contains("`match`"))?;
     Some(format!("`{key}` is a key of the optimizer {kind}, and the recipe has another: set optimizer.kind as well"))
 }
 
@@ -82,7 +84,7 @@ pub(super) fn of_another_optimizer(message: &str) -> Option<String> {
 fn optimizer_of(key: &str) -> Option<&'static str> {
     match key {
         "momentum" | "nesterov" | "decoupled" => Some("sgd"),
-        "betas" | "eps" => Some("adam"),
+        "betas" | "eps" => Some("adam or adamw"),
         _ => None,
     }
 }
@@ -134,8 +136,8 @@ mod tests {
         );
         assert_eq!(meant("unknown variant `xyzzy`, expected one of `sgd`, `adam`"), None);
         assert_eq!(meant("invalid type: string"), None);
-        let other = "unknown field `momentum`, expected one of `lr`, `betas`";
+        let other = "unknown field `momentum`, expected one of `lr`, `betas`, `weight_decay`";
         assert!(meant(other).is_none() && of_another_optimizer(other).unwrap().contains("of the optimizer sgd"));
-        assert_eq!(of_another_optimizer("unknown field `lrr`, expected `lr`"), None);
+        assert_eq!(of_another_optimizer("unknown field `momentum`, expected one of `epochs`, `lr`"), None);
     }
 }

@@ -213,6 +213,16 @@ impl DataSpec {
     }
 }
 
+/// What the last layer of some is: of a list with a name, or of what comes after a residual's sum, the last in it.
+fn last_phrase(layers: &[LayerSpec]) -> Result<String> {
+    match layers.last() {
+        Some(LayerSpec::Table(t)) if t.after.is_empty() => last_phrase(t.layers.as_deref().unwrap_or_default()),
+        Some(LayerSpec::Table(t)) => last_phrase(&t.after),
+        Some(layer) => Ok(layer.read()?.1.phrase()),
+        None => Ok(String::new()),
+    }
+}
+
 impl Recipe {
     /// The network, initialised for images of `[h, w, c]`.
     ///
@@ -339,8 +349,8 @@ impl Recipe {
             "the network has no layers".into(),
             "list at least one, or give model.name",
         )?;
-        let layers = network.iter().map(|l| Ok(l.read()?.1.phrase())).collect::<Result<Vec<_>>>()?;
-        let last = layers.last().map_or("", String::as_str);
+        network.iter().try_for_each(|layer| layer.read().map(drop))?;
+        let last = last_phrase(&network)?;
         must(
             (last == "log_softmax") == (self.loss == Loss::Nll),
             "loss",
@@ -438,6 +448,12 @@ mod tests {
             let e = of(set);
             assert!(e.contains(word) && e.contains("remedy"), "{set}: {e}");
         }
+        // The last layer of a list with a name is the network's last.
+        let head = [
+            "loss=nll",
+            "layers=[\"max_pool 8\", {name = \"head\", layers = [\"flatten\", \"fc 10\", \"log_softmax\"]}]",
+        ];
+        assert!(Recipe::load("a1-lenet", &head.map(String::from)).is_ok());
         let e = Recipe::load("a1-lent", &[]).unwrap_err().to_string();
         assert!(e.contains("did you mean `a1-lenet`?") && e.contains("quickstart"), "{e}");
         let (_, text) = BUILT_IN[1];

@@ -52,11 +52,33 @@ impl Recipe {
         step
     }
 
-    /// The rates beside the optimizer's own, of its groups and of the phases: their keys, and what they are.
+    /// The keys of rates beside the optimizer's own, and how many times the rate that training starts with each is: a group's
+    /// is a part of the optimizer's, a phase's of the first phase's.
     pub fn other_rates(&self) -> impl Iterator<Item = (String, f64)> + '_ {
-        let groups = self.optimizer.groups.iter().enumerate().map(|(i, g)| (format!("optimizer.groups.{i}.lr"), g.lr));
-        let phases = self.phases.iter().enumerate().map(|(i, p)| (format!("phases.{i}.lr"), p.lr));
-        groups.chain(phases).filter_map(|(key, lr)| Some((key, lr?)))
+        let own = self.optimizer.lr();
+        let first = self.phases.first().and_then(|p| p.lr).unwrap_or(own);
+        let groups = self.optimizer.groups.iter().map(move |g| g.lr.map(|lr| lr / own));
+        let phases = self.phases.iter().map(move |p| p.lr.map(|lr| lr / first));
+        let groups = groups.enumerate().map(|(i, part)| (format!("optimizer.groups.{i}.lr"), part));
+        let phases = phases.enumerate().map(|(i, part)| (format!("phases.{i}.lr"), part));
+        groups.chain(phases).filter_map(|(key, part)| Some((key, part?)))
+    }
+
+    /// Checks that the warm-up ends before the run does.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if it does not.
+    pub fn check_warmup(&self) -> Result<()> {
+        let warm = self.schedule.warmup;
+        if warm == 0.0 || warm < f64::from(self.epochs) {
+            return Ok(());
+        }
+        let problem = format!("it takes {warm} epochs, and the run has {}", self.epochs);
+        Err(Error::config(
+            "schedule.warmup",
+            problem,
+            "use fewer, such as --set schedule.warmup=0.5, or train for longer",
+        ))
     }
 
     fn clip(&self, step: &mut Step) {
@@ -92,19 +114,21 @@ impl Recipe {
             "set optimizer.momentum = 0.9, or schedule.cycle_momentum = false",
         )?;
         if self.phases.is_empty() {
-            let warm = self.schedule.warmup;
-            return must(
-                warm == 0.0 || warm < f64::from(self.epochs),
-                "schedule.warmup",
-                &format!("{warm} epochs of {} leave none for the schedule itself", self.epochs),
-                "use fewer, such as 1 or 0.5",
-            );
+            return Ok(());
         }
         must(
             self.optimizer.groups.iter().all(|g| g.over.is_none()),
             "optimizer.groups",
             "a group has a schedule over epochs of its own, and the run has phases",
             "leave out `over`, or use [schedule] in place of the phases",
+        )?;
+        must(
+            self.optimizer.lr() > 0.0
+                || self.phases.iter().all(|p| p.lr.is_none())
+                || self.optimizer.groups.iter().all(|g| g.lr.is_none_or(|lr| lr == 0.0)),
+            "optimizer.lr",
+            "a rate of 0, of which a group's rate is no multiple in phases with rates of their own",
+            "set it to the first phase's rate",
         )?;
         let all = Phase::epochs(&self.phases);
         must(
@@ -149,11 +173,16 @@ mod tests {
         };
         assert_eq!([2, 3, 7].map(|epoch| rest(epoch, &[])), [vec![], vec![3], vec![3]]);
         assert_eq!(rest(3, &["clip.value=1.0"]), [3]);
+        assert_eq!(rest(3, &["schedule={kind = \"warm-restarts\", t_0 = 1}"]), [3]);
         let muon = "optimizer.groups=[{match = \"*conv*\", over = 1, muon = {normalise = true}}, {match = \"head.*\", over = 1}]";
         assert_eq!(rest(3, &[muon]), [2]);
         for moving in ["clip.norm=1.0", "schedule.end_factor=0.1", "schedule={kind = \"cosine\", min = 1e-3}"] {
             assert_eq!(rest(3, &[moving]), [0; 0], "{moving}");
         }
+        let group = "optimizer={kind = \"sgd\", lr = 0.0, groups = [{match = \"*\", lr = 0.1}]}";
+        let zero = [group, "phases=[{epochs = 1, lr = 0.1}]", "schedule={kind = \"constant\"}", "epochs=1"];
+        let e = Recipe::load("quickstart", &zero.map(String::from)).unwrap_err().to_string();
+        assert!(e.contains("optimizer.lr: a rate of 0"), "{e}");
         let phases = ["phases=[{epochs = 8}]", "schedule.kind=constant"].map(String::from);
         let e = Recipe::load("airbench94", &phases).unwrap_err().to_string();
         assert!(e.contains("optimizer.groups") && e.contains("leave out `over`"), "{e}");

@@ -1,5 +1,6 @@
 //! The folder of a run: `runs/<recipe>-NNN`, never overwritten.
 
+use super::checkpoint::{self, Position};
 use crate::error::{Error, Result};
 use crate::formats::file;
 use crate::recipes::Recipe;
@@ -91,6 +92,11 @@ pub fn git_commit() -> Option<String> {
 }
 
 impl RunDir {
+    /// How far the run had come at its latest checkpoint, if there is one that can be read.
+    pub fn position(&self) -> Option<Position> {
+        checkpoint::position(&self.path.join("last"))
+    }
+
     /// Makes the next free folder `<parent>/<name>-NNN`.
     ///
     /// # Errors

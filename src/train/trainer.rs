@@ -48,6 +48,7 @@ impl Trainer {
         recipe.check()?;
         let Splits { train, validation, test } = recipe.data.split(splits)?;
         let image = recipe.data.image([train.height, train.width, train.channels]);
+        recipe.tta.check(image)?;
         let (mut model, precision) = (recipe.model(image, device)?, recipe.precision);
         let classes = train.classes.len();
         if model.output.dims() != [classes] {

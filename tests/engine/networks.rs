@@ -60,11 +60,14 @@ fn mistakes_show_the_table() {
         (&["flatten", "batch_norm"][..], "put it before `flatten`"),
         (&["flatten", "fc 999999", "fc 999999"][..], "larger than 16 GiB"),
         (&["adaptive_max_pool 999999x999999", "adaptive_max_pool 1x1"][..], "larger than 16 GiB"),
-        (&["a: conv 1x1, 3 channels", "a: conv 1x1, 3 channels"][..], "there is a `a.weight` already"),
+        (&["a: conv 1x1, 3 channels", "a: conv 1x1, 3 channels"][..], "there is a layer `a` already"),
+        (&["s: scale 2", "s: scale 3"][..], "there is a layer `s` already"),
     ] {
         let e = of_phrases(layers).unwrap_err().to_string();
         assert!(e.contains(words) && e.contains("input") && e.contains("\n> ") && e.contains("remedy"), "{e}");
     }
+    let e = of_phrases(&["flatten", "fc 4x7"]).unwrap_err().to_string();
+    assert!(e.contains("`4x7` is not a number of features"), "{e}");
 }
 
 /// `layers`, as a recipe has them, on images of 8x8x3.

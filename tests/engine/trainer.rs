@@ -332,6 +332,7 @@ fn mistakes_in_updates_are_named() {
         ("data.validation=200", "200 of 200 training images"),
         ("data.train=201", "data.train"),
         ("data.validaton=20", "did you mean `validation`?"),
+        ("freeze=[\"1-x\"]", "`1-x` fits no parameter"),
     ] {
         let recipe = Recipe::load("quickstart", &[LAYERS.to_string(), set.to_string()]);
         let e = recipe.and_then(|r| Trainer::new(r, shapes::generate(0, 200, 10), &Device::cpu())).err().unwrap();

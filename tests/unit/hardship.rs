@@ -84,8 +84,8 @@ fn memory_that_runs_out_is_an_error() {
 #[test]
 fn a_learning_rate_is_found() {
     let p = Place::new();
-    let done = p.ok(&["lr-find", "tiny.toml", "--steps", "100", "--out", "found", "--set", "seed=3", "--threads", "1"]);
-    for word in ["100 updates of 100 images", "valley", "steepest", "minimum / 10", "learning rate; the letters"] {
+    let done = p.ok(&["lr-find", "tiny.toml", "--steps", "400", "--out", "found", "--set", "seed=3", "--threads", "1"]);
+    for word in ["400 updates of 100 images", "valley", "steepest", "minimum / 10", "learning rate; the letters"] {
         assert!(done.out.contains(word), "{word}: {}", done.out);
     }
     // What was given is given again.

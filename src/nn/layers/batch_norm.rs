@@ -23,8 +23,11 @@ struct BatchNorm {
 pub(super) fn read(p: &mut Phrase<'_>) -> Result<Box<dyn Layer>> {
     let eps = p.take("eps").map_or(Ok(1e-5), |t| p.number(t, "a number"))?;
     let momentum = p.take("momentum").map_or(Ok(0.1), |t| p.number(t, "a number"))?;
-    if !(eps > 0.0 && eps < f64::INFINITY && (0.0..=1.0).contains(&momentum)) {
-        return Err(p.bad("eps must be positive and finite, momentum in [0, 1]", "the usual ones are 1e-5 and 0.1"));
+    // As it is in f32.
+    if !(eps > 0.0 && (eps as f32).is_normal() && (0.0..=1.0).contains(&momentum)) {
+        return Err(
+            p.bad("eps must be positive and finite in f32, momentum in [0, 1]", "the usual ones are 1e-5 and 0.1")
+        );
     }
     let (frozen, fixed) = (p.flag("frozen"), p.flag("no scale"));
     Ok(Box::new(BatchNorm { eps, momentum, frozen, fixed, ..BatchNorm::default() }))

@@ -12,8 +12,10 @@ pub(super) fn read(p: &mut Phrase<'_>) -> Result<Box<dyn Layer>> {
         Some((a, b)) => p.number::<f64>(a, WHAT)? / p.number::<f64>(b, WHAT)?,
         None => p.number(size, WHAT)?,
     };
-    if !factor.is_finite() || factor == 0.0 {
-        return Err(p.bad(format!("`{size}` is not a finite factor other than 0"), "write it as `scale 1/256`"));
+    // As it is in f32.
+    if !(factor as f32).is_normal() {
+        let problem = format!("`{size}` is not a finite factor other than 0 in f32");
+        return Err(p.bad(problem, "write it as `scale 1/256`"));
     }
     Ok(Box::new(Scale(factor)))
 }

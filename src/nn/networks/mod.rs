@@ -100,8 +100,8 @@ pub fn freeze_batch_norms(layers: &mut [LayerSpec]) -> Result<()> {
 fn rewrite(layers: &mut [LayerSpec], kind: &str, phrase: &dyn Fn(&str) -> String) -> usize {
     let one = |spec: &mut LayerSpec| match spec {
         LayerSpec::Phrase(text) => {
-            let (name, old) = text.split_once(':').map_or(("", text.as_str()), |(n, p)| (n, p.trim()));
-            if old.split([' ', ',']).next() != Some(kind) {
+            let (name, old) = text.split_once(':').map_or(("", text.trim()), |(n, p)| (n, p.trim()));
+            if old.split(|c: char| c == ',' || c.is_whitespace()).next() != Some(kind) {
                 return 0;
             }
             *text = if name.is_empty() { phrase(old) } else { format!("{name}: {}", phrase(old)) };
@@ -128,6 +128,7 @@ mod tests {
             .unwrap();
         let layers = spec.layers(&["drop: dropout 0.1".into(), "relu".into(), inner]).unwrap();
         assert_eq!(layers[0], "drop: dropout 0.25".into());
+        assert_eq!(spec.layers(&[" dropout\t0.5".into()]).unwrap()[0], "dropout 0.25".into());
         assert_eq!(layers[2].read().unwrap().1.phrase(), "residual [dropout 0.25]");
         assert!(spec.layers(&["relu".into()]).unwrap_err().to_string().contains("no dropout layer"));
     }
