@@ -98,7 +98,7 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
         (false, _) => {
             let steps = (4 * ramp.steps).min(20_000);
             let more = if steps > ramp.steps { format!("more updates, --steps {steps}, or ") } else { String::new() };
-            format!("the loss scatters more from batch to batch than it falls: take {more}larger batches\n")
+            format!("the loss scatters more than it falls, so these rates say little: take {more}larger batches\n")
         }
     };
     out.print(&format!("{end}the curve is in {}\n\n{next}", path.display()))
