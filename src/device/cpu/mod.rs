@@ -104,9 +104,20 @@ impl Cpu {
 
     /// Makes sure that the pool holds as many pieces of scratch memory as `pieces` of work can use
     /// at a time: how many do run at a time varies, and allocations must not.
-    pub fn reserve<T: Element>(&self, len: usize, pieces: usize) {
-        let lanes = pieces.min(rayon::current_num_threads());
-        let _all: Vec<Scratch<T>> = (0..lanes).map(|_| self.scratch(len)).collect();
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn reserve<T: Element>(&self, len: usize, pieces: usize) -> Result<()> {
+        // What is looked at in every step costs time, and small pieces are no danger.
+        const LARGE: usize = 1 << 30;
+        let (lanes, bytes) = (pieces.min(rayon::current_num_threads()), len.saturating_mul(size_of::<T>()));
+        let there = self.pool().free.get(&bytes.div_ceil(size_of::<Line>())).map_or(0, Vec::len);
+        let more = bytes.saturating_mul(lanes.saturating_sub(there));
+        if more > LARGE && free_memory().is_some_and(|free| more > free) {
+            return Err(self.out_of_memory(more));
+        }
+        let all: Result<Vec<HostMemory>> = (0..lanes).map(|_| self.alloc(bytes)).collect();
+        all.map(drop)
     }
 }
 

@@ -17,6 +17,7 @@ use super::lanes;
 use super::pixelwise;
 use crate::device::cpu::{Cpu, MACS, Mat, MatMut, for_pieces, gemm};
 use crate::dtype::Real;
+use crate::error::Result;
 
 /// Rows of patches that a product should have to run at full speed.
 const ROWS: usize = 256;
@@ -56,9 +57,10 @@ fn patches_len(n: usize, d: &Dims) -> usize {
     if is_pointwise(d) { 0 } else { n * d.pixels() * d.patch() }
 }
 
-pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], d: &Dims, cpu: &Cpu) {
+pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], d: &Dims, cpu: &Cpu) -> Result<()> {
     if pixelwise::suits(d) {
-        return pixelwise::forward(x, w, b, y, d, cpu);
+        pixelwise::forward(x, w, b, y, d, cpu);
+        return Ok(());
     }
     #[cfg(target_arch = "x86_64")]
     if lanes::suits::<T>(d) {
@@ -68,13 +70,14 @@ pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], d
     if direct::suits(d) {
         let packed = direct::pack(w, d);
         let len = direct::forward_scratch(d);
-        cpu.reserve::<T>(len, d.n);
+        cpu.reserve::<T>(len, d.n)?;
         let images = y.chunks_mut(pixels * d.o).zip(x.chunks(d.image())).collect();
-        return for_pieces(images, pixels * k * d.o / MACS, |_, (y, x)| {
+        for_pieces(images, pixels * k * d.o / MACS, |_, (y, x)| {
             direct::forward(x, &packed, b, y, &mut cpu.scratch(len), d);
         });
+        return Ok(());
     }
-    cpu.reserve::<T>(patches_len(g, d), d.n.div_ceil(g));
+    cpu.reserve::<T>(patches_len(g, d), d.n.div_ceil(g))?;
     let groups = y.chunks_mut(g * pixels * d.o).zip(x.chunks(g * d.image())).collect();
     for_pieces(groups, g * pixels * k * d.o / MACS, |_, (y, x)| {
         match b {
@@ -86,18 +89,20 @@ pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], d
         let patches = Mat::new(patches(x, &mut cols, d), rows, k);
         gemm(MatMut::new(y, rows, d.o), true, patches, Mat::new(w, d.o, k).t());
     });
+    Ok(())
 }
 
-pub(super) fn backward_x<T: Real>(gy: &[T], w: &[T], gx: &mut [T], d: &Dims, cpu: &Cpu) {
+pub(super) fn backward_x<T: Real>(gy: &[T], w: &[T], gx: &mut [T], d: &Dims, cpu: &Cpu) -> Result<()> {
     if pixelwise::suits(d) {
-        return pixelwise::backward_x(gy, w, gx, d);
+        pixelwise::backward_x(gy, w, gx, d);
+        return Ok(());
     }
     #[cfg(target_arch = "x86_64")]
     if lanes::suits::<T>(d) {
         return lanes::backward_x(gy, w, gx, d, cpu);
     }
     let (k, pixels, g) = (d.patch(), d.pixels(), group(d));
-    cpu.reserve::<T>(patches_len(g, d), d.n.div_ceil(g));
+    cpu.reserve::<T>(patches_len(g, d), d.n.div_ceil(g))?;
     let groups = gx.chunks_mut(g * d.image()).zip(gy.chunks(g * pixels * d.o)).collect();
     for_pieces(groups, g * pixels * k * d.o / MACS, |_, (gx, gy)| {
         let rows = gy.len() / d.o;
@@ -111,11 +116,20 @@ pub(super) fn backward_x<T: Real>(gy: &[T], w: &[T], gx: &mut [T], d: &Dims, cpu
             col2im(cols, gx, d);
         }
     });
+    Ok(())
 }
 
-pub(super) fn backward_w<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, d: &Dims, cpu: &Cpu) {
+pub(super) fn backward_w<T: Real>(
+    gy: &[T],
+    x: &[T],
+    gw: &mut [T],
+    accumulate: bool,
+    d: &Dims,
+    cpu: &Cpu,
+) -> Result<()> {
     if pixelwise::suits(d) {
-        return pixelwise::backward_w(gy, x, gw, accumulate, d);
+        pixelwise::backward_w(gy, x, gw, accumulate, d);
+        return Ok(());
     }
     #[cfg(target_arch = "x86_64")]
     if lanes::suits::<T>(d) {
@@ -136,7 +150,7 @@ pub(super) fn backward_w<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: b
                 gemm(MatMut::new(sum, d.o, k), i > 0, Mat::new(gy, pixels, d.o).t(), patches);
             }
         }
-    });
+    })
 }
 
 /// Each group of images sums for itself; the sums are added in order.
@@ -153,11 +167,11 @@ pub(super) fn sum_groups<T: Real>(
     d: &Dims,
     cpu: &Cpu,
     share: impl Fn(&[T], &[T], &mut [T], &mut [T]) + Sync,
-) {
+) -> Result<()> {
     let g = d.n.div_ceil(SUMS).next_multiple_of(together);
     // Before the reservation, of which it might take a piece if it happens to have that size.
     let mut sums = cpu.scratch::<T>(d.n.div_ceil(g) * gw.len());
-    cpu.reserve::<T>(len, d.n.div_ceil(g));
+    cpu.reserve::<T>(len, d.n.div_ceil(g))?;
     let groups = sums.chunks_mut(gw.len()).zip(x.chunks(g * d.image())).zip(gy.chunks(g * d.pixels() * d.o));
     for_pieces(groups.collect(), g * d.pixels() * d.patch() * d.o / MACS, |_, ((sum, x), gy)| {
         share(gy, x, sum, &mut cpu.scratch(len));
@@ -168,12 +182,14 @@ pub(super) fn sum_groups<T: Real>(
     for sum in sums.chunks(gw.len()) {
         gw.iter_mut().zip(sum).for_each(|(w, &s)| *w += s);
     }
+    Ok(())
 }
 
 /// The patches of a chunk of images are laid out, then the product is cut along the weights.
-fn cut_weights<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, d: &Dims, cpu: &Cpu) {
+fn cut_weights<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, d: &Dims, cpu: &Cpu) -> Result<()> {
     let (k, pixels) = (d.patch(), d.pixels());
     let chunk = (CHUNK / (pixels * k)).clamp(1, d.n);
+    cpu.reserve::<T>(patches_len(chunk, d), 1)?;
     let mut cols = cpu.scratch::<T>(patches_len(chunk, d));
     let chunks = x.chunks(chunk * d.image()).zip(gy.chunks(chunk * pixels * d.o));
     for (first, (x, gy)) in chunks.enumerate() {
@@ -190,6 +206,7 @@ fn cut_weights<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, d: &D
             gemm(gw, accumulate || first > 0, gy.t(), patches.cols(columns));
         });
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -215,14 +232,14 @@ mod tests {
             let (d, cpu) = (e.d, Cpu::default());
             let (mut y, mut gx, mut gw) =
                 (vec![f64::NAN; e.y.len()], vec![f64::NAN; e.x.len()], vec![f64::NAN; e.w.len()]);
-            forward(&e.x, &e.w, Some(&e.b), &mut y, &d, &cpu);
+            forward(&e.x, &e.w, Some(&e.b), &mut y, &d, &cpu).unwrap();
             assert_eq!(y, e.y, "{d:?}");
-            backward_x(&e.gy, &e.w, &mut gx, &d, &cpu);
+            backward_x(&e.gy, &e.w, &mut gx, &d, &cpu).unwrap();
             assert_eq!(gx, e.gx, "{d:?}");
-            backward_w(&e.gy, &e.x, &mut gw, false, &d, &cpu);
+            backward_w(&e.gy, &e.x, &mut gw, false, &d, &cpu).unwrap();
             assert_eq!(gw, e.gw, "{d:?}");
             // As with more weights.
-            cut_weights(&e.gy, &e.x, &mut gw, true, &d, &cpu);
+            cut_weights(&e.gy, &e.x, &mut gw, true, &d, &cpu).unwrap();
             assert!(gw.iter().zip(&e.gw).all(|(a, b)| *a == 2.0 * b), "{d:?}");
         }
     }

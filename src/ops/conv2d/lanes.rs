@@ -10,6 +10,7 @@ use super::Dims;
 use super::cpu::sum_groups;
 use crate::device::cpu::{Cpu, Level, MACS, for_pieces, level};
 use crate::dtype::Real;
+use crate::error::Result;
 use bytemuck::{cast_slice, cast_slice_mut};
 use std::any::TypeId;
 use std::arch::x86_64::*;
@@ -59,31 +60,40 @@ fn pack(rows: usize, taps: usize, columns: usize, at: impl Fn(usize, usize, usiz
     packed
 }
 
-pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], d: &Dims, cpu: &Cpu) {
+pub(super) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, y: &mut [T], d: &Dims, cpu: &Cpu) -> Result<()> {
     let (x, w, b): (&[f32], &[f32], _) = (cast_slice(x), cast_slice(w), b.map(cast_slice::<T, f32>));
     let (k, taps, len) = (d.patch(), d.patch() / d.c, scratch_len(d));
     let packed = pack(d.o, taps, d.c, |o, tap, c| w[o * k + tap * d.c + c]);
     let groups = cast_slice_mut(y).chunks_mut(LANES * d.pixels() * d.o).zip(x.chunks(LANES * d.image()));
-    cpu.reserve::<f32>(len, groups.len());
+    cpu.reserve::<f32>(len, groups.len())?;
     for_pieces(groups.collect(), LANES * d.pixels() * k * d.o / MACS, |_, (y, x)| {
         // SAFETY: the processor has AVX-512, says `suits`.
         unsafe { forward_group(x, &packed, b, y, &mut cpu.scratch(len), d) };
     });
+    Ok(())
 }
 
-pub(super) fn backward_x<T: Real>(gy: &[T], w: &[T], gx: &mut [T], d: &Dims, cpu: &Cpu) {
+pub(super) fn backward_x<T: Real>(gy: &[T], w: &[T], gx: &mut [T], d: &Dims, cpu: &Cpu) -> Result<()> {
     let (gy, w): (&[f32], &[f32]) = (cast_slice(gy), cast_slice(w));
     let (k, taps, len) = (d.patch(), d.patch() / d.c, scratch_len(d));
     let packed = pack(d.c, taps, d.o, |c, tap, o| w[o * k + tap * d.c + c]);
     let groups = cast_slice_mut(gx).chunks_mut(LANES * d.image()).zip(gy.chunks(LANES * d.pixels() * d.o));
-    cpu.reserve::<f32>(len, groups.len());
+    cpu.reserve::<f32>(len, groups.len())?;
     for_pieces(groups.collect(), LANES * d.pixels() * k * d.o / MACS, |_, (gx, gy)| {
         // SAFETY: as above.
         unsafe { backward_x_group(gy, &packed, gx, &mut cpu.scratch(len), d) };
     });
+    Ok(())
 }
 
-pub(super) fn backward_w<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: bool, d: &Dims, cpu: &Cpu) {
+pub(super) fn backward_w<T: Real>(
+    gy: &[T],
+    x: &[T],
+    gw: &mut [T],
+    accumulate: bool,
+    d: &Dims,
+    cpu: &Cpu,
+) -> Result<()> {
     sum_groups(gy, x, gw, accumulate, [LANES, scratch_len(d)], d, cpu, |gy, x, sum, scratch| {
         let (gy, x, sum) = (cast_slice(gy), cast_slice(x), cast_slice_mut::<T, f32>(sum));
         sum.fill(0.0);
@@ -91,7 +101,7 @@ pub(super) fn backward_w<T: Real>(gy: &[T], x: &[T], gw: &mut [T], accumulate: b
             // SAFETY: as above.
             unsafe { backward_w_group(gy, x, sum, cast_slice_mut(scratch), d) };
         }
-    });
+    })
 }
 
 #[inline]
@@ -353,14 +363,14 @@ mod tests {
             let f32s = |v: &[f64]| -> Vec<f32> { v.iter().map(|&v| v as f32).collect() };
             let (x, w, b, gy) = (f32s(&e.x), f32s(&e.w), f32s(&e.b), f32s(&e.gy));
             let mut y = vec![f32::NAN; gy.len()];
-            forward(&x, &w, Some(&b), &mut y, &d, &cpu);
+            forward(&x, &w, Some(&b), &mut y, &d, &cpu).unwrap();
             assert_eq!(y, f32s(&e.y), "{d:?}");
             let (mut gx, mut gw) = (vec![f32::NAN; x.len()], vec![f32::NAN; w.len()]);
-            backward_x(&gy, &w, &mut gx, &d, &cpu);
+            backward_x(&gy, &w, &mut gx, &d, &cpu).unwrap();
             assert_eq!(gx, f32s(&e.gx), "{d:?}");
-            backward_w(&gy, &x, &mut gw, false, &d, &cpu);
+            backward_w(&gy, &x, &mut gw, false, &d, &cpu).unwrap();
             assert_eq!(gw, f32s(&e.gw), "{d:?}");
-            backward_w(&gy, &x, &mut gw, true, &d, &cpu);
+            backward_w(&gy, &x, &mut gw, true, &d, &cpu).unwrap();
             assert!(gw.iter().zip(&e.gw).all(|(&a, b)| f64::from(a) == 2.0 * b));
         }
     }

@@ -88,8 +88,7 @@ fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, then: Option<Activation>,
     match x.device() {
         Device::Cpu(cpu) => with_real!(OP, x.dtype(), T => {
             let b = b.map(|b| b.host::<T>()).transpose()?;
-            cpu::forward(x.host::<T>()?, w.host::<T>()?, b, y.host_mut::<T>()?, d, cpu);
-            Ok(())
+            cpu::forward(x.host::<T>()?, w.host::<T>()?, b, y.host_mut::<T>()?, d, cpu)
         })?,
         Device::Cuda(cuda) => {
             let relu = Activation::is_stored(then, x.device());
@@ -136,15 +135,13 @@ impl Backward for Conv2d {
         let weights = |gy: &Tensor, gw: &mut Slot<'_>| match &device {
             Device::Cpu(cpu) => with_real!(OP, dtype, T => {
                 let accumulate = gw.accumulate;
-                cpu::backward_w(gy.host::<T>()?, x.host::<T>()?, gw.host_mut::<T>()?, accumulate, d, cpu);
-                Ok(())
+                cpu::backward_w(gy.host::<T>()?, x.host::<T>()?, gw.host_mut::<T>()?, accumulate, d, cpu)
             }),
             Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => cuda::backward_w::<T>(cuda, gy, x, gw, d)),
         };
         let input = |gy: &Tensor, gx: &mut Slot<'_>| match &device {
             Device::Cpu(cpu) => with_real!(OP, dtype, T => {
-                cpu::backward_x(gy.host::<T>()?, w.host::<T>()?, gx.host_mut::<T>()?, d, cpu);
-                Ok(false)
+                cpu::backward_x(gy.host::<T>()?, w.host::<T>()?, gx.host_mut::<T>()?, d, cpu).map(|()| false)
             }),
             Device::Cuda(cuda) => {
                 let masks = self.operands.masks();
