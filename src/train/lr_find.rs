@@ -158,7 +158,7 @@ impl Curve {
     }
 
     /// The lesser of [`Curve::valley`] and [`Curve::minimum`]. With batches of four images the valley lies where a run
-    /// diverges, and with Adam the minimum does, as it trains on for a while at rates that are far too large. Of ten
+    /// diverges, and with Adam the minimum does, as it trains on for a while at rates that are far too large. Of eleven
     /// networks and optimizers, two or three seeds each, two epochs at this rate gave from 67 to 100 % (88 in the mean) of
     /// the accuracy at the best of seven or nine rates.
     pub fn careful(&self) -> Option<f64> {
