@@ -38,6 +38,7 @@ const NONE: &str = "-";
 /// A run and what it left.
 pub(super) struct Run {
     pub(super) name: String,
+    path: PathBuf,
     pub(super) config: Config,
     /// How far it has come, if it has saved that.
     pub(super) position: Option<Position>,
@@ -86,17 +87,17 @@ const HEADS: [&str; 10] = [
 
 pub(super) fn run(args: &CompareArgs, out: &mut Out) -> Result<()> {
     args.out.as_deref().map_or(Ok(()), file::check_file)?;
-    let mut paths: Vec<PathBuf> = Vec::new();
-    for path in args.runs.iter().flat_map(|path| runs_in(path)) {
-        let same = |other: &PathBuf| std::path::absolute(other).ok() == std::path::absolute(&path).ok();
-        if !paths.iter().any(same) {
-            paths.push(path);
+    let mut runs: Vec<Run> = Vec::new();
+    for path in &args.runs {
+        for run in stands_for(path)? {
+            if !runs.iter().any(|other| super::absolute(&other.path).ok() == super::absolute(&run.path).ok()) {
+                runs.push(run);
+            }
         }
     }
-    let mut runs = paths.iter().map(|path| read(path)).collect::<Result<Vec<Run>>>()?;
     let twice = (1..runs.len()).any(|i| runs[..i].iter().any(|r| r.name == runs[i].name));
     if twice {
-        runs.iter_mut().zip(&paths).for_each(|(run, path)| run.name = path.display().to_string());
+        runs.iter_mut().for_each(|run| run.name = run.path.display().to_string());
     }
     let rows: Vec<Row> = runs.iter().zip(differences(&runs)?).map(|(run, differs)| row(run, differs)).collect();
     let (heads, cells) = with_values(&rows);
@@ -119,12 +120,23 @@ pub(super) fn run(args: &CompareArgs, out: &mut Out) -> Result<()> {
     out.print(&format!("{}\n{see}\n", table(&heads, &align, cells)))
 }
 
-/// A run's folder, or the runs in a folder of them, such as a sweep's; those that cannot be read are passed over there.
-fn runs_in(path: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-    let mut runs: Vec<PathBuf> = entries.map(|e| e.path()).filter(|p| read(p).is_ok()).collect();
-    runs.sort();
-    if runs.is_empty() || path.join("config.toml").exists() { vec![path.to_path_buf()] } else { runs }
+/// A run for itself, a folder of runs, such as a sweep's, for those in it.
+fn stands_for(path: &Path) -> Result<Vec<Run>> {
+    let inside = if path.join("config.toml").exists() { Vec::new() } else { runs_in(path) };
+    if inside.is_empty() { Ok(vec![read(path)?]) } else { Ok(inside) }
+}
+
+/// The runs in a folder that can be read, in order.
+pub(super) fn runs_in(folder: &Path) -> Vec<Run> {
+    paths(folder).iter().filter_map(|path| read(path).ok()).collect()
+}
+
+/// What is in a folder, in order.
+pub(super) fn paths(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|e| e.path()).collect();
+    paths.sort();
+    paths
 }
 
 pub(super) fn read(path: &Path) -> Result<Run> {
@@ -132,11 +144,13 @@ pub(super) fn read(path: &Path) -> Result<Run> {
     let full = super::absolute(path)?;
     let name = full.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let (config, history, summary) = (Config::read(&run)?, History::read(&run)?, Summary::read(&run)?);
-    Ok(Run { name, config, position: run.position(), history, summary })
+    Ok(Run { name, path: path.to_path_buf(), config, position: run.position(), history, summary })
 }
 
 /// Keys that make no difference to training.
 const WORDS: [&str; 2] = ["about", "reported"];
+/// The key of the weights that a run has started from, which is no key of its recipe.
+const INIT: &str = "init";
 /// Columns of keys, at most: with more the runs are of other networks, and their names tell them apart.
 const KEYS: usize = 6;
 
@@ -146,24 +160,20 @@ fn differences(runs: &[Run]) -> Result<Vec<BTreeMap<String, String>>> {
     // The epochs have a column of their own.
     let keys: Vec<String> = differing(&all).into_iter().filter(|key| key != "epochs").collect();
     for values in &mut all {
-        let mine = |key: &String| (key.clone(), values.get(key).map_or_else(|| NONE.into(), |v| short(v)));
+        let mine = |key: &String| (key.clone(), values.get(key).map_or_else(|| NONE.into(), |v| short(key, v)));
         *values = keys.iter().filter(|_| keys.len() <= KEYS).map(mine).collect();
     }
     Ok(all)
 }
 
-/// The values of a run's recipe by their keys.
+/// The values of a run's recipe by their keys, and the weights that it started from.
 pub(super) fn values(run: &Run) -> Result<BTreeMap<String, String>> {
     let text = run.config.recipe.to_toml()?;
     let table: toml::Table = toml::from_str(&text).map_err(|e| Error::Internal(format!("a recipe as TOML: {e}")))?;
     let mut found = BTreeMap::new();
     leaves("", &toml::Value::Table(table), &mut found);
     if let Some(init) = &run.config.run.init {
-        // The end tells them apart.
-        let path: Vec<char> = init.display().to_string().chars().collect();
-        let end = path.len().saturating_sub(29);
-        let cut = if end > 0 { "…" } else { "" };
-        found.insert("init".into(), cut.to_string() + &path[end..].iter().collect::<String>());
+        found.insert(INIT.into(), init.display().to_string());
     }
     Ok(found)
 }
@@ -175,9 +185,13 @@ pub(super) fn differing(all: &[BTreeMap<String, String>]) -> Vec<String> {
     keys.into_iter().filter(|k| !WORDS.contains(&k.as_str()) && differs(k)).cloned().collect()
 }
 
-/// A text for a column: a network's layers, say, are shown by their beginning.
-fn short(text: &str) -> String {
-    if text.chars().count() <= 30 { text.into() } else { text.chars().take(29).chain(['…']).collect() }
+/// A key's text for a column: a network's layers, say, are shown by their beginning, the path of weights by its end.
+fn short(key: &str, text: &str) -> String {
+    match text.chars().count() {
+        0..=30 => text.into(),
+        n if key == INIT => ['…'].into_iter().chain(text.chars().skip(n - 29)).collect(),
+        _ => text.chars().take(29).chain(['…']).collect(),
+    }
 }
 
 /// The values of a table, by their keys with dots.
@@ -192,7 +206,7 @@ fn leaves(path: &str, value: &toml::Value, found: &mut BTreeMap<String, String>)
 }
 
 fn row(run: &Run, differs: BTreeMap<String, String>) -> Row {
-    let whole = run.position.as_ref().map_or(run.history.epochs.len() as u32, |at| at.epoch);
+    let whole = run.history.whole(run.position.as_ref());
     let (last, best, split) = (run.history.epochs.last(), run.history.best(whole), run.history.split);
     let tested = run.summary.as_ref().and_then(|s| s.test.as_ref());
     let after = |wanted: Split| last.filter(|_| split == wanted);
@@ -323,4 +337,17 @@ fn page(runs: &[Run], table: String) -> String {
         page.figures(&[bars.svg()]);
     }
     page.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_values_keep_the_end_that_tells_them_apart() {
+        let path = "/somewhere/far/away/runs/a1-lenet-001/best/model.safetensors";
+        assert_eq!(short(INIT, path), "…et-001/best/model.safetensors");
+        assert_eq!(short("layers", path), "/somewhere/far/away/runs/a1-l…");
+        assert_eq!(short(INIT, "w.pth"), "w.pth");
+    }
 }

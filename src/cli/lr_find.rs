@@ -60,8 +60,7 @@ pub(super) fn run(args: &LrFindArgs, out: &mut Out) -> Result<()> {
     out.print(&format!("\n{}", table(&["suggestion", "rate", ""], "<><", rows.collect())))?;
     let end = match (curve.diverged, curve.tried.last()) {
         (true, Some(last)) => format!("the loss diverged at a rate of {}\n", rounded(last.lr)),
-        // Its least loss is among the last rates, of which the very last are not looked at: it may fall still.
-        _ if minimum * 10.0 >= ramp.rate((ramp.steps * 9 / 10).min(ramp.steps - 2 - (ramp.steps / 10).min(5))) => {
+        _ if curve.falls_still() => {
             format!("the loss fell to the last rate, {}; --end sets a larger one\n", rounded(ramp.end))
         }
         _ => String::new(),

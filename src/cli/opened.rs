@@ -27,8 +27,14 @@ impl Data {
         // Always the same shapes: a run's seed is about the network, and runs can be compared.
         let splits = crate::data::open(source, path.as_deref(), size, 0)?;
         for (part, data) in [("training", &splits.train), ("test", &splits.test)] {
-            let lacks = |class: &usize| !data.labels.iter().any(|&label| label as usize == *class);
-            let lacking: Vec<&str> = (0..data.classes.len()).filter(lacks).map(|i| data.classes[i].as_str()).collect();
+            let mut seen = vec![false; data.classes.len()];
+            for &label in &data.labels {
+                if let Some(seen) = seen.get_mut(label as usize) {
+                    *seen = true;
+                }
+            }
+            let lacking = data.classes.iter().zip(&seen).filter(|(_, seen)| !**seen);
+            let lacking: Vec<&str> = lacking.map(|(class, _)| class.as_str()).collect();
             if !lacking.is_empty() {
                 note(&format!("note: no {part} images of {}", lacking.join(", ")));
             }

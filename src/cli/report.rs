@@ -71,7 +71,7 @@ pub(super) fn beside_reported(reported: Option<f64>, accuracy: f64) -> Option<St
 /// Writes the report of a run.
 pub(super) fn write(run: &RunDir, config: &Config, seen: Option<&Seen<'_>>, path: &Path) -> Result<()> {
     let history = History::read(run)?;
-    let whole = run.position().map_or(history.epochs.len() as u32, |at| at.epoch);
+    let whole = history.whole(run.position().as_ref());
     let name = run.path().file_name().map_or_else(|| config.run.name.clone(), |n| n.to_string_lossy().into_owned());
     let mut page = Page::new(format!("Run {name}"));
     if !config.recipe.about.is_empty() {

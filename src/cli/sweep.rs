@@ -172,17 +172,9 @@ fn cells(args: &SweepArgs, axes: &[Axis]) -> Result<Vec<Cell>> {
     }
 }
 
-/// What is in a folder, in order.
-fn paths(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut paths: Vec<PathBuf> = entries.map(|e| e.path()).collect();
-    paths.sort();
-    paths
-}
-
 /// The run of a recipe in a folder of runs, from the weights that are asked for, if there is one.
 fn find(folder: &Path, recipe: &Recipe, init: Option<&Path>) -> Result<Option<PathBuf>> {
-    for path in paths(folder) {
+    for path in compare::paths(folder) {
         let Ok(run) = RunDir::open(&path) else { continue };
         if is_of(&Config::read(&run)?, recipe, init)? {
             return Ok(Some(path));
@@ -200,10 +192,9 @@ fn is_of(config: &Config, recipe: &Recipe, init: Option<&Path>) -> Result<bool> 
 /// Whether a run has come to its recipe's end, or to a limit of steps, and what it trained last has been evaluated.
 fn is_over(run: &Run, max_steps: Option<u64>) -> bool {
     let (Some(at), recipe) = (&run.position, &run.config.recipe) else { return false };
-    let waited = at.waiting.map_or(0, |(_, epochs)| epochs);
     let evaluated = at.batch == 0 || run.history.epochs.last().is_some_and(|row| row.epoch > at.epoch);
     at.epoch >= recipe.epochs
-        || recipe.early_stopping.is_some_and(|early| waited >= early.patience)
+        || at.waited_long_enough(recipe.early_stopping)
         || evaluated && max_steps.is_some_and(|limit| at.step >= limit)
 }
 
@@ -247,7 +238,7 @@ fn results(
     let mut found: Vec<Found<'_>> = Vec::new();
     let keys: Vec<&str> = axes.iter().map(|a| a.key.as_str()).collect();
     let split = if cells.iter().any(|c| c.recipe.data.validation > 0) { Split::Validation } else { Split::Test };
-    let mut runs = runs(folder);
+    let mut runs = compare::runs_in(folder);
     let mut rows = Vec::new();
     for (i, cell) in cells.iter().enumerate() {
         let is_cell = |run: &Run| is_of(&run.config, &cell.recipe, args.init.as_deref());
@@ -303,11 +294,6 @@ fn results(
     let heads: Vec<&str> = keys.into_iter().chain(["runs"]).chain(measured.iter().copied()).chain(["time"]).collect();
     let text = table(&heads, &(">".repeat(heads.len())), found.iter().map(row).collect());
     out.print(&format!("\n{text}\nfigure    {}\ntable     {}{more}\n", svg.display(), csv.display()))
-}
-
-/// The runs in a folder that can be read.
-fn runs(folder: &Path) -> Vec<Run> {
-    paths(folder).iter().filter_map(|path| compare::read(path).ok()).collect()
 }
 
 fn seconds(run: &Run) -> f64 {

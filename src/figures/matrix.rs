@@ -32,7 +32,7 @@ impl Matrix {
         let side = cell * n as f64;
         let label = 12.0 + names.iter().map(|t| text_width(t, font)).fold(20.0, f64::max);
         let (left, top) = (34.0 + label, 44.0);
-        let mut canvas = Canvas::new((left + side + 30.0).max(left + 280.0), top + side + label + 84.0);
+        let mut canvas = Canvas::new(left + (side + 30.0).max(280.0), top + side + label + 84.0);
         canvas.heading(&self.title);
         for (i, row) in self.counts.iter().enumerate().take(n) {
             let all = row.iter().sum::<usize>().max(1) as f64;

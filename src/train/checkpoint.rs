@@ -9,6 +9,7 @@
 use crate::error::{Error, Result};
 use crate::formats::file;
 use crate::nn::state::{StateDict, deserialize, serialize};
+use crate::optim::EarlyStopping;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -43,6 +44,14 @@ pub struct Position {
     /// For early stopping: the accuracy that is to be bettered, and the epochs since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<(f64, u32)>,
+}
+
+impl Position {
+    /// Whether the patience of early stopping is at its end.
+    pub fn waited_long_enough(&self, early: Option<EarlyStopping>) -> bool {
+        let waited = self.waiting.map_or(0, |(_, epochs)| epochs);
+        early.is_some_and(|early| waited >= early.patience)
+    }
 }
 
 /// A training state: the network's numbers, the optimizer's, and the position in the run.

@@ -1,5 +1,6 @@
 //! What a run has told so far, read back from its CSV files.
 
+use super::checkpoint::Position;
 use super::events::{EpochReport, StepReport};
 use super::run::RunDir;
 use crate::data::Split;
@@ -136,6 +137,11 @@ impl History {
         };
         let (steps, epochs) = (steps.into_iter().map(step).collect(), epochs.into_iter().map(epoch).collect());
         Ok(History { steps, epochs, split })
+    }
+
+    /// Whole epochs, by the latest checkpoint; all rows if there is none.
+    pub fn whole(&self, at: Option<&Position>) -> u32 {
+        at.map_or(self.epochs.len() as u32, |at| at.epoch)
     }
 
     /// Of so many whole epochs the one with the best accuracy, the first of equals. (The row of an epoch that was cut short

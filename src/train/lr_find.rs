@@ -121,6 +121,14 @@ impl Curve {
         self.tried.get(n / 10..n - (n / 10).min(5)).filter(|m| m.len() > 2).unwrap_or(&self.tried)
     }
 
+    /// Whether the least smoothed loss is among the last that are looked at: it may fall still.
+    pub fn falls_still(&self) -> bool {
+        let (n, middle) = (self.tried.len(), self.middle());
+        let last = (n * 9 / 10).saturating_sub(n / 10).min(middle.len().saturating_sub(2));
+        let least = middle.iter().enumerate().min_by(|(_, a), (_, b)| a.smoothed.total_cmp(&b.smoothed));
+        !self.diverged && least.is_some_and(|(i, _)| i >= last)
+    }
+
     /// The rate at which the smoothed loss falls fastest on its way to the least, against the rate's logarithm: over a
     /// tenth of the updates each time, so that no single batch decides.
     pub fn steepest(&self) -> Option<f64> {
@@ -276,6 +284,7 @@ mod tests {
         near(curve.valley(), 6.551_285_568_595_51e-4);
         near(curve.steepest(), 4.498_432_668_969_444e-2);
         near(curve.minimum(), 1.048_113_134_154_686_2e-2);
+        assert!(!curve.falls_still());
         assert_eq!(curve.careful(), curve.valley());
     }
 
@@ -300,6 +309,7 @@ mod tests {
         assert!([clear(10, 0.0), clear(100, 0.0), clear(3200, 0.0)].iter().all(|&n| n <= 1));
         // The same part of the ramp, and of the fall, is in the mean.
         let at = |steps: usize| scattered(steps, 1.0, 0).tried[steps * 3 / 4].smoothed;
+        assert!(scattered(100, 1.0, 0).falls_still());
         assert!((at(3200) - at(100)).abs() < 0.1, "{} {}", at(3200), at(100));
     }
 

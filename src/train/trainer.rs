@@ -279,8 +279,7 @@ impl Trainer {
 
     /// Whether the recipe's patience is at its end.
     pub fn waited_long_enough(&self) -> bool {
-        let waited = self.position.waiting.map_or(0, |(_, epochs)| epochs);
-        self.recipe.early_stopping.is_some_and(|e| waited >= e.patience)
+        self.position.waited_long_enough(self.recipe.early_stopping)
     }
 
     /// Evaluates, after the last epoch by the recipe's views, reports and saves; false if it was asked to stop before it
