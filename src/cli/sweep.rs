@@ -13,7 +13,6 @@ use crate::error::{Error, Result};
 use crate::figures::{Bars, Chart};
 use crate::formats::file;
 use crate::recipes::Recipe;
-
 use crate::train::RunDir;
 use crate::train::run::Config;
 use clap::Args;
