@@ -254,7 +254,7 @@ impl Progress {
             self.best = Some(e.held_out.accuracy);
         }
         self.lines.print(&format!(
-            "epoch {:>2}/{}  train loss {:.4}, accuracy {:.2} %  {} loss {:.4}, accuracy {:.2} %  {:.1} s, {} images/s{}",
+            "epoch {:>2}/{}  train loss {:.4}, accuracy {:.2} %  {} loss {:.4}, accuracy {:.2} %  {}, {} images/s{}",
             e.epoch,
             self.epochs,
             e.train_loss,
@@ -262,13 +262,19 @@ impl Progress {
             e.split,
             e.held_out.loss,
             e.held_out.accuracy * 100.0,
-            e.seconds,
+            seconds(e.seconds),
             crate::data::grouped(e.images_per_second as u64),
             if best { "  best" } else { "" },
         ));
         self.accuracies.push(e.held_out.accuracy);
         self.last = Some(e.clone());
     }
+}
+
+/// Seconds, to a hundredth where they are few.
+pub(super) fn seconds(seconds: f64) -> String {
+    let digits = if seconds < 10.0 { 2 } else { 1 };
+    format!("{seconds:.digits$} s")
 }
 
 /// Hours, minutes, seconds.

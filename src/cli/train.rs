@@ -1,6 +1,6 @@
 //! `tilework train`: from a recipe to a trained network.
 
-use super::progress::Progress;
+use super::progress::{Progress, seconds};
 use super::report::{self, Seen};
 use super::signals::{exit_code, stop_flag};
 use super::{Data, Out, TrainArgs, absolute, count, counted, describe, note, per_class};
@@ -330,9 +330,15 @@ impl Session {
             Ok(()) => format!("see it:        {}\n", html.display()),
             Err(e) => format!("warning: no report: {e}\n"),
         };
-        let Spent { training, evaluation, saving } = self.trainer.spent;
+        let Spent { whitening, training, evaluation, saving } = self.trainer.spent;
         let spent = [(training, "training"), (evaluation, "evaluation"), (saving, "waiting for saves")];
-        let spent = spent.map(|(time, what)| format!("{:.1} s {what}", time.as_secs_f64())).join(", ");
+        let whitening = Some((whitening, "whitening")).filter(|(time, _)| !time.is_zero());
+        let spent: Vec<String> = whitening
+            .into_iter()
+            .chain(spent)
+            .map(|(time, what)| format!("{} {what}", seconds(time.as_secs_f64())))
+            .collect();
+        let spent = spent.join(", ");
         let scale = self.trainer.engine.loss_scale()?.map_or(String::new(), |(scale, skipped)| {
             let steps = count(self.trainer.position().step as usize);
             format!("loss scale     {scale}, {} of {steps} steps skipped\n", count(skipped as usize))

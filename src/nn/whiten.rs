@@ -7,7 +7,7 @@
 //! Single GPU", 2024.
 
 use super::Model;
-use crate::device::cpu::map_reduce;
+use crate::device::cpu::{map_reduce, vectorised};
 use crate::error::{Error, Result};
 use crate::params::Init;
 use crate::tensor::Tensor;
@@ -17,6 +17,9 @@ pub const WHITEN_IMAGES: usize = 5000;
 
 /// Added to the eigenvalues, so that directions without variance are not blown up.
 const EPS: f64 = 5e-4;
+
+/// Elements of a vector.
+const LANES: usize = 8;
 
 impl Model {
     /// Whether the first convolution's weights are yet to be made from images: it says `init whiten`.
@@ -58,23 +61,38 @@ fn covariance(images: &[f32], [n, h, w, c]: [usize; 4], [kh, kw]: [usize; 2]) ->
     let places = (h - kh + 1) * (w - kw + 1);
     let mut sums = vec![0.0f64; k * k];
     map_reduce(n, places * k * k, &mut sums, |range, sums| {
-        let mut patch = vec![0.0f64; k];
+        // A row of patches at a time, each with zeros up to whole vectors.
+        let width = k.next_multiple_of(LANES);
+        let (mut patches, mut padded) = (vec![0.0f64; (w - kw + 1) * width], vec![0.0f64; k * width]);
         for image in images[range.start * h * w * c..range.end * h * w * c].chunks(h * w * c) {
-            for place in 0..places {
-                let (top, left) = (place / (w - kw + 1), place % (w - kw + 1));
-                for (i, patch) in patch.chunks_mut(row).enumerate() {
-                    let from = &image[((top + i) * w + left) * c..];
-                    patch.iter_mut().zip(from).for_each(|(p, &x)| *p = f64::from(x));
+            for top in 0..=h - kh {
+                for (left, patch) in patches.chunks_mut(width).enumerate() {
+                    for (i, patch) in patch[..k].chunks_mut(row).enumerate() {
+                        let from = &image[((top + i) * w + left) * c..];
+                        patch.iter_mut().zip(from).for_each(|(p, &x)| *p = f64::from(x));
+                    }
                 }
-                for (sums, &a) in sums.chunks_mut(k).zip(&patch) {
-                    sums.iter_mut().zip(&patch).for_each(|(s, &b)| *s += a * b);
-                }
+                add_products(&patches, &mut padded, width);
             }
         }
+        sums.chunks_mut(k).zip(padded.chunks(width)).for_each(|(sums, padded)| sums.copy_from_slice(&padded[..k]));
     });
     let count = (n * places) as f64;
     sums.iter_mut().for_each(|s| *s /= count);
     sums
+}
+
+vectorised! {
+/// `sums[i, j] += sum over the rows p of p[i]·p[j]`, for rows of `width` elements, whole vectors.
+fn add_products<T>(rows: &[T], sums: &mut [T], width: usize) {
+    for row in rows.chunks_exact(width) {
+        for (sums, &a) in sums.chunks_exact_mut(width).zip(row) {
+            for (sums, b) in sums.chunks_exact_mut(LANES).zip(row.chunks_exact(LANES)) {
+                sums.iter_mut().zip(b).for_each(|(s, &b)| *s += a * b);
+            }
+        }
+    }
+}
 }
 
 /// Eigenvalues in rising order, and the eigenvectors as rows, each with its largest component positive, of a symmetric

@@ -51,6 +51,8 @@ pub struct EpochReport {
 /// Where the time of a process that trains has gone.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Spent {
+    /// Making the first layer's weights from the images, where the network asks for that.
+    pub whitening: Duration,
     /// Training steps.
     pub training: Duration,
     /// Evaluation after epochs, and of the test set at the end.

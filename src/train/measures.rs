@@ -9,8 +9,9 @@ use crate::error::{Error, Result};
 use crate::nn::{Model, WHITEN_IMAGES};
 use crate::step::Step;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-/// Images per step of an evaluation.
+/// Images per step of an evaluation: a processor is as fast as with more.
 const EVAL_BATCH: usize = 250;
 
 /// The parts of the data, as an evaluation sees them.
@@ -22,11 +23,22 @@ pub(super) struct Measures {
     pub(super) transform: Transform,
     pub(super) device: Device,
     pub(super) precision: Precision,
+    /// Images per step.
+    pub(super) batch: usize,
     /// The one that was measured last.
     pub(super) feed: Option<(Split, Feed)>,
 }
 
 impl Measures {
+    /// Images per step of an evaluation, in a run that trains on a device with steps of `batch`. A GPU has more work at once with
+    /// many, and there is memory for as many as it trains on.
+    pub(super) fn batch(device: &Device, batch: usize) -> usize {
+        match device {
+            Device::Cpu(_) => EVAL_BATCH,
+            Device::Cuda(_) => EVAL_BATCH.max(batch),
+        }
+    }
+
     /// What is measured after each epoch: the validation set, or the test set where there is none.
     pub(super) fn split(&self) -> Split {
         if self.validation.is_some() { Split::Validation } else { Split::Test }
@@ -45,15 +57,17 @@ impl Measures {
         }
     }
 
-    /// Makes the network's first weights from the first training images, if it asks for that.
-    pub(super) fn whiten(&self, model: &mut Model) -> Result<()> {
+    /// Makes the network's first weights from the first training images, if it asks for that, and says how long it took.
+    pub(super) fn whiten(&self, model: &mut Model) -> Result<Duration> {
         if !model.whitens() {
-            return Ok(());
+            return Ok(Duration::ZERO);
         }
+        let start = Instant::now();
         let plain = Transform { augment: Augment::default(), ..self.transform.clone() };
         let count = self.train.len().min(WHITEN_IMAGES);
         let images = Loader::transformed(self.train.clone(), count, &plain, &Device::cpu())?;
-        model.whiten(&images.feed(false).batch(&Step::default())?.images)
+        model.whiten(&images.feed(false).batch(&Step::default())?.images)?;
+        Ok(start.elapsed())
     }
 
     /// A part of the data as batches.
@@ -64,7 +78,7 @@ impl Measures {
                 // Its memory is free for the next.
                 drop(other);
                 let data = self.data(split)?.clone();
-                let loader = Loader::transformed(data, EVAL_BATCH, &self.transform, &self.device)?;
+                let loader = Loader::transformed(data, self.batch, &self.transform, &self.device)?;
                 (split, loader.with_precision(self.precision).feed(false))
             }
         };

@@ -65,9 +65,10 @@ impl Trainer {
         let train = train.drop_last(recipe.drop_last)?.with_precision(precision);
         let transform = recipe.data.transform(recipe.augment.in_evaluation());
         let (validation, test, device) = (validation.map(Arc::new), Arc::new(test), device.clone());
-        let mut measures = Measures { train: all, validation, test, transform, device, precision, feed: None };
+        let batch = Measures::batch(&device, recipe.batch_size.min(all.len()));
+        let mut measures = Measures { train: all, validation, test, transform, device, precision, batch, feed: None };
         measures.feed(measures.split())?;
-        measures.whiten(&mut model)?;
+        let spent = Spent { whitening: measures.whiten(&mut model)?, ..Spent::default() };
         recipe.optimizer.group(&mut model.params)?;
         model.freeze(&recipe.freeze)?;
         let optimizer = recipe.optimizer.build(&model.params)?;
@@ -77,7 +78,7 @@ impl Trainer {
             engine.keep_average()?;
         }
         engine.sum_losses(recipe.reduction == Reduction::Sum);
-        let (position, saver, spent) = (Position::default(), Saver::new(), Spent::default());
+        let (position, saver) = (Position::default(), Saver::new());
         Ok(Trainer { recipe, engine, train, measures, position, saver, spent, pending: Vec::new(), saved: None })
     }
 
