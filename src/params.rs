@@ -13,8 +13,8 @@ mod rounded;
 mod scaling;
 
 pub use buffers::{BufferId, Buffers};
-pub(crate) use grads::Part;
 pub use grads::{ParamGrads, Slot};
+pub(crate) use grads::{Part, Recorded};
 pub(crate) use layout::{channels_first, channels_last};
 pub use pattern::matches;
 pub use scaling::Scaling;

@@ -59,6 +59,10 @@ struct MaxPool2d {
 impl Backward for MaxPool2d {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let masked = grads.is_masked();
+        if grads.sums_are_zero() {
+            // Each number goes to one pixel of its channel.
+            grads.note_sums_to_zero(self.x);
+        }
         grads.add_masked(self.x, backward(&gy, &self.arg, self.shape, self.window)?, masked)
     }
 }

@@ -70,6 +70,16 @@ impl Buffers {
         self.counters.iter().filter(|c| !c.frozen).for_each(|c| _ = c.count.fetch_add(1, Ordering::Relaxed));
     }
 
+    /// The counters' values.
+    pub(crate) fn counts(&self) -> Vec<i64> {
+        self.counters.iter().map(|c| c.count.load(Ordering::Relaxed)).collect()
+    }
+
+    /// Sets them back.
+    pub(crate) fn set_counts(&self, counts: &[i64]) {
+        self.counters.iter().zip(counts).for_each(|(c, &n)| c.count.store(n, Ordering::Relaxed));
+    }
+
     /// The tensors with their keys, each locked while it is looked at.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, MutexGuard<'_, Tensor>)> {
         self.tensors.iter().map(|(key, t)| (key.as_str(), t.lock().unwrap_or_else(PoisonError::into_inner)))

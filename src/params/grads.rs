@@ -28,14 +28,24 @@ pub(crate) struct Part {
     pub(crate) point: Option<Point>,
 }
 
+/// What a recorded pass takes for granted of the gradients.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    /// Those that were zeros and that it neither writes nor zeroes.
+    assumed: Vec<bool>,
+    /// Those that it writes.
+    reached: Vec<bool>,
+}
+
 /// The gradients of all parameters, laid out like the parameters.
 #[derive(Debug)]
 pub struct ParamGrads {
     buffer: Buffer,
     ranges: Vec<Range<usize>>,
     written: Vec<bool>,
-    /// Those that are all zeros. It holds as long as all passes over the same trainable parameters, replayed ones too, reach
-    /// the same of them.
+    /// Those that the pass has reached, of which `written` are more where it adds to what is there.
+    reached: Vec<bool>,
+    /// Those that are all zeros.
     zero: Vec<bool>,
     keep: bool,
     /// The parts that were complete before the pass had ended, from the arena's end on; of the ranges, where they begin.
@@ -52,6 +62,7 @@ impl ParamGrads {
         ParamGrads {
             buffer,
             written: vec![false; ranges.len()],
+            reached: vec![false; ranges.len()],
             zero: vec![false; ranges.len()],
             ranges,
             keep: false,
@@ -64,6 +75,7 @@ impl ParamGrads {
 
     pub(crate) fn begin(&mut self, step: Step) {
         self.written.fill(std::mem::take(&mut self.keep));
+        self.reached.fill(false);
         self.parts.clear();
         self.step = step;
     }
@@ -142,6 +154,25 @@ impl ParamGrads {
         Ok(())
     }
 
+    /// What the pass that has just been recorded takes for granted.
+    pub(crate) fn recorded(&self) -> Recorded {
+        let assumed = self.written.iter().zip(&self.zero).map(|(written, zero)| !written && *zero).collect();
+        Recorded { assumed, reached: self.reached.clone() }
+    }
+
+    /// Zeroes what a recorded pass takes for zeros before it is replayed, and notes what it writes. Passes over other batches may
+    /// have reached others: which products are fused depends on their sizes.
+    pub(crate) fn replaying(&mut self, recorded: &Recorded) -> Result<()> {
+        for (i, range) in self.ranges.iter().enumerate() {
+            if recorded.assumed[i] && !self.zero[i] {
+                self.buffer.zero_range(range.clone())?;
+                self.zero[i] = true;
+            }
+            self.zero[i] &= !recorded.reached[i];
+        }
+        Ok(())
+    }
+
     /// Notes that a pass which is being recorded neither reads nor writes any more what belongs to the parameters that are `passed`.
     pub(crate) fn note_passed(&mut self, cuda: &Cuda, passed: impl Fn(usize) -> bool) -> Result<()> {
         let last = self.parts.last().map_or(self.ranges.len(), |(first, _)| *first);
@@ -176,6 +207,7 @@ impl ParamGrads {
 
     pub(crate) fn slot(&mut self, id: ParamId) -> Result<Slot<'_>> {
         let accumulate = std::mem::replace(&mut self.written[id.0], true);
+        self.reached[id.0] = true;
         self.zero[id.0] = false;
         Ok(Slot { buffer: &mut self.buffer, range: self.ranges[id.0].clone(), accumulate, masked: false })
     }
@@ -292,6 +324,34 @@ mod tests {
     use super::*;
     use crate::device::cuda::CudaOptions;
     use crate::device::emulator::EmulatorOptions;
+
+    #[test]
+    fn what_a_replayed_pass_takes_for_zeros_is_zero() {
+        let device = Device::emulated_with(CudaOptions::default(), EmulatorOptions::default()).unwrap();
+        let Device::Cuda(cuda) = &device else { panic!("a CUDA device") };
+        let mut grads = ParamGrads::new(device.alloc(DType::F32, 32).unwrap(), vec![0..16, 16..32]);
+        let pass = |grads: &mut ParamGrads, reaches: &[usize]| {
+            grads.begin(Step::default());
+            for &i in reaches {
+                let mut ones = Tensor::empty(&device, DType::F32, [16])?;
+                ones.fill(1.0)?;
+                grads.slot(ParamId(i))?.put(&ones)?;
+            }
+            grads.finish()
+        };
+        let sums = |grads: &ParamGrads| [0, 1].map(|i| grads.of(i).unwrap().iter().sum::<f32>());
+        pass(&mut grads, &[0]).unwrap();
+        let captured = cuda.capture(|| pass(&mut grads, &[0])).unwrap();
+        let recorded = grads.recorded();
+        for others in [&[0][..], &[0, 1], &[1], &[]] {
+            // A pass over a batch of another size, and the recorded one.
+            pass(&mut grads, others).unwrap();
+            assert_eq!(sums(&grads), [0, 1].map(|i| if others.contains(&i) { 16.0 } else { 0.0 }), "{others:?}");
+            grads.replaying(&recorded).unwrap();
+            captured.replay().unwrap();
+            assert_eq!(sums(&grads), [16.0, 0.0], "after {others:?}");
+        }
+    }
 
     #[test]
     fn parts_are_complete_before_the_pass_ends() {

@@ -62,6 +62,9 @@ pub struct Engine {
 /// Steps that run before one is recorded: after them every buffer that a step takes is in the pool.
 const WARM_UP: u32 = 2;
 
+/// Recordings of a step that are tried, if there is too little memory; then it runs launch by launch.
+const ATTEMPTS: u32 = 2;
+
 impl Engine {
     /// An engine at its first step. `loss` is called with the network's outputs and the labels of a batch.
     ///
@@ -136,6 +139,18 @@ impl Engine {
         result
     }
 
+    /// Calls `f`, and if it runs out of memory once more without what recorded steps keep: they are recorded anew.
+    pub(super) fn with_room<R>(&mut self, mut f: impl FnMut(&mut Self) -> Result<R>) -> Result<R> {
+        match (f(self), self.device().clone()) {
+            (Err(Error::OutOfMemory { .. }), Device::Cuda(cuda)) if self.recordings.any() => {
+                self.recordings = Recordings::new(self.recordings.enabled);
+                cuda.give_back_memory()?;
+                f(self)
+            }
+            (found, _) => found,
+        }
+    }
+
     /// Freezes the parameters of the groups that are marked, and trains those again that it had frozen in others: for
     /// groups whose rate is 0 from now on, which would move no more and cost their gradients all the same. What the
     /// optimizer remembers of them, such as a velocity, stays as it is.
@@ -196,20 +211,35 @@ impl Engine {
         cuda.set_step(step)?;
         let form = Form::new(step, held > 0, moves, self.model.params.version());
         let recording = self.recordings.of(form);
-        if let Some(recorded) = recording.step.as_ref().filter(|_| whole) {
-            recorded.replay()?;
+        if let Some((captured, recorded)) = recording.step.as_ref().filter(|_| whole) {
+            self.grads.replaying(recorded)?;
+            captured.replay()?;
             // What a step counts on the host.
             self.model.buffers.count_batch();
             self.held = if moves { 0 } else { held + images };
             return Ok(());
         }
-        if !whole || recording.warm < WARM_UP || !self.recordings.enabled {
+        if !whole || recording.warm < WARM_UP || recording.failed == ATTEMPTS || !self.recordings.enabled {
             self.recordings.of(form).warm += u32::from(whole);
             return self.compute(images, step, moves);
         }
-        let recorded = cuda.capture(|| self.compute(images, step, moves))?;
-        recorded.replay()?;
-        self.recordings.of(form).step = Some(recorded);
+        let counts = self.model.buffers.counts();
+        let captured = match cuda.capture(|| self.compute(images, step, moves)) {
+            Err(Error::OutOfMemory { .. }) => {
+                // Lines side by side take more memory than launches in a row, and the pool may keep blocks that are no use.
+                cuda.give_back_memory()?;
+                self.model.buffers.set_counts(&counts);
+                self.held = held;
+                let recording = self.recordings.of(form);
+                (recording.warm, recording.failed) = (1, recording.failed + 1);
+                return self.compute(images, step, moves);
+            }
+            captured => captured?,
+        };
+        let recorded = self.grads.recorded();
+        self.grads.replaying(&recorded)?;
+        captured.replay()?;
+        self.recordings.of(form).step = Some((captured, recorded));
         Ok(())
     }
 
@@ -314,7 +344,9 @@ impl Engine {
     pub fn evaluate(&mut self, data: &Loader) -> Result<Evaluation> {
         // Apart, as the network is borrowed.
         let loss = std::mem::replace(&mut self.loss, Box::new(|scores, _, _| Ok(scores.clone())));
-        let found = self.averaged(|model| evaluate(model, &mut data.feed(false), &*loss, &mut |_| Ok(())));
+        let found = self.with_room(|engine| {
+            engine.averaged(|model| evaluate(model, &mut data.feed(false), &*loss, &mut |_| Ok(())))
+        });
         self.loss = loss;
         found
     }

@@ -1,6 +1,7 @@
 //! Steps recorded on a CUDA device, to be replayed.
 
 use crate::device::cuda::Captured;
+use crate::params::Recorded;
 use crate::step::Step;
 
 /// What makes a step another one than the step before: each form is recorded by itself. All else that may change from
@@ -27,9 +28,12 @@ impl Form {
 /// A form's recording.
 pub(super) struct Recording {
     form: Form,
-    /// Steps of a whole batch that ran launch by launch.
+    /// Steps of a whole batch that ran launch by launch, since a recording failed.
     pub(super) warm: u32,
-    pub(super) step: Option<Captured>,
+    /// Recordings for which there was no memory.
+    pub(super) failed: u32,
+    /// The step, and what its backward pass takes for granted.
+    pub(super) step: Option<(Captured, Recorded)>,
 }
 
 /// The recordings that are worth keeping.
@@ -44,12 +48,17 @@ impl Recordings {
         Recordings { enabled, list: Vec::new() }
     }
 
+    /// Whether there are any.
+    pub(super) fn any(&self) -> bool {
+        self.list.iter().any(|r| r.step.is_some())
+    }
+
     /// The recording of a form, empty if it is new. What was recorded before the parameters were configured anew is gone.
     pub(super) fn of(&mut self, form: Form) -> &mut Recording {
         self.list.retain(|r| r.form.configured == form.configured);
         let at = self.list.iter().position(|r| r.form == form).unwrap_or(self.list.len());
         if at == self.list.len() {
-            self.list.push(Recording { form, warm: 0, step: None });
+            self.list.push(Recording { form, warm: 0, failed: 0, step: None });
         }
         &mut self.list[at]
     }

@@ -13,7 +13,7 @@ use crate::data::{Dataset, Split, Splits, Views};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::formats::file;
-use crate::nn::Loaded;
+use crate::nn::{Loaded, Model};
 use crate::optim::Point;
 use crate::recipes::{Recipe, Reduction};
 use crate::step::Step;
@@ -387,7 +387,8 @@ impl Trainer {
         progress: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<Evaluation> {
         let (loss, feed) = (self.recipe.loss.with(0.0), self.measures.feed(split)?);
-        self.engine.averaged(|model| evaluate_views(model, feed, views, &loss, progress))
+        let mut evaluate = |model: &mut Model| evaluate_views(model, feed, views, &loss, progress);
+        self.engine.with_room(|engine| engine.averaged(&mut evaluate))
     }
 
     /// The test set's loss and accuracy with a checkpoint of this recipe's, whose path is for errors. The network that
@@ -401,7 +402,8 @@ impl Trainer {
         model.load_state_dict(&checkpoint.model, path)?;
         let (feed, loss) = (self.measures.feed(Split::Test)?, recipe.loss.with(0.0));
         let start = Instant::now();
-        let found = evaluate_views(&model, feed, recipe.tta, &loss, &mut |_| unless(stop));
+        let views = recipe.tta;
+        let found = self.engine.with_room(|_| evaluate_views(&model, feed, views, &loss, &mut |_| unless(stop)));
         self.spent.evaluation += start.elapsed();
         found
     }
