@@ -65,6 +65,34 @@ fn the_last_layers_move_while_the_pass_goes_on() {
         for (name, device) in under.devices.iter().take(2) {
             assert!(launched == train(&recipe, device, 4, true), "{more:?} ({name})");
         }
+        for device in under.shuffled() {
+            assert!(launched == train(&recipe, &device, 4, true), "{more:?} (nodes shuffled)");
+        }
+    }
+}
+
+/// Gradients of weights and biases, matrices of Muon, metrics and averages lie beside the main line of a recording: in whichever
+/// order a GPU does them, the numbers are those of launches.
+#[test]
+fn lines_side_by_side_change_no_number() {
+    let Some(under) = Under::new() else { return };
+    let biased = r#"layers=["conv 5x5, 4 channels, stride 2", "relu", {residual = ["conv 3x3, 4 channels, pad 1", "conv 3x3, 4 channels, pad 1"]}, "max_pool 2",
+        "conv 3x3, 6 channels", "relu", "flatten", "fc 12", "relu", "dropout 0.3", "fc 10"]"#;
+    let residual = r#"layers=["conv 3x3, 8 channels, stride 4", "batch_norm", "relu",
+        {residual = ["am: conv 3x3, 8 channels, pad 1", "batch_norm", "relu", "bm: conv 3x3, 8 channels, pad 1", "batch_norm"]},
+        "relu", "cm: conv 3x3, 8 channels, pad 1", "max_pool 2", "flatten", "fc 10"]"#;
+    let muon = r#"optimizer={kind = "sgd", lr = 1e-3, momentum = 0.9, groups = [{match = "*m.weight", lr = 0.02, muon = {}}]}"#;
+    for set in [
+        [biased, "precision=bf16", "batch_size=4", "ema.decay=0.9"],
+        [biased, "precision=f32", "batch_size=4", "accumulate=2"],
+        [residual, "precision=f16", "batch_size=6", muon],
+        [residual, "precision=f32", "batch_size=5", "clip.norm=0.1"],
+    ] {
+        let recipe = recipe("quickstart", &set);
+        let launched = train(&recipe, under.first(), 8, false);
+        for device in under.shuffled() {
+            assert!(launched == train(&recipe, &device, 8, true), "{set:?}");
+        }
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) fn recipe(name: &str, set: &[&str]) -> Recipe {
     Recipe::load(name, &set.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap()
 }
 
-/// Trains on few images for some steps: the steps' reports and the state dict.
+/// Trains on few images for some steps: the steps' reports and the state dict, the averaged one where an average is kept.
 pub(crate) fn train(
     recipe: &Recipe,
     device: &Device,
@@ -56,7 +56,7 @@ pub(crate) fn train_on(
     let limits = Limits { max_steps: Some(steps) };
     let outcome = trainer.run(&run, limits, &AtomicBool::new(false), &mut [&mut seen]).unwrap();
     assert_eq!(outcome, Outcome::Finished);
-    (seen.0, trainer.engine.model.state_dict().unwrap())
+    (seen.0, trainer.engine.averaged(|model| model.state_dict()).unwrap())
 }
 
 #[test]

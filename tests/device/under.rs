@@ -97,6 +97,17 @@ impl Under {
         Some(under)
     }
 
+    /// Where devices are emulated, others on which recorded work goes in any order that its graph allows, as threads do; a GPU
+    /// itself does so.
+    pub(crate) fn shuffled(&self) -> Vec<Device> {
+        #[cfg(tilework_emulator)]
+        if !on_gpu() {
+            let how = |seed| emulator::EmulatorOptions { order: Order::Random(seed), ..Default::default() };
+            return (1..=3).map(|i| Device::emulated_with(CudaOptions::default(), how(i)).unwrap()).collect();
+        }
+        vec![self.first().clone()]
+    }
+
     /// The first of them.
     pub(crate) fn first(&self) -> &Device {
         &self.devices[0].1

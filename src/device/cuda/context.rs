@@ -151,6 +151,24 @@ impl Context {
         *lock(&self.last) = Last::Kernel(what);
     }
 
+    /// A launch's attributes, for clusters of a size; of recorded work is told whether it is of the main line.
+    pub(super) fn attributes(&self, [x, y, z]: [u32; 3], line: Option<bool>) -> Vec<sys::CUlaunchAttribute> {
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        // What all else waits for goes first: blocks of other lines take what multiprocessors it leaves.
+        let [least, greatest] = self.priorities;
+        let priority = line.map(|is_main| {
+            let value = sys::CUlaunchAttributeValue { priority: if is_main { greatest } else { least } };
+            attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PRIORITY, value)
+        });
+        // GPUs before sm_90 know no clusters, not even of one block.
+        let cluster = ([x, y, z] != [1; 3]).then(|| {
+            let size = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z };
+            let value = sys::CUlaunchAttributeValue { clusterDim: size };
+            attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, value)
+        });
+        priority.into_iter().chain(cluster).collect()
+    }
+
     /// As [`launched`](Self::launched), for a graph.
     pub(super) fn launched_graph(&self, launches: usize) {
         *lock(&self.last) = Last::Graph { launches };

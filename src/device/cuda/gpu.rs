@@ -4,8 +4,9 @@ use super::arch::Arch;
 use super::chain;
 use super::context::{Context, Module, in_words, lock};
 use super::driver::{Driver, Graph, Info, Line, Point};
-use super::graph::{CapturedGraph, Lines};
+use super::graph::{CapturedGraph, Node, ends, go_on_behind};
 use super::launch::{Address, Arg, Kernel, Launch, TensorMap};
+use super::lines::Lines;
 use super::nvrtc::{Compiler, Unit};
 use super::tensor_map::{self, TensorMapSpec};
 use crate::error::{Error, Result};
@@ -37,7 +38,7 @@ pub struct Gpu {
     functions: Vec<OnceLock<Function>>,
     capturing: AtomicBool,
     captured: AtomicUsize,
-    lines: Mutex<Lines>,
+    lines: Mutex<Lines<Node>>,
     context: Arc<Context>,
 }
 
@@ -282,21 +283,8 @@ impl Driver for Gpu {
                 Arg::Value(bytes) => bytes.as_ptr().cast_mut().cast(),
             };
         }
-        let [x, y, z] = launch.cluster;
-        // What all else waits for goes first: blocks of other lines take what multiprocessors it leaves.
-        let [least, greatest] = self.context.priorities;
-        let is_first = lock(&self.lines).is_main();
-        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
-        let mut attributes = [
-            attribute(
-                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PRIORITY,
-                sys::CUlaunchAttributeValue { priority: if is_first { greatest } else { least } },
-            ),
-            attribute(
-                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-                sys::CUlaunchAttributeValue { clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z } },
-            ),
-        ];
+        let line = self.capturing.load(Relaxed).then(|| lock(&self.lines).is_main());
+        let mut attributes = self.context.attributes(launch.cluster, line);
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
         let config = sys::CUlaunchConfig {
             gridDimX: gx,
@@ -308,8 +296,7 @@ impl Driver for Gpu {
             sharedMemBytes: launch.shared,
             hStream: self.context.stream,
             attrs: attributes.as_mut_ptr(),
-            // GPUs before sm_90 know no clusters, not even of one block.
-            numAttrs: 1 + u32::from(launch.cluster != [1; 3]),
+            numAttrs: attributes.len() as u32,
         };
         // SAFETY: function and stream are alive; there are as many pointers as the kernel has parameters,
         // of its types, which the generated launchers see to; the caller vouches for the memory.
@@ -358,15 +345,25 @@ impl Driver for Gpu {
     }
 
     fn line(&self, line: Line) -> Result<()> {
-        if self.capturing.load(Relaxed) { lock(&self.lines).turn(&self.context, line) } else { Ok(()) }
+        match self.capturing.load(Relaxed) {
+            true => go_on_behind(&self.context, &lock(&self.lines).turn(line, ends(&self.context)?)?),
+            false => Ok(()),
+        }
     }
 
     fn point(&self) -> Result<Point> {
-        if self.capturing.load(Relaxed) { lock(&self.lines).point(&self.context) } else { Ok(Point(0)) }
+        match self.capturing.load(Relaxed) {
+            true => Ok(lock(&self.lines).point(ends(&self.context)?)),
+            false => Ok(Point(0)),
+        }
     }
 
     fn join(&self) -> Result<()> {
-        if self.capturing.load(Relaxed) { lock(&self.lines).join(&self.context) } else { Ok(()) }
+        let met = match self.capturing.load(Relaxed) {
+            true => lock(&self.lines).join(ends(&self.context)?),
+            false => None,
+        };
+        met.map_or(Ok(()), |nodes| go_on_behind(&self.context, &nodes))
     }
 
     fn end_capture(&self) -> Result<Box<dyn Graph>> {

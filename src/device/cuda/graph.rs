@@ -1,10 +1,9 @@
-//! Graphs of a real GPU: how lines of work lie beside each other while one is recorded, and a recorded one.
+//! Graphs of a real GPU: what is captured next is behind which nodes, and a captured one.
 
 use super::context::Context;
-use super::driver::{Graph, Line, Point};
-use crate::error::{Error, Result};
+use super::driver::Graph;
+use crate::error::Result;
 use cudarc::driver::sys::{self, CUgraph, CUgraphExec, CUgraphNode, CUresult, CUstream, CUstreamCaptureStatus};
-use std::collections::BTreeMap;
 use std::ffi::c_uint;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -44,83 +43,17 @@ impl Drop for CapturedGraph {
     }
 }
 
-/// What is behind a capture's one stream: the ends of its lines.
-#[derive(Default)]
-pub(super) struct Lines {
-    /// Of the main line, while one beside it is recorded.
-    main: Vec<Node>,
-    beside: BTreeMap<usize, Vec<Node>>,
-    /// Of those behind a point.
-    behind: Vec<Node>,
-    /// What lies before each point.
-    points: Vec<Vec<Node>>,
-    current: Option<Line>,
-}
-
-#[derive(Clone, Copy)]
-struct Node(CUgraphNode);
+/// A node of the graph that is being captured.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Node(CUgraphNode);
 
 // SAFETY: handles of the driver belong to the process, not to a thread.
 unsafe impl Send for Node {}
 
-impl Lines {
-    /// Goes on with another line than the main one, or with the main one again.
-    pub(super) fn turn(&mut self, context: &Context, line: Line) -> Result<()> {
-        match (self.current, line) {
-            (None, Line::Beside(number)) => {
-                self.main = ends(context)?;
-                let behind: Vec<Node> =
-                    self.main.iter().chain(self.beside.get(&number).into_iter().flatten()).copied().collect();
-                self.current = Some(line);
-                go_on_behind(context, &behind)
-            }
-            (None, Line::Behind(Point(number))) => {
-                self.main = ends(context)?;
-                self.current = Some(line);
-                go_on_behind(context, self.points.get(number).map_or(&[], Vec::as_slice))
-            }
-            (Some(left), Line::Main) => {
-                let ends = ends(context)?;
-                match left {
-                    Line::Beside(number) => drop(self.beside.insert(number, ends)),
-                    _ => self.behind.extend(ends),
-                }
-                self.current = None;
-                go_on_behind(context, &self.main)
-            }
-            _ => Err(Error::Internal("a line of a capture was begun within another, or ended outside of one".into())),
-        }
-    }
-
-    /// Whether what is recorded now is for the main line.
-    pub(super) fn is_main(&self) -> bool {
-        self.current.is_none()
-    }
-
-    /// Where the recording is.
-    pub(super) fn point(&mut self, context: &Context) -> Result<Point> {
-        let mut all = ends(context)?;
-        all.extend(self.beside.values().flatten());
-        self.points.push(all);
-        Ok(Point(self.points.len() - 1))
-    }
-
-    /// Goes on behind all lines.
-    pub(super) fn join(&mut self, context: &Context) -> Result<()> {
-        let (beside, behind) = (std::mem::take(&mut self.beside), std::mem::take(&mut self.behind));
-        if beside.is_empty() && behind.is_empty() {
-            return Ok(());
-        }
-        let mut all = ends(context)?;
-        all.extend(beside.values().flatten().chain(&behind));
-        go_on_behind(context, &all)
-    }
-}
-
 // The two calls below not through cudarc: its bindings for CUDA 13 have only versions of them that drivers before 12.3 lack.
 
 /// The nodes of the graph that is being captured that its next one will be behind.
-fn ends(context: &Context) -> Result<Vec<Node>> {
+pub(super) fn ends(context: &Context) -> Result<Vec<Node>> {
     type Info = unsafe extern "C" fn(
         CUstream,
         *mut CUstreamCaptureStatus,
@@ -148,7 +81,7 @@ fn ends(context: &Context) -> Result<Vec<Node>> {
 }
 
 /// What is captured next is behind these nodes.
-fn go_on_behind(context: &Context, nodes: &[Node]) -> Result<()> {
+pub(super) fn go_on_behind(context: &Context, nodes: &[Node]) -> Result<()> {
     type Update = unsafe extern "C" fn(CUstream, *mut CUgraphNode, usize, c_uint) -> CUresult;
     let set = sys::CUstreamUpdateCaptureDependencies_flags::CU_STREAM_SET_CAPTURE_DEPENDENCIES as c_uint;
     let mut nodes: Vec<CUgraphNode> = nodes.iter().map(|node| node.0).collect();

@@ -15,6 +15,7 @@ mod launch;
 mod libcuda;
 mod libnvrtc;
 mod libraries;
+mod lines;
 pub mod nvrtc;
 mod places;
 mod pool;
@@ -30,6 +31,7 @@ pub use launch::{
     Thunk, Tile,
 };
 pub(crate) use launch::{magic, null, with_kernel_type};
+pub(in crate::device) use lines::Lines;
 pub use recording::Captured;
 pub use tensor_map::{Swizzle, TensorMapBox, TensorMapSpec};
 pub use timing::Timing;
@@ -212,6 +214,12 @@ impl Cuda {
         let kernel = family.instance(dtype, tile, self.info().arch)?;
         if launch.grid.contains(&0) {
             return Ok(());
+        }
+        let threads: u32 = launch.block.iter().product();
+        if threads > kernel.threads {
+            let problem =
+                format!("{} is for blocks of {} threads, and {threads} were asked for", kernel.name, kernel.threads);
+            return Err(Error::Internal(problem));
         }
         if let Some(most) = self.inner.options.max_blocks.filter(|_| launch.strides) {
             launch.grid[0] = launch.grid[0].min(most);

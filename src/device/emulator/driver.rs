@@ -1,5 +1,6 @@
 //! The emulated device as a [`Driver`]: memory is the host's, work runs when it is handed over.
 
+use super::recording::{Owned, Recording, Work};
 use super::{Follow, Order, Region, TraceEvent, run, run_checked, run_traced};
 use crate::device::cpu::free_memory;
 use crate::device::cuda::{Address, Arg, Driver, Graph, Info, Kernel, Launch, Line, Point, TensorMap, TensorMapSpec};
@@ -77,75 +78,6 @@ const ALIGN: usize = 256;
 /// next piece.
 const GAP: usize = 64;
 
-/// Work that is being recorded. Lines beside the main one are done as late as can be, when all meet; or as early, where threads
-/// go in reverse order.
-struct Recording {
-    nodes: Vec<Node>,
-    beside: Vec<Node>,
-    /// Before which of the nodes they are to be done.
-    behind: Vec<(usize, Node)>,
-    line: Line,
-    early: bool,
-}
-
-impl Recording {
-    fn push(&mut self, node: Node) {
-        match self.line {
-            Line::Behind(Point(at)) if self.early => self.behind.push((at, node)),
-            Line::Beside(_) | Line::Behind(_) if !self.early => self.beside.push(node),
-            _ => self.nodes.push(node),
-        }
-    }
-
-    fn finish(mut self) -> Vec<Node> {
-        self.nodes.append(&mut self.beside);
-        // From the end, so that places stay what they are.
-        self.behind.sort_by_key(|(at, _)| *at);
-        for (at, node) in self.behind.into_iter().rev() {
-            self.nodes.insert(at, node);
-        }
-        self.nodes
-    }
-}
-
-/// What was recorded.
-enum Node {
-    Launch { kernel: &'static Kernel, launch: Launch, args: Vec<Owned> },
-    Copy { to: Address, from: Address, bytes: usize },
-    Zero { at: Address, bytes: usize },
-}
-
-/// Aligned as a tensor map is.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct Unit([u64; 8]);
-
-/// An argument that outlives its caller.
-#[derive(Clone)]
-enum Owned {
-    Memory {
-        name: &'static str,
-        address: Address,
-        bytes: usize,
-        writable: bool,
-    },
-    /// In units that are aligned for any of a kernel's structs.
-    Value(Vec<Unit>),
-}
-
-impl Owned {
-    fn of(arg: &Arg<'_>) -> Self {
-        let bytes = match *arg {
-            Arg::Memory { name, address, bytes, writable } => return Owned::Memory { name, address, bytes, writable },
-            Arg::Map(tensor) => bytemuck::bytes_of(&tensor.map),
-            Arg::Value(bytes) => bytes,
-        };
-        let mut value = vec![Unit([0; 8]); bytes.len().div_ceil(64)];
-        bytemuck::cast_slice_mut::<Unit, u8>(&mut value)[..bytes.len()].copy_from_slice(bytes);
-        Owned::Value(value)
-    }
-}
-
 impl Emulated {
     /// A device of its own.
     pub(crate) fn new(options: EmulatorOptions) -> Self {
@@ -159,11 +91,11 @@ impl Emulated {
         Emulated { info, options, in_use: Mutex::new(0), recording: Mutex::new(None) }
     }
 
-    /// Records a node if a capture is under way.
-    fn record(&self, node: impl FnOnce() -> Node) -> bool {
+    /// Records work if a capture is under way.
+    fn record(&self, work: impl FnOnce() -> Work) -> bool {
         match lock(&self.recording).as_mut() {
             Some(recording) => {
-                recording.push(node());
+                recording.push(work());
                 true
             }
             None => false,
@@ -184,7 +116,12 @@ fn failed(problem: String) -> Error {
 ///
 /// # Safety
 /// As for [`Driver::launch`].
-unsafe fn execute(options: &EmulatorOptions, kernel: &'static Kernel, launch: &Launch, args: &[Owned]) -> Result<()> {
+pub(super) unsafe fn execute(
+    options: &EmulatorOptions,
+    kernel: &'static Kernel,
+    launch: &Launch,
+    args: &[Owned],
+) -> Result<()> {
     let mut args = args.to_vec();
     let mut regions: Vec<Region> = args
         .iter()
@@ -256,6 +193,12 @@ impl Driver for Emulated {
         };
         // SAFETY: the layout's size is not 0.
         let memory = unsafe { std::alloc::alloc_zeroed(layout) };
+        // NaN in every float, so that tests see an element that no kernel has written.
+        #[cfg(debug_assertions)]
+        if !memory.is_null() {
+            // SAFETY: so many bytes have just been allocated.
+            unsafe { std::ptr::write_bytes(memory, 0xFF, bytes) };
+        }
         *in_use += bytes;
         Ok((!memory.is_null()).then_some(memory as Address))
     }
@@ -287,7 +230,7 @@ impl Driver for Emulated {
     }
 
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
-        if !self.record(|| Node::Copy { to, from, bytes }) {
+        if !self.record(|| Work::Copy { to, from, bytes }) {
             // SAFETY: the caller's promise.
             unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
         }
@@ -295,7 +238,7 @@ impl Driver for Emulated {
     }
 
     unsafe fn zero(&self, at: Address, bytes: usize) -> Result<()> {
-        if !self.record(|| Node::Zero { at, bytes }) {
+        if !self.record(|| Work::Zero { at, bytes }) {
             // SAFETY: the caller's promise.
             unsafe { std::ptr::write_bytes(at as *mut u8, 0, bytes) };
         }
@@ -305,7 +248,7 @@ impl Driver for Emulated {
     unsafe fn launch(&self, kernel: &'static Kernel, launch: &Launch, args: &[Arg<'_>]) -> Result<()> {
         let args: Vec<Owned> = args.iter().map(Owned::of).collect();
         if lock(&self.recording).is_some() {
-            self.record(|| Node::Launch { kernel, launch: *launch, args });
+            self.record(|| Work::Launch { kernel, launch: *launch, args });
             return Ok(());
         }
         // SAFETY: the caller's promise.
@@ -321,33 +264,28 @@ impl Driver for Emulated {
     }
 
     fn begin_capture(&self) -> Result<()> {
-        let early = self.options.order == Order::Reverse;
-        let (nodes, beside, behind) = Default::default();
-        *lock(&self.recording) = Some(Recording { nodes, beside, behind, line: Line::Main, early });
+        *lock(&self.recording) = Some(Recording::default());
         Ok(())
     }
 
     fn line(&self, line: Line) -> Result<()> {
-        if let Some(recording) = lock(&self.recording).as_mut() {
-            recording.line = line;
-        }
-        Ok(())
+        lock(&self.recording).as_mut().map_or(Ok(()), |recording| recording.turn(line))
     }
 
     fn point(&self) -> Result<Point> {
-        Ok(Point(lock(&self.recording).as_ref().map_or(0, |recording| recording.nodes.len())))
+        Ok(lock(&self.recording).as_mut().map_or(Point(0), Recording::point))
     }
 
     fn join(&self) -> Result<()> {
-        if let Some(Recording { nodes, beside, .. }) = lock(&self.recording).as_mut() {
-            nodes.append(beside);
+        if let Some(recording) = lock(&self.recording).as_mut() {
+            recording.join();
         }
         Ok(())
     }
 
     fn end_capture(&self) -> Result<Box<dyn Graph>> {
-        let nodes = lock(&self.recording).take().map(Recording::finish).unwrap_or_default();
-        Ok(Box::new(Recorded { nodes, options: self.options.clone() }))
+        let recording = lock(&self.recording).take().unwrap_or_default();
+        Ok(Box::new(recording.finish(self.options.clone())))
     }
 
     fn memory(&self) -> Result<(usize, usize)> {
@@ -362,34 +300,5 @@ impl Driver for Emulated {
         let start = Instant::now();
         work()?;
         Ok(start.elapsed())
-    }
-}
-
-/// Recorded work.
-struct Recorded {
-    nodes: Vec<Node>,
-    options: EmulatorOptions,
-}
-
-impl Graph for Recorded {
-    fn replay(&self) -> Result<()> {
-        for node in &self.nodes {
-            match node {
-                // SAFETY: the arguments were good when they were recorded, and `Captured` keeps
-                // their memory from being given to anyone else.
-                Node::Launch { kernel, launch, args } => unsafe { execute(&self.options, kernel, launch, args)? },
-                // SAFETY: as above.
-                Node::Copy { to, from, bytes } => unsafe {
-                    std::ptr::copy_nonoverlapping(*from as *const u8, *to as *mut u8, *bytes);
-                },
-                // SAFETY: as above.
-                Node::Zero { at, bytes } => unsafe { std::ptr::write_bytes(*at as *mut u8, 0, *bytes) },
-            }
-        }
-        Ok(())
-    }
-
-    fn launches(&self) -> usize {
-        self.nodes.iter().filter(|n| matches!(n, Node::Launch { .. })).count()
     }
 }

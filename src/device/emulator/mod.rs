@@ -18,6 +18,7 @@ mod matrices;
 mod mbarrier;
 mod places;
 mod races;
+mod recording;
 mod registers;
 mod report;
 mod scheduler;
@@ -118,10 +119,10 @@ impl Call<'_> {
         }
         let [cx, cy, cz] = self.cluster.map(u64::from);
         let size = cx.saturating_mul(cy).saturating_mul(cz);
-        if size == 0 || size > 16 || x % cx != 0 || y % cy != 0 || z % cz != 0 {
+        if size == 0 || size > 8 || x % cx != 0 || y % cy != 0 || z % cz != 0 {
             return Err(invalid(format!(
-                "clusters of {cx} x {cy} x {cz} in a grid of {x} x {y} x {z}; each must divide the grid's, and 16 blocks are \
-                 the most"
+                "clusters of {cx} x {cy} x {cz} in a grid of {x} x {y} x {z}; each must divide the grid's, and 8 blocks are \
+                 what every GPU with clusters takes"
             )));
         }
         u32::try_from(x * y * z)
