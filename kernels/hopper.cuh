@@ -177,8 +177,15 @@ HOPPER uint3 cluster_dim() { SPECIAL3("cluster_nctaid"); }   // blocks of a clus
 HOPPER uint3 cluster_id() { SPECIAL3("clusterid"); }         // this cluster within the grid
 HOPPER uint3 cluster_count() { SPECIAL3("nclusterid"); }     // clusters of the grid
 #undef SPECIAL3
-HOPPER void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-HOPPER void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// All threads of a warp do these two, together (`.aligned`).
+HOPPER void cluster_arrive() {
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+HOPPER void cluster_wait() {
+  __syncwarp();
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 HOPPER void cluster_sync() {
   cluster_arrive();
   cluster_wait();

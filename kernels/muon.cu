@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(256)
 // x = u / (its norm + nothing).
 // Threads: one for four elements, neighbours side by side. Each block adds up the squares.
 // Traffic: u read, x written.
-// Launch: grid up to 512 blocks of 256, striding; 72 bytes of shared memory.
+// Launch: grid up to 512 blocks of 256, striding; 68 bytes of shared memory.
 template <class T>
 __global__ void __launch_bounds__(256)
     muon_unit(const float* __restrict__ u, T* __restrict__ x, const float* __restrict__ squares, UnitDims d) {

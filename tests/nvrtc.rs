@@ -75,6 +75,9 @@ fn exceeded(kernel: &Kernel, r: &Resources, arch: u32) -> Vec<String> {
         r.registers > kernel.registers,
         format!("{} registers, its header allows {}", r.registers, kernel.registers),
     );
+    // Its warpgroups move registers, of as many as the launch begins with (`registers_up`).
+    let moves = kernel.tile.is_some_and(|tile| tile.name.starts_with("Halo"));
+    problem(moves && r.registers != kernel.registers, format!("{} registers, and its header has others", r.registers));
     problem(r.spill_bytes > 0, format!("{} bytes are spilled", r.spill_bytes));
     problem(r.stack > 0, format!("{} bytes of stack", r.stack));
     problem(r.shared_bytes > SHARED, format!("{} bytes of static shared memory", r.shared_bytes));

@@ -26,6 +26,9 @@ pub enum Device {
     Cuda(Cuda),
 }
 
+/// Elements of a tensor on a CUDA device: kernels count them in an `int`, in steps of a grid's threads.
+const MOST_ELEMENTS: usize = i32::MAX as usize - (1 << 20);
+
 impl Device {
     /// The CPU, with a memory pool of its own.
     pub fn cpu() -> Self {
@@ -87,11 +90,10 @@ impl Device {
         let bytes = dtype.size() * len;
         let memory = match self {
             Device::Cpu(cpu) => Memory::Host(cpu.alloc(bytes)?),
-            // Kernels count elements in an `int`.
-            Device::Cuda(_) if len > i32::MAX as usize => {
+            Device::Cuda(_) if len > MOST_ELEMENTS => {
                 return Err(Error::Device {
                     device: self.name().into(),
-                    problem: format!("a tensor of {len} elements, and kernels count up to {}", i32::MAX),
+                    problem: format!("a tensor of {len} elements, and kernels count up to {MOST_ELEMENTS}"),
                     remedy: "use a smaller batch, or fewer channels or features".into(),
                 });
             }

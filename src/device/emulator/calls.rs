@@ -8,7 +8,7 @@ use std::ffi::{c_char, c_void};
 use super::access::Access;
 use super::block::{Block, Pause, current};
 use super::report::{Action, FaultKind, Site, dim};
-use super::shared::{Copies, Copy, POISON, STATIC_LIMIT};
+use super::shared::{Copies, Copy, DYNAMIC_LIMIT, POISON, STATIC_LIMIT};
 use super::warp::{self, Problem, SYNCWARP};
 
 /// Addresses of all functions that only C++ calls, so that the linker keeps them.
@@ -115,7 +115,9 @@ unsafe extern "C" fn tilework_emu_shared(key: *const c_void, bytes: usize, name:
             return start;
         }
         let name = std::ffi::CStr::from_ptr(name).to_string_lossy();
-        let detail = format!("`{name}`, {bytes} bytes, does not fit: static shared memory has {STATIC_LIMIT} bytes");
+        let detail = format!(
+            "`{name}`, {bytes} bytes, does not fit: static shared memory has {STATIC_LIMIT} bytes, and {DYNAMIC_LIMIT} with the dynamic"
+        );
         drop(name);
         Block::fail(block, FaultKind::SharedMemory, detail, Site::NONE)
     }

@@ -6,7 +6,7 @@ use super::report::Site;
 
 /// Static shared memory of a block, in bytes, as on every GPU.
 pub(super) const STATIC_LIMIT: usize = 48 * 1024;
-/// Dynamic shared memory of a block, in bytes: the most that any GPU grants.
+/// Dynamic shared memory of a block, in bytes, with the static: the most that any GPU grants.
 pub(super) const DYNAMIC_LIMIT: u32 = 227 * 1024;
 /// What new shared memory holds: NaN, whatever the type.
 pub(super) const POISON: u8 = 0xFF;
@@ -93,7 +93,7 @@ impl Shared {
         }
         let room = bytes.next_multiple_of(16);
         let payload: usize = self.variables.iter().map(|v| v.bytes.next_multiple_of(16)).sum();
-        if payload + room > STATIC_LIMIT {
+        if payload + room > STATIC_LIMIT || payload + room + self.dynamic_bytes > DYNAMIC_LIMIT as usize {
             return None;
         }
         let place = at.unwrap_or(self.used).next_multiple_of(ALIGN);
