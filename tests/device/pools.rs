@@ -2,7 +2,7 @@
 //! many are equal. Gradients of weights and biases are sums of f32 over pixels, of which those that no window has are left out:
 //! the others are added in another order.
 
-use crate::under::Under;
+use crate::under::{Under, on_gpu};
 use tilework::device::cuda::CudaOptions;
 use tilework::dtype::Precision;
 use tilework::nn::Model;
@@ -90,6 +90,11 @@ fn of_few_channels_on_hopper() {
             let dtype = if tile == "Halo64" { DType::F16 } else { DType::BF16 };
             block.is_its_twin(&under, dtype, "conv2d_halo_pool_fwd");
         }
+        // Many tiles a block, too much work for a processor.
+        if on_gpu() {
+            let large = block([200, 31, 31, 24], 64, [[3; 2], [1; 2], [1; 2]], None);
+            large.is_its_twin(&under, DType::F16, "conv2d_halo_pool_fwd");
+        }
     }
 }
 
@@ -97,13 +102,23 @@ fn of_few_channels_on_hopper() {
 /// in `src/ops/conv2d/cuda.rs`.
 #[test]
 fn of_many_channels_on_hopper() {
-    let options = CudaOptions { tile: Some("Tma256"), max_blocks: Some(3), ..CudaOptions::default() };
+    let options = CudaOptions { tile: Some("Tma256"), ..CudaOptions::default() };
     let Some(under) = Under::hopper(options) else { return };
     for (block, dtype) in [
         (block([5, 13, 15, 64], 72, [[1, 1], [1, 1], [1, 0]], None), DType::F16),
         (block([3, 12, 21, 64], 136, [[1, 1], [1, 2], [0, 1]], Some(Activation::Relu)), DType::BF16),
     ] {
         block.is_its_twin(&under, dtype, "conv2d_pool_fwd_tma");
+    }
+    // All places of the window, many steps and several tiles a block.
+    if on_gpu() {
+        for large in [
+            block([64, 32, 34, 64], 128, [[3; 2], [1; 2], [1; 2]], None),
+            block([96, 31, 29, 64], 256, [[3; 2], [1; 2], [0; 2]], Some(Activation::Relu)),
+            block([300, 32, 32, 64], 128, [[3; 2], [2; 2], [1; 2]], None),
+        ] {
+            large.is_its_twin(&under, DType::F16, "conv2d_pool_fwd_tma");
+        }
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) fn looks_inside() -> bool {
 }
 
 /// Whether the tests are to run on a GPU.
-fn on_gpu() -> bool {
+pub(crate) fn on_gpu() -> bool {
     std::env::var("TILEWORK_DEVICE").is_ok_and(|d| d == "cuda")
 }
 
