@@ -330,14 +330,12 @@ impl Session {
             Ok(()) => format!("see it:        {}\n", html.display()),
             Err(e) => format!("warning: no report: {e}\n"),
         };
-        let Spent { whitening, training, evaluation, saving } = self.trainer.spent;
+        let Spent { whitening, loading, training, evaluation, saving } = self.trainer.spent;
+        let first =
+            [(whitening, "whitening"), (loading, "loading kernels")].into_iter().filter(|(time, _)| !time.is_zero());
         let spent = [(training, "training"), (evaluation, "evaluation"), (saving, "waiting for saves")];
-        let whitening = Some((whitening, "whitening")).filter(|(time, _)| !time.is_zero());
-        let spent: Vec<String> = whitening
-            .into_iter()
-            .chain(spent)
-            .map(|(time, what)| format!("{} {what}", seconds(time.as_secs_f64())))
-            .collect();
+        let spent: Vec<String> =
+            first.chain(spent).map(|(time, what)| format!("{} {what}", seconds(time.as_secs_f64()))).collect();
         let spent = spent.join(", ");
         let scale = self.trainer.engine.loss_scale()?.map_or(String::new(), |(scale, skipped)| {
             let steps = count(self.trainer.position().step as usize);

@@ -1,8 +1,9 @@
 //! What a training run tells its observers.
 
+use super::evaluate::Evaluation;
+use super::watch::Took;
 use crate::data::Split;
 use crate::error::Result;
-use crate::train::Evaluation;
 use std::path::Path;
 use std::time::Duration;
 
@@ -42,7 +43,7 @@ pub struct EpochReport {
     pub held_out: Evaluation,
     /// The learning rate of the epoch's last step.
     pub lr: f64,
-    /// Seconds of training, evaluation and saving not counted.
+    /// Seconds of training; evaluation, saving and the loading of kernels do not count.
     pub seconds: f64,
     /// Training images per second.
     pub images_per_second: f64,
@@ -53,12 +54,26 @@ pub struct EpochReport {
 pub struct Spent {
     /// Making the first layer's weights from the images, where the network asks for that.
     pub whitening: Duration,
+    /// Compiling and loading kernels, as far as steps and evaluations had to wait for it, whose own time does not count it.
+    pub loading: Duration,
     /// Training steps.
     pub training: Duration,
     /// Evaluation after epochs, and of the test set at the end.
     pub evaluation: Duration,
     /// Saving, as far as training or the end of the run had to wait for it.
     pub saving: Duration,
+}
+
+impl Spent {
+    pub(super) fn train(&mut self, took: Took) {
+        self.training += took.work;
+        self.loading += took.loading;
+    }
+
+    pub(super) fn evaluate(&mut self, took: Took) {
+        self.evaluation += took.work;
+        self.loading += took.loading;
+    }
 }
 
 /// Where to stop before the recipe's last epoch.

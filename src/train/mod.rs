@@ -24,6 +24,7 @@ mod saver;
 mod state;
 mod tensorboard;
 mod trainer;
+mod watch;
 
 pub use checkpoint::Position;
 pub use csv_log::CsvLog;

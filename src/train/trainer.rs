@@ -8,6 +8,7 @@ use super::events::{EpochReport, Event, Limits, Observer, Outcome, Spent, StepRe
 use super::measures::Measures;
 use super::run::RunDir;
 use super::saver::{Place, Saver, State};
+use super::watch::Watch;
 use crate::data::loader::Loader;
 use crate::data::{Dataset, Split, Splits, Views};
 use crate::device::Device;
@@ -200,7 +201,7 @@ impl Trainer {
             }
             let Position { epoch, batch: done, seconds, .. } = self.position;
             tell(observers, &Event::EpochStarted { epoch: epoch + 1, epochs, done, batches })?;
-            let start = Instant::now();
+            let watch = Watch::start(&self.measures.device);
             let mut stopped = false;
             // It ends after an update, never between batches whose gradients are added up.
             while self.position.batch < batches && !(self.updated() && (stopped || self.position.step >= limit)) {
@@ -212,8 +213,9 @@ impl Trainer {
                     self.report(observers)?;
                 }
             }
-            self.spent.training += start.elapsed();
-            self.position.seconds = seconds + start.elapsed().as_secs_f64();
+            let took = watch.read();
+            self.spent.train(took);
+            self.position.seconds = seconds + took.work.as_secs_f64();
             if stopped || !self.finish_epoch(run, stop, observers)? {
                 self.save(run, false, observers)?;
                 return Ok(Outcome::Stopped);
@@ -286,7 +288,7 @@ impl Trainer {
     /// Evaluates, after the last epoch by the recipe's views, reports and saves; false if it was asked to stop before it
     /// had evaluated.
     fn finish_epoch(&mut self, run: &RunDir, stop: &AtomicBool, observers: &mut [&mut dyn Observer]) -> Result<bool> {
-        let start = Instant::now();
+        let watch = Watch::start(&self.measures.device);
         let split = self.measures.split();
         let total = self.measures.data(split)?.len();
         let mut progress = |done| {
@@ -299,7 +301,7 @@ impl Trainer {
             Err(_) if stop.load(Ordering::Relaxed) => return Ok(false),
             found => found?,
         };
-        self.spent.evaluation += start.elapsed();
+        self.spent.evaluate(watch.read());
         if !held_out.loss.is_finite() {
             let origin = format!("its loss on the {split} set, after the epoch's last update");
             return Err(non_finite(held_out.loss, self.position.step, self.position.epoch, origin));
@@ -400,11 +402,10 @@ impl Trainer {
         let recipe = &self.recipe;
         let mut model = recipe.model(self.train.image(), &self.measures.device)?;
         model.load_state_dict(&checkpoint.model, path)?;
+        let (watch, views) = (Watch::start(&self.measures.device), recipe.tta);
         let (feed, loss) = (self.measures.feed(Split::Test)?, recipe.loss.with(0.0));
-        let start = Instant::now();
-        let views = recipe.tta;
         let found = self.engine.with_room(|_| evaluate_views(&model, feed, views, &loss, &mut |_| unless(stop)));
-        self.spent.evaluation += start.elapsed();
+        self.spent.evaluate(watch.read());
         found
     }
 }

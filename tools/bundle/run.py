@@ -202,7 +202,7 @@ def recipes(stage, args):
                 stage.row(what, "FAILED" if done.code == 0 else done.status, done.seconds, done.short() + reached)
                 continue
             accuracies.setdefault(recipe, []).append(float(found[1]))
-            told = [m[0] for m in (re.search(pattern, done.text, re.M) for pattern in (r"reported .*", r"best [\d.]+ %", r"[\d.]+ s (?:whitening|training),.*")) if m]
+            told = [m[0] for m in (re.search(pattern, done.text, re.M) for pattern in (r"reported .*", r"best [\d.]+ %", r"[\d.]+ s (?:whitening|loading|training).*")) if m]
             stage.row(what, done.status, done.seconds, "; ".join([f"test accuracy {found[1]} %", *told]), accuracy=float(found[1]))
     for recipe, values in accuracies.items():
         stage.row(f"{recipe}, mean", "ok", result=f"{sum(values) / len(values):.2f} % of {len(values)} seeds: {', '.join(f'{v:.2f}' for v in values)}")

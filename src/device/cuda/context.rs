@@ -11,9 +11,9 @@ use super::nvrtc::Unit;
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUevent, CUmodule, CUresult, CUstream};
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Results that mean that a kernel went wrong. After one of them every call fails until the process
 /// ends (the driver's documentation calls the context "inconsistent").
@@ -36,6 +36,8 @@ pub(super) struct Context {
     pub(super) sync_each_launch: AtomicBool,
     /// Loaded code. It is here so that a graph keeps it alive.
     pub(super) modules: Mutex<Vec<Module>>,
+    /// Nanoseconds for which launches have waited for their kernels.
+    loading: AtomicU64,
     last: Mutex<Last>,
     fault: OnceLock<String>,
     ring: Mutex<Option<Ring>>,
@@ -81,6 +83,7 @@ impl Context {
             priorities: [0; 2],
             sync_each_launch: AtomicBool::new(false),
             modules: Mutex::default(),
+            loading: AtomicU64::new(0),
             last: Mutex::new(Last::Nothing),
             fault: OnceLock::new(),
             ring: Mutex::new(None),
@@ -149,6 +152,19 @@ impl Context {
     /// Notes what was launched last, for the message when it fails.
     pub(super) fn launched(&self, what: &'static Kernel) {
         *lock(&self.last) = Last::Kernel(what);
+    }
+
+    /// Does what a launch waits for: compiling and loading its kernel.
+    pub(super) fn load<R>(&self, work: impl FnOnce() -> R) -> R {
+        let start = Instant::now();
+        let result = work();
+        self.loading.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
+        result
+    }
+
+    /// How long launches have waited for that.
+    pub(super) fn loading(&self) -> Duration {
+        Duration::from_nanos(self.loading.load(Relaxed))
     }
 
     /// A launch's attributes, for clusters of a size; of recorded work is told whether it is of the main line.

@@ -144,6 +144,11 @@ pub trait Driver: Send + Sync {
     /// [`crate::Error::Device`] if what was recorded cannot be replayed.
     fn end_capture(&self) -> Result<Box<dyn Graph>>;
 
+    /// How long launches have waited for their kernels to be compiled and loaded.
+    fn loading(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Makes these kernels ready, so that no launch has to. `say` is told, in a line
     /// each, what will take a while and what the user should know.
     ///

@@ -126,7 +126,7 @@ impl Gpu {
         let function = match find() {
             Some(function) => function?,
             None => {
-                self.load(Unit::of(kernel, self.target))?;
+                self.context.load(|| self.load(Unit::of(kernel, self.target)))?;
                 find().ok_or_else(|| Error::Internal(format!("{} is not in its unit", in_words(kernel))))??
             }
         };
@@ -408,6 +408,10 @@ impl Driver for Gpu {
         let done = units.into_par_iter().try_for_each(|unit| self.context.enter().and_then(|()| self.load(unit)));
         self.compiler.cache().take_notes().iter().for_each(|text| say(&format!("note: {text}")));
         done
+    }
+
+    fn loading(&self) -> Duration {
+        self.context.loading()
     }
 
     fn memory(&self) -> Result<(usize, usize)> {

@@ -118,6 +118,11 @@ impl Cuda {
         self.driver().prepare(kernels, say)
     }
 
+    /// How long launches have waited for their kernels to be compiled and loaded.
+    pub fn loading(&self) -> Duration {
+        self.driver().loading()
+    }
+
     /// Whether it is the emulated device.
     pub fn is_emulated(&self) -> bool {
         self.inner.emulated
