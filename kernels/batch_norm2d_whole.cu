@@ -307,7 +307,6 @@ __global__ void __launch_bounds__(512, 2)
       const Pack<float, V> of = some_of<V>(y + row * d.c, c, d.c), all = gradients.template get<V>(i, 0);
       gradients.set(i, 0, map_pack<V>([](float y, float gy) { return Relu::gradient(y, gy); }, of, all));
     });
-    gradients.store(g, d);
   }
   if (threadIdx.x < V) {
     const int k = threadIdx.x;
@@ -353,9 +352,10 @@ __global__ void __launch_bounds__(512, 2)
     all[threadIdx.x] = sum;
   }
   if constexpr (CLUSTERS) {
-    // Nobody leaves while others read what it has: see the end.
+    // Nobody leaves while others read what it has: see the end. An arrival waits for what its thread has stored.
     if (is_shared()) cluster_arrive();
   }
+  if (y) gradients.store(g, d);
   __syncthreads();
   if (threadIdx.x < V) {
     const int k = threadIdx.x;

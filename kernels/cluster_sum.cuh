@@ -23,38 +23,44 @@ __device__ __forceinline__ bool in_cluster(const Cut& cut) { return CLUSTERS && 
 // C's elements from the sums of all splits, which each block has written to the same place `sums`, [M][SUMS_ROW]. All threads
 // of the cluster call it.
 template <class Tile, class Then>
-__device__ __forceinline__ void add_up_in_cluster(const float* sums, int m, int n, const Cut& cut,
-                                                  const Then& epilogue) {
+__device__ __forceinline__ void add_up_in_cluster(float* sums, int m, int n, const Cut& cut, const Then& epilogue) {
   if constexpr (CLUSTERS) {
     constexpr int FOURS = Tile::N / 4, AHEAD = 4;
     const unsigned mine = smem_address(sums);
     const int splits = gridDim.z;
+    // The block's part of the tile. Neighbouring threads have what are neighbours in memory.
+    const auto each = [&](auto use) {
+      for (int i = blockIdx.z * Tile::THREADS + threadIdx.x; i < Tile::M * FOURS; i += splits * Tile::THREADS) {
+        const int row = Then::BY_COLUMNS ? i % Tile::M : i / FOURS;
+        const int column = 4 * (Then::BY_COLUMNS ? i / Tile::M : i % FOURS);
+        if (m + row < cut.m && n + column < cut.n) use(row, column, row * SUMS_ROW<Tile> + column);
+      }
+    };
     cluster_sync();
-    for (int i = blockIdx.z * Tile::THREADS + threadIdx.x; i < Tile::M * FOURS; i += splits * Tile::THREADS) {
-      // Neighbouring threads have what are neighbours in memory.
-      const int row = Then::BY_COLUMNS ? i % Tile::M : i / FOURS;
-      const int column = 4 * (Then::BY_COLUMNS ? i / Tile::M : i % FOURS);
-      const int r = m + row, c = n + column;
-      if (r >= cut.m || c >= cut.n) continue;
-      const unsigned place = mine + 4 * (row * SUMS_ROW<Tile> + column);
-      float4 all = {0.0f, 0.0f, 0.0f, 0.0f};
+    each([&](int, int, int at) {
+      Pack<float, 4> all = {};
       for (int first = 0; first < splits; first += AHEAD) {
         float4 v[AHEAD];
 #pragma unroll
         for (int z = 0; z < AHEAD; ++z)
-          if (first + z < splits) v[z] = load_cluster4(cluster_address(place, first + z));
+          if (first + z < splits) v[z] = load_cluster4(cluster_address(mine + 4 * at, first + z));
 #pragma unroll
         for (int z = 0; z < AHEAD; ++z) {
           if (first + z >= splits) break;
-          all.x += v[z].x, all.y += v[z].y, all.z += v[z].z, all.w += v[z].w;
+          all.v[0] += v[z].x, all.v[1] += v[z].y, all.v[2] += v[z].z, all.v[3] += v[z].w;
         }
       }
-      Pack<float, 4> out = {{all.x, all.y, all.z, all.w}};
+      // Nobody else reads this place of this block.
+      *reinterpret_cast<Pack<float, 4>*>(sums + at) = all;
+    });
+    // Nobody leaves while others read what it has. An arrival waits until what its thread has stored is there, so C comes after it.
+    cluster_arrive();
+    each([&](int row, int column, int at) {
+      Pack<float, 4> out = *reinterpret_cast<const Pack<float, 4>*>(sums + at);
 #pragma unroll
-      for (int q = 0; q < 4; ++q) out.v[q] += epilogue.bias_at(c + q, cut.n);
-      epilogue.store(r, c, cut.n, out);
-    }
-    // Nobody leaves while others read what it has.
-    cluster_sync();
+      for (int q = 0; q < 4; ++q) out.v[q] += epilogue.bias_at(n + column + q, cut.n);
+      epilogue.store(m + row, n + column, cut.n, out);
+    });
+    cluster_wait();
   }
 }
