@@ -278,15 +278,26 @@ struct PhaseEpilogue {
   __device__ __forceinline__ PhaseEpilogue<float> of_partial(float* partial) const {
     return {all.of_partial(partial), d, phase};
   }
+  // The pixel of gx that is a row of the phase.
+  __device__ __forceinline__ int pixel_of(int row) const {
+    if (d.sh * d.sw == 1) return row;
+    const Phase of(phase, d);
+    int image, h, w;
+    of.find(row, d, image, h, w);
+    return (image * d.h + of.top + d.sh * h) * d.w + of.left + d.sw * w;
+  }
   __device__ __forceinline__ float bias_at(int, int) const { return 0.0f; }
-  template <int N>
-  __device__ __forceinline__ void store(int row, int column, int n, const Pack<float, N>& v) const {
-    if (d.sh * d.sw > 1) {
-      const Phase of(phase, d);
-      int image, h, w;
-      of.find(row, d, image, h, w);
-      row = (image * d.h + of.top + d.sh * h) * d.w + of.left + d.sw * w;
-    }
-    all.store(row, column, n, v);
+  // `masks` are those of masks_at, if any.
+  template <int N, class... M>
+  __device__ __forceinline__ void store(int row, int column, int n, const Pack<float, N>& v, const M&... masks) const {
+    all.store(pixel_of(row), column, n, v, masks...);
   }
 };
+template <int N, class E>
+__device__ __forceinline__ bool has_masks(const PhaseEpilogue<E>& of, int n) {
+  return has_masks<N>(of.all, n);
+}
+template <int N, class E>
+__device__ __forceinline__ Pack<unsigned, N> masks_at(const PhaseEpilogue<E>& of, int row, int column, int n) {
+  return masks_at<N>(of.all, of.pixel_of(row), column, n);
+}

@@ -85,6 +85,44 @@ struct Copies {
   }
 };
 
+// What is stored with a thread's sums, of MT * NT products, where they are few: it is on its way while they are added up. The sums
+// are of rows `row` and every eighth from there on, and of pairs of columns from `column` on.
+template <int MT, int NT, class Then, bool = MT * NT <= 2>
+struct FewSums {
+  __device__ __forceinline__ FewSums(int, int, const Cut&, const Then&) {}
+  __device__ __forceinline__ float bias_at(int, int q, int c, const Cut& cut, const Then& epilogue) const {
+    return epilogue.bias_at(c + q, cut.n);
+  }
+  __device__ __forceinline__ void store(int, int, int r, int c, const Pack<float, 2>& v, const Cut& cut,
+                                        const Then& epilogue) const {
+    epilogue.store(r, c, cut.n, v);
+  }
+};
+template <int MT, int NT, class Then>
+struct FewSums<MT, NT, Then, true> {
+  float bias[NT][2];
+  Pack<unsigned, 2> masks[NT][2 * MT];
+  __device__ __forceinline__ FewSums(int row, int column, const Cut& cut, const Then& epilogue) {
+    if (cut.partial || in_cluster(cut)) return;
+    const bool masked = has_masks<2>(epilogue, cut.n);
+#pragma unroll
+    for (int j = 0; j < NT; ++j) {
+      const int c = column + 8 * j;
+#pragma unroll
+      for (int q = 0; q < 2; ++q) bias[j][q] = epilogue.bias_at(c + q, cut.n);
+#pragma unroll
+      for (int i = 0; i < 2 * MT; ++i)
+        if (masked && row + 8 * i < cut.m && c < cut.n) masks[j][i] = masks_at<2>(epilogue, row + 8 * i, c, cut.n);
+    }
+  }
+  __device__ __forceinline__ float bias_at(int j, int q, int, const Cut&, const Then&) const { return bias[j][q]; }
+  __device__ __forceinline__ void store(int j, int i, int r, int c, const Pack<float, 2>& v, const Cut& cut,
+                                        const Then& epilogue) const {
+    if (has_masks<2>(epilogue, cut.n)) epilogue.store(r, c, cut.n, v, masks[j][i]);
+    else epilogue.store(r, c, cut.n, v);
+  }
+};
+
 // One block's tile of C. Grid as in `product`.
 template <class Tile, class A, class B, class Then>
 __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& cut, const Then& epilogue) {
@@ -106,6 +144,10 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int wm = warp / WARPS_N * Tile::WM, wn = warp % WARPS_N * Tile::WN;
   const bool busy = m0 + wm < cut.m && n0 + wn < cut.n;  // some of the warp's outputs exist
+
+  float* partial = cut.partial_of(blockIdx.z);
+  const WithSums<Tile, Then> with(m0, n0, cut, epilogue);
+  const FewSums<MT, NT, Then> few(m0 + wm + lane / 4, n0 + wn + lane % 4 * 2, cut, epilogue);
 
   CopyA copy_a(a);
   CopyB copy_b(b);
@@ -157,7 +199,7 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
         const int r = m0 + wm + 8 * i + lane / 4;
         Pack<float, 2> v;
 #pragma unroll
-        for (int q = 0; q < 2; ++q) v.v[q] = acc[i / 2][j][i % 2 * 2 + q] + epilogue.bias_at(c + q, cut.n);
+        for (int q = 0; q < 2; ++q) v.v[q] = acc[i / 2][j][i % 2 * 2 + q] + few.bias_at(j, q, c, cut, epilogue);
         Largest<2> found(epilogue.stored(v), r % 4);
 #pragma unroll
         for (int bit = 4; bit <= 8; bit *= 2) {
@@ -184,10 +226,9 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
             const Pack<float, 2> v = {{acc[i / 2][j][i % 2 * 2], acc[i / 2][j][i % 2 * 2 + 1]}};
             store(sums + (wm + 8 * i + lane / 4) * SUMS_ROW<Tile> + wn + 8 * j + lane % 4 * 2, v);
           }
-        return add_up_in_cluster<Tile>(sums, m0, n0, cut, epilogue);
+        return add_up_in_cluster(sums, m0, n0, cut, epilogue, with);
       }
     }
-    float* partial = cut.partial_of(blockIdx.z);
     const auto none = epilogue.of_partial(partial);
 #pragma unroll
     for (int j = 0; j < NT; ++j) {
@@ -195,14 +236,14 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
       if (c >= cut.n) continue;
       float bias[2];
 #pragma unroll
-      for (int q = 0; q < 2; ++q) bias[q] = partial ? 0.0f : epilogue.bias_at(c + q, cut.n);
+      for (int q = 0; q < 2; ++q) bias[q] = partial ? 0.0f : few.bias_at(j, q, c, cut, epilogue);
 #pragma unroll
       for (int i = 0; i < 2 * MT; ++i) {
         const int r = m0 + wm + 8 * i + lane / 4;
         if (r >= cut.m) continue;
         const Pack<float, 2> v = {{acc[i / 2][j][i % 2 * 2] + bias[0], acc[i / 2][j][i % 2 * 2 + 1] + bias[1]}};
         if (partial) none.store(r, c, cut.n, v);
-        else epilogue.store(r, c, cut.n, v);
+        else few.store(j, i, r, c, v, cut, epilogue);
       }
     }
   }

@@ -68,16 +68,6 @@ __device__ __forceinline__ float one_of(const E* data, int at) {
   return at == NOWHERE ? 0.0f : to_float(data[at]);
 }
 
-// N neighbours, one by one if they are not aligned.
-template <int N, class E>
-__device__ __forceinline__ Pack<float, N> some(const E* from, bool aligned) {
-  if (aligned) return load<N>(from);
-  Pack<float, N> v;
-#pragma unroll
-  for (int i = 0; i < N; ++i) v.v[i] = to_float(from[i]);
-  return v;
-}
-
 template <class>
 using Void = void;
 
@@ -86,6 +76,33 @@ template <class Tile, class = void>
 constexpr bool takes_masks = true;
 template <class Tile>
 constexpr bool takes_masks<Tile, Void<decltype(Tile::UNMASKED)>> = false;
+
+template <class E>
+struct Epilogue;
+
+// Masks of N neighbours of a row of y, for rows of whole words: loaded before the sums are there, and looked at with them, as what
+// is converted to floats is waited for. An epilogue that masks has functions of its own.
+template <int N, class Then>
+__device__ __forceinline__ bool has_masks(const Then&, int n) {
+  return false;
+}
+template <int N, class Then>
+__device__ __forceinline__ Pack<unsigned, N> masks_at(const Then&, int row, int column, int n) {
+  return {};
+}
+template <int N, class E>
+__device__ __forceinline__ bool has_masks(const Epilogue<E>& of, int n) {
+  return of.masks && rows_of<N>(of.masks, n) && is_aligned<N>(of.y);
+}
+template <int N, class E>
+__device__ __forceinline__ Pack<unsigned, N> masks_at(const Epilogue<E>& of, int row, int column, int n) {
+  using Words = Pack<unsigned, N * sizeof(E) / 4>;
+  const Words words = *reinterpret_cast<const Words*>(of.masks + (size_t)row * n + column);
+  Pack<unsigned, N> masks;
+#pragma unroll
+  for (int i = 0; i < N * (int)sizeof(E) / 4; ++i) masks.v[i] = words.v[i];
+  return masks;
+}
 
 // What becomes of the sums of C [m][n]: the tile applies it, or split_sum if there are splits.
 template <class E>
@@ -120,25 +137,38 @@ struct Epilogue {
   // N neighbours of a row, as many of them as there are columns.
   template <int N>
   __device__ __forceinline__ void store(int row, int column, int n, const Pack<float, N>& v) const {
+    if (has_masks<N>(*this, n)) return store(row, column, n, v, masks_at<N>(*this, row, column, n));
     const size_t at = (size_t)row * n + column;
-    if (rows_of<N>(y, n)) {
-      Pack<float, N> out = v;
-      if (accumulate) {
-        const Pack<float, N> old = load<N>(y + at);
-#pragma unroll
-        for (int i = 0; i < N; ++i) out.v[i] += old.v[i];
-      }
-      if (relu) out = map_pack<N>([](float v) { return Relu::of(v); }, out);
-      if (masks) {
-        const Pack<float, N> of = some<N>(masks + at, rows_of<N>(masks, n));
-#pragma unroll
-        for (int i = 0; i < N; ++i) out.v[i] = Relu::gradient(of.v[i], out.v[i]);
-      }
-      return ::store(y + at, out);
-    }
+    if (rows_of<N>(y, n) && !masks) return ::store(y + at, results<N>(at, v));
 #pragma unroll
     for (int i = 0; i < N; ++i)
       if (column + i < n) store(at + i, v.v[i]);
+  }
+  // The same where there are these masks.
+  template <int N>
+  __device__ __forceinline__ void store(int row, int column, int n, const Pack<float, N>& v,
+                                        const Pack<unsigned, N>& words) const {
+    const size_t at = (size_t)row * n + column;
+    Pack<float, N> mask;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if constexpr (sizeof(E) == 4) mask.v[i] = __uint_as_float(words.v[i]);
+      else mask.v[i] = to_float(E{(unsigned short)(words.v[i / 2] >> i % 2 * 16)});
+    }
+    Pack<float, N> out = results<N>(at, v);
+#pragma unroll
+    for (int i = 0; i < N; ++i) out.v[i] = Relu::gradient(mask.v[i], out.v[i]);
+    ::store(y + at, out);
+  }
+  // `result` of N neighbours.
+  template <int N>
+  __device__ __forceinline__ Pack<float, N> results(size_t at, Pack<float, N> v) const {
+    if (accumulate) {
+      const Pack<float, N> old = load<N>(y + at);
+#pragma unroll
+      for (int i = 0; i < N; ++i) v.v[i] += old.v[i];
+    }
+    return relu ? map_pack<N>([](float v) { return Relu::of(v); }, v) : v;
   }
 };
 

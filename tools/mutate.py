@@ -16,10 +16,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
-# Of the test `device`, in the order in which a mutant meets them: the quickest first.
+# Of the test `device`, in the order in which a mutant meets them: the quickest first; then of the crate's own tests.
 PARTS = ["clusters", "wgmma", "kernels", "fused", "pools", "half", "kernels_beyond", "precision", "training", "accesses"]
+PARTS = [("device", part) for part in PARTS] + [("lib", "ops")]
+TARGETS = {"device": ["--profile", "dev", "--test", "device"], "lib": ["--profile", "test", "--lib"]}
 # Where nothing looks at the output: a chain of multiply-adds that only takes time.
 BLIND = {"ceiling.cu": "__global__ void __launch_bounds__(256) ceiling_multiply_add"}
+# What a GPU alone compiles; the emulated device has another text of it.
+GPU_ALONE = ["wgmma.cuh"]
 # What is easily mistaken for each other.
 PAIRS = """h w,ho wo,kh kw,sh sw,ph pw,r s,row col,row column,rows cols,rows columns,rows c,p q,x y,m n,i k,i j,
     TM TN,BM BN,m0 n0,a b,p0 p1,q0 q1,r0 s0,row0 col0,first last,lane row,inputs outputs,n c,k kk,line k,av bv,
@@ -119,7 +123,7 @@ def draw(seed, count, files):
     texts = {p.name: p.read_text() for p in sorted(KERNELS.glob("*.cu*"))}
     codes = {n: code_of(n, t) for n, t in texts.items()}
     table = {n: sites(codes[n], texts[n]) for n in texts}
-    names = [n for n in texts if table[n] and (not files or n in files)]
+    names = [n for n in texts if table[n] and n not in GPU_ALONE and (not files or n in files)]
     weights = [len(re.sub(r"\s", "", codes[n])) for n in names]
     seen, drawn = set(), []
     while len(drawn) < count:
@@ -148,15 +152,15 @@ os.execvp("cc", ["cc"] + sys.argv[1:])
 """
 
 
-def build(work):
-    """Builds the test, keeping how it is linked: the link line, and where build.rs left its files."""
+def build(work, target):
+    """Builds a test, keeping how it is linked: the link line, and where build.rs left its files."""
     linker = work / "cc"
     linker.write_text(LINKER)
     linker.chmod(0o755)
-    folder = work / "link"
+    folder = work / f"link-{target}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    command = ["cargo", "rustc", "--quiet", "--profile", "dev", "--test", "device", "--message-format=json", "--"]
+    command = ["cargo", "rustc", "--quiet", *TARGETS[target], "--message-format=json", "--"]
     # The extra number makes cargo link again although nothing has changed.
     command += ["-C", f"linker={linker}", "-C", f"metadata=mutate{os.getpid()}"]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "MUTATE_LINK": str(folder)}, stdout=subprocess.PIPE)
@@ -176,7 +180,8 @@ class Bench:
 
     def __init__(self, work, timeout):
         self.work, self.timeout = work, timeout
-        self.line, self.out = build(work)
+        built = {target: build(work, target) for target in TARGETS}
+        self.lines, self.out = {target: line for target, (line, _) in built.items()}, built["device"][1]
         self.copy = work / "kernels"
         cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
         # As in build.rs.
@@ -216,9 +221,9 @@ class Bench:
                 made.append(str(obj))
         return made
 
-    def link(self, objects):
-        """The test, linked with some objects in front."""
-        program, args = self.work / "run", list(self.line)
+    def link(self, target, objects):
+        """A test, linked with some objects in front."""
+        program, args = self.work / f"run-{target}", list(self.lines[target])
         args[args.index("-o") + 1] = str(program)
         subprocess.run(["cc", *objects, *args], check=True, capture_output=True)
         return program
@@ -246,8 +251,13 @@ class Bench:
         objects = self.objects(self.affected(name, texts))
         if objects is None:
             return "refused"
-        program = self.link(objects)
-        return next(filter(None, (self.run(program, part) for part in PARTS)), "survived")
+        program = None
+        for target, part in PARTS:
+            if not program or not program.name.endswith(target):
+                program = self.link(target, objects)
+            if fate := self.run(program, part):
+                return fate
+        return "survived"
 
 
 def show(texts, mutant):

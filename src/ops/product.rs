@@ -84,7 +84,10 @@ impl Plan {
                     let at_once = (MULTIPROCESSORS * resident(tile)).div_ceil(splits);
                     let across = if tile.maps && !in_cluster { blocks.min(at_once) } else { blocks };
                     let launch = launch.grid(across, 1, splits).flops(2 * m * n * k);
-                    let launch = if in_cluster { launch.cluster(1, 1, splits as u32) } else { launch };
+                    let launch = match in_cluster {
+                        true => launch.cluster(1, 1, splits as u32),
+                        false => Launch { strides: tile.maps, ..launch },
+                    };
                     best = Some(Plan { tile, splits, in_cluster, split_steps, launch, nanoseconds });
                 }
             }

@@ -14,11 +14,12 @@ const TILES: [&str; 2] = ["Wgmma128", "Wgmma64"];
 /// Tiles whose operands TMA brings.
 const MAPPED: [&str; 3] = ["Tma256", "Tma64", "Tma64Transposed"];
 
-/// Those of convolutions to few channels, for which an image is brought once. Their blocks walk over as many tiles as there are.
+/// Those of convolutions to few channels, for which an image is brought once.
 const HALOS: [&str; 2] = ["Halo64", "Halo32"];
 
 fn under(tile: &'static str) -> Option<Under> {
-    let max_blocks = HALOS.contains(&tile).then_some(2);
+    // Blocks walk over as many tiles as there are, where TMA brings the operands.
+    let max_blocks = (HALOS.contains(&tile) || MAPPED.contains(&tile)).then_some(2);
     Under::hopper(CudaOptions { tile: Some(tile), max_blocks, ..CudaOptions::default() })
 }
 
