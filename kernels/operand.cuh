@@ -137,9 +137,11 @@ struct Epilogue {
   // N neighbours of a row, as many of them as there are columns.
   template <int N>
   __device__ __forceinline__ void store(int row, int column, int n, const Pack<float, N>& v) const {
-    if (has_masks<N>(*this, n)) return store(row, column, n, v, masks_at<N>(*this, row, column, n));
     const size_t at = (size_t)row * n + column;
-    if (rows_of<N>(y, n) && !masks) return ::store(y + at, results<N>(at, v));
+    if (rows_of<N>(y, n) && (!masks || is_aligned<N>(masks))) {
+      const Pack<float, N> out = results<N>(at, v);
+      return ::store(y + at, masks ? masked<N>(out, masks_at<N>(*this, row, column, n)) : out);
+    }
 #pragma unroll
     for (int i = 0; i < N; ++i)
       if (column + i < n) store(at + i, v.v[i]);
@@ -147,18 +149,9 @@ struct Epilogue {
   // The same where there are these masks.
   template <int N>
   __device__ __forceinline__ void store(int row, int column, int n, const Pack<float, N>& v,
-                                        const Pack<unsigned, N>& words) const {
+                                        const Pack<unsigned, N>& masks) const {
     const size_t at = (size_t)row * n + column;
-    Pack<float, N> mask;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      if constexpr (sizeof(E) == 4) mask.v[i] = __uint_as_float(words.v[i]);
-      else mask.v[i] = to_float(E{(unsigned short)(words.v[i / 2] >> i % 2 * 16)});
-    }
-    Pack<float, N> out = results<N>(at, v);
-#pragma unroll
-    for (int i = 0; i < N; ++i) out.v[i] = Relu::gradient(mask.v[i], out.v[i]);
-    ::store(y + at, out);
+    ::store(y + at, masked<N>(results<N>(at, v), masks));
   }
   // `result` of N neighbours.
   template <int N>
@@ -169,6 +162,18 @@ struct Epilogue {
       for (int i = 0; i < N; ++i) v.v[i] += old.v[i];
     }
     return relu ? map_pack<N>([](float v) { return Relu::of(v); }, v) : v;
+  }
+  // What masks pass on of it.
+  template <int N>
+  static __device__ __forceinline__ Pack<float, N> masked(Pack<float, N> v, const Pack<unsigned, N>& masks) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      float mask;
+      if constexpr (sizeof(E) == 4) mask = __uint_as_float(masks.v[i]);
+      else mask = to_float(E{(unsigned short)(masks.v[i / 2] >> i % 2 * 16)});
+      v.v[i] = Relu::gradient(mask, v.v[i]);
+    }
+    return v;
   }
 };
 

@@ -33,6 +33,14 @@ HOPPER void wgmma_keep(float (&d)[n]) {
 #define LIST5 LIST4 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define LIST6 LIST5 ", %48, %49, %50, %51, %52, %53, %54, %55"
 #define LIST7 LIST6 ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define LIST8 LIST7 ", %64, %65, %66, %67, %68, %69, %70, %71"
+#define LIST9 LIST8 ", %72, %73, %74, %75, %76, %77, %78, %79"
+#define LIST10 LIST9 ", %80, %81, %82, %83, %84, %85, %86, %87"
+#define LIST11 LIST10 ", %88, %89, %90, %91, %92, %93, %94, %95"
+#define LIST12 LIST11 ", %96, %97, %98, %99, %100, %101, %102, %103"
+#define LIST13 LIST12 ", %104, %105, %106, %107, %108, %109, %110, %111"
+#define LIST14 LIST13 ", %112, %113, %114, %115, %116, %117, %118, %119"
+#define LIST15 LIST14 ", %120, %121, %122, %123, %124, %125, %126, %127"
 #define HALF_LIST "%0, %1, %2, %3"
 // The operands' numbers follow the accumulators'.
 #define SHARED_A(N, type, LIST, A, B, P, TA, TB, ...)                                                               \
@@ -49,13 +57,15 @@ HOPPER void wgmma_keep(float (&d)[n]) {
 template <class E, int n, int ta, int tb>
 HOPPER void wgmma(float (&d)[n / 2], unsigned long long a, unsigned long long b, bool accumulate) {
   constexpr bool f16 = wgmma_kind((const E*)nullptr) == 0;
-  static_assert(n == 32 || n == 64 || n == 128, "a width that is here");
+  static_assert(n == 32 || n == 64 || n == 128 || n == 256, "a width that is here");
   if constexpr (n == 32 && f16) SHARED_A(32, "f16", LIST1, 16, 17, 18, 19, 20, D16(0));
   if constexpr (n == 32 && !f16) SHARED_A(32, "bf16", LIST1, 16, 17, 18, 19, 20, D16(0));
   if constexpr (n == 64 && f16) SHARED_A(64, "f16", LIST3, 32, 33, 34, 35, 36, D32(0));
   if constexpr (n == 64 && !f16) SHARED_A(64, "bf16", LIST3, 32, 33, 34, 35, 36, D32(0));
   if constexpr (n == 128 && f16) SHARED_A(128, "f16", LIST7, 64, 65, 66, 67, 68, D64(0));
   if constexpr (n == 128 && !f16) SHARED_A(128, "bf16", LIST7, 64, 65, 66, 67, 68, D64(0));
+  if constexpr (n == 256 && f16) SHARED_A(256, "f16", LIST15, 128, 129, 130, 131, 132, D64(0), D64(64));
+  if constexpr (n == 256 && !f16) SHARED_A(256, "bf16", LIST15, 128, 129, 130, 131, 132, D64(0), D64(64));
 }
 
 template <class E, int n, int tb>
