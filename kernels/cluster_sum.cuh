@@ -32,18 +32,18 @@ __device__ __forceinline__ void each_in_part(int m, int n, const Cut& cut, Use u
   }
 }
 
-// What is stored with the sums of a part, where a thread has four of them at most: it is on its way while they are added up.
+// What is stored with the sums of a part, where a thread has four of them at most: loaded while these are added up.
 template <class Tile, class Then>
 constexpr bool comes_early = takes_clusters<Tile> && Tile::M * Tile::N <= 8 * Tile::THREADS && !pools<Then>;
 template <class Tile, class Then, bool = comes_early<Tile, Then>>
 struct WithSums {
-  __device__ __forceinline__ WithSums(int, int, const Cut&, const Then&) {}
+  __device__ __forceinline__ void load(int, int, const Cut&, const Then&) {}
 };
 template <class Tile, class Then>
 struct WithSums<Tile, Then, true> {
   Pack<float, 4> bias;
   Pack<unsigned, 4> masks;
-  __device__ __forceinline__ WithSums(int m, int n, const Cut& cut, const Then& epilogue) {
+  __device__ __forceinline__ void load(int m, int n, const Cut& cut, const Then& epilogue) {
     if (!in_cluster(cut)) return;
     each_in_part<Tile, Then>(m, n, cut, [&](int row, int column, int) {
 #pragma unroll

@@ -85,11 +85,11 @@ struct Copies {
   }
 };
 
-// What is stored with a thread's sums, of MT * NT products, where they are few: it is on its way while they are added up. The sums
-// are of rows `row` and every eighth from there on, and of pairs of columns from `column` on.
+// What is stored with a thread's sums, of MT * NT products, where they are few: loaded while these are added up. The sums are of
+// rows `row` and every eighth from there on, and of pairs of columns, every eighth from `column` on.
 template <int MT, int NT, class Then, bool = MT * NT <= 2>
 struct FewSums {
-  __device__ __forceinline__ FewSums(int, int, const Cut&, const Then&) {}
+  __device__ __forceinline__ void load(int, int, const Cut&, const Then&) {}
   __device__ __forceinline__ float bias_at(int, int q, int c, const Cut& cut, const Then& epilogue) const {
     return epilogue.bias_at(c + q, cut.n);
   }
@@ -102,17 +102,19 @@ template <int MT, int NT, class Then>
 struct FewSums<MT, NT, Then, true> {
   float bias[NT][2];
   Pack<unsigned, 2> masks[NT][2 * MT];
-  __device__ __forceinline__ FewSums(int row, int column, const Cut& cut, const Then& epilogue) {
+  __device__ __forceinline__ void load(int row, int column, const Cut& cut, const Then& epilogue) {
     if (cut.partial || in_cluster(cut)) return;
-    const bool masked = has_masks<2>(epilogue, cut.n);
 #pragma unroll
-    for (int j = 0; j < NT; ++j) {
-      const int c = column + 8 * j;
+    for (int j = 0; j < NT; ++j)
 #pragma unroll
-      for (int q = 0; q < 2; ++q) bias[j][q] = epilogue.bias_at(c + q, cut.n);
+      for (int q = 0; q < 2; ++q) bias[j][q] = epilogue.bias_at(column + 8 * j + q, cut.n);
+    if (!has_masks<2>(epilogue, cut.n)) return;
 #pragma unroll
-      for (int i = 0; i < 2 * MT; ++i)
-        if (masked && row + 8 * i < cut.m && c < cut.n) masks[j][i] = masks_at<2>(epilogue, row + 8 * i, c, cut.n);
+    for (int i = 0; i < 2 * MT; ++i) {
+      if (row + 8 * i >= cut.m) continue;
+#pragma unroll
+      for (int j = 0; j < NT; ++j)
+        if (column + 8 * j < cut.n) masks[j][i] = masks_at<2>(epilogue, row + 8 * i, column + 8 * j, cut.n);
     }
   }
   __device__ __forceinline__ float bias_at(int j, int q, int, const Cut&, const Then&) const { return bias[j][q]; }
@@ -146,8 +148,8 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
   const bool busy = m0 + wm < cut.m && n0 + wn < cut.n;  // some of the warp's outputs exist
 
   float* partial = cut.partial_of(blockIdx.z);
-  const WithSums<Tile, Then> with(m0, n0, cut, epilogue);
-  const FewSums<MT, NT, Then> few(m0 + wm + lane / 4, n0 + wn + lane % 4 * 2, cut, epilogue);
+  WithSums<Tile, Then> with;
+  FewSums<MT, NT, Then> few;
 
   CopyA copy_a(a);
   CopyB copy_b(b);
@@ -161,15 +163,19 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
     copy_commit();  // an empty group too, so that a wait counts steps
   };
   float acc[MT][NT][4] = {};
-  // Before step 0 the copies of the first steps are only started.
+  // Before step 0 the copies of the first steps are only started. There is a step 0 even if there are no sums.
 #pragma unroll 1
-  for (int step = 1 - STAGES; step < steps; ++step) {
+  for (int step = 1 - STAGES; step < max(steps, 1); ++step) {
+    if (step == 0) {
+      with.load(m0, n0, cut, epilogue);
+      few.load(m0 + wm + lane / 4, n0 + wn + lane % 4 * 2, cut, epilogue);
+    }
     if (step >= 0) {
       copy_wait<STAGES - 2>();
       __syncthreads();
     }
     bring(step + STAGES - 1);
-    if (step < 0 || !busy) continue;
+    if (step < 0 || step >= steps || !busy) continue;
     const Chunk<E>*at = as[step % STAGES], *bt = bs[step % STAGES];
 #pragma unroll DEPTH
     for (int k = 0; k < K; k += 16) {

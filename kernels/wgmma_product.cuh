@@ -157,8 +157,7 @@ __device__ __forceinline__ void store_sums(float (&acc)[MT][Tile::N / 2], const 
           const Pack<float, 2> v = {{acc[i / 2][4 * j + i % 2 * 2], acc[i / 2][4 * j + i % 2 * 2 + 1]}};
           store(sums + at, v);
         }
-      return add_up_in_cluster(sums, share.m, share.n, cut, epilogue,
-                               WithSums<Tile, Then>(share.m, share.n, cut, epilogue));
+      return add_up_in_cluster(sums, share.m, share.n, cut, epilogue, WithSums<Tile, Then>{});
     }
   }
   if constexpr (stores_words<Then>) {
