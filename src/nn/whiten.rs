@@ -75,7 +75,9 @@ fn covariance(images: &[f32], [n, h, w, c]: [usize; 4], [kh, kw]: [usize; 2]) ->
                 add_products(&patches, &mut padded, width);
             }
         }
-        sums.chunks_mut(k).zip(padded.chunks(width)).for_each(|(sums, padded)| sums.copy_from_slice(&padded[..k]));
+        for (sums, padded) in sums.chunks_mut(k).zip(padded.chunks(width)) {
+            sums.iter_mut().zip(padded).for_each(|(s, p)| *s += p);
+        }
     });
     let count = (n * places) as f64;
     sums.iter_mut().for_each(|s| *s /= count);

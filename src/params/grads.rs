@@ -43,7 +43,7 @@ pub struct ParamGrads {
     buffer: Buffer,
     ranges: Vec<Range<usize>>,
     written: Vec<bool>,
-    /// Those that the pass has reached, of which `written` are more where it adds to what is there.
+    /// Those that the pass has reached; where it adds to what was there before, `written` are all.
     reached: Vec<bool>,
     /// Those that are all zeros.
     zero: Vec<bool>,

@@ -141,13 +141,9 @@ impl Engine {
 
     /// Calls `f`, and if it runs out of memory once more without what recorded steps keep: they are recorded anew.
     pub(super) fn with_room<R>(&mut self, mut f: impl FnMut(&mut Self) -> Result<R>) -> Result<R> {
-        match (f(self), self.device().clone()) {
-            (Err(Error::OutOfMemory { .. }), Device::Cuda(cuda)) if self.recordings.any() => {
-                self.recordings = Recordings::new(self.recordings.enabled);
-                cuda.give_back_memory()?;
-                f(self)
-            }
-            (found, _) => found,
+        match f(self) {
+            Err(Error::OutOfMemory { .. }) if self.recordings.free() => f(self),
+            found => found,
         }
     }
 
@@ -177,7 +173,8 @@ impl Engine {
     /// Takes a step: makes the batch that lies at it, forward, backward, update, and notes the loss. Nothing is read
     /// back. On a CUDA device, where the work goes on after the return, the third step with a whole batch is recorded
     /// and replayed from then on; all that may change from step to step is in the [`Step`]. A step of another
-    /// [form](Engine::accumulate), or after other parameters were frozen, is recorded by itself.
+    /// [form](Engine::accumulate), or after other parameters were frozen, is recorded by itself. Where there is no memory for a
+    /// recording, steps are launched.
     ///
     /// # Errors
     /// [`Error::NonFinite`] on the CPU, before anything is changed, if the loss is not a number; [`Error::OutOfMemory`]
@@ -227,6 +224,7 @@ impl Engine {
         let captured = match cuda.capture(|| self.compute(images, step, moves)) {
             Err(Error::OutOfMemory { .. }) => {
                 // Lines side by side take more memory than launches in a row, and the pool may keep blocks that are no use.
+                self.recordings.free();
                 cuda.give_back_memory()?;
                 self.model.buffers.set_counts(&counts);
                 self.held = held;

@@ -54,7 +54,8 @@ pub struct EpochReport {
 pub struct Spent {
     /// Making the first layer's weights from the images, where the network asks for that.
     pub whitening: Duration,
-    /// Compiling and loading kernels, as far as steps and evaluations had to wait for it, whose own time does not count it.
+    /// Compiling and loading kernels, as far as the host had to wait for it in steps and evaluations, whose own time does not count
+    /// it.
     pub loading: Duration,
     /// Training steps.
     pub training: Duration,

@@ -11,7 +11,7 @@ use crate::step::Step;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Images per step of an evaluation: a processor is as fast as with more.
+/// Images per batch of an evaluation: a processor is as fast as with more.
 const EVAL_BATCH: usize = 250;
 
 /// The parts of the data, as an evaluation sees them.
@@ -23,19 +23,26 @@ pub(super) struct Measures {
     pub(super) transform: Transform,
     pub(super) device: Device,
     pub(super) precision: Precision,
-    /// Images per step.
-    pub(super) batch: usize,
+    /// Images per batch.
+    pub(super) batch_size: usize,
     /// The one that was measured last.
     pub(super) feed: Option<(Split, Feed)>,
 }
 
 impl Measures {
-    /// Images per step of an evaluation, in a run that trains on a device with steps of `batch`. A GPU has more work at once with
+    /// Images per batch of an evaluation, in a run that trains on a device with batches of so many. A GPU has more work at once with
     /// many, and there is memory for as many as it trains on.
-    pub(super) fn batch(device: &Device, batch: usize) -> usize {
+    pub(super) fn batch_size_for(device: &Device, training: usize) -> usize {
         match device {
             Device::Cpu(_) => EVAL_BATCH,
-            Device::Cuda(_) => EVAL_BATCH.max(batch),
+            Device::Cuda(_) => EVAL_BATCH.max(training),
+        }
+    }
+
+    /// From now on takes no more at once than need be, as there is little memory.
+    pub(super) fn take_fewer(&mut self) {
+        if self.batch_size > EVAL_BATCH {
+            (self.batch_size, self.feed) = (EVAL_BATCH, None);
         }
     }
 
@@ -78,7 +85,7 @@ impl Measures {
                 // Its memory is free for the next.
                 drop(other);
                 let data = self.data(split)?.clone();
-                let loader = Loader::transformed(data, self.batch, &self.transform, &self.device)?;
+                let loader = Loader::transformed(data, self.batch_size, &self.transform, &self.device)?;
                 (split, loader.with_precision(self.precision).feed(false))
             }
         };

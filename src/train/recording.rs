@@ -28,7 +28,7 @@ impl Form {
 /// A form's recording.
 pub(super) struct Recording {
     form: Form,
-    /// Steps of a whole batch that ran launch by launch, since a recording failed.
+    /// Steps of a whole batch that ran launch by launch, since the last recording that failed, if one did.
     pub(super) warm: u32,
     /// Recordings for which there was no memory.
     pub(super) failed: u32,
@@ -48,9 +48,13 @@ impl Recordings {
         Recordings { enabled, list: Vec::new() }
     }
 
-    /// Whether there are any.
-    pub(super) fn any(&self) -> bool {
-        self.list.iter().any(|r| r.step.is_some())
+    /// Gives the memory of all recorded steps back, which are recorded anew; whether there were any.
+    pub(super) fn free(&mut self) -> bool {
+        let had = self.list.iter_mut().map(|r| {
+            r.warm = 0;
+            r.step.take().is_some()
+        });
+        had.fold(false, |any, had| any | had)
     }
 
     /// The recording of a form, empty if it is new. What was recorded before the parameters were configured anew is gone.

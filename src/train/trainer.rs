@@ -14,7 +14,7 @@ use crate::data::{Dataset, Split, Splits, Views};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::formats::file;
-use crate::nn::{Loaded, Model};
+use crate::nn::Loaded;
 use crate::optim::Point;
 use crate::recipes::{Recipe, Reduction};
 use crate::step::Step;
@@ -66,8 +66,9 @@ impl Trainer {
         let train = train.drop_last(recipe.drop_last)?.with_precision(precision);
         let transform = recipe.data.transform(recipe.augment.in_evaluation());
         let (validation, test, device) = (validation.map(Arc::new), Arc::new(test), device.clone());
-        let batch = Measures::batch(&device, recipe.batch_size.min(all.len()));
-        let mut measures = Measures { train: all, validation, test, transform, device, precision, batch, feed: None };
+        let batch_size = Measures::batch_size_for(&device, recipe.batch_size.min(all.len()));
+        let mut measures =
+            Measures { train: all, validation, test, transform, device, precision, batch_size, feed: None };
         measures.feed(measures.split())?;
         let spent = Spent { whitening: measures.whiten(&mut model)?, ..Spent::default() };
         recipe.optimizer.group(&mut model.params)?;
@@ -388,9 +389,19 @@ impl Trainer {
         split: Split,
         progress: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<Evaluation> {
-        let (loss, feed) = (self.recipe.loss.with(0.0), self.measures.feed(split)?);
-        let mut evaluate = |model: &mut Model| evaluate_views(model, feed, views, &loss, progress);
-        self.engine.with_room(|engine| engine.averaged(&mut evaluate))
+        let Trainer { engine, measures, recipe, .. } = self;
+        let loss = recipe.loss.with(0.0);
+        let mut evaluate = |engine: &mut Engine, measures: &mut Measures| {
+            let feed = measures.feed(split)?;
+            engine.averaged(|model| evaluate_views(model, feed, views, &loss, progress))
+        };
+        match evaluate(engine, measures) {
+            Err(Error::OutOfMemory { .. }) => {
+                measures.take_fewer();
+                engine.with_room(|engine| evaluate(engine, measures))
+            }
+            found => found,
+        }
     }
 
     /// The test set's loss and accuracy with a checkpoint of this recipe's, whose path is for errors. The network that
@@ -399,12 +410,13 @@ impl Trainer {
     /// # Errors
     /// [`Error::File`] if it is another network's; else as [`evaluate_views`].
     pub fn test(&mut self, checkpoint: &Checkpoint, path: &Path, stop: &AtomicBool) -> Result<Evaluation> {
-        let recipe = &self.recipe;
-        let mut model = recipe.model(self.train.image(), &self.measures.device)?;
-        model.load_state_dict(&checkpoint.model, path)?;
-        let (watch, views) = (Watch::start(&self.measures.device), recipe.tta);
-        let (feed, loss) = (self.measures.feed(Split::Test)?, recipe.loss.with(0.0));
-        let found = self.engine.with_room(|_| evaluate_views(&model, feed, views, &loss, &mut |_| unless(stop)));
+        let Trainer { engine, measures, recipe, train, .. } = self;
+        let (watch, loss) = (Watch::start(&measures.device), recipe.loss.with(0.0));
+        let found = engine.with_room(|_| {
+            let mut model = recipe.model(train.image(), &measures.device)?;
+            model.load_state_dict(&checkpoint.model, path)?;
+            evaluate_views(&model, measures.feed(Split::Test)?, recipe.tta, &loss, &mut |_| unless(stop))
+        });
         self.spent.evaluate(watch.read());
         found
     }

@@ -154,7 +154,7 @@ impl Context {
         *lock(&self.last) = Last::Kernel(what);
     }
 
-    /// Does what a launch waits for: compiling and loading its kernel.
+    /// Does what a launch, on the host, waits for: compiling and loading its kernel.
     pub(super) fn load<R>(&self, work: impl FnOnce() -> R) -> R {
         let start = Instant::now();
         let result = work();
@@ -167,7 +167,7 @@ impl Context {
         Duration::from_nanos(self.loading.load(Relaxed))
     }
 
-    /// A launch's attributes, for clusters of a size; of recorded work is told whether it is of the main line.
+    /// A launch's attributes, for clusters of a size; `line`: for recorded work, whether it belongs to the main line.
     pub(super) fn attributes(&self, [x, y, z]: [u32; 3], line: Option<bool>) -> Vec<sys::CUlaunchAttribute> {
         let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
         // What all else waits for goes first: blocks of other lines take what multiprocessors it leaves.

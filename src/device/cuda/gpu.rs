@@ -123,13 +123,13 @@ impl Gpu {
             return Ok(function);
         }
         let find = || lock(&self.context.modules).iter().find_map(|module| self.find(module, kernel));
-        let function = match find() {
-            Some(function) => function?,
+        let function = self.context.load(|| match find() {
+            Some(function) => function,
             None => {
-                self.context.load(|| self.load(Unit::of(kernel, self.target)))?;
-                find().ok_or_else(|| Error::Internal(format!("{} is not in its unit", in_words(kernel))))??
+                self.load(Unit::of(kernel, self.target))?;
+                find().ok_or_else(|| Error::Internal(format!("{} is not in its unit", in_words(kernel))))?
             }
-        };
+        })?;
         Ok(cell.get_or_init(|| function))
     }
 
