@@ -32,7 +32,8 @@ __device__ __forceinline__ void each_in_part(int m, int n, const Cut& cut, Use u
   }
 }
 
-// What is stored with the sums of a part, where a thread has four of them at most: loaded while these are added up.
+// What is stored with the sums of a part, where a thread has four of them at most, as a cluster has two blocks or more: loaded in the
+// first step.
 template <class Tile, class Then>
 constexpr bool comes_early = takes_clusters<Tile> && Tile::M * Tile::N <= 8 * Tile::THREADS && !pools<Then>;
 template <class Tile, class Then, bool = comes_early<Tile, Then>>
@@ -48,7 +49,8 @@ struct WithSums<Tile, Then, true> {
     each_in_part<Tile, Then>(m, n, cut, [&](int row, int column, int) {
 #pragma unroll
       for (int q = 0; q < 4; ++q) bias.v[q] = epilogue.bias_at(column + q, cut.n);
-      if (has_masks<4>(epilogue, cut.n)) masks = masks_at<4>(epilogue, row, column, cut.n);
+      if constexpr (may_mask<Then>)
+        if (has_masks<4>(epilogue, cut.n)) masks = masks_at<4>(epilogue, row, column, cut.n);
     });
   }
 };
@@ -88,7 +90,7 @@ __device__ __forceinline__ void add_up_in_cluster(float* sums, int m, int n, con
         if constexpr (comes_early<Tile, Then>) out.v[q] += with.bias.v[q];
         else out.v[q] += epilogue.bias_at(column + q, cut.n);
       }
-      if constexpr (comes_early<Tile, Then>)
+      if constexpr (comes_early<Tile, Then> && may_mask<Then>)
         if (has_masks<4>(epilogue, cut.n)) return epilogue.store(row, column, cut.n, out, with.masks);
       epilogue.store(row, column, cut.n, out);
     });

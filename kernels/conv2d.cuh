@@ -293,6 +293,8 @@ struct PhaseEpilogue {
     all.store(pixel_of(row), column, n, v, masks...);
   }
 };
+template <class E>
+constexpr bool may_mask<PhaseEpilogue<E>> = true;
 template <int N, class E>
 __device__ __forceinline__ bool has_masks(const PhaseEpilogue<E>& of, int n) {
   return has_masks<N>(of.all, n);

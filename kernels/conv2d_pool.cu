@@ -81,7 +81,8 @@ struct WindowBoxesAlongK {
   __device__ WindowBoxesAlongK(const CUtensorMap* x, const Conv2dDims& d) : x(x), d(d) {}
   __device__ __forceinline__ void start(int line) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) from[i] = box_at(min(line / 4 + 32 * i, pixels_out(d) - 1), d);  // within the images
+    for (int i = 0; i < 2; ++i)
+      from[i] = box_at(min(line / 4 + 32 * i, pixels_out(d) - 1), d);  // the last are of no window, and not stored
   }
   __device__ __forceinline__ void load(unsigned to, unsigned bar, int k) const {
     const Tap tap = tap_of(k, d.c, d.by_c, d);

@@ -85,7 +85,7 @@ struct Copies {
   }
 };
 
-// What is stored with a thread's sums, of MT * NT products, where they are few: loaded while these are added up. The sums are of
+// What is stored with a thread's sums, of MT * NT products, where they are few: loaded in the first step. The sums are of
 // rows `row` and every eighth from there on, and of pairs of columns, every eighth from `column` on.
 template <int MT, int NT, class Then, bool = MT * NT <= 2>
 struct FewSums {
@@ -108,20 +108,23 @@ struct FewSums<MT, NT, Then, true> {
     for (int j = 0; j < NT; ++j)
 #pragma unroll
       for (int q = 0; q < 2; ++q) bias[j][q] = epilogue.bias_at(column + 8 * j + q, cut.n);
-    if (!has_masks<2>(epilogue, cut.n)) return;
+    if constexpr (may_mask<Then>) {
+      if (!has_masks<2>(epilogue, cut.n)) return;
 #pragma unroll
-    for (int i = 0; i < 2 * MT; ++i) {
-      if (row + 8 * i >= cut.m) continue;
+      for (int i = 0; i < 2 * MT; ++i) {
+        if (row + 8 * i >= cut.m) continue;
 #pragma unroll
-      for (int j = 0; j < NT; ++j)
-        if (column + 8 * j < cut.n) masks[j][i] = masks_at<2>(epilogue, row + 8 * i, column + 8 * j, cut.n);
+        for (int j = 0; j < NT; ++j)
+          if (column + 8 * j < cut.n) masks[j][i] = masks_at<2>(epilogue, row + 8 * i, column + 8 * j, cut.n);
+      }
     }
   }
   __device__ __forceinline__ float bias_at(int j, int q, int, const Cut&, const Then&) const { return bias[j][q]; }
   __device__ __forceinline__ void store(int j, int i, int r, int c, const Pack<float, 2>& v, const Cut& cut,
                                         const Then& epilogue) const {
-    if (has_masks<2>(epilogue, cut.n)) epilogue.store(r, c, cut.n, v, masks[j][i]);
-    else epilogue.store(r, c, cut.n, v);
+    if constexpr (may_mask<Then>)
+      if (has_masks<2>(epilogue, cut.n)) return epilogue.store(r, c, cut.n, v, masks[j][i]);
+    epilogue.store(r, c, cut.n, v);
   }
 };
 
@@ -163,7 +166,8 @@ __device__ __forceinline__ void product_mma(const A& a, const B& b, const Cut& c
     copy_commit();  // an empty group too, so that a wait counts steps
   };
   float acc[MT][NT][4] = {};
-  // Before step 0 the copies of the first steps are only started. There is a step 0 even if there are no sums.
+  // Before step 0 the copies of the first steps are only started. There is a step 0 even if there are no sums: it
+  // loads what is stored with them, while the copies are on their way.
 #pragma unroll 1
   for (int step = 1 - STAGES; step < max(steps, 1); ++step) {
     if (step == 0) {

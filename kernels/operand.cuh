@@ -80,16 +80,12 @@ constexpr bool takes_masks<Tile, Void<decltype(Tile::UNMASKED)>> = false;
 template <class E>
 struct Epilogue;
 
-// Masks of N neighbours of a row of y, for rows of whole words: loaded before the sums are there, and looked at with them, as what
-// is converted to floats is waited for. An epilogue that masks has functions of its own.
-template <int N, class Then>
-__device__ __forceinline__ bool has_masks(const Then&, int n) {
-  return false;
-}
-template <int N, class Then>
-__device__ __forceinline__ Pack<unsigned, N> masks_at(const Then&, int row, int column, int n) {
-  return {};
-}
+// Whether an epilogue may mask what it stores. One that does has masks of N neighbours of a row as words, for rows of whole ones:
+// has_masks says whether, and masks_at loads them before the sums are there; what is converted to floats would be waited for.
+template <class Then>
+constexpr bool may_mask = false;
+template <class E>
+constexpr bool may_mask<Epilogue<E>> = true;
 template <int N, class E>
 __device__ __forceinline__ bool has_masks(const Epilogue<E>& of, int n) {
   return of.masks && rows_of<N>(of.masks, n) && is_aligned<N>(of.y);
@@ -138,7 +134,7 @@ struct Epilogue {
   template <int N>
   __device__ __forceinline__ void store(int row, int column, int n, const Pack<float, N>& v) const {
     const size_t at = (size_t)row * n + column;
-    if (rows_of<N>(y, n) && (!masks || is_aligned<N>(masks))) {
+    if (masks ? has_masks<N>(*this, n) : rows_of<N>(y, n)) {
       const Pack<float, N> out = results<N>(at, v);
       return ::store(y + at, masks ? masked<N>(out, masks_at<N>(*this, row, column, n)) : out);
     }

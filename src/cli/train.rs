@@ -330,13 +330,7 @@ impl Session {
             Ok(()) => format!("see it:        {}\n", html.display()),
             Err(e) => format!("warning: no report: {e}\n"),
         };
-        let Spent { whitening, loading, training, evaluation, saving } = self.trainer.spent;
-        let first =
-            [(whitening, "whitening"), (loading, "loading kernels")].into_iter().filter(|(time, _)| !time.is_zero());
-        let spent = [(training, "training"), (evaluation, "evaluation"), (saving, "waiting for saves")];
-        let spent: Vec<String> =
-            first.chain(spent).map(|(time, what)| format!("{} {what}", seconds(time.as_secs_f64()))).collect();
-        let spent = spent.join(", ");
+        let spent = told(&self.trainer.spent);
         let scale = self.trainer.engine.loss_scale()?.map_or(String::new(), |(scale, skipped)| {
             let steps = count(self.trainer.position().step as usize);
             format!("loss scale     {scale}, {} of {steps} steps skipped\n", count(skipped as usize))
@@ -348,5 +342,31 @@ impl Session {
             per_class(&test.per_class),
             test.accuracy * 100.0,
         )))
+    }
+}
+
+/// Where the time went, what took none at all left out of what few runs have.
+fn told(spent: &Spent) -> String {
+    let Spent { whitening, loading, training, evaluation, saving } = *spent;
+    let first =
+        [(whitening, "whitening"), (loading, "loading kernels")].into_iter().filter(|(time, _)| !time.is_zero());
+    let all = first.chain([(training, "training"), (evaluation, "evaluation"), (saving, "waiting for saves")]);
+    all.map(|(time, what)| format!("{} {what}", seconds(time.as_secs_f64()))).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn time_is_told() {
+        let (ms, mut spent) =
+            (Duration::from_millis, Spent { training: Duration::from_millis(12_340), ..Spent::default() });
+        assert_eq!(told(&spent), "12.3 s training, 0.00 s evaluation, 0.00 s waiting for saves");
+        (spent.whitening, spent.loading, spent.evaluation) = (ms(170), ms(60), ms(1239));
+        let want =
+            "0.17 s whitening, 0.06 s loading kernels, 12.3 s training, 1.24 s evaluation, 0.00 s waiting for saves";
+        assert_eq!(told(&spent), want);
     }
 }

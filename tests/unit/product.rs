@@ -117,3 +117,57 @@ fn many_partial_results_are_added_up() {
         assert!(y.to_vec::<f16>().unwrap() == want, "{order:?}");
     }
 }
+
+/// What is stored with the sums of a cluster: masks of whole fours, of pairs and of neither, with what is there; biases.
+#[cfg(tilework_emulator)]
+#[test]
+fn clusters_mask_and_add() {
+    use crate::device::cuda::CudaOptions;
+    use crate::device::emulator::{EmulatorOptions, Order};
+    use crate::kernels::linear::{LINEAR_BWD_X, LinearDims, linear_bwd_x, linear_fwd};
+    use half::f16;
+    let number = |i: usize, by: usize| (i * by % 13 % 3) as f32 - 1.0;
+    let numbers = |len, by| (0..len).map(|i| f16::from_f32(number(i, by))).collect::<Vec<_>>();
+    let tile = LINEAR_BWD_X.tiles(DType::F16, 90).find(|t| t.name == "Mma32").unwrap();
+    let [n, k, splits] = [37, 32 * 5 + 8, 3usize];
+    for (order, checked) in [(Order::Forward, false), (Order::Reverse, false), (Order::Random(3), true)] {
+        let options = EmulatorOptions { order, checked, arch: 90, ..EmulatorOptions::default() };
+        let device = Device::emulated_with(CudaOptions::default(), options).unwrap();
+        let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
+        for columns in [12, 34, 9] {
+            let tensor = |shape: [usize; 2], of: &[f16]| Tensor::from_slice(&device, shape, of).unwrap();
+            let d = LinearDims { n: n as i32, split_steps: 2, ..LinearDims::default() };
+            let launch = |columns: usize| {
+                let tiles = n.div_ceil(tile.m) * columns.div_ceil(tile.n);
+                Launch::new(0, tile.threads).grid(tiles, 1, splits).cluster(1, 1, splits as u32)
+            };
+            // a [n][k] times b [k][columns].
+            let (a, b) = (numbers(n * k, 5), numbers(k * columns, 11));
+            let sum = |i: usize| -> f32 {
+                (0..k).map(|at| number(i / columns * k + at, 5) * number(at * columns + i % columns, 11)).sum()
+            };
+            let (masks, old) = (numbers(n * columns, 7), numbers(n * columns, 3));
+            let (left, right, mask) = (tensor([n, k], &a), tensor([k, columns], &b), tensor([n, columns], &masks));
+            for accumulate in [0, 1] {
+                let d = LinearDims { inputs: columns as i32, outputs: k as i32, accumulate, ..d };
+                let mut y = tensor([n, columns], &old);
+                let (a, b, masks) = (left.input().unwrap(), right.input().unwrap(), Some(mask.input().unwrap()));
+                linear_bwd_x::<f16>(cuda, tile, launch(columns), a, b, masks, y.output().unwrap(), None, &d).unwrap();
+                let all = |i: usize| sum(i) + if accumulate == 1 { number(i, 3) } else { 0.0 };
+                let want = (0..n * columns).map(|i| f16::from_f32(if number(i, 7) > 0.0 { all(i) } else { 0.0 }));
+                assert!(y.to_vec::<f16>().unwrap() == want.collect::<Vec<_>>(), "{columns}, {accumulate}, {order:?}");
+            }
+            // The same with b as rows of weights, biases and ReLU.
+            let turned: Vec<f16> = (0..k * columns).map(|i| b[i % k * columns + i / k]).collect();
+            let bias: Vec<f32> = (0..columns).map(|i| number(i, 2)).collect();
+            let (weights, biases) =
+                (tensor([columns, k], &turned), Tensor::from_slice(&device, [columns], &bias).unwrap());
+            let d = LinearDims { inputs: k as i32, outputs: columns as i32, relu: 1, ..d };
+            let mut y = Tensor::empty(&device, DType::F16, [n, columns]).unwrap();
+            let (a, w, b) = (left.input().unwrap(), weights.input().unwrap(), Some(biases.input().unwrap()));
+            linear_fwd::<f16>(cuda, tile, launch(columns), a, w, b, y.output().unwrap(), None, &d).unwrap();
+            let want = (0..n * columns).map(|i| f16::from_f32((sum(i) + bias[i % columns]).max(0.0)));
+            assert!(y.to_vec::<f16>().unwrap() == want.collect::<Vec<_>>(), "{columns}, forward, {order:?}");
+        }
+    }
+}
