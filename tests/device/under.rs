@@ -103,7 +103,7 @@ impl Under {
         #[cfg(tilework_emulator)]
         if !on_gpu() {
             let how = |seed| emulator::EmulatorOptions { order: Order::Random(seed), ..Default::default() };
-            return (1..=3).map(|i| Device::emulated_with(CudaOptions::default(), how(i)).unwrap()).collect();
+            return (1..=2).map(|i| Device::emulated_with(CudaOptions::default(), how(i)).unwrap()).collect();
         }
         vec![self.first().clone()]
     }
