@@ -10,7 +10,7 @@ impl Cuda {
     /// dropped in it.
     ///
     /// # Errors
-    /// Whatever `work` reports; [`Error::Device`] if the device cannot record it.
+    /// Whatever `work` reports; [`crate::Error::Device`] if the device cannot record it.
     pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Captured> {
         self.driver().begin_capture()?;
         lock(&self.inner.pool).begin_capture();
@@ -42,7 +42,7 @@ impl Cuda {
     /// that anyone returns meanwhile is not handed out again.
     ///
     /// # Errors
-    /// Whatever `work` reports; [`Error::Device`] if the device fails.
+    /// Whatever `work` reports; [`crate::Error::Device`] if the device fails.
     pub(crate) fn beside<R>(&self, line: usize, work: impl FnOnce() -> Result<R>) -> Result<R> {
         if !self.is_recording() {
             return work();
@@ -63,7 +63,7 @@ impl Cuda {
     /// writes, before [`Cuda::join`]. It gets no memory, which may be in use behind the point.
     ///
     /// # Errors
-    /// Whatever `work` reports; [`Error::Internal`] if it asks for memory; [`Error::Device`] if the device fails.
+    /// Whatever `work` reports; [`crate::Error::Internal`] if it asks for memory; [`crate::Error::Device`] if the device fails.
     pub(crate) fn behind<R>(&self, point: Point, work: impl FnOnce() -> Result<R>) -> Result<R> {
         self.driver().line(Line::Behind(point))?;
         lock(&self.inner.pool).close(true);
@@ -81,7 +81,7 @@ impl Cuda {
     /// What follows waits for all work that was done beside.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device fails.
+    /// [`crate::Error::Device`] if the device fails.
     pub(crate) fn join(&self) -> Result<()> {
         if self.is_recording() {
             self.driver().join()?;
@@ -93,7 +93,7 @@ impl Cuda {
     /// Gives the device back what memory the pool keeps for later: a recording cannot.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device, or work on it, failed.
+    /// [`crate::Error::Device`] if the device, or work on it, failed.
     pub(crate) fn give_back_memory(&self) -> Result<()> {
         self.sync()?;
         lock(&self.inner.pool).release(self.driver());
@@ -112,7 +112,7 @@ impl Captured {
     /// Runs the work.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device fails.
+    /// [`crate::Error::Device`] if the device fails.
     pub fn replay(&self) -> Result<()> {
         self.graph.as_ref().map_or(Ok(()), |g| g.replay())
     }
