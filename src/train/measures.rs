@@ -39,11 +39,13 @@ impl Measures {
         }
     }
 
-    /// From now on takes no more at once than need be, as there is little memory.
-    pub(super) fn take_fewer(&mut self) {
-        if self.batch_size > EVAL_BATCH {
+    /// From now on takes no more images at once than need be, as there is little memory; whether it took more.
+    pub(super) fn take_fewer(&mut self) -> bool {
+        let more = self.batch_size > EVAL_BATCH;
+        if more {
             (self.batch_size, self.feed) = (EVAL_BATCH, None);
         }
+        more
     }
 
     /// What is measured after each epoch: the validation set, or the test set where there is none.

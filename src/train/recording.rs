@@ -50,11 +50,12 @@ impl Recordings {
 
     /// Gives the memory of all recorded steps back, which are recorded anew; whether there were any.
     pub(super) fn free(&mut self) -> bool {
-        let had = self.list.iter_mut().map(|r| {
-            r.warm = 0;
-            r.step.take().is_some()
-        });
-        had.fold(false, |any, had| any | had)
+        let mut any = false;
+        for recording in &mut self.list {
+            any |= recording.step.take().is_some();
+            recording.warm = 0;
+        }
+        any
     }
 
     /// The recording of a form, empty if it is new. What was recorded before the parameters were configured anew is gone.

@@ -391,17 +391,10 @@ impl Trainer {
     ) -> Result<Evaluation> {
         let Trainer { engine, measures, recipe, .. } = self;
         let loss = recipe.loss.with(0.0);
-        let mut evaluate = |engine: &mut Engine, measures: &mut Measures| {
+        with_room(engine, measures, |engine, measures| {
             let feed = measures.feed(split)?;
             engine.averaged(|model| evaluate_views(model, feed, views, &loss, progress))
-        };
-        match evaluate(engine, measures) {
-            Err(Error::OutOfMemory { .. }) => {
-                measures.take_fewer();
-                engine.with_room(|engine| evaluate(engine, measures))
-            }
-            found => found,
-        }
+        })
     }
 
     /// The test set's loss and accuracy with a checkpoint of this recipe's, whose path is for errors. The network that
@@ -412,7 +405,7 @@ impl Trainer {
     pub fn test(&mut self, checkpoint: &Checkpoint, path: &Path, stop: &AtomicBool) -> Result<Evaluation> {
         let Trainer { engine, measures, recipe, train, .. } = self;
         let (watch, loss) = (Watch::start(&measures.device), recipe.loss.with(0.0));
-        let found = engine.with_room(|_| {
+        let found = with_room(engine, measures, |_, measures| {
             let mut model = recipe.model(train.image(), &measures.device)?;
             model.load_state_dict(&checkpoint.model, path)?;
             evaluate_views(&model, measures.feed(Split::Test)?, recipe.tta, &loss, &mut |_| unless(stop))
@@ -420,6 +413,18 @@ impl Trainer {
         self.spent.evaluate(watch.read());
         found
     }
+}
+
+/// Calls `measure`, if it runs out of memory once more with fewer images at once, and then without what recorded steps keep.
+fn with_room<R>(
+    engine: &mut Engine,
+    measures: &mut Measures,
+    mut measure: impl FnMut(&mut Engine, &mut Measures) -> Result<R>,
+) -> Result<R> {
+    engine.with_room(|engine| match measure(engine, measures) {
+        Err(Error::OutOfMemory { .. }) if measures.take_fewer() => measure(engine, measures),
+        found => found,
+    })
 }
 
 fn tell(observers: &mut [&mut dyn Observer], event: &Event<'_>) -> Result<()> {

@@ -76,7 +76,8 @@ fn the_last_layers_move_while_the_pass_goes_on() {
 #[test]
 fn lines_side_by_side_change_no_number() {
     let Some(under) = Under::new() else { return };
-    let biased = r#"layers=["conv 5x5, 4 channels, stride 2", "relu", {residual = ["conv 3x3, 4 channels, pad 1", "conv 3x3, 4 channels, pad 1"]}, "max_pool 2",
+    let biased = r#"layers=["conv 5x5, 4 channels, stride 2", "relu",
+        {residual = ["conv 3x3, 4 channels, pad 1", "conv 3x3, 4 channels, pad 1"]}, "max_pool 2",
         "conv 3x3, 6 channels", "relu", "flatten", "fc 12", "relu", "dropout 0.3", "fc 10"]"#;
     let residual = r#"layers=["conv 3x3, 8 channels, stride 4", "batch_norm", "relu",
         {residual = ["am: conv 3x3, 8 channels, pad 1", "batch_norm", "relu", "bm: conv 3x3, 8 channels, pad 1", "batch_norm"]},

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use tilework::data::loader::Loader;
 use tilework::data::{Split, shapes};
 use tilework::device::cuda::CudaOptions;
+use tilework::nn::state::StateDict;
 use tilework::recipes::Recipe;
 use tilework::step::Step;
 use tilework::train::lr_find::Ramp;
@@ -29,23 +30,15 @@ pub(crate) fn recipe(name: &str, set: &[&str]) -> Recipe {
     Recipe::load(name, &set.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap()
 }
 
-/// Trains on few images for some steps: the steps' reports and the state dict, the averaged one where an average is kept.
-pub(crate) fn train(
-    recipe: &Recipe,
-    device: &Device,
-    steps: u64,
-    graph: bool,
-) -> (Vec<StepReport>, tilework::nn::state::StateDict) {
+/// The steps' reports, the state dict, and the averaged one, which is the same where no average is kept.
+pub(crate) type Trained = (Vec<StepReport>, [StateDict; 2]);
+
+/// Trains on few images for some steps.
+pub(crate) fn train(recipe: &Recipe, device: &Device, steps: u64, graph: bool) -> Trained {
     train_on(28, recipe, device, steps, graph)
 }
 
-pub(crate) fn train_on(
-    images: usize,
-    recipe: &Recipe,
-    device: &Device,
-    steps: u64,
-    graph: bool,
-) -> (Vec<StepReport>, tilework::nn::state::StateDict) {
+pub(crate) fn train_on(images: usize, recipe: &Recipe, device: &Device, steps: u64, graph: bool) -> Trained {
     let mut trainer = Trainer::new(recipe.clone(), shapes::generate(0, images, 20), device).unwrap();
     if !graph {
         trainer.engine.without_graph();
@@ -56,7 +49,8 @@ pub(crate) fn train_on(
     let limits = Limits { max_steps: Some(steps) };
     let outcome = trainer.run(&run, limits, &AtomicBool::new(false), &mut [&mut seen]).unwrap();
     assert_eq!(outcome, Outcome::Finished);
-    (seen.0, trainer.engine.averaged(|model| model.state_dict()).unwrap())
+    let state = trainer.engine.model.state_dict().unwrap();
+    (seen.0, [state, trainer.engine.averaged(|model| model.state_dict()).unwrap()])
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! On a GPU of another architecture there is nothing to test.
 
-use crate::under::{Under, hold};
+use crate::under::{Under, hold, on_gpu};
 use tilework::device::cuda::CudaOptions;
 use tilework::ops::activation::Activation;
 use tilework::ops::case::Fill;
@@ -18,8 +18,9 @@ const MAPPED: [&str; 3] = ["Tma256", "Tma64", "Tma64Transposed"];
 const HALOS: [&str; 2] = ["Halo64", "Halo32"];
 
 fn under(tile: &'static str) -> Option<Under> {
-    // Blocks walk over as many tiles as there are, where TMA brings the operands.
-    let max_blocks = (HALOS.contains(&tile) || MAPPED.contains(&tile)).then_some(2);
+    // Blocks walk over as many tiles as there are, where TMA brings the operands; on a GPU some cases have enough for all.
+    let walks = HALOS.contains(&tile) || MAPPED.contains(&tile) && !on_gpu();
+    let max_blocks = walks.then_some(2);
     Under::hopper(CudaOptions { tile: Some(tile), max_blocks, ..CudaOptions::default() })
 }
 

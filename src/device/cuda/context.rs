@@ -155,7 +155,7 @@ impl Context {
     }
 
     /// Does what a launch, on the host, waits for: compiling and loading its kernel.
-    pub(super) fn load<R>(&self, work: impl FnOnce() -> R) -> R {
+    pub(super) fn count_loading<R>(&self, work: impl FnOnce() -> R) -> R {
         let start = Instant::now();
         let result = work();
         self.loading.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);

@@ -123,7 +123,7 @@ impl Gpu {
             return Ok(function);
         }
         let find = || lock(&self.context.modules).iter().find_map(|module| self.find(module, kernel));
-        let function = self.context.load(|| match find() {
+        let function = self.context.count_loading(|| match find() {
             Some(function) => function,
             None => {
                 self.load(Unit::of(kernel, self.target))?;

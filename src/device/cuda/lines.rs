@@ -64,7 +64,7 @@ impl<N: Copy + Ord> Lines<N> {
 
     /// A point behind all that its lines have so far, but for those behind a point.
     pub(in crate::device) fn point(&mut self, ends: Vec<N>) -> Point {
-        self.points.push(self.all(ends));
+        self.points.push(once(self.all(ends)));
         Point(self.points.len() - 1)
     }
 
@@ -81,7 +81,7 @@ impl<N: Copy + Ord> Lines<N> {
 
     fn all(&self, mut ends: Vec<N>) -> Vec<N> {
         ends.extend(self.beside.values().flatten());
-        once(ends)
+        ends
     }
 }
 

@@ -193,8 +193,8 @@ impl Driver for Emulated {
         };
         // SAFETY: the layout's size is not 0.
         let memory = unsafe { std::alloc::alloc_zeroed(layout) };
-        // NaN in every float, so that tests see an element that no kernel has written since; in a recording too.
-        if cfg!(debug_assertions) && !memory.is_null() {
+        // NaN in every float, so that tests see an element that no kernel has written. Else `Cuda` sees to that.
+        if cfg!(debug_assertions) && lock(&self.recording).is_some() && !memory.is_null() {
             // SAFETY: so many bytes have just been allocated.
             unsafe { std::ptr::write_bytes(memory, 0xFF, bytes) };
         }
