@@ -9,9 +9,12 @@ A mutant is one small change in kernels/*.cu or *.cuh: a barrier removed, a boun
 index swapped, an accumulator not cleared, a wrong stride. The tests' executables are built once; for
 each mutant the kernel files that contain the change are compiled as build.rs does, plain and checked,
 and linked in front of the crate, so that their symbols win. A test that fails, crashes or hangs kills
-the mutant; one that no compiler accepts is not counted. Needs g++ or clang++ ($CXX) and Python alone.
+the mutant. Not counted are mutants that no compiler accepts, and those of which the compiler makes the
+same code as of the original (trivial compiler equivalence, Papadakis et al. 2015).
+Needs g++ or clang++ ($CXX) and Python alone.
 """
 import argparse, json, os, random, re, shutil, signal, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -185,6 +188,7 @@ class Bench:
         built = {target: build(work, target) for target in TARGETS}
         self.lines, self.out = {target: line for target, (line, _) in built.items()}, built["device"][1]
         self.copy = work / "kernels"
+        self.originals = {}
         cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
         # As in build.rs.
         shim = ROOT / "src/device/emulator"
@@ -192,10 +196,11 @@ class Bench:
         self.flags += ["-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
         self.flags += ["-Werror=frame-larger-than=16384", "-DTILEWORK_EMULATED"]
         self.flags += [f"-I{shim}", f"-I{self.copy}"] + (["-mavx2", "-mfma"] if " fma" in cpu else [])
-        self.checked = ["-O1", "-fsanitize=thread,alignment,bounds", "--param=tsan-instrument-func-entry-exit=0"]
+        self.checked = ["-O1", "-fsanitize=thread,alignment,bounds-strict", "--param=tsan-instrument-func-entry-exit=0"]
         self.compiler = os.environ.get("CXX", "g++")
         if "clang" in self.compiler:
-            self.checked[2:] = ["-mllvm", "-tsan-instrument-func-entry-exit=0"]
+            self.checked[1:] = ["-fsanitize=thread,alignment,bounds", "-fstrict-flex-arrays=3"]
+            self.checked += ["-mllvm", "-tsan-instrument-func-entry-exit=0"]
 
     def affected(self, name, texts):
         """The kernel files that a file is part of."""
@@ -207,21 +212,36 @@ class Bench:
                 return sorted(n for n in users if n.endswith(".cu"))
             users = more
 
+    def write(self, texts):
+        """Writes the copy of the kernels."""
+        shutil.rmtree(self.copy, ignore_errors=True)
+        self.copy.mkdir()
+        for name, text in texts.items():
+            (self.copy / name).write_text(text)
+
     def objects(self, files):
         """Compiles kernel files of the copy, plain and checked; None if the compiler refuses."""
-        made = []
-        for name in files:
-            stem = name[:-3]
-            for kind in ["plain", "checked"]:
-                cpp, obj = self.work / f"{stem}_{kind}.cpp", self.work / f"{stem}_{kind}.o"
-                source = next(p for p in self.out.glob(f"{stem}_{kind}_*.cpp") if len(p.stem) == len(stem) + len(kind) + 18)
-                cpp.write_text(source.read_text().replace(str(KERNELS), str(self.copy)))
-                flags = self.flags + (self.checked if kind == "checked" else [])
-                done = subprocess.run([self.compiler, *flags, "-c", str(cpp), "-o", str(obj)], capture_output=True)
-                if done.returncode != 0:
-                    return None
-                made.append(str(obj))
-        return made
+
+        def compiled(job):
+            stem, kind = job
+            cpp, obj = self.work / f"{stem}_{kind}.cpp", self.work / f"{stem}_{kind}.o"
+            source = next(p for p in self.out.glob(f"{stem}_{kind}_*.cpp") if len(p.stem) == len(stem) + len(kind) + 18)
+            cpp.write_text(source.read_text().replace(str(KERNELS), str(self.copy)))
+            flags = self.flags + (self.checked if kind == "checked" else [])
+            done = subprocess.run([self.compiler, *flags, "-c", str(cpp), "-o", str(obj)], capture_output=True)
+            return obj if done.returncode == 0 else None
+
+        jobs = [(name[:-3], kind) for name in files for kind in ["plain", "checked"]]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            made = list(pool.map(compiled, jobs))
+        return None if None in made else made
+
+    def remember(self, files, texts):
+        """Compiles kernel files as they are, for comparison; each once."""
+        if files := [f for f in files if f not in self.originals]:
+            self.write(texts)
+            codes = [obj.read_bytes() for obj in self.objects(files)]
+            self.originals.update(zip(files, zip(codes[::2], codes[1::2])))
 
     def link(self, target, objects):
         """A test, linked with some objects in front."""
@@ -244,15 +264,16 @@ class Bench:
         return None if child.returncode == 0 else f"{part}: {', '.join(failed) or 'crashes'}"
 
     def judge(self, texts, mutant):
-        """What becomes of a mutant: 'refused', 'survived', or which test kills it."""
+        """What becomes of a mutant: 'refused', 'same code', 'survived', or which test kills it."""
         name, _, start, end, new = mutant
-        shutil.rmtree(self.copy, ignore_errors=True)
-        self.copy.mkdir()
-        for other, text in texts.items():
-            (self.copy / other).write_text(text[:start] + new + text[end:] if other == name else text)
-        objects = self.objects(self.affected(name, texts))
+        files, text = self.affected(name, texts), texts[name]
+        self.remember(files, texts)
+        self.write({**texts, name: text[:start] + new + text[end:]})
+        objects = self.objects(files)
         if objects is None:
             return "refused"
+        if new and [obj.read_bytes() for obj in objects] == [code for f in files for code in self.originals[f]]:
+            return "same code"
         for target, parts in PARTS.items():
             program = self.link(target, objects)
             if fate := next(filter(None, (self.run(program, part) for part in parts)), None):
@@ -302,7 +323,7 @@ def main():
         mutant, begun = drawn[number], time.time()
         fate = bench.judge(texts, mutant)
         made, killed = counts.get(mutant[0], (0, 0))
-        if fate != "refused":
+        if fate not in ("refused", "same code"):
             counts[mutant[0]] = (made + 1, killed + (fate != "survived"))
         print(f"{number:4} {time.time() - begun:3.0f} s {fate.upper() if fate == 'survived' else fate}: "
               f"{show(texts, mutant)}", flush=True)

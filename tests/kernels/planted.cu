@@ -123,6 +123,17 @@ __global__ void __launch_bounds__(64) outside_array(const float* x, float* y, Pl
   y[t] = four[0] + four[3];
 }
 
+struct Four {
+  float v[4];
+};
+
+__global__ void __launch_bounds__(64) outside_struct(const float* x, float* y, PlantedDims d) {
+  int t = threadIdx.x;
+  Four four = {};
+  for (int k = 0; k < 4 + d.bug; ++k) four.v[k] = x[t];
+  y[t] = four.v[0] + four.v[3];
+}
+
 __global__ void __launch_bounds__(64) divergent_shuffle(const float* x, float* y, PlantedDims d) {
   int t = threadIdx.x;
   float v = x[t];

@@ -42,7 +42,7 @@ pub(super) fn compile<'a>(root: &Path, out: &Path, files: impl Iterator<Item = &
         return no_compiler(&format!("{} does not run ({e})", compiler.path().display()));
     }
     let mut common = DefaultHasher::new();
-    format!("{:?}", compiler.to_command()).hash(&mut common);
+    format!("{:?} {:?}", compiler.to_command(), checks(&compiler)).hash(&mut common);
     let build_of = Objects { folders: [root.join("kernels"), shim], out: out.into(), common };
     let mut jobs = Vec::new();
     for file in files.filter(|f| !f.families.is_empty()) {
@@ -171,6 +171,23 @@ impl Objects {
     }
 }
 
+/// The options of a checked build. The accesses call our own hooks; the sanitizer's library is not linked.
+/// At a higher level the compiler merges accesses, and what the checker sees is not what was written.
+/// Arrays at the end of a struct are no longer than they say (strict bounds).
+fn checks(compiler: &cc::Tool) -> &'static [&'static str] {
+    if compiler.is_like_clang() {
+        &[
+            "-O1",
+            "-fsanitize=thread,alignment,bounds",
+            "-fstrict-flex-arrays=3",
+            "-mllvm",
+            "-tsan-instrument-func-entry-exit=0",
+        ]
+    } else {
+        &["-O1", "-fsanitize=thread,alignment,bounds-strict", "--param=tsan-instrument-func-entry-exit=0"]
+    }
+}
+
 /// Runs the jobs whose objects are missing, as many at a time as cargo allows.
 fn run_all(jobs: Vec<Job>, compiler: &cc::Tool) -> Result<(), Problem> {
     let lanes = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize).max(1);
@@ -193,14 +210,7 @@ fn run(job: &Job, compiler: &cc::Tool) -> Result<(), Problem> {
     let partial = job.object.with_extension("partial");
     let mut command: Command = compiler.to_command();
     if job.checked {
-        // The accesses call our own hooks; the sanitizer's library is not linked. At a higher level
-        // the compiler merges accesses, and what the checker sees is not what was written.
-        command.args(["-O1", "-fsanitize=thread,alignment,bounds"]);
-        if compiler.is_like_clang() {
-            command.args(["-mllvm", "-tsan-instrument-func-entry-exit=0"]);
-        } else {
-            command.arg("--param=tsan-instrument-func-entry-exit=0");
-        }
+        command.args(checks(compiler));
     }
     command.arg("-c").arg(&job.source).arg("-o").arg(&partial);
     let output = command.output().map_err(|e| format!("kernels/{}.cu: {e}", job.name))?;
