@@ -105,11 +105,15 @@ __device__ __forceinline__ Sums merge_groups(const Share<V>& my, const BatchNorm
   return part == 0 ? sum(0, parts, 1) : mine;
 }
 
-// Two numbers that a range of rows has for a channel, into part[c, ranges]: of each of the block's channels a thread has them.
+// The range of rows that a block sums up: the last comes first, as the L2 cache has what was written last, and in the end what the
+// pass over the elements begins with.
+__device__ __forceinline__ int range_of_sums(const BatchNorm2dDims& d) { return d.ranges - 1 - (int)blockIdx.y; }
+
+// Two numbers that its range has for a channel, into part[c, ranges]: of each of the block's channels a thread has them.
 __device__ __forceinline__ void store_part(float* part, float first, float second, const BatchNorm2dDims& d) {
-  const int c = blockIdx.y * d.tile + threadIdx.x;
+  const int c = blockIdx.x * d.tile + threadIdx.x;
   if (threadIdx.x >= d.tile || c >= d.c) return;
-  reinterpret_cast<Pack<float, 2>*>(part)[c * d.ranges + blockIdx.x] = {first, second};
+  reinterpret_cast<Pack<float, 2>*>(part)[c * d.ranges + range_of_sums(d)] = {first, second};
 }
 
 // use(range, k) for each of the ranges that a thread merges, its k-th: at most eight, as there are at most 1024 ranges.
@@ -137,7 +141,8 @@ __device__ __forceinline__ float few_warps_sum(float v, float* of_warps) {
 
 template <int V, class T>
 __device__ __forceinline__ void moments(Width<V>, const T* x, float* shared, float* part, const BatchNorm2dDims& d) {
-  const Share<V> my(d);
+  const int range = range_of_sums(d);
+  const Share<V> my(d, range);
   // Sums about the thread's first value. It is one of the values, so (shift - mean)^2 is at most n
   // times their variance: a large mean costs no digits.
   Pack<float, V> shift = {}, sum = {}, squares = {};
@@ -162,7 +167,7 @@ __device__ __forceinline__ void moments(Width<V>, const T* x, float* shared, flo
           map_pack<V>([&](float shift, float sum) { return shift + sum * by_n; }, shift, sum));
   }
   __syncthreads();
-  const Pack<float, V> centre = load<V>(centres + (my.c - blockIdx.y * d.tile));
+  const Pack<float, V> centre = load<V>(centres + (my.c - blockIdx.x * d.tile));
 #pragma unroll
   for (int k = 0; k < V; ++k) {
     const float far = shift.v[k] - centre.v[k], about_shift = sum.v[k];
@@ -171,7 +176,7 @@ __device__ __forceinline__ void moments(Width<V>, const T* x, float* shared, flo
   }
   const Sums all = merge_groups(my, d, sum, squares, shared);
   if (threadIdx.x >= d.tile) return;
-  const float far = all.first / min(d.chunk, d.rows - (int)blockIdx.x * d.chunk);
+  const float far = all.first / min(d.chunk, d.rows - range * d.chunk);
   store_part(part, centres[threadIdx.x] + far, all.second - all.first * far, d);
 }
 
@@ -179,7 +184,7 @@ __device__ __forceinline__ void moments(Width<V>, const T* x, float* shared, flo
 // Threads: a block has `tile` channels of `chunk` rows; a thread 16 bytes of channels (four or one where c is no multiple of
 // those) of every so many rows. Neighbours along the channels, then along the rows.
 // Traffic: one read of x.
-// Launch: grid (ranges, ceil(c / tile)) of 256; 8704 bytes of shared memory, of two-byte elements 17408.
+// Launch: grid (ceil(c / tile), ranges) of 256; 8704 bytes of shared memory, of two-byte elements 17408.
 // Numerics: sums about the thread's first value, then about the mean of the first few rows, added in a fixed order.
 // Limits: rows * c < 2^31.
 // Registers: at most 64.
@@ -272,7 +277,7 @@ __device__ __forceinline__ void normalise(Width<V>, A, const T* x, const T* plus
 // Threads: as in batch_norm2d_fwd_part, but four channels at most (with eight of two bytes it takes 9 % longer); a thread keeps
 // its channels' constants in registers.
 // Traffic: one read of x, and of `plus`, and one write of y.
-// Launch: grid (ranges, ceil(c / tile)) of 256; no shared memory.
+// Launch: grid (ceil(c / tile), ranges) of 256; no shared memory.
 // Numerics: the mean is subtracted first, so that a large one costs no digits; one rounding.
 // Limits: rows * c < 2^31.
 // Registers: at most 64.
@@ -308,7 +313,7 @@ template <int V, class A, class T>
 __device__ __forceinline__ void sums_behind(Width<V>, A, const T* x, const T* gy, const float* mean,
                                             const float* inv_std, const float* gamma, const float* beta, float* shared,
                                             float* part, const BatchNorm2dDims& d) {
-  const Share<V> my(d);
+  const Share<V> my(d, range_of_sums(d));
   // Threads without rows may have no channels.
   const Normal<V> normal(mean, inv_std, gamma, beta, my.first < my.last ? my.c : 0);
   const auto gradient = [&](int, const Pack<float, V>(&v)[2]) {
@@ -324,7 +329,7 @@ __device__ __forceinline__ void sums_behind(Width<V>, A, const T* x, const T* gy
 // Threads: as in batch_norm2d_fwd_part, but four channels of whatever type: eight would take twice the registers, and two
 // arrays have as many bytes on their way.
 // Traffic: one read of x and of gy.
-// Launch: grid (ranges, ceil(c / tile)) of 256; 8192 bytes of shared memory.
+// Launch: grid (ceil(c / tile), ranges) of 256; 8192 bytes of shared memory.
 // Numerics: by rows of a thread, then over threads in a fixed order.
 template <class T>
 __global__ void __launch_bounds__(256, 4)
@@ -341,7 +346,7 @@ __global__ void __launch_bounds__(256, 4)
 template <int V, class T>
 __device__ __forceinline__ void sums_of_masked(Width<V>, const T* x, const T* gy, const T* y, const float* mean, T* g,
                                                float* shared, float* part, const BatchNorm2dDims& d) {
-  const Share<V> my(d);
+  const Share<V> my(d, range_of_sums(d));
   float centre[V];
 #pragma unroll
   for (int k = 0; k < V; ++k) centre[k] = mean[(my.first < my.last ? my.c : 0) + k];
@@ -415,7 +420,7 @@ __device__ __forceinline__ void input_gradient(Width<V>, A, const T* x, const fl
 // evaluation inv_rows is 0 and the last two terms with it. Where ReLU made x, what that passes on.
 // Threads: as in batch_norm2d_bwd_part; a thread keeps its channels' constants in registers.
 // Traffic: one read of x and of gy and one write of gx.
-// Launch: grid (ranges, ceil(c / tile)) of 256; no shared memory.
+// Launch: grid (ceil(c / tile), ranges) of 256; no shared memory.
 // Numerics: the mean is subtracted first, so that a large one costs no digits.
 // Limits: rows * c < 2^31.
 // Registers: at most 72.

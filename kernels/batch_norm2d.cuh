@@ -4,18 +4,20 @@
 #include "reduce.cuh"
 
 // What a thread of a block does: V channels from `c` on, of the rows `first`, `first + step`, ... below
-// `last`. Neighbouring threads have neighbouring channels, and then neighbouring rows.
+// `last`. Neighbouring threads have neighbouring channels, and then neighbouring rows. Blocks that share rows come together.
 template <int V>
 struct Share {
   int lanes, group, step, c, first, last;
   template <class Dims>
-  __device__ __forceinline__ explicit Share(const Dims& d) {
+  __device__ __forceinline__ explicit Share(const Dims& d) : Share(d, blockIdx.y) {}
+  template <class Dims>
+  __device__ __forceinline__ Share(const Dims& d, int range) {
     lanes = d.tile / V;
     step = blockDim.x / lanes;
     group = threadIdx.x / lanes;
-    c = blockIdx.y * d.tile + threadIdx.x % lanes * V;
-    first = blockIdx.x * d.chunk + group;
-    last = min((int)(blockIdx.x + 1) * d.chunk, d.rows);
+    c = blockIdx.x * d.tile + threadIdx.x % lanes * V;
+    first = range * d.chunk + group;
+    last = min((range + 1) * d.chunk, d.rows);
     // Threads left over when the lanes do not divide the block, or the tile ends after the channels.
     if (group >= step || c >= d.c) last = 0;
   }

@@ -72,7 +72,7 @@ __device__ __forceinline__ void pool(Width<V>, A, const T* x, const float* mean,
 // Threads: a block has `tile` channels of `chunk` windows; a thread four channels (one where c is no multiple) of every so many
 //     windows. Neighbours along the channels, then along the windows.
 // Traffic: one read of x; for a quarter as many elements a write of y, of x and of a byte.
-// Launch: grid (ceil(windows / chunk), ceil(c / tile)) of 256; no shared memory.
+// Launch: grid (ceil(c / tile), ceil(windows / chunk)) of 256; no shared memory.
 // Numerics: the mean is subtracted first; rounded to T before it is compared.
 // Limits: elements of x < 2^31; h and w at least 2.
 // Registers: at most 64.

@@ -230,28 +230,92 @@ __global__ void __launch_bounds__(128, 4)
 // Columns of the patch that a warp has, eight at a time, and a block.
 constexpr int EIGHTS = 4, COLUMNS = 8 * EIGHTS * 8;
 
-// SIXTEENS of channels of gy.
-template <int N, int SIXTEENS, class T>
-__device__ __forceinline__ void gather_strips(T* smem, int* place, const T* gy, const T* x, float* partial,
-                                              const Conv2dStripDims& d) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, o0 = blockIdx.z * OUTPUTS;
-  const bool whole = rows_of<8>(gy, d.o);
-  const Strips<T> strips(smem + 2 * PIXELS * OUTPUT_PITCH, d);
-  if (threadIdx.x < PIXELS) place[threadIdx.x] = InTile(threadIdx.x, d).place(d);
-  // A tile's strip, and its pixels of gy [PIXELS][OUTPUTS], zeros where there are none.
-  const auto bring_both = [&](int tile, int which) {
-    bring<N>(strips.at(which), x, tile, d);
-    const TileStart start(tile, d);
-    T* to = smem + which * PIXELS * OUTPUT_PITCH;
+// The pixels of gy of a tile, [PIXELS][OUTPUTS] in shared memory, zeros where there are none; SIXTEENS of channels. `begin` asks
+// for them, `end` comes when the tile before it is multiplied, and a barrier follows.
+template <int SIXTEENS, class T>
+struct OfPixels {
+  const T* gy;
+  bool whole;
+  __device__ __forceinline__ OfPixels(const T* gy, const Conv2dStripDims& d) : gy(gy), whole(rows_of<8>(gy, d.o)) {}
+  __device__ __forceinline__ void begin(T* to, const TileStart& start, const Conv2dStripDims& d) const {
+    const int o0 = blockIdx.z * OUTPUTS;
     const auto part_of = [&](int i) {
       const int first = o0 + i % (2 * SIXTEENS) * 8, pixel = start.pixel(InTile(i / (2 * SIXTEENS), d), 0, 0, d);
       return Part{pixel * d.o + first, first, pixel != NOWHERE};
     };
     const auto to_of = [&](int i) { return to + i / (2 * SIXTEENS) * OUTPUT_PITCH + i % (2 * SIXTEENS) * 8; };
     copy_parts<8>(gy, PIXELS * 2 * SIXTEENS, d.o, whole, part_of, to_of);
+  }
+  __device__ __forceinline__ void end(T*, const Conv2dStripDims&) const {}
+};
+
+// The same of the gradient g of what a max-pool of 2x2 gave, and where in its window each value won. A thread has eight channels
+// of a window: until the tile before is multiplied, both lie where two of its pixels will.
+template <int SIXTEENS, class T>
+struct OfWindows {
+  static constexpr int THREADS = PIXELS / 4 * 2 * SIXTEENS;
+  using Won = Pack<unsigned char, 8>;
+  const T* g;
+  const unsigned char* won;
+  __device__ __forceinline__ OfWindows(const T* g, const unsigned char* won) : g(g), won(won) {}
+  static __device__ __forceinline__ int channel() { return threadIdx.x % (2 * SIXTEENS) * 8; }
+  // The thread's window, as the first of its pixels in the tile.
+  static __device__ __forceinline__ InTile window(const Conv2dStripDims& d) {
+    InTile in;
+    const int i = threadIdx.x / (2 * SIXTEENS), line = divide(i, d.by_half_columns);
+    in.image = divide(line, d.by_half_rows);
+    in.row = 2 * line - in.image * d.rows, in.column = 2 * i - line * d.columns;
+    return in;
+  }
+  // Where the pixel at a place of it lies. Pixels behind those of the tile come in fours too, side by side.
+  static __device__ __forceinline__ Pack<T, 8>* chunk(T* gys, const InTile& in, int place, const Conv2dStripDims& d) {
+    const bool of_tile = in.image < d.images;
+    const int first = of_tile ? (in.image * d.rows + in.row) * d.columns + in.column : threadIdx.x / (2 * SIXTEENS) * 4;
+    const int pixel = first + place % 2 + place / 2 * (of_tile ? d.columns : 2);
+    return reinterpret_cast<Pack<T, 8>*>(gys + pixel * OUTPUT_PITCH + channel());
+  }
+  __device__ __forceinline__ void begin(T* gys, const TileStart& start, const Conv2dStripDims& d) const {
+    if (threadIdx.x >= THREADS) return;
+    const InTile in = window(d);
+    const int n = start.image + in.image, p = start.row + in.row, q = start.column + in.column;
+    const int o = blockIdx.z * OUTPUTS + channel();
+    const bool there = in.image < d.images && n < d.n && p < d.ho && q < d.wo && o < d.o;
+    const int at = there ? ((n * d.ho + p) * (d.wo / 2) + q) / 2 * d.o + o : 0;
+    copy_async(chunk(gys, in, 0, d), g + at, there);
+    copy_async(reinterpret_cast<Won*>(chunk(gys, in, 1, d)), won + at, there);
+  }
+  __device__ __forceinline__ void end(T* gys, const Conv2dStripDims& d) const {
+    if (threadIdx.x >= THREADS) return;
+    copy_wait<0>();
+    const InTile in = window(d);
+    const Pack<T, 8> values = *chunk(gys, in, 0, d);
+    const Won place = *reinterpret_cast<const Won*>(chunk(gys, in, 1, d));
+#pragma unroll
+    for (int at = 0; at < 4; ++at) {
+      Pack<T, 8> v;
+#pragma unroll
+      for (int k = 0; k < 8; ++k) v.v[k] = place.v[k] == at ? values.v[k] : T{};
+      *chunk(gys, in, at, d) = v;
+    }
+  }
+};
+
+// SIXTEENS of channels of gy, as `from` has it.
+template <int N, int SIXTEENS, class From, class T>
+__device__ __forceinline__ void gather_strips(T* smem, int* place, From from, const T* x, float* partial,
+                                              const Conv2dStripDims& d) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, o0 = blockIdx.z * OUTPUTS;
+  const Strips<T> strips(smem + 2 * PIXELS * OUTPUT_PITCH, d);
+  if (threadIdx.x < PIXELS) place[threadIdx.x] = InTile(threadIdx.x, d).place(d);
+  const auto gy_of = [&](int which) { return smem + which * PIXELS * OUTPUT_PITCH; };
+  const auto begin = [&](int tile, int which) {
+    // In this order: the other takes a register more.
+    from.begin(gy_of(which), TileStart(tile, d), d);
+    bring<N>(strips.at(which), x, tile, d);
   };
-  if (blockIdx.x < d.tiles) bring_both(blockIdx.x, 0);
+  if (blockIdx.x < d.tiles) begin(blockIdx.x, 0);
   copy_commit();
+  if (blockIdx.x < d.tiles) from.end(gy_of(0), d);
   // The warp's columns [kh][depth] of the patch, and where the strip has the first of each eight.
   const int first = blockIdx.y * COLUMNS + warp * 8 * EIGHTS;
   const auto base_of = [&](int eight) {
@@ -267,41 +331,44 @@ __device__ __forceinline__ void gather_strips(T* smem, int* place, const T* gy, 
   for (int tile = blockIdx.x; tile < d.tiles; tile += gridDim.x, which ^= 1) {
     copy_wait<0>();
     __syncthreads();
-    if (tile + gridDim.x < d.tiles) bring_both(tile + gridDim.x, which ^ 1);
+
+    if (tile + gridDim.x < d.tiles) begin(tile + gridDim.x, which ^ 1);
     copy_commit();
-    if (!busy) continue;
-    const T *strip = strips.at(which), *gys = smem + which * PIXELS * OUTPUT_PITCH;
+    const T *strip = strips.at(which), *gys = gy_of(which);
+    if (busy) {
 #pragma unroll DEPTH
-    for (int k = 0; k < PIXELS; k += 16) {
-      unsigned bv[EIGHTS / 2][4];
-      if constexpr (N == 4) {
-        // Two pixels in a register, at one column: rows 2(l%4), the next, and both 8 further.
-        const int at = k + lane % 4 * 2;
-        const T* pixels[4] = {strip + place[at], strip + place[at + 1], strip + place[at + 8], strip + place[at + 9]};
+      for (int k = 0; k < PIXELS; k += 16) {
+        unsigned bv[EIGHTS / 2][4];
+        if constexpr (N == 4) {
+          // Two pixels in a register, at one column: rows 2(l%4), the next, and both 8 further.
+          const int at = k + lane % 4 * 2;
+          const T* pixels[4] = {strip + place[at], strip + place[at + 1], strip + place[at + 8], strip + place[at + 9]};
 #pragma unroll
-        for (int j = 0; j < EIGHTS; ++j)
+          for (int j = 0; j < EIGHTS; ++j)
 #pragma unroll
-          for (int h = 0; h < 2; ++h)
-            bv[j / 2][j % 2 * 2 + h] =
-                pixels[2 * h][base[j] + lane / 4].bits | (unsigned)pixels[2 * h + 1][base[j] + lane / 4].bits << 16;
-      } else {
-        const T* pixel = strip + place[k + lane % 16];
+            for (int h = 0; h < 2; ++h)
+              bv[j / 2][j % 2 * 2 + h] =
+                  pixels[2 * h][base[j] + lane / 4].bits | (unsigned)pixels[2 * h + 1][base[j] + lane / 4].bits << 16;
+        } else {
+          const T* pixel = strip + place[k + lane % 16];
 #pragma unroll
-        for (int j = 0; j < EIGHTS / 2; ++j)
-          load_matrices<true>(bv[j], reinterpret_cast<const Chunk<T>*>(pixel + base[2 * j]));
+          for (int j = 0; j < EIGHTS / 2; ++j)
+            load_matrices<true>(bv[j], reinterpret_cast<const Chunk<T>*>(pixel + base[2 * j]));
+        }
+        unsigned av[SIXTEENS][4];
+#pragma unroll
+        for (int i = 0; i < SIXTEENS; ++i) {
+          const T* row = gys + (k + lane % 8 + lane / 16 * 8) * OUTPUT_PITCH + 16 * i + lane / 8 % 2 * 8;
+          load_matrices<true>(av[i], reinterpret_cast<const Chunk<T>*>(row));
+        }
+#pragma unroll
+        for (int i = 0; i < SIXTEENS; ++i)
+#pragma unroll
+          for (int j = 0; j < EIGHTS; ++j)
+            multiply(Operand<T>{}, acc[i][j], av[i], bv[j / 2][j % 2 * 2], bv[j / 2][j % 2 * 2 + 1]);
       }
-      unsigned av[SIXTEENS][4];
-#pragma unroll
-      for (int i = 0; i < SIXTEENS; ++i) {
-        const T* row = gys + (k + lane % 8 + lane / 16 * 8) * OUTPUT_PITCH + 16 * i + lane / 8 % 2 * 8;
-        load_matrices<true>(av[i], reinterpret_cast<const Chunk<T>*>(row));
-      }
-#pragma unroll
-      for (int i = 0; i < SIXTEENS; ++i)
-#pragma unroll
-        for (int j = 0; j < EIGHTS; ++j)
-          multiply(Operand<T>{}, acc[i][j], av[i], bv[j / 2][j % 2 * 2], bv[j / 2][j % 2 * 2 + 1]);
     }
+    if (tile + gridDim.x < d.tiles) from.end(gy_of(which ^ 1), d);
   }
   if (!busy) return;
   partial += (size_t)blockIdx.x * d.o * d.kh * d.kw * d.c;  // [o][kh][kw][c]
@@ -334,7 +401,28 @@ __global__ void __launch_bounds__(256, 2) conv2d_strip_bwd_w(const T* __restrict
   SHARED(int, place, [PIXELS]);
   with_sixteens(d.o, [&](auto sixteens) {
     constexpr int SIXTEENS = decltype(sixteens)::COUNT;
-    if (d.pitch == 4) gather_strips<4, SIXTEENS>(smem, place, gy, x, partial, d);
-    else gather_strips<8, SIXTEENS>(smem, place, gy, x, partial, d);
+    const OfPixels<SIXTEENS, T> from(gy, d);
+    if (d.pitch == 4) gather_strips<4, SIXTEENS>(smem, place, from, x, partial, d);
+    else gather_strips<8, SIXTEENS>(smem, place, from, x, partial, d);
+  });
+}
+
+// The same of gy as a max-pool of 2x2 passes on its gradient g [n, ho/2, wo/2, o]: to the place in the window that won; where that
+// is none of the four, to none. gy, four times as large, is not stored.
+// Threads: as above; for each tile a thread loads eight channels of a window while the one before it is multiplied, and then
+//     lays out the four pixels.
+// Traffic: one read of x, of g and of a byte.
+// Limits: as above; o a multiple of 8; ho, wo, and rows and columns of a tile even.
+template <class T>
+__global__ void __launch_bounds__(256, 2)
+    conv2d_strip_bwd_w_pooled(const T* __restrict__ g, const unsigned char* __restrict__ won, const T* __restrict__ x,
+                              float* __restrict__ partial, Conv2dStripDims d) {
+  DYN_SMEM(T, smem);
+  SHARED(int, place, [PIXELS]);
+  with_sixteens(d.o, [&](auto sixteens) {
+    constexpr int SIXTEENS = decltype(sixteens)::COUNT;
+    const OfWindows<SIXTEENS, T> from(g, won);
+    if (d.pitch == 4) gather_strips<4, SIXTEENS>(smem, place, from, x, partial, d);
+    else gather_strips<8, SIXTEENS>(smem, place, from, x, partial, d);
   });
 }

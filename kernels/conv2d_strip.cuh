@@ -18,6 +18,7 @@ struct Conv2dStripDims {
   // Divisors, as `divide` (common.cuh) takes them; chunks are those of a pixel.
   unsigned by_columns[2], by_rows[2], by_wide[2], by_high[2], by_chunks[2], by_across[2], by_down[2];
   unsigned by_kw[2], by_taps[2], by_side[2];  // kh·kw; c, or o if turned: what a block has of it
+  unsigned by_half_columns[2], by_half_rows[2];
 };
 
 // Pixels of a tile: at most so many.
@@ -42,6 +43,7 @@ __device__ __forceinline__ void with_sixteens(int channels, F f) {
 // An output pixel of a tile: the image and the place in it, counted from the tile's first.
 struct InTile {
   int image, row, column;
+  InTile() = default;
   __device__ __forceinline__ InTile(int m, const Conv2dStripDims& d) {
     const int line = divide(m, d.by_columns);
     image = divide(line, d.by_rows), row = line - image * d.rows, column = m - line * d.columns;

@@ -59,13 +59,14 @@ impl Operands {
     }
 
     /// The gradients that are wanted, in this order: of the bias, the sums of gy's columns; of the weights,
-    /// which `weights` writes; of the input, which `input` writes. Both are called with the gradient of the product, and
+    /// which `weights` writes and for which it reads `also`; of the input, which `input` writes. Both are called with the gradient of the product, and
     /// `input` adds to what is there on a CUDA device alone, where that costs the product no pass of its own; it says whether
     /// the sum is [masked](Operands::masks).
     pub(super) fn backward(
         &self,
         gy: Tensor,
         grads: &mut Grads<'_>,
+        also: Option<&Tensor>,
         weights: impl FnOnce(&Tensor, &mut Slot<'_>) -> Result<()>,
         input: impl FnOnce(&Tensor, &mut Slot<'_>) -> Result<bool>,
     ) -> Result<()> {
@@ -93,7 +94,8 @@ impl Operands {
         // The product keeps gy as well, for as long.
         let kept = self.ids[1].is_some_and(|id| grads.is_param(id));
         beside(bias, SUMS, &[gy][usize::from(kept)..], grads, of_bias)?;
-        beside(self.ids[1], WEIGHTS, &[gy, &self.x], grads, of_weights)?;
+        let reads = [Some(gy), Some(&self.x), also].into_iter().flatten();
+        beside(self.ids[1], WEIGHTS, &reads.collect::<Vec<_>>(), grads, of_weights)?;
         let (id, dtype, shape) = (self.ids[0], gy.dtype(), self.x.shape());
         if let Device::Cuda(_) = gy.device() {
             let masked = grads.slot(id, dtype, shape)?.map_or(Ok(false), |mut gx| input(gy, &mut gx))?;

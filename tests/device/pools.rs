@@ -168,6 +168,47 @@ fn that_a_batch_norm_reads() {
     }
 }
 
+/// A convolution of images, the first of a network: its weights' gradient is that of what was pooled, which is not stored.
+#[test]
+fn of_which_the_weights_alone_want_a_gradient() {
+    let options = CudaOptions { tile: Some("Halo64"), max_blocks: Some(2), ..CudaOptions::default() };
+    let Some(under) = Under::hopper(options) else { return };
+    let Device::Cuda(cuda) = under.first() else { panic!("a CUDA device") };
+    let of = |o: usize, before, together: bool| {
+        let case = Case::new("first", move |v, cx| {
+            let [mut mean, mut var] = [0.0, 1.0].map(|of| {
+                let mut running = Tensor::zeros(cx.device(), DType::F32, [o]).unwrap();
+                running.fill(of).unwrap();
+                running
+            });
+            let (x, then) = (Var::constant(v[0].value().clone()), Then { activation: before, pool: together });
+            let y = x.conv2d_then(then, &v[1], None, [1; 2], [1; 2], cx)?;
+            let y = if together { y } else { y.max_pool2d(Then::POOL, cx)? };
+            let then = Some(Activation::Gelu).into();
+            y.batch_norm2d_then(then, &v[2], &v[3], [&mut mean, &mut var], 0.1, 1e-5, cx)
+        });
+        let case = case.input("x", [3, 11, 16, 24], Fill::Uniform).input("w", [o, 3, 3, 24], Fill::Uniform);
+        case.param("gamma", [o], Fill::Uniform).param("beta", [o], Fill::Uniform)
+    };
+    for (o, before, dtype) in [(16, None, DType::F16), (40, Some(Activation::Relu), DType::BF16)] {
+        let apart = parity::run(&of(o, before, false), under.first(), dtype, 6).unwrap();
+        let case = of(o, before, true);
+        let kernels = cuda.profile(|| parity::run(&case, under.first(), dtype, 6).map(drop)).unwrap();
+        let ran = |name: &str| kernels.iter().any(|t| t.kernel.starts_with(name));
+        assert_eq!(["conv2d_strip_bwd_w_pooled", "max_pool2d_bwd"].map(ran), [true, false], "{kernels:?}");
+        for (name, device) in &under.devices {
+            for ((what, got), (_, want)) in parity::run(&case, device, dtype, 6).unwrap().iter().zip(&apart) {
+                let [got, want] = [got, want].map(|t| t.to_f64().unwrap());
+                let most = want.iter().fold(0.0, |most: f64, v| most.max(v.abs()));
+                // The sums of the weights' gradient are added up in another order.
+                let least = if what == "gw" { 2e-6 * most } else { 0.0 };
+                let same = |(got, want): (&f64, &f64)| (got - want).abs() <= least;
+                assert!(got.iter().zip(&want).all(same), "{what} of {o} channels, {dtype} ({name})");
+            }
+        }
+    }
+}
+
 /// Behind ReLU and a pool a batch-norm's gradient has sums of zero, and what ReLU lets through of it has not: the bias in front of
 /// them is trained.
 #[test]

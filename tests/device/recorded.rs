@@ -4,6 +4,7 @@ use crate::training::{recipe, train};
 use crate::under::Under;
 use tilework::data::loader::Loader;
 use tilework::data::shapes;
+use tilework::device::cuda::CudaOptions;
 use tilework::nn::Model;
 use tilework::optim::{Optimizer, Sgd};
 use tilework::step::{Rate, Step};
@@ -75,7 +76,8 @@ fn the_last_layers_move_while_the_pass_goes_on() {
 /// order a GPU does them, the numbers are those of launches.
 #[test]
 fn lines_side_by_side_change_no_number() {
-    let Some(under) = Under::new() else { return };
+    let hopper = CudaOptions { tile: Some("Halo64"), ..CudaOptions::default() };
+    let (Some(under), hopper) = (Under::new(), Under::hopper(hopper)) else { return };
     let biased = r#"layers=["conv 5x5, 4 channels, stride 2", "relu",
         {residual = ["conv 3x3, 4 channels, pad 1", "conv 3x3, 4 channels, pad 1"]}, "max_pool 2",
         "conv 3x3, 6 channels", "relu", "flatten", "fc 12", "relu", "dropout 0.3", "fc 10"]"#;
@@ -83,12 +85,18 @@ fn lines_side_by_side_change_no_number() {
         {residual = ["am: conv 3x3, 8 channels, pad 1", "batch_norm", "relu", "bm: conv 3x3, 8 channels, pad 1", "batch_norm"]},
         "relu", "cm: conv 3x3, 8 channels, pad 1", "max_pool 2", "flatten", "fc 10"]"#;
     let muon = r#"optimizer={kind = "sgd", lr = 1e-3, momentum = 0.9, groups = [{match = "*m.weight", lr = 0.02, muon = {}}]}"#;
-    for set in [
+    // What is pooled and has no input to give a gradient of.
+    let pooled = r#"layers=["conv 3x3, 8 channels, stride 3", "gelu", "conv 3x3, 16 channels, pad 1, no bias", "max_pool 2",
+        "batch_norm", "gelu", "conv 3x3, 8 channels, no bias", "flatten", "fc 10"]"#;
+    let on_default = [
         [biased, "precision=bf16", "batch_size=4", "ema.decay=0.9"],
         [biased, "precision=f32", "batch_size=4", "accumulate=2"],
         [residual, "precision=f16", "batch_size=6", muon],
         [residual, "precision=f32", "batch_size=5", "clip.norm=0.1"],
-    ] {
+    ];
+    let on_hopper = [[pooled, "precision=f16", "batch_size=4", r#"freeze=["0.*"]"#]];
+    let on = |under, sets| std::iter::repeat(under).zip(sets);
+    for (under, set) in on(&under, on_default.to_vec()).chain(hopper.iter().flat_map(|h| on(h, on_hopper.to_vec()))) {
         let recipe = recipe("quickstart", &set);
         let launched = train(&recipe, under.first(), 8, false);
         for device in under.shuffled() {

@@ -15,6 +15,9 @@ pub(crate) const CHECKED: &str = "threads shuffled, checked";
 /// Devices under test, by name.
 pub(crate) struct Under {
     pub(crate) devices: Vec<(&'static str, Device)>,
+    options: CudaOptions,
+    /// Of emulated devices.
+    arch: u32,
 }
 
 /// Whether `TILEWORK_REQUIRE` says that something must not be skipped.
@@ -64,7 +67,7 @@ impl Under {
     pub(crate) fn of(options: CudaOptions, arch: u32) -> Option<Self> {
         if on_gpu() {
             let device = Device::cuda(options).expect("TILEWORK_DEVICE=cuda needs a GPU");
-            return Some(Under { devices: vec![("cuda", device)] });
+            return Some(Under { devices: vec![("cuda", device)], options, arch });
         }
         #[cfg(tilework_emulator)]
         {
@@ -78,6 +81,8 @@ impl Under {
                     ("threads in reverse", device(Order::Reverse, false)),
                     (CHECKED, device(Order::Random(8), true)),
                 ],
+                options,
+                arch,
             })
         }
         #[cfg(not(tilework_emulator))]
@@ -102,8 +107,9 @@ impl Under {
     pub(crate) fn shuffled(&self) -> Vec<Device> {
         #[cfg(tilework_emulator)]
         if !on_gpu() {
-            let how = |seed| emulator::EmulatorOptions { order: Order::Random(seed), ..Default::default() };
-            return (1..=2).map(|i| Device::emulated_with(CudaOptions::default(), how(i)).unwrap()).collect();
+            let how =
+                |seed| emulator::EmulatorOptions { order: Order::Random(seed), arch: self.arch, ..Default::default() };
+            return (1..=2).map(|i| Device::emulated_with(self.options, how(i)).unwrap()).collect();
         }
         vec![self.first().clone()]
     }

@@ -25,7 +25,7 @@ fn cut([rows, c]: [usize; 2], each: usize, blocks: usize, wide: usize) -> (Batch
     let (unbias, inv_rows) = ((rows as f64 / (rows as f64 - 1.0)) as f32, (1.0 / rows as f64) as f32);
     let d =
         BatchNorm2dDims { rows: rows_, c: c_, tile, chunk, ranges: ranges_, unbias, inv_rows, ..Default::default() };
-    (d, Launch::new(0, BLOCK).grid(ranges, tiles, 1))
+    (d, Launch::new(0, BLOCK).grid(tiles, ranges, 1))
 }
 
 fn rows(x: Shape) -> usize {

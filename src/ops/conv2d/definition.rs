@@ -33,11 +33,17 @@ impl Example {
     }
 
     pub(super) fn new(d: Dims) -> Self {
-        let numbers = |len: usize, from: usize| -> Vec<f64> {
-            (from..from + len).map(|i| ((i * 7919 + d.patch()) % 23) as f64 - 11.0).collect()
-        };
+        Example::of(d, Self::numbers(&d, d.n * d.pixels() * d.o, 3))
+    }
+
+    fn numbers(d: &Dims, len: usize, from: usize) -> Vec<f64> {
+        (from..from + len).map(|i| ((i * 7919 + d.patch()) % 23) as f64 - 11.0).collect()
+    }
+
+    /// With this gradient of y.
+    pub(super) fn of(d: Dims, gy: Vec<f64>) -> Self {
+        let numbers = |len: usize, from: usize| Self::numbers(&d, len, from);
         let (x, w, b) = (numbers(d.n * d.image(), 0), numbers(d.o * d.patch(), 5), numbers(d.o, 0));
-        let gy = numbers(d.n * d.pixels() * d.o, 3);
         let mut y: Vec<f64> = (0..gy.len()).map(|i| b[i % d.o]).collect();
         let (mut gx, mut gw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
         let [kh, kw] = d.window.kernel;

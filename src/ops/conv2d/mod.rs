@@ -34,6 +34,7 @@ use crate::error::Result;
 use crate::params::Slot;
 use crate::tensor::Tensor;
 use dims::Dims;
+use strip::Strip;
 
 const OP: &str = "conv2d";
 
@@ -71,12 +72,15 @@ impl Var {
         let (then, inputs): (Then, _) = (then.into(), [self, w]);
         let d = Dims::new(self.shape(), w.shape(), b.map(Var::shape), stride, pad)?.cropped(then);
         if let Some([y, place]) = forward_pooled(self.value(), w.value(), b.map(Var::value), then, &d)? {
-            let node = |operands| Conv2d { operands, d, place: Some((place.clone(), then.activation.is_some())) };
+            let alone = if self.id().is_none() && b.is_none() { gathers_pooled(self.value(), &d)? } else { None };
+            let pooled = Pooled { place: place.clone(), relu: then.activation.is_some(), alone };
+            let node = |operands| Conv2d { operands, d, pooled: Some(pooled) };
             // Not all of its gradient is the bias's, where ReLU came before the max-pool.
-            return Ok(Operands::record(y, None, inputs, b, cx, node)?.of_bias(None).won_at(place));
+            let y = Operands::record(y, None, inputs, b, cx, node)?.of_bias(None);
+            return Ok(if alone.is_none() { y.won_at(place) } else { y });
         }
         let y = forward(self.value(), w.value(), b.map(Var::value), then.activation, &d)?;
-        let node = |operands| Conv2d { operands, d, place: None };
+        let node = |operands| Conv2d { operands, d, pooled: None };
         let y = Operands::record(y, then.activation, inputs, b, cx, node)?;
         Then { activation: None, ..then }.of(&y, cx)
     }
@@ -109,22 +113,40 @@ fn forward_pooled(x: &Tensor, w: &Tensor, b: Option<&Tensor>, then: Then, d: &Di
     }
 }
 
+/// How a kernel computes the weight gradient before a max-pool without the gradient of what was pooled, if one does.
+fn gathers_pooled(x: &Tensor, d: &Dims) -> Result<Option<Strip>> {
+    match x.device() {
+        Device::Cuda(cuda) => with_kernel_type!(OP, x.dtype(), T => Ok(Strip::backward_w_pooled::<T>(cuda, d))),
+        Device::Cpu(_) => Ok(None),
+    }
+}
+
 struct Conv2d {
     operands: Operands,
     d: Dims,
-    /// Where in their windows the values are from, if they are of a max-pool, and whether ReLU came before it.
-    place: Option<(Tensor, bool)>,
+    pooled: Option<Pooled>,
+}
+
+/// A max-pool of 2x2 of the result, in the same op.
+struct Pooled {
+    /// Where in their windows the values are from.
+    place: Tensor,
+    /// Whether ReLU came before it.
+    relu: bool,
+    /// What takes the gradient [as it is](gathers_pooled), where the weights alone want one.
+    alone: Option<Strip>,
 }
 
 impl Backward for Conv2d {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let (Operands { x, w, .. }, d) = (&self.operands, &self.d);
-        let gy = match &self.place {
-            Some((place, relu)) => {
+        let alone = self.pooled.as_ref().and_then(|pooled| Some((pooled.alone?, &pooled.place)));
+        let gy = match &self.pooled {
+            Some(Pooled { place, relu, .. }) => {
                 if *relu {
                     grads.forget_sums();
                 }
-                match grads.is_spread() {
+                match grads.is_spread() || alone.is_some() {
                     true => gy,
                     false => max_pool2d::backward(&gy, place, [d.n, d.y[0], d.y[1], d.o].into(), Then::POOL)?,
                 }
@@ -137,7 +159,10 @@ impl Backward for Conv2d {
                 let accumulate = gw.accumulate;
                 cpu::backward_w(gy.host::<T>()?, x.host::<T>()?, gw.host_mut::<T>()?, accumulate, d, cpu)
             }),
-            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => cuda::backward_w::<T>(cuda, gy, x, gw, d)),
+            Device::Cuda(cuda) => with_kernel_type!(OP, dtype, T => match alone {
+                Some((strip, place)) => strip.gather_pooled::<T>(cuda, [gy, place], x, gw, d),
+                None => cuda::backward_w::<T>(cuda, gy, x, gw, d),
+            }),
         };
         let input = |gy: &Tensor, gx: &mut Slot<'_>| match &device {
             Device::Cpu(cpu) => with_real!(OP, dtype, T => {
@@ -148,7 +173,7 @@ impl Backward for Conv2d {
                 with_kernel_type!(OP, dtype, T => cuda::backward_x::<T>(cuda, gy, w, masks, gx, d))
             }
         };
-        self.operands.backward(gy, grads, weights, input)
+        self.operands.backward(gy, grads, alone.map(|(_, place)| place), weights, input)
     }
 }
 

@@ -5,7 +5,7 @@ use crate::device::Device;
 use crate::device::cuda::{Cuda, KernelType, Launch, Out, magic};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::kernels::conv2d_strip::{Conv2dStripDims, conv2d_strip_bwd_w, conv2d_strip_fwd};
+use crate::kernels::conv2d_strip::{Conv2dStripDims, conv2d_strip_bwd_w, conv2d_strip_bwd_w_pooled, conv2d_strip_fwd};
 use crate::ops::product::{MAX_PARTIAL, Product, STRIPS};
 use crate::params::Slot;
 use crate::tensor::Tensor;
@@ -78,7 +78,7 @@ impl Strip {
     /// The forward pass, if strips suit it.
     pub(super) fn forward<T: KernelType>(cuda: &Cuda, d: &Dims) -> Option<Self> {
         let sides = [0, 1].map(|i| Side::forward(d, i));
-        Self::cut::<T>(cuda, d, [d.n, d.x[0], d.x[1], d.c], [d.y[0], d.y[1], d.o], sides, SEEN, None)
+        Self::cut::<T>(cuda, d, [d.n, d.x[0], d.x[1], d.c], [d.y[0], d.y[1], d.o], sides, SEEN, None, 1)
     }
 
     /// The input gradient.
@@ -88,7 +88,7 @@ impl Strip {
         }
         let sides = [0, 1].map(|i| Side::backward(d, i));
         let (seen, made) = ([d.n, d.y[0], d.y[1], d.o], [d.x[0], d.x[1], d.c]);
-        let mut strip = Self::cut::<T>(cuda, d, seen, made, sides, SEEN_OF_A_GRADIENT, None)?;
+        let mut strip = Self::cut::<T>(cuda, d, seen, made, sides, SEEN_OF_A_GRADIENT, None, 1)?;
         strip.sizes.turned = 1;
         strip.sizes.by_side = magic(d.c.min(OUTPUTS));
         Some(strip)
@@ -96,14 +96,27 @@ impl Strip {
 
     /// The weight gradient.
     pub(super) fn backward_w<T: KernelType>(cuda: &Cuda, d: &Dims) -> Option<Self> {
+        Self::of_weights::<T>(cuda, d, 1)
+    }
+
+    /// That of what a max-pool of 2x2 passes on, for [`Strip::gather_pooled`]: tiles are of whole windows, and channels come eight at
+    /// a time.
+    pub(super) fn backward_w_pooled<T: KernelType>(cuda: &Cuda, d: &Dims) -> Option<Self> {
+        let suits = d.y.iter().all(|&side| side > 0 && side % 2 == 0) && d.o.is_multiple_of(8);
+        suits.then(|| Self::of_weights::<T>(cuda, d, 2)).flatten()
+    }
+
+    fn of_weights<T: KernelType>(cuda: &Cuda, d: &Dims, unit: usize) -> Option<Self> {
         let sides = [0, 1].map(|i| Side::forward(d, i));
         let (seen, made) = ([d.n, d.x[0], d.x[1], d.c], [d.y[0], d.y[1], d.o]);
-        let strip = Self::cut::<T>(cuda, d, seen, made, sides, SEEN, Some(2 * PIXELS * (OUTPUTS + 8)));
+        let strip = Self::cut::<T>(cuda, d, seen, made, sides, SEEN, Some(2 * PIXELS * (OUTPUTS + 8)), unit);
         let blocks = BLOCKS_OF_THE_WEIGHTS.min(MAX_PARTIAL / (d.o * d.patch())).max(1);
         strip.map(|strip| Strip { blocks, ..strip })
     }
 
-    /// Tiles as large as their strips allow, beside the weights in shared memory or so many elements.
+    /// Tiles as large as their strips allow, beside the weights in shared memory or so many elements; their rows and columns are
+    /// multiples of `unit`, as those of y are.
+    #[expect(clippy::too_many_arguments, reason = "what a pass reads, what it computes, and how")]
     fn cut<T: KernelType>(
         cuda: &Cuda,
         d: &Dims,
@@ -112,6 +125,7 @@ impl Strip {
         [down, across]: [Side; 2],
         most_seen: usize,
         beside: Option<usize>,
+        unit: usize,
     ) -> Option<Self> {
         let [kh, kw] = d.window.kernel;
         if size_of::<T>() != 2 || c > most_seen || kh * kw == 1 {
@@ -125,18 +139,20 @@ impl Strip {
         let fixed = beside.unwrap_or_else(weights);
         let [all_rows, all_columns] = [ho.div_ceil(down.classes), wo.div_ceil(across.classes)];
         let even = |size: usize, most: usize| size.div_ceil(size.div_ceil(most.clamp(1, size)));
+        let units = |size: usize, most: usize| unit * even(size / unit, most / unit);
         let seen = |rows: usize, columns: usize| {
             [(rows - 1) * down.step + down.span, (columns - 1) * across.step + across.span]
         };
         // So many columns, and as many rows and images as there is room for; and about how long that takes, all in all.
         let cut = |columns: usize| {
-            let rows = even(all_rows, PIXELS / columns);
+            let rows = units(all_rows, PIXELS / columns);
             let images = if rows == all_rows { even(n, PIXELS / (rows * columns)) } else { 1 };
             let tiles = n.div_ceil(images) * all_rows.div_ceil(rows) * all_columns.div_ceil(columns);
             let [high, wide] = seen(rows, columns);
             ([images, rows, columns], tiles * (TILE + images * high * wide * pitch.div_ceil(8)))
         };
-        let cuts = (1..=all_columns).map(|across| cut(even(all_columns, all_columns.div_ceil(across).min(PIXELS))));
+        let cuts =
+            (1..=all_columns).map(|across| cut(units(all_columns, all_columns.div_ceil(across).min(PIXELS / unit))));
         let ([mut images, mut rows, mut columns], _) = cuts.min_by_key(|(_, time)| *time)?;
         // What every GPU of the architecture lets a block have, or two blocks of sm_90 together.
         let most = match cuda.info().arch {
@@ -150,8 +166,8 @@ impl Strip {
             match (images, rows, columns) {
                 _ if shared <= most => break [high, wide, shared],
                 (2.., ..) => images = images.div_ceil(2),
-                (_, 2.., _) => rows = rows.div_ceil(2),
-                (.., 2..) => columns = columns.div_ceil(2),
+                _ if rows > unit => rows = unit * (rows / unit).div_ceil(2),
+                _ if columns > unit => columns = unit * (columns / unit).div_ceil(2),
                 _ => return None,
             }
         };
@@ -198,9 +214,11 @@ impl Strip {
             by_kw: magic(kw),
             by_taps: magic(kh * kw),
             by_side: magic(c),
+            by_half_columns: magic((columns / 2).max(1)),
+            by_half_rows: magic((rows / 2).max(1)),
         };
-        // Few tiles do not make up for weights that each block lays out anew.
-        let wanted = cuda.options().tile.map_or(sizes.tiles >= LEAST_TILES, |tile| tile == STRIPS);
+        // Few tiles do not make up for weights that each block lays out anew. What is pooled has no other tiles.
+        let wanted = cuda.options().tile.map_or(sizes.tiles >= LEAST_TILES, |tile| tile == STRIPS || unit > 1);
         wanted.then_some(Strip { sizes, shared, flops: 2 * d.n * d.pixels() * d.patch() * d.o, blocks: BLOCKS })
     }
 
@@ -233,11 +251,38 @@ impl Strip {
         gw: &mut Slot<'_>,
         d: &Dims,
     ) -> Result<()> {
+        self.gather_by(cuda, gw, d, |launch, partial| {
+            conv2d_strip_bwd_w::<T>(cuda, launch, gy.input()?, x.input()?, partial, &self.sizes)
+        })
+    }
+
+    /// The same of what a max-pool of 2x2, whose values are from these places, passes on of its gradient g.
+    pub(super) fn gather_pooled<T: KernelType>(
+        &self,
+        cuda: &Cuda,
+        [g, place]: [&Tensor; 2],
+        x: &Tensor,
+        gw: &mut Slot<'_>,
+        d: &Dims,
+    ) -> Result<()> {
+        self.gather_by(cuda, gw, d, |launch, partial| {
+            conv2d_strip_bwd_w_pooled::<T>(cuda, launch, g.input()?, place.input()?, x.input()?, partial, &self.sizes)
+        })
+    }
+
+    /// What `gather` stores of each block, added up.
+    fn gather_by(
+        &self,
+        cuda: &Cuda,
+        gw: &mut Slot<'_>,
+        d: &Dims,
+        gather: impl FnOnce(Launch, Out<'_, f32>) -> Result<()>,
+    ) -> Result<()> {
         let columns = (self.sizes.kh * self.sizes.depth) as usize;
         let launch = self.launch(256, [columns.div_ceil(COLUMNS), d.o.div_ceil(OUTPUTS)]);
         let blocks = launch.grid[0] as usize;
         let mut partial = Tensor::empty(&Device::Cuda(cuda.clone()), DType::F32, [blocks, d.o, d.patch()])?;
-        conv2d_strip_bwd_w::<T>(cuda, launch, gy.input()?, x.input()?, partial.output()?, &self.sizes)?;
+        gather(launch, partial.output()?)?;
         let sizes = [d.o, d.patch(), d.n * d.pixels()];
         let sum = Product { accumulate: gw.accumulate, ..Product::of(sizes, [d.o, d.c]) };
         sum.add_up::<f32>(cuda, &partial, gw.output()?)
@@ -254,77 +299,6 @@ fn pitch(channels: usize) -> usize {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    /// Blocks that walk over several tiles: all passes, on convolutions drawn at random, of up to three images, several tiles
-    /// across, and more outputs than one block has.
-    #[cfg(tilework_emulator)]
-    #[test]
-    fn strips_give_what_the_definition_says() {
-        use super::super::definition::Example;
-        use super::*;
-        use crate::device::cuda::CudaOptions;
-        use crate::device::emulator::{EmulatorOptions, Order};
-        use crate::ops::case::Draw;
-        use half::f16;
-        let orders = [(Order::Forward, false), (Order::Reverse, false), (Order::Random(3), true)];
-        for seed in 0..24 {
-            let mut draw = Draw::new(seed);
-            let long = draw.int(0, 3) == 0;
-            let x = [draw.int(3, if long { 4 } else { 14 }), if long { draw.int(130, 150) } else { draw.int(3, 14) }];
-            let [c, o] = [[3, 40], [1, 5], [8, 70], [9, 17], [24, 32], [32, 9]][seed as usize % 6];
-            let e = Example::draw(&mut draw, if long { 1 } else { 3 }, x, [c, o], [3, 3]);
-            let (d, (order, checked)) = (&e.d, orders[seed as usize % 3]);
-            let options = EmulatorOptions { order, checked, ..EmulatorOptions::default() };
-            let device =
-                Device::emulated_with(CudaOptions { tile: Some(STRIPS), ..CudaOptions::default() }, options).unwrap();
-            let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
-            let same = |pass: &str, got: &Tensor, want: &[f64]| {
-                let want: Vec<f64> = match got.dtype() {
-                    DType::F16 => want.iter().map(|v| f16::from_f64(*v).to_f64()).collect(),
-                    _ => want.to_vec(),
-                };
-                assert!(got.to_f64().unwrap() == want, "{pass}, {d:?}, {order:?}");
-            };
-            let walks = |strip: Strip| Strip { blocks: 2, ..strip };
-            let [inputs, w, gy, b] = e.tensors(&device);
-            if let Some(strip) = Strip::forward::<f16>(cuda, d) {
-                let mut y = Tensor::empty(&device, DType::F16, gy.shape()).unwrap();
-                walks(strip).multiply::<f16>(cuda, [&inputs, &w], Some(&b), [false; 2], y.output().unwrap()).unwrap();
-                same("forward", &y, &e.y);
-            }
-            if let Some(strip) = Strip::backward_x::<f16>(cuda, d) {
-                let mut gx = Tensor::empty(&device, DType::F16, inputs.shape()).unwrap();
-                walks(strip).multiply::<f16>(cuda, [&gy, &w], None, [false; 2], gx.output().unwrap()).unwrap();
-                same("input gradient", &gx, &e.gx);
-            }
-            if let Some(strip) = Strip::backward_w::<f16>(cuda, d) {
-                let mut gw = Tensor::empty(&device, DType::F32, w.shape()).unwrap();
-                let mut slot = Slot::of_tensor(&mut gw, false).unwrap();
-                walks(strip).gather::<f16>(cuda, &gy, &inputs, &mut slot, d).unwrap();
-                same("weight gradient", &gw, &e.gw);
-            }
-        }
-    }
-
-    /// Pixels of a tile that see much of the same lie in a square.
-    #[cfg(tilework_emulator)]
-    #[test]
-    fn tiles_share_what_their_pixels_see() {
-        use super::*;
-        use crate::device::cuda::CudaOptions;
-        use crate::device::emulator::EmulatorOptions;
-        use crate::ops::window::Window;
-        let device = Device::emulated_with(CudaOptions::default(), EmulatorOptions::default()).unwrap();
-        let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
-        let tile = |[x, y, side, stride]: [usize; 4], [n, c, o]: [usize; 3]| {
-            let window = Window { kernel: [side; 2], stride: [stride; 2], pad: [side / 2; 2] };
-            let strip = Strip::forward::<half::f16>(cuda, &Dims { n, x: [x; 2], c, y: [y; 2], o, window }).unwrap();
-            [strip.sizes.images, strip.sizes.rows, strip.sizes.columns]
-        };
-        assert_eq!(tile([224, 112, 7, 2], [128, 3, 64]), [1, 8, 16]);
-        assert_eq!(tile([32, 32, 3, 1], [512, 3, 64]), [1, 8, 16]);
-        assert_eq!(tile([28, 28, 3, 1], [256, 1, 16]), [1, 4, 28]);
-        assert_eq!(tile([8, 8, 3, 1], [1024, 16, 32]), [2, 8, 8]);
-    }
-}
+#[cfg(all(test, tilework_emulator))]
+#[path = "../../../tests/unit/conv2d_strips.rs"]
+mod tests;

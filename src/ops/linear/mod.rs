@@ -140,7 +140,7 @@ impl Backward for Linear {
                 with_kernel_type!(OP, dtype, T => cuda::backward_x::<T>(cuda, gy, w, masks, gx, dims))
             }
         };
-        self.0.backward(gy, grads, weights, input)
+        self.0.backward(gy, grads, None, weights, input)
     }
 }
 
