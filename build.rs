@@ -34,7 +34,7 @@ fn main() -> ExitCode {
 fn build() -> Result<(), Problem> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=kernels");
-    println!("cargo::rustc-check-cfg=cfg(tilework_emulator, tilework_emulator_fma)");
+    println!("cargo::rustc-check-cfg=cfg(tilework_emulator, tilework_emulator_fma, tilework_emulator_strict)");
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(|e| e.to_string())?);
     let out = PathBuf::from(env::var("OUT_DIR").map_err(|e| e.to_string())?);
     let (files, tiles) = kernels::read_kernels(&root.join("kernels"))?;

@@ -192,7 +192,7 @@ class Bench:
         cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
         # As in build.rs.
         shim = ROOT / "src/device/emulator"
-        self.flags = ["-O2", "-ffunction-sections", "-fdata-sections", "-fPIC", "-m64", "-std=c++17", "-w", "-g1"]
+        self.flags = ["-O2", "-ffunction-sections", "-fdata-sections", "-fPIC", "-m64", "-std=c++17", "-w", "-g1", "-gno-column-info"]
         self.flags += ["-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
         self.flags += ["-Werror=frame-larger-than=16384", "-DTILEWORK_EMULATED"]
         self.flags += [f"-I{shim}", f"-I{self.copy}"] + (["-mavx2", "-mfma"] if " fma" in cpu else [])
@@ -265,14 +265,14 @@ class Bench:
 
     def judge(self, texts, mutant):
         """What becomes of a mutant: 'refused', 'same code', 'survived', or which test kills it."""
-        name, _, start, end, new = mutant
+        name, operator, start, end, new = mutant
         files, text = self.affected(name, texts), texts[name]
         self.remember(files, texts)
         self.write({**texts, name: text[:start] + new + text[end:]})
         objects = self.objects(files)
         if objects is None:
             return "refused"
-        if new and [obj.read_bytes() for obj in objects] == [code for f in files for code in self.originals[f]]:
+        if operator and [obj.read_bytes() for obj in objects] == [code for f in files for code in self.originals[f]]:
             return "same code"
         for target, parts in PARTS.items():
             program = self.link(target, objects)

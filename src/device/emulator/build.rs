@@ -42,7 +42,8 @@ pub(super) fn compile<'a>(root: &Path, out: &Path, files: impl Iterator<Item = &
         return no_compiler(&format!("{} does not run ({e})", compiler.path().display()));
     }
     let mut common = DefaultHasher::new();
-    format!("{:?} {:?}", compiler.to_command(), checks(&compiler)).hash(&mut common);
+    let checks = checks(&build, &compiler);
+    format!("{:?} {checks:?}", compiler.to_command()).hash(&mut common);
     let build_of = Objects { folders: [root.join("kernels"), shim], out: out.into(), common };
     let mut jobs = Vec::new();
     for file in files.filter(|f| !f.families.is_empty()) {
@@ -53,7 +54,7 @@ pub(super) fn compile<'a>(root: &Path, out: &Path, files: impl Iterator<Item = &
         jobs.extend(planted(root, name, &build_of)?);
     }
     let objects: Vec<PathBuf> = jobs.iter().map(|j| j.object.clone()).collect();
-    run_all(jobs, &compiler)?;
+    run_all(jobs, &compiler, &checks)?;
     remove_stale(out, &objects);
     build.objects(objects).compile("tilework_kernels");
     Ok(true)
@@ -173,29 +174,28 @@ impl Objects {
 
 /// The options of a checked build. The accesses call our own hooks; the sanitizer's library is not linked.
 /// At a higher level the compiler merges accesses, and what the checker sees is not what was written.
-/// Arrays at the end of a struct are no longer than they say (strict bounds).
-fn checks(compiler: &cc::Tool) -> &'static [&'static str] {
-    if compiler.is_like_clang() {
-        &[
-            "-O1",
-            "-fsanitize=thread,alignment,bounds",
-            "-fstrict-flex-arrays=3",
-            "-mllvm",
-            "-tsan-instrument-func-entry-exit=0",
-        ]
-    } else {
-        &["-O1", "-fsanitize=thread,alignment,bounds-strict", "--param=tsan-instrument-func-entry-exit=0"]
+/// Arrays at the end of a struct are no longer than they say: strict bounds, which clang has from version 16 on.
+fn checks(build: &cc::Build, compiler: &cc::Tool) -> Vec<&'static str> {
+    let strict = "-fstrict-flex-arrays=3";
+    let strict = (!compiler.is_like_clang() || build.is_flag_supported(strict).is_ok_and(|is| is)).then_some(strict);
+    if strict.is_some() {
+        println!("cargo::rustc-cfg=tilework_emulator_strict");
     }
+    if !compiler.is_like_clang() {
+        return vec!["-O1", "-fsanitize=thread,alignment,bounds-strict", "--param=tsan-instrument-func-entry-exit=0"];
+    }
+    let others = ["-O1", "-fsanitize=thread,alignment,bounds", "-mllvm", "-tsan-instrument-func-entry-exit=0"];
+    others.into_iter().chain(strict).collect()
 }
 
 /// Runs the jobs whose objects are missing, as many at a time as cargo allows.
-fn run_all(jobs: Vec<Job>, compiler: &cc::Tool) -> Result<(), Problem> {
+fn run_all(jobs: Vec<Job>, compiler: &cc::Tool, checks: &[&str]) -> Result<(), Problem> {
     let lanes = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize).max(1);
     let todo: Vec<Job> = jobs.into_iter().filter(|j| !j.object.exists()).collect();
     let next = std::sync::atomic::AtomicUsize::new(0);
     let work = || -> Result<(), Problem> {
         while let Some(job) = todo.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
-            run(job, compiler)?;
+            run(job, compiler, checks)?;
         }
         Ok(())
     };
@@ -205,12 +205,12 @@ fn run_all(jobs: Vec<Job>, compiler: &cc::Tool) -> Result<(), Problem> {
     })
 }
 
-fn run(job: &Job, compiler: &cc::Tool) -> Result<(), Problem> {
+fn run(job: &Job, compiler: &cc::Tool, checks: &[&str]) -> Result<(), Problem> {
     // Renamed when complete: an interrupted build leaves no half object under the final name.
     let partial = job.object.with_extension("partial");
     let mut command: Command = compiler.to_command();
     if job.checked {
-        command.args(checks(compiler));
+        command.args(checks);
     }
     command.arg("-c").arg(&job.source).arg("-o").arg(&partial);
     let output = command.output().map_err(|e| format!("kernels/{}.cu: {e}", job.name))?;
