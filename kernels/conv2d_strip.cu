@@ -331,7 +331,6 @@ __device__ __forceinline__ void gather_strips(T* smem, int* place, From from, co
   for (int tile = blockIdx.x; tile < d.tiles; tile += gridDim.x, which ^= 1) {
     copy_wait<0>();
     __syncthreads();
-
     if (tile + gridDim.x < d.tiles) begin(tile + gridDim.x, which ^ 1);
     copy_commit();
     const T *strip = strips.at(which), *gys = gy_of(which);
@@ -409,10 +408,10 @@ __global__ void __launch_bounds__(256, 2) conv2d_strip_bwd_w(const T* __restrict
 
 // The same of gy as a max-pool of 2x2 passes on its gradient g [n, ho/2, wo/2, o]: to the place in the window that won; where that
 // is none of the four, to none. gy, four times as large, is not stored.
-// Threads: as above; for each tile a thread loads eight channels of a window while the one before it is multiplied, and then
-//     lays out the four pixels.
+// Threads: as above; 64, 128 or 256 of them (4·o, with o in sixteens) each load eight channels of a window while the tile before is
+//     multiplied, and then lay out its four pixels.
 // Traffic: one read of x, of g and of a byte.
-// Limits: as above; o a multiple of 8; ho, wo, and rows and columns of a tile even.
+// Limits: as above; o a multiple of 8; g aligned to 16 bytes; ho, wo, and rows and columns of a tile even.
 template <class T>
 __global__ void __launch_bounds__(256, 2)
     conv2d_strip_bwd_w_pooled(const T* __restrict__ g, const unsigned char* __restrict__ won, const T* __restrict__ x,

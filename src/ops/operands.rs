@@ -58,10 +58,10 @@ impl Operands {
         Some(&self.x).filter(|_| self.x_is_relu)
     }
 
-    /// The gradients that are wanted, in this order: of the bias, the sums of gy's columns; of the weights,
-    /// which `weights` writes and for which it reads `also`; of the input, which `input` writes. Both are called with the gradient of the product, and
-    /// `input` adds to what is there on a CUDA device alone, where that costs the product no pass of its own; it says whether
-    /// the sum is [masked](Operands::masks).
+    /// The gradients that are wanted, in this order: of the bias, the sums of gy's columns; of the weights, which `weights`
+    /// writes, reading `also` if that is given; of the input, which `input` writes. Both are called with the gradient of the
+    /// product, and `input` adds to what is there on a CUDA device alone, where that costs the product no pass of its own; it
+    /// says whether the sum is [masked](Operands::masks).
     pub(super) fn backward(
         &self,
         gy: Tensor,

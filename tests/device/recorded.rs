@@ -95,6 +95,15 @@ fn lines_side_by_side_change_no_number() {
         [residual, "precision=f32", "batch_size=5", "clip.norm=0.1"],
     ];
     let on_hopper = [[pooled, "precision=f16", "batch_size=4", r#"freeze=["0.*"]"#]];
+    if let Some(Device::Cuda(cuda)) = hopper.as_ref().map(Under::first) {
+        let recipe = recipe("quickstart", &on_hopper[0]);
+        let launched = || {
+            train(&recipe, &Device::Cuda(cuda.clone()), 2, false);
+            Ok(())
+        };
+        let kernels = cuda.profile(launched).unwrap();
+        assert!(kernels.iter().any(|t| t.kernel.starts_with("conv2d_strip_bwd_w_pooled")), "{kernels:?}");
+    }
     let on = |under, sets| std::iter::repeat(under).zip(sets);
     for (under, set) in on(&under, on_default.to_vec()).chain(hopper.iter().flat_map(|h| on(h, on_hopper.to_vec()))) {
         let recipe = recipe("quickstart", &set);

@@ -59,7 +59,7 @@ pub struct CudaOptions {
     /// batch-norms are added up.
     pub no_fuse: bool,
     /// The tile of all matrix products by name, instead of the one that suits their sizes: for tests. One with tensor maps is
-    /// for those whose sizes allow it.
+    /// for those whose sizes allow it. The weight gradient in front of a max-pool may still be cut in strips.
     pub tile: Option<&'static str>,
     /// Wait after each launch, so that the kernel that fails is known.
     pub sync_launches: bool,

@@ -49,7 +49,7 @@ impl Dims {
 
     /// Of the output what a max-pool reads of it. What no window of its has, the last row or column, is not computed.
     pub(super) fn cropped(self, then: Then) -> Self {
-        let whole = |side: usize| if then.pool && side > 1 { side / 2 * 2 } else { side };
+        let whole = |side: usize| if then.pool == Some(Then::POOL) && side > 1 { side / 2 * 2 } else { side };
         Dims { y: self.y.map(whole), ..self }
     }
 
@@ -110,9 +110,10 @@ mod tests {
             let d = Dims::new(x.into(), [1, 3, 3, 1].into(), None, [1, 1], [1, 1]).unwrap();
             d.cropped(Then { activation: None, pool }).y
         };
-        assert_eq!(y([1, 7, 8, 1], true), [6, 8]);
-        assert_eq!(y([1, 7, 8, 1], false), [7, 8]);
+        assert_eq!(y([1, 7, 8, 1], Some(Then::POOL)), [6, 8]);
+        assert_eq!(y([1, 7, 8, 1], Some(Then::OVERLAPPING)), [7, 8]);
+        assert_eq!(y([1, 7, 8, 1], None), [7, 8]);
         // The pool itself says that its window is too large.
-        assert_eq!(y([1, 1, 3, 1], true), [1, 2]);
+        assert_eq!(y([1, 1, 3, 1], Some(Then::POOL)), [1, 2]);
     }
 }

@@ -106,7 +106,7 @@ fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, then: Option<Activation>,
 fn forward_pooled(x: &Tensor, w: &Tensor, b: Option<&Tensor>, then: Then, d: &Dims) -> Result<Option<[Tensor; 2]>> {
     let relu = Activation::is_stored(then.activation, x.device());
     match x.device() {
-        Device::Cuda(cuda) if then.pool && (relu || then.activation.is_none()) => {
+        Device::Cuda(cuda) if then.pool == Some(Then::POOL) && (relu || then.activation.is_none()) => {
             with_kernel_type!(OP, x.dtype(), T => cuda::forward_pooled::<T>(cuda, x, w, b, relu, d))
         }
         _ => Ok(None),
@@ -141,6 +141,7 @@ impl Backward for Conv2d {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let (Operands { x, w, .. }, d) = (&self.operands, &self.d);
         let alone = self.pooled.as_ref().and_then(|pooled| Some((pooled.alone?, &pooled.place)));
+        let alone = if alone.is_some() && Strip::reads_pooled(&gy)? { alone } else { None };
         let gy = match &self.pooled {
             Some(Pooled { place, relu, .. }) => {
                 if *relu {
@@ -184,7 +185,7 @@ fn case(x: [usize; 4], o: usize, win: Window, bias: bool) -> Case {
 /// A max-pool of the result. In two bytes values are equal that are not, and another one wins; finite differences end where
 /// another does.
 fn pooled(activation: Option<Activation>, x: [usize; 4], o: usize, win: Window, bias: bool) -> Case {
-    let case = then(Then { activation, pool: true }, x, o, win, bias);
+    let case = then(Then { activation, pool: Some(Then::POOL) }, x, o, win, bias);
     Case { half: false, smooth: false, ..case }
 }
 
@@ -192,7 +193,7 @@ fn then(then: impl Into<Then>, x: [usize; 4], o: usize, win: Window, bias: bool)
     let then: Then = then.into();
     let [kh, kw] = win.kernel;
     let pixels = win.output(OP, [x[1], x[2]]).map_or(0, |s| s[0] * s[1]);
-    let name = Activation::in_a_name(then.activation) + if then.pool { " pooled" } else { "" };
+    let name = Activation::in_a_name(then.activation) + if then.pool.is_some() { " pooled" } else { "" };
     let name = format!("{x:?} to {o} {win}{}{name}", if bias { "" } else { " no bias" });
     let case = Case::new(name, move |v, cx| v[0].conv2d_then(then, &v[1], v.get(2), win.stride, win.pad, cx))
         .input("x", x, Fill::Uniform)

@@ -2,7 +2,7 @@
 
 use super::Dims;
 use crate::device::Device;
-use crate::device::cuda::{Cuda, KernelType, Launch, Out, magic};
+use crate::device::cuda::{Cuda, KernelType, Launch, Out, magic, with_kernel_type};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::conv2d_strip::{Conv2dStripDims, conv2d_strip_bwd_w, conv2d_strip_bwd_w_pooled, conv2d_strip_fwd};
@@ -217,7 +217,8 @@ impl Strip {
             by_half_columns: magic((columns / 2).max(1)),
             by_half_rows: magic((rows / 2).max(1)),
         };
-        // Few tiles do not make up for weights that each block lays out anew. What is pooled has no other tiles.
+        // Few tiles do not make up for weights that each block lays out anew. No other kernel takes a pooled gradient: any tile that
+        // is asked for allows this one.
         let wanted = cuda.options().tile.map_or(sizes.tiles >= LEAST_TILES, |tile| tile == STRIPS || unit > 1);
         wanted.then_some(Strip { sizes, shared, flops: 2 * d.n * d.pixels() * d.patch() * d.o, blocks: BLOCKS })
     }
@@ -254,6 +255,11 @@ impl Strip {
         self.gather_by(cuda, gw, d, |launch, partial| {
             conv2d_strip_bwd_w::<T>(cuda, launch, gy.input()?, x.input()?, partial, &self.sizes)
         })
+    }
+
+    /// Whether [`Strip::gather_pooled`] can read g, 16 bytes at a time.
+    pub(super) fn reads_pooled(g: &Tensor) -> Result<bool> {
+        with_kernel_type!("conv2d", g.dtype(), T => Ok(g.input::<T>()?.address().is_multiple_of(16)))
     }
 
     /// The same of what a max-pool of 2x2, whose values are from these places, passes on of its gradient g.
