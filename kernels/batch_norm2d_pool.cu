@@ -1,34 +1,10 @@
 // Batch normalisation, an activation and a max-pool of 2x2 in one pass: what is pooled is never stored. And, backward, batch
 // normalisation of what a max-pool of 2x2 gave.
 //
-// The statistics are those of batch_norm2d.cu. So are, backward, the sums: only pixels that won have a gradient, and what x was
+// Overlapping windows: batch_norm2d_overlap.cu. The statistics are those of batch_norm2d.cu. So are, backward, the sums: only pixels that won have a gradient, and what x was
 // there is kept, as small as y.
 // Instances: T = float, half, bf16
-#include "batch_norm2d.cuh"
-#include "pool.cuh"
-
-struct BatchNorm2dPoolDims {
-  int h, w, c;                        // x [n, h, w, c]
-  int ho, wo;                         // y [n, ho, wo, c]
-  int down, across;                   // windows of an image: those of y; backward also those that h and w cut off
-  int rows;                           // windows of all images
-  int tile, chunk;                    // channels that a block treats, and windows
-  unsigned by_across[2], by_down[2];  // divisors, as `divide` (common.cuh) takes them
-  float inv_rows;                     // 1 / pixels of x
-  int activation;                     // its number, or 0 for none: activation.cuh
-};
-
-// A window: where it lies in y, and its first pixel in x.
-struct Place {
-  int n, p, q, pixel;
-  __device__ __forceinline__ Place(int i, const BatchNorm2dPoolDims& d) {
-    const int np = divide(i, d.by_across);
-    n = divide(np, d.by_down);
-    q = i - np * d.across;
-    p = np - n * d.down;
-    pixel = (n * d.h + 2 * p) * d.w + 2 * q;
-  }
-};
+#include "batch_norm2d_pool.cuh"
 
 template <int V, class A, class T>
 __device__ __forceinline__ void pool(Width<V>, A, const T* x, const float* mean, const float* inv_std,
@@ -76,7 +52,7 @@ __device__ __forceinline__ void pool(Width<V>, A, const T* x, const float* mean,
 // Numerics: the mean is subtracted first; rounded to T before it is compared.
 // Limits: elements of x < 2^31; h and w at least 2.
 // Registers: at most 64.
-// Measured: H100, 2026-11-27, e1-resnet9-onecycle at batch 512 in bf16: 77 µs for 67 million elements, 2.8 TB/s;
+// Measured: H100, 2026-11-27, with blocks in another order, e1-resnet9-onecycle at batch 512 in bf16: 77 µs for 67 million elements, 2.8 TB/s;
 //     batch_norm2d_pool_bwd 111 µs, 2.9 TB/s.
 template <class T>
 __global__ void __launch_bounds__(256)

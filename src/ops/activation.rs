@@ -16,13 +16,13 @@ pub enum Activation {
     Gelu,
 }
 
-/// What is computed together with something before it: an activation, and then a max-pool of 2x2.
+/// What is computed together with something before it: an activation, and then a max-pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Then {
     /// The activation, if there is one.
     pub activation: Option<Activation>,
-    /// Whether the max-pool follows.
-    pub pool: bool,
+    /// The window of the max-pool, if one follows.
+    pub pool: Option<Window>,
 }
 
 /// What is added to a result, and the activation of the sum or, before it, of the result alone.
@@ -54,12 +54,14 @@ impl Sum<'_> {
 }
 
 impl Then {
-    /// The window of its max-pool.
+    /// The window that halves both sides, each pixel in one at most.
     pub const POOL: Window = Window { kernel: [2; 2], stride: [2; 2], pad: [0; 2] };
+    /// That of a ResNet's beginning, with pixels in up to four.
+    pub const OVERLAPPING: Window = Window { kernel: [3; 2], stride: [2; 2], pad: [1; 2] };
 
     /// The same without the max-pool.
     pub fn unpooled(self) -> Self {
-        Then { pool: false, ..self }
+        Then { pool: None, ..self }
     }
 
     /// Of a whole tensor, as ops of their own.
@@ -68,13 +70,13 @@ impl Then {
     /// As the ops.
     pub fn of(self, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {
         let y = self.activation.map_or_else(|| Ok(x.clone()), |a| a.of(x, cx))?;
-        if self.pool { y.max_pool2d(Then::POOL, cx) } else { Ok(y) }
+        self.pool.map_or_else(|| Ok(y.clone()), |window| y.max_pool2d(window, cx))
     }
 }
 
 impl From<Option<Activation>> for Then {
     fn from(activation: Option<Activation>) -> Self {
-        Then { activation, pool: false }
+        Then { activation, pool: None }
     }
 }
 

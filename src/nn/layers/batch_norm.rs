@@ -64,8 +64,8 @@ impl Layer for BatchNorm {
         self.apply(Then::default(), None, x, cx)
     }
 
-    fn takes(&self, _: Then) -> bool {
-        true
+    fn takes(&self, then: Then) -> bool {
+        matches!(then.pool, None | Some(Then::POOL | Then::OVERLAPPING))
     }
 
     fn forward_then(&self, then: Then, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {

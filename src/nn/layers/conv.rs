@@ -95,7 +95,7 @@ impl Layer for Conv {
     }
 
     fn takes(&self, then: Then) -> bool {
-        matches!(then.activation, None | Some(Activation::Relu))
+        matches!(then, Then { activation: None | Some(Activation::Relu), pool: None | Some(Then::POOL) })
     }
 
     fn forward_then(&self, then: Then, x: &Var, cx: &mut Ctx<'_>) -> Result<Var> {

@@ -22,7 +22,7 @@ struct Child {
 fn and(then: Then, layer: &dyn Layer) -> Option<Then> {
     match (layer.activation(), layer.max_pool()) {
         (Some(a), _) if then == Then::default() => Some(Some(a).into()),
-        (_, Some(Then::POOL)) if !then.pool => Some(Then { pool: true, ..then }),
+        (_, Some(window)) if then.pool.is_none() => Some(Then { pool: Some(window), ..then }),
         _ => None,
     }
 }
@@ -120,7 +120,7 @@ impl Layer for Sequential {
     fn summing<'a>(&'a self, after: Option<Activation>, _: &'a str) -> Option<&'a str> {
         let (last, then) = self.last()?;
         let child = &self.children[last];
-        let joins = !then.pool && Sum::is_joined(then.activation, after);
+        let joins = then.pool.is_none() && Sum::is_joined(then.activation, after);
         child.layer.summing(after, &child.key).filter(|_| joins)
     }
 

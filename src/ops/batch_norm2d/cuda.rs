@@ -5,9 +5,11 @@ use crate::device::cuda::{BLOCK, Cuda, KernelType, Launch, MULTIPROCESSORS, magi
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::batch_norm2d::*;
+use crate::kernels::batch_norm2d_overlap::*;
 use crate::kernels::batch_norm2d_pool::*;
 use crate::kernels::batch_norm2d_whole::*;
 use crate::ops::product::{CLUSTERS, MOST_IN_CLUSTER};
+use crate::ops::window::Window;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
@@ -86,15 +88,16 @@ fn whole(x: &Tensor, then: Option<Activation>, channels: usize) -> (BatchNorm2dW
     (d, Launch::new(0, threads).grid(across, blocks, 1).cluster(1, blocks as u32, 1))
 }
 
-/// Whether training a batch-norm of x computes a max-pool of 2x2 behind it too: of few rows the kernels apart are fewer.
-pub(super) fn pools(x: Shape) -> bool {
-    rows(x) > WHOLE
+/// Whether training a batch-norm of x computes a max-pool behind it too: of few rows the kernels apart are fewer.
+pub(super) fn pools(x: Shape, window: Window) -> bool {
+    rows(x) > WHOLE && [Then::POOL, Then::OVERLAPPING].contains(&window)
 }
 
 /// What won under the windows of a max-pool, in the shape of its output: the values of x, and their places, a byte each.
 pub(super) struct Winners {
     x: Tensor,
     place: Tensor,
+    overlap: bool,
 }
 
 /// The sizes for that of x to y, which a thread has two windows of: those of y, or all that cells of x are in.
@@ -129,7 +132,7 @@ pub(super) fn forward<T: KernelType>(
     let (then, of_sum) = sum.map_or((then, 0), |s| (s.after.or(s.before), s.after.is_some().into()));
     let [keep, take, eps] = [1.0 - momentum, momentum, eps].map(|v| v as f32);
     let (m, s) = (mean.output()?, inv_std.output()?);
-    if train && !pool && is_whole::<T>(cuda, x) {
+    if train && pool.is_none() && is_whole::<T>(cuda, x) {
         let (mut d, blocks) = whole(x, then, 4);
         [d.keep, d.take, d.eps] = [keep, take, eps];
         d.of_sum = of_sum;
@@ -149,14 +152,18 @@ pub(super) fn forward<T: KernelType>(
         batch_norm2d_fwd_eval(cuda, Launch::each(d.c as usize), rm, rv, m, s, &d)?;
     }
     let (m, s, g, b) = (mean.input()?, inv_std.input()?, gamma.input()?, beta.input()?);
-    if pool {
+    if let Some(window) = pool {
         let (d, blocks) = windows(x.shape(), y.shape(), false, then);
         let mut won = Winners {
             x: Tensor::empty(x.device(), x.dtype(), y.shape())?,
             place: Tensor::empty(x.device(), DType::U8, y.shape())?,
+            overlap: window == Then::OVERLAPPING,
         };
-        let (values, place) = (won.x.output()?, won.place.output()?);
-        batch_norm2d_pool_fwd::<T>(cuda, blocks, x.input()?, m, s, g, b, y.output()?, values, place, &d)?;
+        let (x, y, values, place) = (x.input()?, y.output()?, won.x.output()?, won.place.output()?);
+        match won.overlap {
+            true => batch_norm2d_overlap_fwd::<T>(cuda, blocks, x, m, s, g, b, y, values, place, &d)?,
+            false => batch_norm2d_pool_fwd::<T>(cuda, blocks, x, m, s, g, b, y, values, place, &d)?,
+        }
         return Ok(Some(won));
     }
     let (mut d, blocks) = passes(x);
@@ -224,7 +231,8 @@ pub(super) fn backward<T: KernelType>(
             (Some(gx), Some(won), _) => {
                 let (d, blocks) = windows(node.x.shape(), gy.shape(), true, node.then);
                 let (place, to) = (won.place.input()?, gx.output()?);
-                batch_norm2d_pool_bwd::<T>(cuda, blocks, x, mean, inv_std, gamma, beta, gg, gb, from, place, to, &d)?;
+                let bwd = if won.overlap { batch_norm2d_overlap_bwd::<T> } else { batch_norm2d_pool_bwd::<T> };
+                bwd(cuda, blocks, x, mean, inv_std, gamma, beta, gg, gb, from, place, to, &d)?;
             }
             (Some(gx), None, None) => {
                 let (mut d, blocks) = passes(gy);

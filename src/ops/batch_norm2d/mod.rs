@@ -57,7 +57,8 @@ impl Var {
 
     /// [`Var::batch_norm2d`], and an activation of the result, and a max-pool of that. On a CUDA device the activation takes no
     /// pass of its own, and what it was applied to is not rounded to the type of the activations in between; in training of
-    /// more than 2048 values a channel the max-pool takes none either, and what it pools is not stored.
+    /// more than 2048 values a channel a max-pool of 2x2, or of 3x3 with a stride of 2 and a padding of 1, takes none either, and
+    /// what it pools is not stored.
     ///
     /// # Errors
     /// As [`Var::batch_norm2d`].
@@ -112,11 +113,13 @@ impl Var {
         cx: &mut Ctx<'_>,
     ) -> Result<Var> {
         let x = self.value();
-        let pooled = if then.pool { Then::POOL.pooled("max_pool2d", x.shape())? } else { x.shape() };
+        let pooled = then.pool.map_or(Ok(x.shape()), |window| window.pooled("max_pool2d", x.shape()))?;
         let train = cx.mode() == Mode::Train;
-        if then.pool && !(train && cuda::pools(x.shape())) {
+        if let Some(window) = then.pool
+            && !(train && cuda::pools(x.shape(), window))
+        {
             let y = self.batch_norm2d_then(then.unpooled(), gamma, beta, running, momentum, eps, cx)?;
-            return y.max_pool2d(Then::POOL, cx);
+            return y.max_pool2d(window, cx);
         }
         let [running_mean, running_var] = running;
         let channels = Shape::from([x.shape().last()]);

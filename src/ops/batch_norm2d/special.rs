@@ -1,6 +1,7 @@
 //! Cases of batch-norm in which there is more than it: a pool, a sum, a large mean, training before evaluation.
 
 use super::*;
+use crate::ops::window::Window;
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -16,12 +17,16 @@ pub(super) fn cases() -> Vec<Case> {
         then(Some(Activation::Gelu).into(), [2, 4, 3, 8], false),
         then(Some(Activation::Gelu).into(), [1, 683, 3, 3], true),
         then(Some(Activation::Silu).into(), [1, 683, 3, 4], true),
-        pooled(None, [2, 3, 5, 3]),
-        pooled(None, [2, 64, 65, 8]),
-        pooled(Some(Activation::Relu), [1, 683, 3, 3]),
-        pooled(Some(Activation::Relu), [3, 46, 60, 4]),
-        pooled(Some(Activation::Silu), [3, 51, 55, 5]),
-        pooled(Some(Activation::Gelu), [2, 3, 1371, 12]),
+        pooled(None, Then::POOL, [2, 3, 5, 3]),
+        pooled(None, Then::POOL, [2, 64, 65, 8]),
+        pooled(Some(Activation::Relu), Then::POOL, [1, 683, 3, 3]),
+        pooled(Some(Activation::Relu), Then::POOL, [3, 46, 60, 4]),
+        pooled(Some(Activation::Silu), Then::POOL, [3, 51, 55, 5]),
+        pooled(Some(Activation::Gelu), Then::POOL, [2, 3, 1371, 12]),
+        pooled(None, Then::OVERLAPPING, [2, 47, 33, 3]),
+        pooled(Some(Activation::Relu), Then::OVERLAPPING, [3, 46, 60, 4]),
+        pooled(Some(Activation::Relu), Then::OVERLAPPING, [2, 1, 1371, 8]),
+        pooled(Some(Activation::Gelu), Then::OVERLAPPING, [1, 683, 4, 12]),
         plus([None, None], [2, 3, 5, 3], true),
         plus([None, Some(Activation::Relu)], [2, 4, 3, 8], true),
         plus([None, Some(Activation::Relu)], [2, 3, 5, 4], true),
@@ -38,7 +43,11 @@ pub(super) fn cases() -> Vec<Case> {
 pub(super) fn then(then: Then, x: [usize; 4], train: bool) -> Case {
     let c = x[3];
     let mode = if train { Mode::Train } else { Mode::Eval };
-    let pool = if then.pool { " pooled" } else { "" };
+    let pool = match then.pool {
+        None => "",
+        Some(Then::POOL) => " pooled",
+        Some(_) => " pooled, overlapping",
+    };
     let name = Activation::in_a_name(then.activation) + pool;
     Case::new(format!("{x:?} {mode:?}{name}"), move |v, cx| {
         let [mut mean, mut var] = running(cx.device(), v[0].value().dtype().sums(), c)?;
@@ -52,8 +61,8 @@ pub(super) fn then(then: Then, x: [usize; 4], train: bool) -> Case {
 
 /// A max-pool of the result. In two bytes values are equal that are not, and another one wins; finite differences end at the
 /// corner of ReLU.
-fn pooled(activation: Option<Activation>, x: [usize; 4]) -> Case {
-    let mut case = then(Then { activation, pool: true }, x, true);
+fn pooled(activation: Option<Activation>, window: Window, x: [usize; 4]) -> Case {
+    let mut case = then(Then { activation, pool: Some(window) }, x, true);
     case.inputs[0].fill = Fill::Distinct;
     Case { half: false, smooth: false, ..case }
 }
