@@ -6,6 +6,15 @@
 // Instances: T = float, half, bf16
 #include "batch_norm2d_pool.cuh"
 
+// Blocks on a multiprocessor: as many as registers allow.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 1000
+template <class T>
+constexpr int BLOCKS = sizeof(T) == 2 ? 3 : 2;
+#else
+template <class T>
+constexpr int BLOCKS = 2;
+#endif
+
 template <int V, class A, class T>
 __device__ __forceinline__ void pool_overlapping(Width<V>, A, const T* x, const float* mean, const float* inv_std,
                                                  const float* gamma, const float* beta, T* y, T* won,
@@ -61,7 +70,7 @@ __device__ __forceinline__ void pool_overlapping(Width<V>, A, const T* x, const 
 // Limits: elements of x < 2^31.
 // Registers: at most 128.
 template <class T>
-__global__ void __launch_bounds__(256, 2)
+__global__ void __launch_bounds__(256, BLOCKS<T>)
     batch_norm2d_overlap_fwd(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
                              const float* __restrict__ gamma, const float* __restrict__ beta, T* __restrict__ y,
                              T* __restrict__ won, unsigned char* __restrict__ place, BatchNorm2dPoolDims d) {
@@ -126,7 +135,7 @@ __device__ __forceinline__ void spread_overlapping(Width<V>, A, const T* x, cons
 //     order, and not rounded.
 // Registers: at most 128.
 template <class T>
-__global__ void __launch_bounds__(256, 2)
+__global__ void __launch_bounds__(256, BLOCKS<T>)
     batch_norm2d_overlap_bwd(const T* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ inv_std,
                              const float* __restrict__ gamma, const float* __restrict__ beta,
                              const float* __restrict__ ggamma, const float* __restrict__ gbeta,

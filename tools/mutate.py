@@ -59,7 +59,7 @@ def code_of(name, text):
     code = "\n".join(lines)
     code = re.sub(r"^[ \t]*#(?!define FOR_EACH)[^\n]*", blank, code, flags=re.M)
     # What the host and the driver read, not the kernel; and what changes its time alone.
-    code = re.sub(r"\b(LATENCY|SPEED|STAGES|DEPTH|BLOCKS) = \d+", blank, code)
+    code = re.sub(r"\b(LATENCY|SPEED|STAGES|DEPTH|BLOCKS) = [^;,}]+", blank, code)
     code = re.sub(r"struct \w+Dims \{.*?\};|struct Step \{.*?\};", blank, code, flags=re.S)
     code = re.sub(r"__launch_bounds__\([^)]*\)|static_assert\([^;]*;|template <[^>]*>|typedef [^;]*;", blank, code)
     if name in BLIND:

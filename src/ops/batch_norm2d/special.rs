@@ -27,6 +27,7 @@ pub(super) fn cases() -> Vec<Case> {
         pooled(Some(Activation::Relu), Then::OVERLAPPING, [3, 46, 60, 4]),
         pooled(Some(Activation::Relu), Then::OVERLAPPING, [2, 1, 1371, 8]),
         pooled(Some(Activation::Gelu), Then::OVERLAPPING, [1, 683, 4, 12]),
+        pooled(None, Then::OVERLAPPING, [1, 700, 3, 132]),
         plus([None, None], [2, 3, 5, 3], true),
         plus([None, Some(Activation::Relu)], [2, 4, 3, 8], true),
         plus([None, Some(Activation::Relu)], [2, 3, 5, 4], true),
