@@ -18,8 +18,9 @@ pub const WHITEN_IMAGES: usize = 5000;
 /// Added to the eigenvalues, so that directions without variance are not blown up.
 const EPS: f64 = 5e-4;
 
-/// Elements of a vector.
+/// Columns and rows of the sums that are kept in registers.
 const LANES: usize = 8;
+const ROWS: usize = 4;
 
 impl Model {
     /// Whether the first convolution's weights are yet to be made from images: it says `init whiten`.
@@ -63,7 +64,8 @@ fn covariance(images: &[f32], [n, h, w, c]: [usize; 4], [kh, kw]: [usize; 2]) ->
     map_reduce(n, places * k * k, &mut sums, |range, sums| {
         // A row of patches at a time, each with zeros up to whole vectors.
         let width = k.next_multiple_of(LANES);
-        let (mut patches, mut padded) = (vec![0.0f64; (w - kw + 1) * width], vec![0.0f64; k * width]);
+        let (mut patches, mut padded) =
+            (vec![0.0f64; (w - kw + 1) * width], vec![0.0f64; k.next_multiple_of(ROWS) * width]);
         for image in images[range.start * h * w * c..range.end * h * w * c].chunks(h * w * c) {
             for top in 0..=h - kh {
                 for (left, patch) in patches.chunks_mut(width).enumerate() {
@@ -87,10 +89,20 @@ fn covariance(images: &[f32], [n, h, w, c]: [usize; 4], [kh, kw]: [usize; 2]) ->
 vectorised! {
 /// `sums[i, j] += sum over the rows p of p[i]·p[j]`, for rows of `width` elements, whole vectors.
 fn add_products<T>(rows: &[T], sums: &mut [T], width: usize) {
-    for row in rows.chunks_exact(width) {
-        for (sums, &a) in sums.chunks_exact_mut(width).zip(row) {
-            for (sums, b) in sums.chunks_exact_mut(LANES).zip(row.chunks_exact(LANES)) {
-                sums.iter_mut().zip(b).for_each(|(s, &b)| *s += a * b);
+    for (block, sums) in sums.chunks_exact_mut(ROWS * width).enumerate() {
+        for first in (0..width).step_by(LANES) {
+            let mut kept = [[T::zero(); LANES]; ROWS];
+            for (kept, sums) in kept.iter_mut().zip(sums.chunks_exact(width)) {
+                kept.copy_from_slice(&sums[first..first + LANES]);
+            }
+            for row in rows.chunks_exact(width) {
+                let (a, b) = (&row[block * ROWS..(block + 1) * ROWS], &row[first..first + LANES]);
+                for (kept, &a) in kept.iter_mut().zip(a) {
+                    kept.iter_mut().zip(b).for_each(|(s, &b)| *s += a * b);
+                }
+            }
+            for (kept, sums) in kept.iter().zip(sums.chunks_exact_mut(width)) {
+                sums[first..first + LANES].copy_from_slice(kept);
             }
         }
     }
