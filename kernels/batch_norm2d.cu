@@ -2,7 +2,8 @@
 //
 // Seen as a matrix x [rows, c] with rows = n*h*w. Statistics over the rows take two kernels: blocks
 // reduce a range of rows each to one partial result a channel, then a block a channel merges those. Few rows, which fit the
-// registers of a block, are treated in batch_norm2d_whole.cu, and a max-pool behind it in batch_norm2d_pool.cu.
+// registers of a block, are treated in batch_norm2d_whole.cu, and a max-pool behind it in batch_norm2d_pool.cu and
+// batch_norm2d_overlap.cu.
 //
 // An activation behind it costs no pass of its own: it is applied as y is written, and its gradient, for which what it was
 // applied to is computed again, as gy is read. Nor does a sum with another tensor, as at the end of a residual block, before or

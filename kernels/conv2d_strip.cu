@@ -408,8 +408,8 @@ __global__ void __launch_bounds__(256, 2) conv2d_strip_bwd_w(const T* __restrict
 
 // The same of gy as a max-pool of 2x2 passes on its gradient g [n, ho/2, wo/2, o]: to the place in the window that won; where that
 // is none of the four, to none. gy, four times as large, is not stored.
-// Threads: as above; 64, 128 or 256 of them (4·o, with o in sixteens) each load eight channels of a window while the tile before is
-//     multiplied, and then lay out its four pixels.
+// Threads: as above; 64, 128 or 256 of them, for up to 16, 32 or more channels of a block, each load eight channels of a window while
+//     the tile before is multiplied, and then lay out its four pixels.
 // Traffic: one read of x, of g and of a byte.
 // Limits: as above; o a multiple of 8; g aligned to 16 bytes; ho, wo, and rows and columns of a tile even.
 template <class T>

@@ -190,7 +190,7 @@ class Bench:
         self.copy = work / "kernels"
         self.originals = {}
         cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-        # As in build.rs.
+        # As in build.rs, but for the columns of lines, which would tell equal codes apart.
         shim = ROOT / "src/device/emulator"
         self.flags = ["-O2", "-ffunction-sections", "-fdata-sections", "-fPIC", "-m64", "-std=c++17", "-w", "-g1", "-gno-column-info"]
         self.flags += ["-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
@@ -199,8 +199,10 @@ class Bench:
         self.checked = ["-O1", "-fsanitize=thread,alignment,bounds-strict", "--param=tsan-instrument-func-entry-exit=0"]
         self.compiler = os.environ.get("CXX", "g++")
         if "clang" in self.compiler:
-            self.checked[1:] = ["-fsanitize=thread,alignment,bounds", "-fstrict-flex-arrays=3"]
-            self.checked += ["-mllvm", "-tsan-instrument-func-entry-exit=0"]
+            self.checked[1:] = ["-fsanitize=thread,alignment,bounds", "-mllvm", "-tsan-instrument-func-entry-exit=0"]
+            strict = [self.compiler, "-fstrict-flex-arrays=3"]  # from version 16 on
+            if subprocess.run([*strict, "-fsyntax-only", "-x", "c++", os.devnull], capture_output=True).returncode == 0:
+                self.checked += strict[1:]
 
     def affected(self, name, texts):
         """The kernel files that a file is part of."""

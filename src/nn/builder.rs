@@ -26,8 +26,9 @@ pub struct LayerInfo {
     pub params: usize,
     /// Multiply-adds of the forward pass, likewise.
     pub macs: usize,
-    /// The key of the layer that computes it together with its own on a CUDA device, if one does. A max-pool of 2x2 a
-    /// batch-norm computes in training, of more than 2048 values a channel, and a convolution where the kernel of its size does.
+    /// The key of the layer that computes it together with its own on a CUDA device, if one does. A max-pool of 2x2, or of 3x3 with
+    /// a stride of 2 and a padding of 1, a batch-norm computes in training, of more than 2048 values a channel; one of 2x2 a
+    /// convolution where the kernel of its size does.
     pub joined: Option<String>,
 }
 

@@ -164,21 +164,24 @@ fn sums_in_batch_norm() {
 fn batch_norm_behind_relu() {
     let Some(under) = Under::new() else { return };
     // As many rows as are treated whole, and more; channels one by one and by fours.
-    for (c, rows) in [(3, 63), (8, 63), (5, 2101), (8, 2101)] {
+    let few = [(3, [63, 1], None), (8, [63, 1], None)];
+    let many = [(5, [2101, 1], None), (8, [2101, 1], None)];
+    let pooled = [(8, [1051, 2], Some(Then::POOL)), (5, [1051, 2], Some(Then::OVERLAPPING))];
+    for (c, [h, w], pool) in few.into_iter().chain(many).chain(pooled) {
         let twin = |fused: bool| {
-            let case = Case::new(format!("{c} {rows}"), move |v, cx| {
+            let case = Case::new(format!("{c} {h} {w}"), move |v, cx| {
                 let [mut mean, mut var] = running(cx.device(), DType::F32, c)?;
                 let then = fused.then_some(Activation::Relu);
                 let y = v[0].conv2d_then(then, &v[1], None, [1; 2], [0; 2], cx)?;
-                let y = if fused { y } else { y.relu(cx)? };
-                y.batch_norm2d(&v[2], &v[3], [&mut mean, &mut var], 0.1, 1e-5, cx)
+                let (y, then) = (if fused { y } else { y.relu(cx)? }, Then { activation: None, pool });
+                y.batch_norm2d_then(then, &v[2], &v[3], [&mut mean, &mut var], 0.1, 1e-5, cx)
             });
-            let case = case.input("x", [1, rows, 1, 4], Fill::Uniform).input("w", [c, 1, 1, 4], Fill::Uniform);
+            let case = case.input("x", [1, h, w, 4], Fill::Uniform).input("w", [c, 1, 1, 4], Fill::Uniform);
             case.param("gamma", [c], Fill::NonZero).param("beta", [c], Fill::Uniform)
         };
         let device = &under.devices[0].1;
         let [fused, apart] = [true, false].map(|fused| run(&twin(fused), device, DType::F32));
-        assert_eq!(fused, apart, "{c} {rows}");
+        assert_eq!(fused, apart, "{c} {h} {w} {pool:?}");
     }
 }
 
@@ -188,11 +191,16 @@ fn max_pools_in_batch_norm() {
     let Some(under) = Under::new() else { return };
     let types = [(DType::F32, 2e-6), (DType::F16, 2e-3), (DType::BF16, 1.6e-2)];
     let thens = [None, Some(Activation::Relu), Some(Activation::Silu), Some(Activation::Gelu)];
-    // Rows and columns that no window has; channels one by one and by fours.
+    // Channels one by one and by fours; of two shapes one has rows and columns that no window of 2x2 has, or in which it has some.
     let cases = thens.into_iter().zip([3, 4, 8, 5]).flat_map(|(then, c)| types.map(|of| (then, c, of)));
-    for ((then, c, (dtype, unit)), window) in
-        cases.flat_map(|case| [Then::POOL, Then::OVERLAPPING].map(|window| (case, window)))
-    {
+    let shapes = [
+        (Then::POOL, [2, 67, 65]),
+        (Then::POOL, [1, 64, 34]),
+        (Then::OVERLAPPING, [2, 67, 65]),
+        (Then::OVERLAPPING, [1, 64, 34]),
+        (Then::OVERLAPPING, [1, 1, 2101]),
+    ];
+    for ((then, c, (dtype, unit)), (window, [n, h, w])) in cases.flat_map(|case| shapes.map(|shape| (case, shape))) {
         let twin = |pool: bool| {
             let case = Case::new(format!("{then:?} {c}"), move |v, cx| {
                 let [mut mean, mut var] = running(cx.device(), DType::F32, c)?;
@@ -200,12 +208,12 @@ fn max_pools_in_batch_norm() {
                 let y = v[0].batch_norm2d_then(with, &v[1], &v[2], [&mut mean, &mut var], 0.1, 1e-5, cx)?;
                 if pool { Ok(y) } else { y.max_pool2d(window, cx) }
             });
-            let case = case.input("x", [2, 67, 65, c], Fill::Uniform);
+            let case = case.input("x", [n, h, w, c], Fill::Uniform);
             case.param("gamma", [c], Fill::NonZero).param("beta", [c], Fill::Uniform)
         };
         let apart = run(&twin(false), &under.devices[0].1, dtype);
         for (name, device) in &under.devices {
-            let what = format!("{then:?} {window} {c} {dtype} ({name})");
+            let what = format!("{then:?} {window} {h} {w} {c} {dtype} ({name})");
             let fused = run(&twin(true), device, dtype);
             assert_eq!(fused[0], apart[0], "{what}");
             for ((name, got), (_, want)) in fused.iter().zip(&apart).skip(1) {
@@ -219,15 +227,42 @@ fn max_pools_in_batch_norm() {
     }
 }
 
-/// Layers that are computed together in training of large images; in evaluation, and of few images, the max-pool is not.
+/// A channel that has NaN becomes NaN, and no other: a pool must not pass it over.
+#[test]
+fn max_pools_in_batch_norm_of_what_is_not_a_number() {
+    let Some(under) = Under::new() else { return };
+    for (name, device) in &under.devices {
+        for window in [Then::POOL, Then::OVERLAPPING] {
+            let of = |bad: Option<usize>| {
+                let mut x: Vec<f32> = (0..48 * 45 * 3).map(|i| (i * 71 % 97) as f32).collect();
+                bad.into_iter().for_each(|at| x[at] = f32::NAN);
+                let x = Var::constant(Tensor::from_slice(device, [1, 48, 45, 3], &x).unwrap());
+                let [gamma, beta] =
+                    [1.0, 0.5].map(|v| Var::constant(Tensor::from_slice(device, [3], &[v as f32; 3]).unwrap()));
+                let [mut mean, mut var] = running(device, DType::F32, 3).unwrap();
+                let then = Then { activation: Some(Activation::Relu), pool: Some(window) };
+                let mut cx = Ctx::train(device);
+                let y = x.batch_norm2d_then(then, &gamma, &beta, [&mut mean, &mut var], 0.1, 1e-5, &mut cx).unwrap();
+                y.value().to_vec::<f32>().unwrap()
+            };
+            let (good, bad) = (of(None), of(Some(48 * 45 + 1)));
+            for (i, (good, bad)) in good.iter().zip(&bad).enumerate() {
+                let same = if i % 3 == 1 { bad.is_nan() } else { good == bad };
+                assert!(same, "{window}, element {i}: {bad}, {good} without NaN ({name})");
+            }
+        }
+    }
+}
+
+/// Layers that are computed together in training of large images; of few images the max-pool is not.
 #[test]
 fn blocks_with_a_max_pool() {
     let Some(under) = Under::new() else { return };
     let Device::Cuda(cuda) = under.first() else { panic!("a CUDA device") };
     let layers = r#"layers=["conv 3x3, 8 channels, pad 1", "batch_norm", "silu", "max_pool 2x2",
         "conv 3x3, 8 channels, pad 1", "batch_norm", "max_pool 2x2",
-        "conv 3x3, 8 channels, pad 2", "batch_norm", "relu", "max_pool 3x3, stride 2, pad 1", "conv 1x1, 4 channels", "batch_norm", "relu", "max_pool 3x3",
-        "flatten", "fc 10"]"#;
+        "conv 3x3, 8 channels, pad 2", "batch_norm", "relu", "max_pool 3x3, stride 2, pad 1",
+        "conv 1x1, 4 channels", "batch_norm", "relu", "max_pool 3x3", "flatten", "fc 10"]"#;
     let recipe = recipe("quickstart", &["batch_size=30", layers]);
     let mut trainer = Trainer::new(recipe, shapes::generate(0, 80, 10), under.first()).unwrap();
     let kernels = cuda.profile(|| trainer.bench_steps(1)).unwrap();

@@ -8,6 +8,7 @@ use tilework::dtype::Precision;
 use tilework::nn::Model;
 use tilework::ops::Case;
 use tilework::ops::activation::{Activation, Then};
+use tilework::ops::batch_norm2d::running;
 use tilework::ops::case::Fill;
 use tilework::ops::parity;
 use tilework::step::Step;
@@ -123,48 +124,56 @@ fn of_many_channels_on_hopper() {
     }
 }
 
+/// Holds a case on all devices against its twin on the first, and the kernels that it runs. The sums of the weights' gradient are
+/// added up in another order, without pixels that no window has; all else is the same.
+#[track_caller]
+fn agrees(under: &Under, case: &Case, twin: &Case, dtype: DType, kernels: [(&str, bool); 2]) {
+    let Device::Cuda(cuda) = under.first() else { panic!("a CUDA device") };
+    let run = cuda.profile(|| parity::run(case, under.first(), dtype, 6).map(drop)).unwrap();
+    for (kernel, ran) in kernels {
+        assert_eq!(run.iter().any(|t| t.kernel.starts_with(kernel)), ran, "{kernel}: {run:?}");
+    }
+    let wanted = parity::run(twin, under.first(), dtype, 6).unwrap();
+    for (name, device) in &under.devices {
+        for ((what, got), (_, want)) in parity::run(case, device, dtype, 6).unwrap().iter().zip(&wanted) {
+            let [got, want] = [got, want].map(|t| t.to_f64().unwrap());
+            let most = want.iter().fold(0.0, |most: f64, v| most.max(v.abs()));
+            let least = if what == "gw" { 2e-6 * most } else { 0.0 };
+            let same = |(got, want): (&f64, &f64)| (got - want).abs() <= least;
+            assert!(got.iter().zip(&want).all(same), "{what} of {} elements, {dtype} ({name})", got.len());
+        }
+    }
+}
+
 /// A batch-norm behind the pool, which gives the gradient of what was pooled where it alone reads the result.
 #[test]
 fn that_a_batch_norm_reads() {
     let Some(under) = Under::new() else { return };
-    let Device::Cuda(cuda) = under.first() else { panic!("a CUDA device") };
-    let of = |o: usize, before, after, alone: bool, together: bool| {
+    let of = |o: usize, before, after, pool, alone: bool, together: bool| {
         let case = Case::new("normalised", move |v, cx| {
-            let [mut mean, mut var] = [0.0, 1.0].map(|of| {
-                let mut running = Tensor::zeros(cx.device(), DType::F32, [o]).unwrap();
-                running.fill(of).unwrap();
-                running
-            });
+            let [mut mean, mut var] = running(cx.device(), DType::F32, o)?;
             let then = Then { activation: before, pool: together.then_some(Then::POOL) };
             let y = v[0].conv2d_then(then, &v[1], None, [1; 2], [0; 2], cx)?;
             let y = if together { y } else { y.max_pool2d(Then::POOL, cx)? };
-            let then = Then { activation: after, pool: None };
+            let then = Then { activation: after, pool };
             let z = y.batch_norm2d_then(then, &v[2], &v[3], [&mut mean, &mut var], 0.1, 1e-5, cx)?;
             if alone { Ok(z) } else { z.add(&y, cx) }
         });
         let case = case.input("x", [41, 16, 17, 3], Fill::Uniform).input("w", [o, 2, 2, 3], Fill::Uniform);
         case.param("gamma", [o], Fill::Uniform).param("beta", [o], Fill::Uniform)
     };
-    for (o, before, after, alone, dtype) in [
-        (8, None, Some(Activation::Gelu), true, DType::F16),
-        (5, Some(Activation::Relu), None, true, DType::F32),
-        (4, None, None, false, DType::BF16),
+    for (o, before, after, pool, alone, dtype) in [
+        (8, None, Some(Activation::Gelu), None, true, DType::F16),
+        (5, Some(Activation::Relu), None, None, true, DType::F32),
+        (4, None, None, None, false, DType::BF16),
+        (4, None, Some(Activation::Relu), Some(Then::POOL), true, DType::F16),
+        (8, Some(Activation::Relu), None, Some(Then::OVERLAPPING), true, DType::F32),
     ] {
-        let apart = parity::run(&of(o, before, after, alone, false), under.first(), dtype, 6).unwrap();
-        let case = of(o, before, after, alone, true);
-        let kernels = cuda.profile(|| parity::run(&case, under.first(), dtype, 6).map(drop)).unwrap();
-        let ran = |name: &str| kernels.iter().any(|t| t.kernel.starts_with(name));
-        assert_eq!([ran("batch_norm2d_pool_spread"), ran("max_pool2d_bwd")], [alone, !alone], "{kernels:?}");
-        for (name, device) in &under.devices {
-            for ((what, got), (_, want)) in parity::run(&case, device, dtype, 6).unwrap().iter().zip(&apart) {
-                let [got, want] = [got, want].map(|t| t.to_f64().unwrap());
-                let most = want.iter().fold(0.0, |most: f64, v| most.max(v.abs()));
-                // Pixels that no window has are left out of the sums of the weights' gradient.
-                let least = if what == "gw" { 2e-6 * most } else { 0.0 };
-                let same = |(got, want): (&f64, &f64)| (got - want).abs() <= least;
-                assert!(got.iter().zip(&want).all(same), "{what} of {o} channels, {dtype} ({name})");
-            }
-        }
+        let [together, apart] = [true, false].map(|together| of(o, before, after, pool, alone, together));
+        // One that pools as well gives the gradient of what it was given.
+        let spreads = alone && pool.is_none();
+        let kernels = [("batch_norm2d_pool_spread", spreads), ("max_pool2d_bwd", !spreads)];
+        agrees(&under, &together, &apart, dtype, kernels);
     }
 }
 
@@ -173,14 +182,9 @@ fn that_a_batch_norm_reads() {
 fn of_which_the_weights_alone_want_a_gradient() {
     let options = CudaOptions { tile: Some("Halo64"), max_blocks: Some(2), ..CudaOptions::default() };
     let Some(under) = Under::hopper(options) else { return };
-    let Device::Cuda(cuda) = under.first() else { panic!("a CUDA device") };
     let of = |o: usize, before, together: bool| {
         let case = Case::new("first", move |v, cx| {
-            let [mut mean, mut var] = [0.0, 1.0].map(|of| {
-                let mut running = Tensor::zeros(cx.device(), DType::F32, [o]).unwrap();
-                running.fill(of).unwrap();
-                running
-            });
+            let [mut mean, mut var] = running(cx.device(), DType::F32, o)?;
             let (x, then) = (
                 Var::constant(v[0].value().clone()),
                 Then { activation: before, pool: together.then_some(Then::POOL) },
@@ -194,21 +198,9 @@ fn of_which_the_weights_alone_want_a_gradient() {
         case.param("gamma", [o], Fill::Uniform).param("beta", [o], Fill::Uniform)
     };
     for (o, before, dtype) in [(16, None, DType::F16), (40, Some(Activation::Relu), DType::BF16)] {
-        let apart = parity::run(&of(o, before, false), under.first(), dtype, 6).unwrap();
-        let case = of(o, before, true);
-        let kernels = cuda.profile(|| parity::run(&case, under.first(), dtype, 6).map(drop)).unwrap();
-        let ran = |name: &str| kernels.iter().any(|t| t.kernel.starts_with(name));
-        assert_eq!(["conv2d_strip_bwd_w_pooled", "max_pool2d_bwd"].map(ran), [true, false], "{kernels:?}");
-        for (name, device) in &under.devices {
-            for ((what, got), (_, want)) in parity::run(&case, device, dtype, 6).unwrap().iter().zip(&apart) {
-                let [got, want] = [got, want].map(|t| t.to_f64().unwrap());
-                let most = want.iter().fold(0.0, |most: f64, v| most.max(v.abs()));
-                // The sums of the weights' gradient are added up in another order.
-                let least = if what == "gw" { 2e-6 * most } else { 0.0 };
-                let same = |(got, want): (&f64, &f64)| (got - want).abs() <= least;
-                assert!(got.iter().zip(&want).all(same), "{what} of {o} channels, {dtype} ({name})");
-            }
-        }
+        let [together, apart] = [true, false].map(|together| of(o, before, together));
+        let kernels = [("conv2d_strip_bwd_w_pooled", true), ("max_pool2d_bwd", false)];
+        agrees(&under, &together, &apart, dtype, kernels);
     }
 }
 

@@ -28,6 +28,9 @@ pub(super) fn cases() -> Vec<Case> {
         pooled(Some(Activation::Relu), Then::OVERLAPPING, [2, 1, 1371, 8]),
         pooled(Some(Activation::Gelu), Then::OVERLAPPING, [1, 683, 4, 12]),
         pooled(None, Then::OVERLAPPING, [1, 700, 3, 132]),
+        pooled(None, Then::OVERLAPPING, [2, 3, 5, 3]),
+        pooled_when(false, Some(Activation::Relu), Then::POOL, [2, 47, 33, 4]),
+        pooled_when(false, Some(Activation::Relu), Then::OVERLAPPING, [2, 47, 33, 4]),
         plus([None, None], [2, 3, 5, 3], true),
         plus([None, Some(Activation::Relu)], [2, 4, 3, 8], true),
         plus([None, Some(Activation::Relu)], [2, 3, 5, 4], true),
@@ -63,7 +66,11 @@ pub(super) fn then(then: Then, x: [usize; 4], train: bool) -> Case {
 /// A max-pool of the result. In two bytes values are equal that are not, and another one wins; finite differences end at the
 /// corner of ReLU.
 fn pooled(activation: Option<Activation>, window: Window, x: [usize; 4]) -> Case {
-    let mut case = then(Then { activation, pool: Some(window) }, x, true);
+    pooled_when(true, activation, window, x)
+}
+
+fn pooled_when(train: bool, activation: Option<Activation>, window: Window, x: [usize; 4]) -> Case {
+    let mut case = then(Then { activation, pool: Some(window) }, x, train);
     case.inputs[0].fill = Fill::Distinct;
     Case { half: false, smooth: false, ..case }
 }

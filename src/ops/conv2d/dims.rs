@@ -47,7 +47,7 @@ impl Dims {
         Ok(Dims { n, x: [h, wd], c, y: window.output(OP, [h, wd])?, o, window })
     }
 
-    /// Of the output what a max-pool reads of it. What no window of its has, the last row or column, is not computed.
+    /// Of the output what a max-pool of 2x2 reads of it. What no window of its has, the last row or column, is not computed.
     pub(super) fn cropped(self, then: Then) -> Self {
         let whole = |side: usize| if then.pool == Some(Then::POOL) && side > 1 { side / 2 * 2 } else { side };
         Dims { y: self.y.map(whole), ..self }

@@ -54,7 +54,7 @@ impl Var {
         self.conv2d_then(None, w, b, stride, pad, cx)
     }
 
-    /// [`Var::conv2d`], and an activation of the result, as in [`Var::linear_then`], and a max-pool of that. What the max-pool does
+    /// [`Var::conv2d`], and an activation of the result, as in [`Var::linear_then`], and a max-pool of that. What one of 2x2 does
     /// not read, the last row or column, is not computed, and has no gradient. Behind ReLU, or no activation, some of the kernels
     /// pool what they are about to store; what is pooled is rounded first, as it would be stored.
     ///
