@@ -183,7 +183,17 @@ fn optimise(
     rate: Rate,
     change: &dyn Fn(&mut Param),
 ) -> Vec<f32> {
-    let mut model = model(device);
+    optimise_of(model(device), make, rate, change)
+}
+
+fn optimise_of(
+    mut model: Model,
+    make: &dyn Fn(&Model) -> Box<dyn Optimizer>,
+    rate: Rate,
+    change: &dyn Fn(&mut Param),
+) -> Vec<f32> {
+    let device = model.params.values().device().clone();
+    let device = &device;
     model.params.configure(change).unwrap();
     let mut optimizer = make(&model);
     for step in 0..5 {
@@ -262,6 +272,21 @@ fn muon() {
         for (name, device) in &under.devices {
             close(&optimise(device, &make, rate, &matrices), &want, 1e-4, &format!("{spec:?} ({name})"));
         }
+    }
+    // More blocks that sum squares than a block has threads.
+    let (Some(under), rate) = (Under::new(), Rate { lr: 0.0, momentum: 0.6, decay: 0.0 }) else { return };
+    let large = |device: &Device| {
+        let net = ["flatten", "fc 800, no bias"].map(|l| layer(l).unwrap());
+        let make = |m: &Model| -> Box<dyn Optimizer> {
+            let spec = MuonSpec { steps: 1, normalise: true };
+            Box::new(Muon::new(&m.params, Box::new(Sgd::new(&m.params, true, true).unwrap()), &[spec]).unwrap())
+        };
+        let model = Model::new(Vec::from(net), [6, 5, 3], device, 1).unwrap();
+        optimise_of(model, &make, rate, &|p| p.by_matrix = true)
+    };
+    let want = large(&Device::cpu());
+    for (name, device) in &under.devices {
+        close(&large(device), &want, 1e-4, &format!("800x90 ({name})"));
     }
 }
 
