@@ -192,8 +192,7 @@ fn optimise_of(
     rate: Rate,
     change: &dyn Fn(&mut Param),
 ) -> Vec<f32> {
-    let device = model.params.values().device().clone();
-    let device = &device;
+    let device = &model.params.values().device().clone();
     model.params.configure(change).unwrap();
     let mut optimizer = make(&model);
     for step in 0..5 {

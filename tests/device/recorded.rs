@@ -94,9 +94,9 @@ fn lines_side_by_side_change_no_number() {
         [residual, "precision=f16", "batch_size=6", muon],
         [residual, "precision=f32", "batch_size=5", "clip.norm=0.1"],
     ];
-    let on_hopper = [[pooled, "precision=f16", "batch_size=4", r#"freeze=["0.*"]"#]];
+    let on_hopper = [pooled, "precision=f16", "batch_size=4", r#"freeze=["0.*"]"#];
     if let Some(Device::Cuda(cuda)) = hopper.as_ref().map(Under::first) {
-        let recipe = recipe("quickstart", &on_hopper[0]);
+        let recipe = recipe("quickstart", &on_hopper);
         let launched = || {
             train(&recipe, &Device::Cuda(cuda.clone()), 2, false);
             Ok(())
@@ -104,8 +104,8 @@ fn lines_side_by_side_change_no_number() {
         let kernels = cuda.profile(launched).unwrap();
         assert!(kernels.iter().any(|t| t.kernel.starts_with("conv2d_strip_bwd_w_pooled")), "{kernels:?}");
     }
-    let on = |under, sets| std::iter::repeat(under).zip(sets);
-    for (under, set) in on(&under, on_default.to_vec()).chain(hopper.iter().flat_map(|h| on(h, on_hopper.to_vec()))) {
+    let on_hopper = hopper.iter().map(|hopper| (hopper, on_hopper));
+    for (under, set) in on_default.map(|set| (&under, set)).into_iter().chain(on_hopper) {
         let recipe = recipe("quickstart", &set);
         let launched = train(&recipe, under.first(), 8, false);
         for device in under.shuffled() {

@@ -8,6 +8,12 @@ use crate::ops::case::Draw;
 use crate::ops::window::Window;
 use half::f16;
 
+/// A device that takes strips wherever they are possible.
+fn cuts_in_strips(order: Order, checked: bool) -> Device {
+    let options = EmulatorOptions { order, checked, ..EmulatorOptions::default() };
+    Device::emulated_with(CudaOptions { tile: Some(STRIPS), ..CudaOptions::default() }, options).unwrap()
+}
+
 /// Blocks that walk over several tiles: all passes, on convolutions drawn at random, of up to three images, several tiles
 /// across, and more outputs than one block has.
 #[test]
@@ -20,9 +26,7 @@ fn strips_give_what_the_definition_says() {
         let [c, o] = [[3, 40], [1, 5], [8, 70], [9, 17], [24, 32], [32, 9]][seed as usize % 6];
         let e = Example::draw(&mut draw, if long { 1 } else { 3 }, x, [c, o], [3, 3]);
         let (d, (order, checked)) = (&e.d, orders[seed as usize / 6 % 3]);
-        let options = EmulatorOptions { order, checked, ..EmulatorOptions::default() };
-        let device =
-            Device::emulated_with(CudaOptions { tile: Some(STRIPS), ..CudaOptions::default() }, options).unwrap();
+        let device = cuts_in_strips(order, checked);
         let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
         let same = |pass: &str, got: &Tensor, want: &[f64]| {
             let want: Vec<f64> = match got.dtype() {
@@ -65,9 +69,7 @@ fn strips_of_windows_give_what_those_of_pixels_do() {
         let drawn = Example::draw(&mut draw, if long { 1 } else { 3 }, x, [c, o], [2, 2]).d;
         let d = Dims { y: drawn.y.map(|side| side / 2 * 2), ..drawn };
         let (order, checked) = orders[seed as usize / 6 % 3];
-        let options = EmulatorOptions { order, checked, ..EmulatorOptions::default() };
-        let device =
-            Device::emulated_with(CudaOptions { tile: Some(STRIPS), ..CudaOptions::default() }, options).unwrap();
+        let device = cuts_in_strips(order, checked);
         let Device::Cuda(cuda) = &device else { unreachable!("an emulated device is a CUDA device") };
         let Some(strip) = Strip::backward_w_pooled::<f16>(cuda, &d) else { continue };
         seen += 1;

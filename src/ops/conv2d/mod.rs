@@ -140,8 +140,10 @@ struct Pooled {
 impl Backward for Conv2d {
     fn backward(self: Box<Self>, gy: Tensor, grads: &mut Grads<'_>) -> Result<()> {
         let (Operands { x, w, .. }, d) = (&self.operands, &self.d);
-        let alone = self.pooled.as_ref().and_then(|pooled| Some((pooled.alone?, &pooled.place)));
-        let alone = if alone.is_some() && Strip::reads_pooled(&gy)? { alone } else { None };
+        let alone = match &self.pooled {
+            Some(Pooled { alone: Some(strip), place, .. }) if Strip::reads_pooled(&gy)? => Some((strip, place)),
+            _ => None,
+        };
         let gy = match &self.pooled {
             Some(Pooled { place, relu, .. }) => {
                 if *relu {
